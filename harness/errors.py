@@ -1,0 +1,49 @@
+"""The errors that a user can mend; each message names the thing, its value and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """Base of every error that the harness raises on purpose."""
+
+
+class MatrixError(HarnessError):
+    """matrix.toml, or a name given on the command line, does not hold."""
+
+
+class RecordError(HarnessError):
+    """A run's record file cannot be used as asked."""
+
+
+class ArtifactError(HarnessError):
+    """An artifact could not be made or stored."""
+
+
+class BrokenEnvironment(HarnessError):
+    """A worker's environment could not be made or does not work."""
+
+
+class WorkerError(HarnessError):
+    """A worker or a server failed.
+
+    ``stage`` names what it was doing, ``kind`` is one of ``exception``, ``crash``, ``timeout``,
+    ``out_of_memory``, ``start`` and ``http``; ``log_tail`` is the end of its log.
+    """
+
+    def __init__(self, message: str, *, stage: str, kind: str, log_tail: str = "") -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.kind = kind
+        self.log_tail = log_tail
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the part of an error message that offers the known names closest to ``name``."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    if close:
+        return f"did you mean {' or '.join(close)}? (known: {', '.join(names)})"
+    return f"known: {', '.join(names) or 'none'}"

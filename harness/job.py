@@ -1,0 +1,331 @@
+"""What is asked of a worker and what comes back; starts, watches and ends workers and servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.artifacts import Store
+from harness.environment import Environment
+from harness.errors import WorkerError
+from harness.records import redact
+
+PROTOCOL = 1
+REQUESTS_FD = "HARNESS_REQUESTS_FD"
+REPLIES_FD = "HARNESS_REPLIES_FD"
+_WARDEN = Path(__file__).with_name("warden.py")
+_TAIL_BYTES = 6000
+
+
+class Job(BaseModel):
+    """The first line a worker reads: which backend to open, and with what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: int = PROTOCOL
+    backend: str
+    specification: dict[str, Any]
+
+
+class Request(BaseModel):
+    """One command to an open backend."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: str
+    arguments: dict[str, Any] = {}
+
+
+class Reply(BaseModel):
+    """One line of a worker: it is ready, it makes progress, or it has the result or the error of a request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ready", "progress", "result", "error"]
+    value: dict[str, Any] = {}
+
+
+class Process:
+    """A command under a warden: it and all its descendants end with the planner, and its output goes to a log."""
+
+    def __init__(
+        self, command: list[str], *, environ: dict[str, str], log: Path, pass_fds: tuple[int, ...] = ()
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        self.started = time.monotonic()
+        self._log_start = log.stat().st_size if log.exists() else 0
+        control_read, self._control = os.pipe()
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_WARDEN), str(control_read), ",".join(map(str, pass_fds)), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environ,
+                pass_fds=(control_read, *pass_fds),
+                start_new_session=True,
+            )
+        os.close(control_read)
+
+    @property
+    def pid(self) -> int:
+        """The warden's process id; the command is its child."""
+        return self._popen.pid
+
+    def exit_code(self) -> int | None:
+        """Return the command's exit status (128 + signal if a signal ended it), or None while it runs."""
+        return self._popen.poll()
+
+    def end(self, gently: bool = False) -> None:
+        """End the command and everything it started; ``gently`` lets it handle SIGTERM first."""
+        if self._control >= 0:
+            if gently and self._popen.poll() is None:
+                try:
+                    os.write(self._control, b"T")
+                    self._popen.wait(timeout=15)
+                except (OSError, subprocess.TimeoutExpired):
+                    pass
+            os.close(self._control)
+            self._control = -1
+        self._popen.wait()
+
+    def log_text(self) -> str:
+        """Return what this process wrote to its log, without credentials."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._log_start)
+                return redact(file.read().decode(errors="replace"))
+        except OSError as error:
+            return f"(the log {self.log} cannot be read: {error})"
+
+    def log_tail(self) -> str:
+        """Return the end of what this process wrote to its log, without credentials."""
+        return self.log_text()[-_TAIL_BYTES:]
+
+
+def describe_exit(code: int | None) -> tuple[str, str]:
+    """Return the kind of failure and words for an exit status as :meth:`Process.exit_code` gives it."""
+    if code == 128 + 9:
+        return "out_of_memory", "was killed (signal 9), most likely by the kernel for want of memory"
+    if code is not None and code > 128:
+        return "crash", f"crashed with signal {code - 128}"
+    return "crash", f"ended with status {code}"
+
+
+class Worker:
+    """A backend in a fresh process, opened once and asked many times.
+
+    ``info`` is what the backend said when it was ready; ``start_seconds`` the time from the process's start until
+    then. Every method raises WorkerError when the worker fails, and the worker is gone afterwards, unless the
+    backend merely raised an exception: then it goes on (``alive`` tells).
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        environment: Environment,
+        store: Store,
+        log: Path,
+        label: str,
+        variables: dict[str, str] | None = None,
+        progress: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self.label = label
+        self.info: dict[str, Any] = {}
+        self.start_seconds = 0.0
+        self.asked = 0
+        self._progress = progress
+        self._buffer = b""
+        requests_read, self._requests = os.pipe()
+        self._replies, replies_write = os.pipe()
+        environ = environment.environ(store, variables)
+        environ |= {REQUESTS_FD: str(requests_read), REPLIES_FD: str(replies_write)}
+        self.process = Process(
+            [environment.python, "-m", "harness.worker"],
+            environ=environ,
+            log=log,
+            pass_fds=(requests_read, replies_write),
+        )
+        os.close(requests_read)
+        os.close(replies_write)
+        self._send(job.model_dump_json())
+
+    @property
+    def alive(self) -> bool:
+        return self._requests >= 0 and self.process.exit_code() is None
+
+    def wait_ready(self, timeout: float) -> dict[str, Any]:
+        """Wait until the backend is open and return what it says of itself."""
+        if not self.info:
+            self.info = self._receive("start", timeout)
+            self.start_seconds = time.monotonic() - self.process.started
+        return self.info
+
+    def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        """Send one command and return its result. ``timeout`` is in seconds; a worker that exceeds it is ended."""
+        self._send(Request(command=command, arguments=arguments).model_dump_json())
+        self.asked += 1
+        return self._receive(command, timeout)
+
+    def close(self) -> None:
+        """End the worker: closing its requests lets it shut down by itself, then whatever is left is killed."""
+        if self._requests >= 0:
+            os.close(self._requests)
+            self._requests = -1
+            deadline = time.monotonic() + 10
+            while self.process.exit_code() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            self.process.end()
+            os.close(self._replies)
+
+    def _send(self, line: str) -> None:
+        try:
+            os.write(self._requests, line.encode() + b"\n")
+        except OSError as error:
+            raise self._failed("ask", *describe_exit(self._reap())) from error
+
+    def _reap(self) -> int | None:
+        deadline = time.monotonic() + 5
+        while self.process.exit_code() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.process.exit_code()
+
+    def _receive(self, stage: str, timeout: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while True:
+            line = self._read_line(deadline)
+            if line is None:
+                if time.monotonic() >= deadline:
+                    raise self._failed(stage, "timeout", f"did not finish within {timeout:g} s and was ended")
+                raise self._failed(stage, *describe_exit(self._reap()))
+            try:
+                reply = Reply.model_validate_json(line)
+            except ValidationError as error:
+                raise self._failed(stage, "crash", f"sent what is not a reply: {line[:200]!r}") from error
+            if reply.kind == "progress":
+                self._progress(reply.value)
+            elif reply.kind == "error":
+                if stage == "start":
+                    self._reap()
+                raise self._failed(stage, reply.value["kind"], reply.value["message"], ended=stage == "start")
+            else:
+                return reply.value
+
+    def _read_line(self, deadline: float) -> bytes | None:
+        while b"\n" not in self._buffer:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return None
+            if select.select([self._replies], [], [], min(remaining, 0.5))[0]:
+                data = os.read(self._replies, 65536)
+                if not data:
+                    return None
+                self._buffer += data
+            elif self.process.exit_code() is not None and not select.select([self._replies], [], [], 0)[0]:
+                return None
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _failed(self, stage: str, kind: str, words: str, ended: bool = True) -> WorkerError:
+        tail = self.process.log_tail()
+        if ended and self._requests >= 0:
+            os.close(self._requests)
+            self._requests = -1
+            self.process.end()
+            os.close(self._replies)
+        return WorkerError(f"{self.label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """An HTTP server on 127.0.0.1, in a process of its own, asked over its OpenAI-compatible interface."""
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        port: int,
+        environment: Environment,
+        store: Store,
+        log: Path,
+        label: str,
+        variables: dict[str, str] | None = None,
+        health: str = "/health",
+    ) -> None:
+        self.label = label
+        self.url = f"http://127.0.0.1:{port}"
+        self.start_seconds = 0.0
+        self._health = health
+        self.process = Process(command, environ=environment.environ(store, variables), log=log)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.exit_code() is None
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until the server answers its health check; raises WorkerError when it dies or takes too long."""
+        deadline = self.process.started + timeout
+        while not self.start_seconds:
+            code = self.process.exit_code()
+            if code is not None:
+                raise self._failed("start", *describe_exit(code))
+            try:
+                with urllib.request.urlopen(self.url + self._health, timeout=5):
+                    self.start_seconds = time.monotonic() - self.process.started
+            except (OSError, urllib.error.URLError):
+                if time.monotonic() > deadline:
+                    raise self._failed("start", "timeout", f"was not ready within {timeout:g} s") from None
+                time.sleep(0.1)
+
+    def post(self, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """POST JSON and return the JSON answer; an error status or a dead server raises WorkerError."""
+        request = urllib.request.Request(
+            self.url + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                data = response.read()
+                return dict(json.loads(data)) if data.strip() else {}
+        except urllib.error.HTTPError as error:
+            words = error.read().decode(errors="replace")[:500]
+            raise self._failed(path, "http", f"answered {error.code}: {words}") from error
+        except OSError as error:
+            code = self.process.exit_code()
+            kind, words = describe_exit(code) if code is not None else ("http", f"did not answer ({error})")
+            raise self._failed(path, kind, words) from error
+
+    def check_alive(self, stage: str) -> None:
+        """Raise WorkerError if the server has died."""
+        code = self.process.exit_code()
+        if code is not None:
+            raise self._failed(stage, *describe_exit(code))
+
+    def close(self) -> None:
+        """End the server and everything it started."""
+        self.process.end(gently=True)
+
+    def _failed(self, stage: str, kind: str, words: str) -> WorkerError:
+        return WorkerError(
+            f"{self.label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=self.process.log_tail()
+        )

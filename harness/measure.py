@@ -1,0 +1,445 @@
+"""Turns the answers of a flow's workers into records: one function a claim of the suites."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import hardware
+from harness.errors import HarnessError, WorkerError
+from harness.flow import SERVED_NAME, Flow
+from harness.matrix import Cell
+from harness.metrics import METRICS
+from harness.records import Measurement, Run, Scalar, identity
+
+# The tutorial's chat completion.
+CHAT = {
+    "messages": [{"role": "user", "content": "Give me a short introduction to large language models."}],
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+}
+GENERATE_PROMPT = "Give me a short introduction to large language models."
+
+# A record of everything would be out of proportion for the intervals of a thousand streamed answers.
+MAX_SAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one metric of a block came to, before it is a record."""
+
+    value: float
+    samples: Sequence[float] = ()
+    warmup: Sequence[float] = ()
+    statistics: dict[str, float] = field(default_factory=dict)
+    attachment: str = ""
+    from_cache: bool = False
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """Return mean, standard deviation (n - 1) and p50, p90, p99 (linear interpolation) of samples."""
+    ordered = sorted(samples)
+    found = {"mean": statistics.fmean(ordered), "n": float(len(ordered))}
+    if len(ordered) > 1:
+        found["stdev"] = statistics.stdev(ordered)
+    for percent in (50, 90, 99):
+        position = (len(ordered) - 1) * percent / 100
+        low, high = math.floor(position), math.ceil(position)
+        found[f"p{percent}"] = ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    return found
+
+
+class Measure:
+    """Measures cells and records every figure as it comes; what a resumed run already has is not measured again."""
+
+    def __init__(self, flow: Flow, run: Run) -> None:
+        self.flow = flow
+        self.run = run
+        self.measurements: list[Measurement] = []
+        self._standing: dict[str, Measurement] = {}
+
+    def resume(self) -> None:
+        """Take over what the run has already measured."""
+        for line in self.run.lines():
+            if isinstance(line, Measurement) and not line.discarded:
+                self._standing[identity(line)] = line
+
+    def baseline_of(self, measurement: Measurement) -> Measurement | None:
+        """Return the same metric of the baseline as measured in this run, or None."""
+        for other in reversed(self.measurements):
+            if (
+                other.cell.recipe.baseline
+                and other.cell.model == measurement.cell.model
+                and other.cell.hardware == measurement.cell.hardware
+                and other.cell.server == measurement.cell.server
+                and (other.metric, other.definition) == (measurement.metric, measurement.definition)
+                and other.parameters == measurement.parameters
+                and other.device.name == measurement.device.name
+            ):
+                return other
+        return None
+
+    # -------------------------------------------------------------------------------------------- quantization
+
+    def checkpoint(self, cell: Cell) -> dict[str, Measurement]:
+        """Record the sizes of a cell's checkpoint and how many of its layers are quantized tensors."""
+
+        def take() -> dict[str, Figure]:
+            checkpoint = self.flow.checkpoint(cell)
+            facts = checkpoint.facts
+            if not facts:
+                sizes = [path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")]
+                return {"checkpoint_size": Figure(float(sum(sizes)))}
+            quantized = sum(layer["quantized"] for layer in facts["layers"].values())
+            return {
+                "checkpoint_size": Figure(float(facts["checkpoint_bytes"])),
+                "weight_size": Figure(float(facts["weight_bytes"])),
+                "quantized_layers": Figure(float(quantized)),
+            }
+
+        return self._take(cell, {}, take, names=("checkpoint_size", "weight_size", "quantized_layers"), quick=True)
+
+    # -------------------------------------------------------------------------------------------- transformers
+
+    def peak_memory(self, cell: Cell) -> Measurement:
+        """Measure the published peak memory in a process that has done nothing else."""
+        tokens = cell.measurements.memory.max_new_tokens
+
+        def take() -> dict[str, Figure]:
+            worker = self.flow.transformers(cell)
+            if worker.asked:
+                self.flow.renew(cell, "transformers")
+                worker = self.flow.transformers(cell)
+            answer = worker.ask("peak_memory", cell.measurements.time_limits.measure, max_new_tokens=tokens)
+            gigabytes = answer["peak_bytes"] / 1e9
+            return {
+                "peak_memory": Figure(gigabytes, [gigabytes], statistics={"new_tokens": float(answer["new_tokens"])})
+            }
+
+        return self._take(cell, {"max_new_tokens": tokens}, take, names=("peak_memory",))["peak_memory"]
+
+    def generate(self, cell: Cell, time: Callable[..., Any]) -> Measurement:
+        """Measure Transformers' generate throughput; ``time(function, rounds, warmup)`` calls and times it."""
+        wanted = cell.measurements.generate
+
+        def take() -> dict[str, Figure]:
+            worker = self.flow.transformers(cell)
+            seconds: list[float] = []
+
+            def once() -> None:
+                answer = worker.ask(
+                    "generate",
+                    cell.measurements.time_limits.measure,
+                    prompt=GENERATE_PROMPT,
+                    max_new_tokens=wanted.max_new_tokens,
+                )
+                seconds.append(answer["seconds"])
+
+            time(once, wanted.rounds, wanted.warmup)
+            rates = [wanted.max_new_tokens / value for value in seconds]
+            warmup, samples = _split(rates, wanted.warmup)
+            return {"generate_throughput": Figure(statistics.median(samples), samples, warmup, percentiles(samples))}
+
+        parameters: dict[str, Scalar] = {"max_new_tokens": wanted.max_new_tokens, "batch_size": 1}
+        return self._take(cell, parameters, take, names=("generate_throughput",))["generate_throughput"]
+
+    def text_quality(self, cell: Cell) -> dict[str, Measurement]:
+        """Measure perplexity of real text and, for a recipe, its agreement with the baseline over the same text."""
+        wanted = cell.measurements.text
+        baseline = None if cell.recipe.baseline else self.flow.plain(cell.model, cell.hardware)
+        names = ["perplexity"] if baseline is None else ["perplexity", "kl_divergence", "top1_agreement", "token_flips"]
+        text = self.flow.prompts()
+        key = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens}
+        key |= {"baseline": baseline.key if baseline else None}
+
+        def ask() -> dict[str, Any]:
+            return self.flow.transformers(cell).ask(
+                "text_quality",
+                cell.measurements.time_limits.evaluate,
+                text=str(text.folder / "text.txt"),
+                windows=wanted.windows,
+                window_tokens=wanted.window_tokens,
+                baseline=str(baseline.folder) if baseline else None,
+            )
+
+        def take() -> dict[str, Figure]:
+            artifact = self.flow.evaluated(cell, "text quality", {"text_quality": key}, ask)
+            windows = artifact.facts["windows"]
+            nll = statistics.fmean(windows["nll"])
+            per_window = [math.exp(value) for value in windows["nll"]]
+            error = _standard_error(windows["nll"]) * math.exp(nll)
+            cached = not artifact.made
+            found = {"perplexity": Figure(math.exp(nll), per_window, statistics={"stderr": error}, from_cache=cached)}
+            for name, column in (("kl_divergence", "kl"), ("top1_agreement", "top1"), ("token_flips", "flips")):
+                if values := windows[column]:
+                    found[name] = Figure(
+                        statistics.fmean(values),
+                        values,
+                        statistics={"stderr": _standard_error(values)},
+                        from_cache=cached,
+                    )
+            return found
+
+        parameters: dict[str, Scalar] = {
+            "text": "ShareGPT answers",
+            "windows": wanted.windows,
+            "window_tokens": wanted.window_tokens,
+        }
+        return self._take(cell, parameters, take, names=names)
+
+    def task(self, cell: Cell, task: str) -> dict[str, Measurement]:
+        """Evaluate one lm-evaluation-harness task, through Transformers or through the served model."""
+        data = str(self.flow.data) if self.flow.data else None
+        limit = self.flow.limit
+        served = cell.server != "transformers"
+        key: dict[str, Any] = {"task": task, "limit": limit, "data": _data_digest(self.flow.data, task)}
+        if served:
+            key |= {"through": cell.server, **self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
+
+        def ask() -> dict[str, Any]:
+            limits = cell.measurements.time_limits
+            if not served:
+                return self.flow.transformers(cell).ask(
+                    "tasks", limits.evaluate, names=[task], data=data, limit=limit, batch_size=8
+                )
+            server = self.flow.server(cell)
+            return self.flow.client(cell).ask(
+                "tasks",
+                limits.evaluate,
+                url=server.url,
+                model=SERVED_NAME,
+                tokenizer=str(self.flow.checkpoint(cell).folder),
+                names=[task],
+                data=data,
+                limit=limit,
+            )
+
+        def evaluate(of: Cell) -> Any:
+            return self.flow.evaluated(of, task, key, ask)
+
+        artifact = evaluate(cell)
+        result = artifact.facts[task]
+        documents = result["documents"]
+        attachment = self.run.attach(f"{cell.id}-{task}", result)
+        found: dict[str, Measurement] = {}
+        for name, value in result["metrics"].items():
+            metric = "task_perplexity" if name == "perplexity" else "accuracy"
+            if metric == "accuracy" and not name.startswith(("acc", "exact_match", "em", "f1")):
+                continue
+            parameters: dict[str, Scalar] = {"task": task, "task_metric": name, "documents": len(documents)}
+            if served:
+                parameters["through"] = cell.server
+            error = result["stderr"].get(name)
+            figure = Figure(
+                value,
+                [document[name] for document in documents if isinstance(document.get(name), (int, float))],
+                statistics={} if error is None else {"stderr": error},
+                attachment=attachment,
+                from_cache=not artifact.made,
+            )
+            found[name] = self._take(cell, parameters, lambda f=figure, m=metric: {m: f}, names=(metric,), quick=True)[
+                metric
+            ]
+            if metric == "accuracy" and not cell.recipe.baseline:
+                self._flips(cell, found[name])
+        return found
+
+    def _flips(self, cell: Cell, accuracy: Measurement) -> None:
+        """Record how many documents changed between right and wrong against the baseline, either way."""
+        baseline = self.baseline_of(accuracy)
+        if baseline is None or len(baseline.samples) != len(accuracy.samples) or not accuracy.samples:
+            return
+        pairs = list(zip(baseline.samples, accuracy.samples, strict=True))
+        lost = sum(before > after for before, after in pairs)
+        won = sum(before < after for before, after in pairs)
+        figure = Figure((lost + won) / len(pairs), statistics={"lost": float(lost), "won": float(won)})
+        self._take(cell, dict(accuracy.parameters), lambda: {"answer_flips": figure}, names=("answer_flips",), quick=True)
+
+    # -------------------------------------------------------------------------------------------------- vLLM
+
+    def engine(self, cell: Cell) -> dict[str, Measurement]:
+        """Record the offline engine's start, its compile time, its KV-cache capacity and its quantized layers."""
+
+        def take() -> dict[str, Figure]:
+            worker = self.flow.engine(cell)
+            layers = worker.info["layers"]
+            quantized = sum(tensor != "Tensor" for tensor in layers.values())
+            return {
+                "engine_start": Figure(worker.start_seconds, [worker.start_seconds]),
+                "compile_time": Figure(worker.info["compile_seconds"]),
+                "kv_cache_capacity": Figure(float(worker.info["kv_cache_tokens"])),
+                "quantized_layers": Figure(float(quantized), statistics={"layers": float(len(layers))}),
+            }
+
+        names = ("engine_start", "compile_time", "kv_cache_capacity", "quantized_layers")
+        return self._take(cell, {}, take, names=names, engine=True)
+
+    def latency(self, cell: Cell, batch_size: int, time: Callable[..., Any]) -> Measurement:
+        """Measure the published latency; ``time(function, rounds, warmup)`` calls and times it."""
+        wanted = cell.measurements.latency
+
+        def take() -> dict[str, Figure]:
+            engine = self.flow.engine(cell)
+            seconds: list[float] = []
+
+            def once() -> None:
+                answer = engine.ask(
+                    "latency",
+                    cell.measurements.time_limits.measure,
+                    batch_size=batch_size,
+                    input_len=wanted.input_len,
+                    output_len=wanted.output_len,
+                )
+                seconds.append(answer["seconds"])
+
+            time(once, wanted.rounds, wanted.warmup)
+            warmup, samples = _split(seconds, wanted.warmup)
+            return {"latency": Figure(statistics.fmean(samples), samples, warmup, percentiles(samples))}
+
+        parameters: dict[str, Scalar] = {
+            "batch_size": batch_size,
+            "input_len": wanted.input_len,
+            "output_len": wanted.output_len,
+        }
+        return self._take(cell, parameters, take, names=("latency",), engine=True)["latency"]
+
+    def chat(self, cell: Cell) -> dict[str, Any]:
+        """Ask the server the tutorial's chat completion and return its answer."""
+        server = self.flow.server(cell)
+        body = {"model": SERVED_NAME, "max_tokens": min(256, cell.measurements.engine.max_model_len // 2), **CHAT}
+        with self.flow.timed("measure", cell):
+            return server.post("/v1/chat/completions", body, cell.measurements.time_limits.measure)
+
+    def serving(self, cell: Cell, num_prompts: int) -> dict[str, Measurement]:
+        """Measure the published serving benchmark, every round with a cold prefix cache."""
+        wanted = cell.measurements.serving
+        names = ("request_throughput", "output_throughput", "ttft", "tpot", "itl")
+
+        def take() -> dict[str, Figure]:
+            prompts = self.flow.prompts().folder / "prompts.json"
+            server = self.flow.server(cell)
+            client = self.flow.client(cell)
+            rounds = []
+            for index in range(wanted.rounds):
+                self.flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {index + 1} of {wanted.rounds}")
+                server.post("/reset_prefix_cache", {}, 30)
+                try:
+                    answer = client.ask(
+                        "serving",
+                        cell.measurements.time_limits.measure,
+                        url=server.url,
+                        model=SERVED_NAME,
+                        tokenizer=str(self.flow.checkpoint(cell).folder),
+                        dataset=str(prompts),
+                        num_prompts=num_prompts,
+                        output_len=wanted.output_len,
+                        trust_remote_code=cell.model.trust_remote_code,
+                    )
+                except WorkerError:
+                    server.check_alive(f"serving {num_prompts} prompts, round {index + 1}")
+                    raise
+                rounds.append(answer)
+            found = {}
+            for name in names[:2]:
+                samples = [answer[name] for answer in rounds]
+                found[name] = Figure(statistics.median(samples), samples, statistics=percentiles(samples))
+            for name in names[2:]:
+                samples = [value for answer in rounds for value in answer[name]]
+                if samples:
+                    found[name] = Figure(
+                        statistics.median(samples), samples[:MAX_SAMPLES], statistics=percentiles(samples)
+                    )
+            return found
+
+        parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}
+        if wanted.output_len is not None:
+            parameters["output_len"] = wanted.output_len
+        return self._take(cell, parameters, take, names=names, engine=True)
+
+    # ------------------------------------------------------------------------------------------------ records
+
+    def _take(
+        self,
+        cell: Cell,
+        parameters: dict[str, Scalar],
+        take: Callable[[], dict[str, Figure]],
+        *,
+        names: Sequence[str],
+        engine: bool = False,
+        quick: bool = False,
+    ) -> dict[str, Measurement]:
+        """Measure one block and record every figure of it, unless the run already has them all."""
+        flags: dict[str, Scalar] = {}
+        if engine:
+            flags = {**self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
+        common: dict[str, Any] = {
+            "parameters": parameters,
+            "cell": self.flow.identity(cell),
+            "packages": self.flow.environment.decisive(),
+            "device": hardware.device(cell.hardware),
+            "flags": flags,
+        }
+        standing = {name: self._standing.get(identity(_record(name, 0.0, common))) for name in names}
+        if all(standing.values()):
+            found = {name: record for name, record in standing.items() if record is not None}
+            self.measurements += found.values()
+            return found
+        before = {} if quick else hardware.state(cell.hardware)
+        with self.flow.timed("measure", cell):
+            figures = take()
+        after = {} if quick else hardware.state(cell.hardware)
+        found = {}
+        for name, figure in figures.items():
+            if not math.isfinite(figure.value):
+                raise HarnessError(f"{name} of {cell.id} came out as {figure.value}: not a number that can be recorded")
+            record = _record(
+                name,
+                figure.value,
+                common,
+                samples=list(figure.samples),
+                warmup=list(figure.warmup),
+                statistics=figure.statistics,
+                attachment=figure.attachment,
+                from_cache=figure.from_cache,
+                state_before=before,
+                state_after=after,
+            )
+            self.run.append(record)
+            self.measurements.append(record)
+            self._standing[identity(record)] = record
+            found[name] = record
+        return found
+
+
+def _record(name: str, value: float, common: dict[str, Any], **rest: Any) -> Measurement:
+    metric = METRICS[name]
+    return Measurement(
+        metric=name,
+        unit=metric.unit,
+        direction=metric.direction,
+        definition=metric.version,
+        value=value,
+        **common,
+        **rest,
+    )
+
+
+def _split(values: list[float], warmup: int) -> tuple[list[float], list[float]]:
+    """Return warm-up and counted values; with too few calls (timing disabled) all count."""
+    return (values[:warmup], values[warmup:]) if len(values) > warmup else ([], values)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _data_digest(data: Path | None, task: str) -> str | None:
+    from harness.artifacts import file_digest
+
+    file = data / f"{task}.jsonl" if data else None
+    return file_digest(file) if file and file.is_file() else None

@@ -1,0 +1,114 @@
+"""What is measured: every metric's unit, direction, definition and where that definition comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Direction = Literal["lower", "higher", "none"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One quantity of a record.
+
+    ``unit`` is that of the record's value and samples. ``direction`` says which way is better.
+    ``definition`` says how it is measured and ``version`` rises whenever that changes, so that
+    values of different definitions are never compared.
+    """
+
+    name: str
+    unit: str
+    direction: Direction
+    definition: str
+    version: int = 1
+
+
+TUTORIAL = "torchao tutorial, part 3 (serving)"
+
+_ALL = (
+    Metric(
+        "peak_memory",
+        "GB",
+        "lower",
+        "Peak memory of a fresh process that loads the saved checkpoint and generates the tutorial's "
+        "prompt with 128 new tokens: max_memory_reserved / 1e9 on a GPU, peak resident set / 1e9 on a CPU. "
+        f"Source: {TUTORIAL}, Memory Benchmarking.",
+    ),
+    Metric("checkpoint_size", "B", "lower", "Bytes of the safetensors files of the saved checkpoint."),
+    Metric(
+        "weight_size",
+        "B",
+        "lower",
+        "Bytes of the distinct storages behind the loaded parameters and buffers; a quantized tensor counts "
+        "as the sum of its inner tensors, a tied weight counts once.",
+    ),
+    Metric("quantized_layers", "layers", "none", "Modules whose weight is a torchao tensor after quantization."),
+    Metric(
+        "latency",
+        "s",
+        "lower",
+        "Wall time of one batch through vLLM's offline engine, random prompts of input_len tokens, output_len new "
+        "tokens with EOS ignored, prefix caching off; value: mean of the rounds. "
+        f"Source: {TUTORIAL}, Latency Benchmarking; vllm bench latency.",
+    ),
+    Metric(
+        "generate_throughput",
+        "tok/s",
+        "higher",
+        "New tokens a second of Transformers' generate at batch 1, greedy, prefill included; value: median of the rounds.",
+    ),
+    Metric(
+        "request_throughput",
+        "req/s",
+        "higher",
+        "Completed requests a second of vLLM's serving benchmark over ShareGPT prompts, all sent at once; value: "
+        f"median of the rounds. Source: {TUTORIAL}, Serving Benchmarking; vllm bench serve.",
+    ),
+    Metric("output_throughput", "tok/s", "higher", "Generated tokens a second over the same serving benchmark."),
+    Metric("ttft", "ms", "lower", "Time to first token of each request of the serving benchmark; value: median."),
+    Metric(
+        "tpot",
+        "ms",
+        "lower",
+        "Time per output token after the first, of each request of the serving benchmark; value: median.",
+    ),
+    Metric("itl", "ms", "lower", "Time between successive tokens over the serving benchmark; value: median."),
+    Metric("engine_start", "s", "lower", "From the start of the engine's process to the first request it can take."),
+    Metric("compile_time", "s", "lower", "Seconds of torch.compile that the engine reports while it starts."),
+    Metric(
+        "kv_cache_capacity", "tokens", "higher", "Tokens that fit the engine's key-value cache, as the engine sized it."
+    ),
+    Metric(
+        "perplexity",
+        "1",
+        "lower",
+        "exp of the mean negative log-likelihood a token over fixed windows of real text, teacher-forced.",
+    ),
+    Metric(
+        "kl_divergence",
+        "nats",
+        "lower",
+        "Mean over tokens of KL(baseline || recipe) of the next-token distributions over the same text.",
+    ),
+    Metric("top1_agreement", "fraction", "higher", "Share of positions where both models' most likely token is the same."),
+    Metric(
+        "token_flips",
+        "fraction",
+        "lower",
+        "Share of positions where exactly one of the two models predicts the text's next token. Source: Dutta et al., "
+        "Accuracy is Not All You Need, 2024 (flips), applied to next-token prediction.",
+    ),
+    Metric("accuracy", "fraction", "higher", "The task's own metric as lm-evaluation-harness reports it."),
+    Metric(
+        "task_perplexity", "1", "lower", "The task's own perplexity as lm-evaluation-harness reports it (lambada_openai)."
+    ),
+    Metric(
+        "answer_flips",
+        "fraction",
+        "lower",
+        "Share of documents answered correctly by exactly one of baseline and recipe. Source: Dutta et al., 2024.",
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

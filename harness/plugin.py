@@ -1,0 +1,347 @@
+"""The pytest plugin: options, markers, matrix -> parametrized tests, fixtures and the terminal summary; little else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import hardware
+from harness.errors import HarnessError, WorkerError
+from harness.matrix import Cell, Matrix, load
+
+if TYPE_CHECKING:
+    from harness.judge import Judge
+    from harness.measure import Measure
+    from harness.session import HarnessSession
+
+STAGES = ("quantize", "transformers", "engine", "server", "export")
+_SERVING = ("vllm", "sglang")
+
+_matrix_key = pytest.StashKey[Matrix]()
+_session_key = pytest.StashKey["HarnessSession"]()
+_cell_key = pytest.StashKey[Cell]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("torchao harness")
+    group.addoption(
+        "--model",
+        action="append",
+        metavar="NAME|FOLDER|HUB_ID",
+        help="run the suites on this model instead of the matrix's; repeatable",
+    )
+    group.addoption(
+        "--recipe",
+        action="append",
+        metavar="NAME|CONFIG",
+        help="run this recipe of the matrix, or a torchao config such as 'Int8WeightOnlyConfig(group_size=32)'; "
+        "repeatable; the baseline always runs beside it",
+    )
+    group.addoption("--server", action="append", metavar="NAME", help="only this server: transformers, vllm, sglang")
+    group.addoption(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="evaluate this lm-evaluation-harness task; repeatable; with --data all of that folder's by default",
+    )
+    group.addoption("--limit", type=int, metavar="N", help="evaluate only the first N documents of each task")
+    group.addoption(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="read tasks' documents from DIR/TASK.jsonl, and ShareGPT from there if it is there, instead of the hub",
+    )
+    group.addoption("--matrix", type=Path, metavar="FILE", help="another matrix.toml than suites/matrix.toml")
+    group.addoption("--cache", type=Path, metavar="DIR", help="where checkpoints and other artifacts are kept")
+    group.addoption("--results", type=Path, metavar="DIR", help="where runs and tables are written (default: results)")
+    group.addoption(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="RUN",
+        help="go on with a run (default: the last): what it measured stands and is not measured again",
+    )
+    group.addoption(
+        "--allow-missing-hardware",
+        action="store_true",
+        help="skip, rather than fail, when -m asks for hardware that is not here",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in hardware.NAMES.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.addinivalue_line("markers", "stage(name): which stage of a flow the test needs: " + ", ".join(STAGES))
+    config.addinivalue_line("markers", "slow: takes many minutes; left out unless -m asks for it")
+
+
+# ------------------------------------------------------------------------------------------------------- matrix
+
+
+def _matrix(config: pytest.Config) -> Matrix:
+    if _matrix_key not in config.stash:
+        path = config.getoption("--matrix") or config.rootpath / "suites" / "matrix.toml"
+        try:
+            config.stash[_matrix_key] = load(path)
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[_matrix_key]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    matrix = _matrix(config)
+    marker = metafunc.definition.get_closest_marker("stage")
+    stage = marker.args[0] if marker and marker.args else None
+    if stage not in STAGES:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: needs @pytest.mark.stage with one of {STAGES}")
+    try:
+        cells = matrix.cells(config.getoption("--model"), config.getoption("--recipe"))
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from error
+    tasks = _tasks(config)
+    names = [name for name in ("batch_size", "num_prompts", "task") if name in metafunc.fixturenames]
+    params = []
+    for cell in cells:
+        for through in _through(cell, matrix, stage, config.getoption("--server")):
+            values: dict[str, list[Any]] = {
+                "batch_size": list(cell.measurements.latency.batch_sizes),
+                "num_prompts": list(cell.measurements.serving.num_prompts),
+                "task": tasks,
+            }
+            marks = [getattr(pytest.mark, cell.hardware)]
+            if through.skip:
+                marks.append(pytest.mark.skip(reason=through.skip))
+            if not names:
+                params.append(pytest.param(through, id=through.id, marks=marks))
+            for value in values[names[0]] if names else []:
+                params.append(pytest.param(through, value, id=f"{through.id}-{value}", marks=marks))
+    metafunc.parametrize(("cell", *names), params, indirect=["cell"], scope="session")
+
+
+def _through(cell: Cell, matrix: Matrix, stage: str, only: list[str] | None) -> list[Cell]:
+    """Return the cell once for every server that the stage runs on."""
+    if stage in ("quantize", "export"):
+        return [cell]
+    wanted = [name for name in matrix.servers(cell.hardware) if not only or name in only]
+    names = [name for name in wanted if (name in _SERVING) == (stage in ("engine", "server"))]
+    return [
+        replace(cell, server=name, skip=cell.skip or cell.recipe.refusal(cell.hardware, name)) for name in names
+    ]
+
+
+def _tasks(config: pytest.Config) -> list[str]:
+    chosen: list[str] = config.getoption("--task")
+    data: Path | None = config.getoption("--data")
+    if data is not None and not data.is_dir():
+        raise pytest.UsageError(f"--data {data}: there is no such folder")
+    if not chosen and data is not None:
+        return sorted(path.stem for path in data.glob("*.jsonl"))
+    return chosen
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    everything = list(items)
+    yield
+    for item in everything:
+        callspec = getattr(item, "callspec", None)
+        if callspec and isinstance(callspec.params.get("cell"), Cell):
+            item.stash[_cell_key] = callspec.params["cell"]
+    _add_baselines(everything, items)
+    _order(everything, items)
+    _check_hardware(config, items)
+
+
+def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
+    """Put back the baseline's tests that a ratio of a selected test needs, if -k or a node id left them out."""
+    chosen = {item.nodeid for item in items}
+    needed = {_counterpart(item) for item in items if _cell_key in item.stash}
+    for item in everything:
+        if _cell_key in item.stash and item.stash[_cell_key].recipe.baseline and item.nodeid not in chosen:
+            if _counterpart(item) in needed:
+                items.append(item)
+
+
+def _counterpart(item: pytest.Item) -> tuple[Any, ...]:
+    """Return what a test of a recipe and the same test of its baseline have in common."""
+    cell = item.stash[_cell_key]
+    params = item.callspec.params  # type: ignore[attr-defined]
+    rest = tuple(str(value) for name, value in sorted(params.items()) if name != "cell")
+    return (item.path, getattr(item, "originalname", item.name), cell.model.name, cell.hardware, cell.server, rest)
+
+
+def _order(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
+    """Sort the suites' tests by cell and stage, in the matrix's order, so that every engine is started once."""
+    position = {item: index for index, item in enumerate(everything)}
+    cells: dict[tuple[str, str, str], int] = {}
+    for item in everything:
+        if _cell_key in item.stash:
+            cells.setdefault(_base(item.stash[_cell_key]), len(cells))
+
+    def key(item: pytest.Item) -> tuple[int, str, int, int]:
+        if _cell_key not in item.stash:
+            return (-1, "", 0, position.get(item, 0))
+        cell = item.stash[_cell_key]
+        server = cell.server if cell.server in _SERVING else ""
+        return (cells[_base(cell)], server, STAGES.index(_stage(item)), position[item])
+
+    items.sort(key=key)
+
+
+def _base(cell: Cell) -> tuple[str, str, str]:
+    return (cell.hardware, cell.model.name, cell.recipe.name)
+
+
+def _stage(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("stage")
+    assert marker
+    return str(marker.args[0])
+
+
+def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = bool(config.getoption("markexpr", ""))
+    for name in hardware.NAMES:
+        needing = [item for item in items if _cell_key in item.stash and item.stash[_cell_key].hardware == name]
+        if not needing or config.option.collectonly:
+            continue
+        problem = hardware.missing(name)
+        if not problem:
+            continue
+        if asked and not config.getoption("--allow-missing-hardware"):
+            raise pytest.UsageError(
+                f"-m selects {len(needing)} tests for {name}, which is not here: {problem}. "
+                "Use --allow-missing-hardware to skip them."
+            )
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=f"{name} is not here: {problem}"))
+
+
+# ----------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="session")
+def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
+    """The session's run folder, artifact store and flow; every worker ends with it."""
+    from harness.session import HarnessSession
+
+    config = request.config
+    results = config.getoption("--results") or config.rootpath / "results"
+    session = HarnessSession.start(
+        matrix=_matrix(config),
+        results=results,
+        cache=config.getoption("--cache"),
+        data=config.getoption("--data"),
+        limit=config.getoption("--limit"),
+        resume=config.getoption("--resume"),
+        command=["pytest", *config.invocation_params.args],
+        progress=_Progress(config),
+    )
+    session.flow.plan = [
+        ("/".join((cell.model.name, cell.recipe.name, cell.hardware)), _stage(item))
+        for item in request.session.items
+        if _cell_key in item.stash and not (cell := item.stash[_cell_key]).skip
+    ]
+    config.stash[_session_key] = session
+    yield session
+    session.close()
+
+
+@pytest.fixture(scope="session")
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """The model x recipe x hardware, through one server where one is involved, that the test is about."""
+    found: Cell = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def measure(harness_session: HarnessSession) -> Measure:
+    """Measures and records; see harness.measure.Measure."""
+    return harness_session.measure
+
+
+@pytest.fixture(scope="session")
+def judge(harness_session: HarnessSession) -> Judge:
+    """Holds measurements against the matrix's thresholds; see harness.judge.Judge."""
+    return harness_session.judge
+
+
+@pytest.fixture
+def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int], None]:
+    """Times a function through pytest-benchmark: ``timed(function, rounds, warmup_rounds)``."""
+
+    def run(function: Callable[[], None], rounds: int, warmup: int) -> None:
+        benchmark.group = f"{cell.model.name} on {cell.hardware}"
+        benchmark.extra_info.update(
+            model=cell.model.name, recipe=cell.recipe.name, hardware=cell.hardware, server=cell.server
+        )
+        benchmark.pedantic(function, rounds=rounds, warmup_rounds=warmup, iterations=1)
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------- reporting
+
+
+class _Progress:
+    """Writes a line about long work between pytest's own lines; the same kind of line at most every ten seconds."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._reporter = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture = config.pluginmanager.get_plugin("capturemanager")
+        self._last: dict[str, float] = {}
+        self._quiet = config.option.verbose < 0
+
+    def __call__(self, message: str) -> None:
+        kind = message.split(":")[0]
+        now = time.monotonic()
+        if self._quiet or self._reporter is None or now - self._last.get(kind, -10.0) < 10:
+            return
+        self._last[kind] = now
+        with self._capture.global_and_fixture_disabled():
+            self._reporter.ensure_newline()
+            self._reporter.write_line(f"  {time.strftime('%H:%M:%S')} {message}", light=True)
+            sys.stdout.flush()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, HarnessError):
+        text = str(error)
+        if isinstance(error, WorkerError) and error.log_tail:
+            text += "\n\nthe end of its log:\n" + error.log_tail
+        report.longrepr = text
+        session = item.config.stash.get(_session_key, None)
+        if session is not None and isinstance(error, WorkerError):
+            session.record_failure(item.stash[_cell_key], error)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = config.stash.get(_session_key, None)
+    if session is None:
+        return
+    skipped = {
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    }
+    for title, lines in session.summary(sorted(skipped)):
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)

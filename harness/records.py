@@ -1,0 +1,301 @@
+"""The record's schema, and an append-only store of records that survives a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from harness.errors import RecordError
+
+SCHEMA_VERSION = 1
+
+Scalar = str | int | float | bool
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelIdentity(_Frozen):
+    """Which weights were measured."""
+
+    name: str = Field(description="The model's name in the matrix, or what was given on the command line.")
+    source: str = Field(description="hub:ID, package:REQUIREMENT, folder:NAME or random:SHAPE.")
+    revision: str = Field(description="Commit of the hub, or a digest of the weights or of the shape and seed.")
+    weights: Literal["pretrained", "random"] = Field(description="random weights never carry accuracy.")
+    note: str = Field("", description="What a reader must know, e.g. that the source was already quantized once.")
+
+
+class RecipeIdentity(_Frozen):
+    """Which quantization was applied."""
+
+    name: str
+    hash: str = Field(description="Digest of the serialized configuration: the recipe's identity.")
+    config: dict[str, Any] = Field(description="The configuration: class and arguments; empty for the baseline.")
+    baseline: bool = False
+
+
+class Device(_Frozen):
+    """What the measurement ran on."""
+
+    name: str
+    detail: dict[str, Scalar] = Field(default_factory=dict, description="Cores, memory, driver, and the like.")
+
+
+class Cell(_Frozen):
+    """One model x recipe x hardware, on one server: what a record is about."""
+
+    model: ModelIdentity
+    recipe: RecipeIdentity
+    hardware: str
+    server: str = Field(description="transformers, vllm, sglang or executorch; empty where no server is involved.")
+
+
+class _Line(_Frozen):
+    schema_version: int = SCHEMA_VERSION
+    time: float = Field(default_factory=time.time, description="Seconds since the epoch when the line was written.")
+
+
+class Header(_Line):
+    """First line of a run, repeated when a run is resumed: how it was started and in what."""
+
+    kind: Literal["header"] = "header"
+    run: str
+    command: list[str]
+    packages: dict[str, str] = Field(description="Every installed distribution of the planner's environment.")
+    device: Device
+
+
+class Measurement(_Line):
+    """One metric of one cell with its raw samples and all that is needed to trust it."""
+
+    kind: Literal["measurement"] = "measurement"
+    metric: str
+    unit: str
+    direction: Literal["lower", "higher", "none"]
+    definition: int = Field(description="Version of the metric's definition; see harness.metrics.")
+    parameters: dict[str, Scalar] = Field(default_factory=dict, description="E.g. batch_size, num_prompts, task.")
+    value: FiniteFloat
+    samples: list[FiniteFloat] = Field(default_factory=list, description="Raw samples behind the value, in the metric's unit.")
+    warmup: list[FiniteFloat] = Field(default_factory=list, description="Samples taken before, not counted.")
+    statistics: dict[str, FiniteFloat] = Field(default_factory=dict, description="Further figures, e.g. p99 or stderr.")
+    cell: Cell
+    packages: dict[str, str] = Field(description="Versions of what decides the result, in the worker's environment.")
+    device: Device
+    flags: dict[str, Scalar] = Field(default_factory=dict, description="Options and environment of engine or server.")
+    state_before: dict[str, Scalar] = Field(default_factory=dict)
+    state_after: dict[str, Scalar] = Field(default_factory=dict)
+    attachment: str = Field("", description="File beside the records with bulky detail, e.g. per-document results.")
+    from_cache: bool = Field(False, description="Reused from the artifact of an identical, deterministic evaluation.")
+    discarded: str = Field("", description="Why the measurement must not be used; empty if it may.")
+
+
+class Failure(_Line):
+    """A stage that did not give a result, with the end of its log."""
+
+    kind: Literal["failure"] = "failure"
+    cell: Cell
+    stage: str
+    failure: str = Field(description="exception, crash, timeout, out_of_memory, start or http.")
+    message: str
+    log_tail: str = ""
+
+
+class Judgement(_Line):
+    """One threshold held against one measurement."""
+
+    kind: Literal["judgement"] = "judgement"
+    cell: Cell
+    metric: str
+    parameters: dict[str, Scalar] = Field(default_factory=dict)
+    passed: bool
+    measured: float = Field(description="The value, or its ratio to or difference from the baseline.")
+    limit: float
+    comparison: str = Field(description="max, min, max_ratio, min_ratio, max_difference or min_difference.")
+    origin: str = Field(description="Where the limit comes from: published, stored baseline, or chosen.")
+    published: float | None = None
+
+
+class Timing(_Line):
+    """Where the session's time went: one stage of one cell."""
+
+    kind: Literal["timing"] = "timing"
+    cell: Cell | None = None
+    stage: str = Field(description="setup, quantize, engine start, compile, measure, evaluate or idle.")
+    seconds: float
+
+
+Line = Annotated[Header | Measurement | Failure | Judgement | Timing, Field(discriminator="kind")]
+_LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+def identity(measurement: Measurement) -> str:
+    """Return a digest of everything that makes two measurements the same measurement.
+
+    Time, values and machine state are left out: two records with one identity are repeats of each other.
+    """
+    parts = {
+        "metric": measurement.metric,
+        "definition": measurement.definition,
+        "parameters": measurement.parameters,
+        "cell": measurement.cell.model_dump(),
+        "packages": measurement.packages,
+        "device": measurement.device.name,
+        "flags": measurement.flags,
+    }
+    return digest(parts)
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b|(?<=[Bb]earer )\S+")
+
+
+def redact(text: str) -> str:
+    """Return ``text`` with hub tokens and bearer credentials replaced, as every log tail must be."""
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if token:
+        text = text.replace(token, "[token removed]")
+    return _SECRET.sub("[token removed]", text)
+
+
+class Run:
+    """A run's folder: ``records.jsonl``, the workers' logs and attachments.
+
+    Lines are only ever appended, each flushed and fsynced before :meth:`append` returns, so that what was
+    measured stays whatever happens next.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "records.jsonl"
+        self.logs = folder / "logs"
+        self.attachments = folder / "attachments"
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @classmethod
+    def create(cls, root: Path) -> Run:
+        """Make a new run folder under ``root``, named by the time in UTC."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        for attempt in range(100):
+            folder = root / (stamp if not attempt else f"{stamp}-{attempt}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(folder)
+        raise RecordError(f"no free run folder under {root} for {stamp}")
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> Run:
+        """Return the run called ``name`` (or ``last``, or a path to a run folder or its records file)."""
+        path = Path(name)
+        if path.is_file():
+            path = path.parent
+        if (path / "records.jsonl").is_file():
+            return cls(path)
+        runs = sorted(entry.parent for entry in root.glob("*/records.jsonl"))
+        if name == "last" and runs:
+            return cls(runs[-1])
+        if (root / name / "records.jsonl").is_file():
+            return cls(root / name)
+        names = ", ".join(run.name for run in runs[-5:]) or "none yet"
+        raise RecordError(f"no run {name!r} under {root}; the latest are: {names}")
+
+    def append(self, line: Line) -> None:
+        """Append one line and wait until it is on the disk.
+
+        Raises RecordError when the disk refuses it; a half-written line is cut off again, so that the file
+        keeps whole lines only.
+        """
+        data = (line.model_dump_json(exclude_defaults=False) + "\n").encode()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            start = file.seek(0, os.SEEK_END)
+            if start and not _ends_whole(self.path):
+                data = b"\n" + data
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                try:
+                    os.truncate(self.path, start)
+                except OSError:
+                    pass
+                raise RecordError(
+                    f"{self.path}: cannot write a record ({error.strerror}); what was recorded before is kept. "
+                    "Free some space and go on with --resume."
+                ) from error
+
+    def read(self) -> tuple[list[Line], list[str]]:
+        """Return every whole line of the run and a message for each line that could not be read."""
+        return read(self.path)
+
+    def lines(self) -> Iterator[Line]:
+        """Yield every whole line, passing over broken ones."""
+        yield from self.read()[0]
+
+    def attach(self, name: str, data: Mapping[str, Any] | list[Any]) -> str:
+        """Write bulky detail beside the records and return its path relative to the run folder."""
+        self.attachments.mkdir(parents=True, exist_ok=True)
+        target = self.attachments / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.json"
+        temporary = target.with_suffix(".tmp")
+        temporary.write_text(json.dumps(data), encoding="utf-8")
+        os.replace(temporary, target)
+        return str(target.relative_to(self.folder))
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read(path: Path) -> tuple[list[Line], list[str]]:
+    """Read a record file: every whole line, and a message naming each line that is broken.
+
+    A line of a newer schema raises RecordError by name, since leaving it out in silence would change a table.
+    """
+    lines: list[Line] = []
+    problems: list[str] = []
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                data = json.loads(raw)
+                version = data["schema_version"]
+                if isinstance(version, int) and version > SCHEMA_VERSION:
+                    raise RecordError(
+                        f"{path}, line {number}: schema version {version} is newer than this harness reads "
+                        f"({SCHEMA_VERSION}); upgrade the harness to read this run"
+                    )
+                lines.append(_LINE.validate_python(data))
+            except (ValueError, KeyError, TypeError) as error:
+                problems.append(f"{path}, line {number}: left out, {_reason(error)}")
+    return lines, problems
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"key {error} is missing"
+    return f"not a whole JSON record ({error})"

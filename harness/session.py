@@ -1,0 +1,156 @@
+"""One session of the suites: its run folder, flow, measurements and judge, and what is said of them at the end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness import hardware, tables
+from harness.artifacts import Store, default_root
+from harness.documented import Documented
+from harness.environment import Environment
+from harness.errors import WorkerError
+from harness.flow import Flow
+from harness.judge import Judge
+from harness.matrix import Cell, Matrix
+from harness.measure import Measure
+from harness.records import Failure, Header, Judgement, Run, Timing
+
+Section = tuple[str, list[str]]
+
+
+@dataclass
+class HarnessSession:
+    """Everything that a session of the suites shares."""
+
+    run: Run
+    results: Path
+    flow: Flow
+    measure: Measure
+    judge: Judge
+    documented: Documented
+    lock: FileLock
+    started: float
+    problems: list[str]
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        matrix: Matrix,
+        results: Path,
+        cache: Path | None,
+        data: Path | None,
+        limit: int | None,
+        resume: str | None,
+        command: list[str],
+        progress: Callable[[str], None],
+    ) -> HarnessSession:
+        """Open a new run, or go on with an old one, once no other session measures on this machine."""
+        started = time.monotonic()
+        store = Store((cache or default_root()).resolve(), say=progress)
+        store.root.mkdir(parents=True, exist_ok=True)
+        lock = _only_session(store.root / "machine.lock", progress)
+        environment = Environment()
+        runs = results / "runs"
+        run = Run.open(runs, resume) if resume else Run.create(runs)
+        problems = run.read()[1] if resume else []
+        header = Header(
+            run=run.name, command=command, packages=environment.packages(), device=hardware.device("cpu")
+        )
+        run.append(header)
+        flow = Flow(
+            store,
+            run,
+            matrix,
+            environment=environment,
+            data=data.resolve() if data else None,
+            limit=limit,
+            progress=progress,
+        )
+        measure = Measure(flow, run)
+        if resume:
+            measure.resume()
+            flow.start_ahead = False
+        documented = Documented.load()
+        judge = Judge(matrix, measure, run, documented)
+        return cls(run, results, flow, measure, judge, documented, lock, started, problems)
+
+    def close(self) -> None:
+        """End every worker and let other sessions measure."""
+        self.flow.close()
+        self.lock.release()
+
+    def record_failure(self, cell: Cell, error: WorkerError) -> None:
+        """Keep a stage that gave no result, with the end of its log."""
+        self.run.append(
+            Failure(
+                cell=self.flow.identity(cell),
+                stage=error.stage,
+                failure=error.kind,
+                message=str(error),
+                log_tail=error.log_tail,
+            )
+        )
+
+    def summary(self, skipped: list[str]) -> list[Section]:
+        """Return titled sections for the terminal: tables, failed limits, where the time went, where the files are.
+
+        The tables are written to the results folder as well.
+        """
+        sections: list[Section] = []
+        measurements = self.measure.measurements
+        lines = self.run.read()[0]
+        if measurements:
+            shown = tables.published_tables(measurements, self.documented)
+            shown += tables.quality_tables(measurements, self.documented)
+            sections.append(("results", tables.render(shown, "rst").splitlines()))
+        if self.judge.failures:
+            sections.append(("limits that do not hold", self.judge.failures))
+        if skipped:
+            sections.append(("skipped", skipped))
+        if self.problems:
+            sections.append(("records that could not be read", self.problems))
+        sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
+        files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
+        if measurements:
+            failures = [line for line in lines if isinstance(line, Failure)]
+            written = tables.write(
+                self.results / "tables", measurements, self.documented, runs=[self.run.name], failures=failures
+            )
+            files += [f"table: {path}" for path in written]
+        judged = [line for line in lines if isinstance(line, Judgement)]
+        files.append(f"limits held: {sum(line.passed for line in judged)} of {len(judged)}")
+        sections.append(("files", files))
+        return sections
+
+    def _times(self, timings: list[Timing]) -> list[str]:
+        now = [timing for timing in timings if timing.time >= time.time() - (time.monotonic() - self.started)]
+        total = time.monotonic() - self.started
+        stages: dict[str, float] = defaultdict(float)
+        for timing in now:
+            stages[timing.stage] += timing.seconds
+        stages["planner"] = max(0.0, total - sum(stages.values()))
+        return [f"{stage:<14}{seconds:8.1f} s {seconds / total:6.1%}" for stage, seconds in stages.items()] + [
+            f"{'total':<14}{total:8.1f} s"
+        ]
+
+
+def _only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
+    """Take the machine for measuring; two sessions at once would measure each other."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = path.with_suffix(".holder")
+        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
+        progress(f"waiting: another session measures on this machine (process {who})")
+        lock.acquire()
+    path.with_suffix(".holder").write_text(str(os.getpid()), encoding="utf-8")
+    return lock

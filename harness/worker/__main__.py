@@ -1,0 +1,65 @@
+"""Reads a job, opens its backend, answers requests until there are no more; nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+from harness.job import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.worker.backend import Backend
+
+
+def main() -> int:
+    requests = os.fdopen(int(os.environ.pop(REQUESTS_FD)), "rb")
+    replies_fd = int(os.environ.pop(REPLIES_FD))
+    for fd in (requests.fileno(), replies_fd):
+        os.set_inheritable(fd, False)
+    replies = os.fdopen(replies_fd, "wb", buffering=0)
+
+    def send(kind: Any, value: dict[str, Any]) -> None:
+        replies.write(Reply(kind=kind, value=value).model_dump_json().encode() + b"\n")
+
+    backend: Backend | None = None
+    try:
+        job = Job.model_validate_json(requests.readline())
+        module = importlib.import_module(f"harness.worker.{job.backend}")
+        backend = module.BACKEND(lambda value: send("progress", value))
+        send("ready", backend.open(**job.specification))
+    except BaseException as error:
+        traceback.print_exc()
+        send("error", _describe(error))
+        return 1
+    for line in requests:
+        request = Request.model_validate_json(line)
+        try:
+            if request.command not in backend.commands:
+                raise ValueError(f"{job.backend} has no command {request.command!r}")
+            send("result", getattr(backend, request.command)(**request.arguments))
+        except Exception as error:
+            traceback.print_exc()
+            send("error", _describe(error))
+    backend.close()
+    return 0
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """Return kind and message of the error that started it all, not of its last wrapper."""
+    root = error
+    while root.__cause__ or (root.__context__ and not root.__suppress_context__):
+        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    memory = any(isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError" for link in (error, root))
+    words = f"{type(root).__name__}: {root}"
+    if root is not error:
+        words += f" (seen as {type(error).__name__}: {str(error)[:300]})"
+    return {"kind": "out_of_memory" if memory else "exception", "message": words}
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreter shutdown of the engines' threads can hang or crash; everything worth keeping has been sent.
+    os._exit(status)

@@ -1,0 +1,101 @@
+"""The client's side of serving: vLLM's own serving benchmark, and lm-evaluation-harness through a server."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+from harness.worker import evaluate
+from harness.worker.backend import Backend
+
+
+class Client(Backend):
+    """Imports the benchmark once and asks any OpenAI-compatible server on loopback."""
+
+    commands: ClassVar[tuple[str, ...]] = ("serving", "tasks")
+
+    def open(self) -> dict[str, Any]:
+        from vllm.benchmarks import serve
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        self.serve = serve
+        self.parser = FlexibleArgumentParser()
+        serve.add_cli_args(self.parser)
+        self.read_samples = serve.get_samples
+        self.samples: dict[tuple[str, ...], Any] = {}
+        serve.get_samples = self._samples
+        return {}
+
+    def serving(
+        self,
+        url: str,
+        model: str,
+        tokenizer: str,
+        dataset: str,
+        num_prompts: int,
+        output_len: int | None,
+        trust_remote_code: bool,
+    ) -> dict[str, Any]:
+        """Send ``num_prompts`` ShareGPT prompts at once, as ``vllm bench serve`` does, and return its result.
+
+        Times are in milliseconds: every request's time to first token (``ttft``) and time per output token
+        (``tpot``), and every interval between tokens (``itl``). Raises ValueError if any request failed: a rate
+        over the others would be void.
+        """
+        arguments = [
+            *("--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions"),
+            *("--model", model, "--served-model-name", model, "--tokenizer", tokenizer),
+            *("--dataset-name", "sharegpt", "--dataset-path", dataset, "--num-prompts", str(num_prompts)),
+            *("--seed", "0", "--temperature", "0", "--disable-tqdm", "--save-detailed"),
+            *("--ready-check-timeout-sec", "30"),
+        ]
+        if output_len is not None:
+            arguments += ["--sharegpt-output-len", str(output_len)]
+        if trust_remote_code:
+            arguments.append("--trust-remote-code")
+        found = self.serve.main(self.parser.parse_args(arguments))
+        failed = [error for error in found.get("errors", []) if error]
+        if found["completed"] != num_prompts or failed:
+            first = f"; the first error: {failed[0][:300]}" if failed else ""
+            raise ValueError(f"{num_prompts - found['completed']} of {num_prompts} requests failed{first}")
+        lengths = found["output_lens"]
+        itls = found["itls"]
+        tpots = [sum(itl) / (length - 1) for itl, length in zip(itls, lengths, strict=True) if length > 1]
+        return {
+            "request_throughput": found["request_throughput"],
+            "output_throughput": found["output_throughput"],
+            "duration": found["duration"],
+            "input_tokens": found["total_input_tokens"],
+            "output_tokens": found["total_output_tokens"],
+            "ttft": [1000 * seconds for seconds in found["ttfts"]],
+            "tpot": [1000 * seconds for seconds in tpots],
+            "itl": [1000 * seconds for itl in itls for seconds in itl],
+        }
+
+    def _samples(self, arguments: Any, tokenizer: Any) -> Any:
+        """Read and tokenize a dataset once; every later round sends the same requests."""
+        names = ("dataset_path", "tokenizer", "num_prompts", "sharegpt_output_len", "seed")
+        key = tuple(str(getattr(arguments, name)) for name in names)
+        if key not in self.samples:
+            self.samples[key] = self.read_samples(arguments, tokenizer)
+        return copy.deepcopy(self.samples[key])
+
+    def tasks(
+        self, url: str, model: str, tokenizer: str, names: list[str], data: str | None, limit: int | None
+    ) -> dict[str, Any]:
+        """Run lm-evaluation-harness tasks through the server's completions endpoint."""
+        from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+        served = LocalCompletionsAPI(
+            model=model,
+            base_url=f"{url}/v1/completions",
+            tokenizer=tokenizer,
+            tokenizer_backend="huggingface",
+            num_concurrent=8,
+            max_retries=2,
+            batch_size=1,
+        )
+        return evaluate.tasks(served, names, data, limit)
+
+
+BACKEND = Client

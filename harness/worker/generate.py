@@ -1,0 +1,125 @@
+"""Transformers' own generate: peak memory, throughput, a chat, and the quality of what the model predicts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness.worker import evaluate, tensors
+from harness.worker.backend import Backend
+
+# The tutorial's prompt for the memory benchmark.
+MEMORY_PROMPT = "Hey, are you conscious? Can you talk to me?"
+
+
+class Generate(Backend):
+    """A checkpoint loaded once through AutoModelForCausalLM."""
+
+    commands: ClassVar[tuple[str, ...]] = ("peak_memory", "generate", "text_quality", "tasks")
+
+    def open(self, checkpoint: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, device_map=device, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
+        ).eval()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.used = False
+        self.trust_remote_code = trust_remote_code
+        return {
+            "weight_bytes": tensors.weight_bytes(self.model),
+            "layers": tensors.layers(self.model),
+            "threads": torch.get_num_threads(),
+        }
+
+    def peak_memory(self, max_new_tokens: int) -> dict[str, Any]:
+        """Generate from the tutorial's prompt and return the peak memory in bytes.
+
+        On a GPU ``max_memory_reserved`` since loading, on a CPU the peak resident set of this process, which
+        therefore must not have done anything else: RuntimeError if it has.
+        """
+        if self.used:
+            raise RuntimeError("peak memory needs a fresh process; this one has been used")
+        messages = [{"role": "system", "content": ""}, {"role": "user", "content": MEMORY_PROMPT}]
+        inputs = self._inputs(messages)
+        self.used = True
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
+        peak = torch.cuda.max_memory_reserved() if self.device == "cuda" else peak_resident_bytes()
+        new = output[0][inputs["input_ids"].shape[1] :]
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        return {"peak_bytes": peak, "new_tokens": len(new), "response": text}
+
+    def generate(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:
+        """Generate greedily, exactly ``max_new_tokens`` tokens, and return text, token ids and seconds."""
+        self.used = True
+        inputs = self._inputs([{"role": "user", "content": prompt}])
+        self._synchronize()
+        start = time.perf_counter()
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False
+            )
+        self._synchronize()
+        seconds = time.perf_counter() - start
+        new = output[0][inputs["input_ids"].shape[1] :].tolist()
+        return {"seconds": seconds, "tokens": new, "text": self.tokenizer.decode(new, skip_special_tokens=True)}
+
+    def text_quality(
+        self, text: str, windows: int, window_tokens: int, baseline: str | None
+    ) -> dict[str, Any]:
+        """Compare this model with the text, and with the baseline checkpoint over the same text."""
+        self.used = True
+        reference = None
+        if baseline is not None:
+            reference = AutoModelForCausalLM.from_pretrained(
+                baseline, device_map=self.device, dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code
+            ).eval()
+        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
+        return evaluate.text_quality(
+            self.model, reference, ids, lambda done: self.report({"done": done, "of": len(ids)})
+        )
+
+    def tasks(self, names: list[str], data: str | None, limit: int | None, batch_size: int) -> dict[str, Any]:
+        """Run lm-evaluation-harness tasks through its own Hugging Face backend."""
+        self.used = True
+        from lm_eval.models.huggingface import HFLM
+
+        model = HFLM(
+            pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device
+        )
+        return evaluate.tasks(model, names, data, limit)
+
+    def _inputs(self, messages: list[dict[str, str]]) -> Any:
+        if self.tokenizer.chat_template:
+            prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        else:
+            prompt = "\n".join(message["content"] for message in messages)
+        return self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
+
+    def _synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_resident_bytes() -> int:
+    """Return the peak resident set of this process since it was executed."""
+    if sys.platform == "linux":
+        for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+BACKEND = Generate

@@ -1,0 +1,162 @@
+"""Makes plain checkpoints out of any source, and quantized checkpoints out of plain ones, and proves the latter."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
+
+from harness.worker import recipe as recipes
+from harness.worker import tensors
+from harness.worker.backend import Backend
+
+
+class Quantize(Backend):
+    """Writes checkpoints with ``save_pretrained``."""
+
+    commands: ClassVar[tuple[str, ...]] = ("plain_from_gguf", "plain_from_shape", "quantize")
+
+    def open(self, device: str) -> dict[str, Any]:
+        self.device = device
+        return {}
+
+    def plain_from_gguf(self, file: str, output: str) -> dict[str, Any]:
+        """Rebuild a plain bf16 model from a GGUF file.
+
+        Transformers marks a model loaded from GGUF as quantized and refuses to save it, so its state goes into a
+        model made from the configuration alone.
+        """
+        path = Path(file)
+        source: dict[str, Any] = {"gguf_file": path.name}
+        loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.bfloat16, **source)
+        config = loaded.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        config.dtype = torch.bfloat16
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        missing, unexpected = model.load_state_dict(loaded.state_dict(), strict=False)
+        if unexpected or [name for name in missing if "lm_head" not in name]:
+            raise ValueError(f"{path.name}: tensors do not fit: missing {missing}, unexpected {unexpected}")
+        model.tie_weights()
+        model.generation_config = loaded.generation_config
+        model.save_pretrained(output)
+        AutoTokenizer.from_pretrained(str(path.parent), **source).save_pretrained(output)
+        return _facts(model, output)
+
+    def plain_from_shape(self, shape: str, seed: int, tokenizer: str, output: str) -> dict[str, Any]:
+        """Write random bf16 weights of the shape of a config.json, with another model's tokenizer."""
+        config = AutoConfig.for_model(**json.loads(Path(shape).read_text(encoding="utf-8")))
+        torch.manual_seed(seed)
+        with torch.device(self.device):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(output)
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        if len(loaded) > config.vocab_size:
+            raise ValueError(f"tokenizer of {tokenizer} has {len(loaded)} tokens, the model {config.vocab_size}")
+        loaded.save_pretrained(output)
+        return _facts(model, output)
+
+    def quantize(
+        self,
+        checkpoint: str,
+        config: str,
+        arguments: dict[str, Any],
+        quantizes: list[str],
+        transformers_options: dict[str, Any],
+        untie_embeddings: bool,
+        trust_remote_code: bool,
+        output: str,
+    ) -> dict[str, Any]:
+        """Quantize through TorchAoConfig at load, save, and prove that every layer that was meant is quantized.
+
+        Raises ValueError naming the layers that stayed as they were, and the options that transformers would
+        swallow in silence.
+        """
+        options = dict(transformers_options)
+        if "embedding" in quantizes or "head" in quantizes:
+            options.setdefault("include_input_output_embeddings", True)
+            options.setdefault("modules_to_not_convert", [])
+        accepted = [name for name in inspect.signature(TorchAoConfig.__init__).parameters if name not in _NOT_OPTIONS]
+        swallowed = [name for name in options if name not in accepted]
+        if swallowed:
+            raise ValueError(
+                f"TorchAoConfig does not know {', '.join(swallowed)} and would ignore it in silence; "
+                f"it knows {', '.join(accepted)}"
+            )
+        torchao_config = recipes.build(config, arguments)
+        source = checkpoint
+        if untie_embeddings:
+            source = str(Path(output) / "untied")
+            _untie(checkpoint, source, trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.bfloat16,
+            device_map=self.device,
+            quantization_config=TorchAoConfig(torchao_config, **options),
+            trust_remote_code=trust_remote_code,
+        )
+        found = tensors.layers(model)
+        skipped = tensors.unquantized(found, quantizes)
+        if skipped:
+            raise ValueError(_silent_skip(config, arguments, skipped, found))
+        model.save_pretrained(output)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(output)
+        if untie_embeddings:
+            shutil.rmtree(source)
+        return _facts(model, output)
+
+
+_NOT_OPTIONS = ("self", "quant_type", "kwargs")
+
+
+def _silent_skip(
+    config: str, arguments: dict[str, Any], skipped: list[str], found: dict[str, dict[str, Any]]
+) -> str:
+    shapes = sorted({str(tuple(found[name]["shape"])) for name in skipped})
+    shown = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
+    total = sum(layer["kind"] in ("linear", "embedding", "head") for layer in found.values())
+    return (
+        f"{config} left {len(skipped)} of {total} layers unquantized without a word: {shown} (weight shapes "
+        f"{', '.join(shapes)}; arguments {arguments}). Likely causes: a group size that does not divide the last "
+        "dimension, tied embeddings, or an option that does not reach these layers."
+    )
+
+
+def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
+    """Save a copy whose output head has a weight of its own, since tied weights cannot be quantized apart."""
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
+    )
+    text_config = model.config.get_text_config(decoder=True)
+    text_config.tie_word_embeddings = False
+    model.config.tie_word_embeddings = False
+    model._tied_weights_keys = None
+    model.all_tied_weights_keys = {}
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(output)
+
+
+def _facts(model: Any, output: str) -> dict[str, Any]:
+    found = tensors.layers(model)
+    files = sorted(Path(output).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"save_pretrained wrote no safetensors file to {output}")
+    saved = json.loads((Path(output) / "config.json").read_text(encoding="utf-8"))
+    return {
+        "checkpoint_bytes": sum(file.stat().st_size for file in files),
+        "weight_bytes": tensors.weight_bytes(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": found,
+        "quantization_config": saved.get("quantization_config", {}),
+        "architecture": type(model).__name__,
+    }
+
+
+BACKEND = Quantize

@@ -1,0 +1,82 @@
+"""vLLM's offline engine, and the extension that looks inside its model."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, ClassVar
+
+import torch
+
+from harness.worker import tensors
+from harness.worker.backend import Backend
+
+
+class Inspect:
+    """Mixed into vLLM's worker, so that the engine's process answers what its model is made of."""
+
+    model_runner: Any
+
+    def quantized_layers(self) -> dict[str, str]:
+        """Return the tensor class of every linear layer's weight by the layer's name."""
+        found = {}
+        for name, module in self.model_runner.get_model().named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, torch.Tensor) and weight.dim() == 2 and hasattr(module, "quant_method"):
+                found[name] = tensors.tensor_class(weight)
+        return found
+
+
+class Engine(Backend):
+    """A checkpoint in ``vllm.LLM``, started once; options are as ``vllm bench latency`` sets them."""
+
+    commands: ClassVar[tuple[str, ...]] = ("latency", "chat")
+
+    def open(self, checkpoint: str, **options: Any) -> dict[str, Any]:
+        from vllm import LLM, SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        self.sampling = SamplingParams
+        self.tokens_prompt = TokensPrompt
+        self.llm = LLM(
+            model=checkpoint,
+            enable_prefix_caching=False,
+            worker_extension_cls=f"{Inspect.__module__}.{Inspect.__qualname__}",
+            **options,
+        )
+        config = self.llm.llm_engine.vllm_config
+        blocks = config.cache_config.num_gpu_blocks or 0
+        return {
+            "quantization": str(config.model_config.quantization or ""),
+            "dtype": str(config.model_config.dtype),
+            "kv_cache_tokens": blocks * config.cache_config.block_size,
+            "compile_seconds": float(config.compilation_config.compilation_time),
+            "layers": self.llm.collective_rpc("quantized_layers")[0],
+        }
+
+    def latency(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
+        """Run one batch of random prompts and return its wall time in seconds.
+
+        Raises ValueError unless every request returned exactly ``output_len`` tokens.
+        """
+        prompts = [
+            self.tokens_prompt(prompt_token_ids=random.choices(range(10000), k=input_len)) for _ in range(batch_size)
+        ]
+        parameters = self.sampling(temperature=1.0, top_p=1.0, ignore_eos=True, max_tokens=output_len)
+        start = time.perf_counter()
+        outputs = self.llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        lengths = {len(output.outputs[0].token_ids) for output in outputs}
+        if len(outputs) != batch_size or lengths != {output_len}:
+            raise ValueError(f"{len(outputs)} of {batch_size} requests came back, with {sorted(lengths)} tokens")
+        return {"seconds": seconds}
+
+    def chat(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:
+        """Answer one chat message greedily and return its text and token ids."""
+        parameters = self.sampling(temperature=0.0, max_tokens=max_new_tokens, ignore_eos=True)
+        output = self.llm.chat([{"role": "user", "content": prompt}], sampling_params=parameters, use_tqdm=False)
+        answer = output[0].outputs[0]
+        return {"text": answer.text, "tokens": list(answer.token_ids)}
+
+
+BACKEND = Engine
