@@ -10,7 +10,9 @@ from harness.errors import HarnessError
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness", description="torchao benchmarking and regression harness")
+    parser = argparse.ArgumentParser(
+        prog="python -m harness", description="torchao benchmarking and regression harness"
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, words in (

@@ -2,16 +2,16 @@
 
     python -m harness bundle --python 3.12 --extra h100 --runner FREEZE.txt --part-size 60MiB OUT/
 
-OUT then holds ``part-00.bin``, ``part-01.bin`` and so on, ``manifest.json`` (every part's SHA-256, every package's version) and
-``install.py`` (see bundle_install.py), which joins, verifies, unpacks and precompiles them on the runner.
+OUT then holds ``part-00.bin``, ``part-01.bin`` and so on, ``manifest.json`` (every part's SHA-256, every package's
+version) and ``install.py`` (see bundle_install.py), which joins, verifies, unpacks and precompiles them on the runner.
 
 What the extra requires is resolved by pip for the runner's Python and platform. Each package that comes out is then
 decided by this rule, which the run prints for every package where the runner and a requirement disagree:
 
 1. named in bundle.toml's ``left_out``: not carried;
 2. named in its ``stays`` (torch, all that is compiled against it, CUDA's libraries): as the runner has it, always;
-3. the runner has it, in a version that every requirement takes: not carried. Of a version that is not known, all is
-   believed but an exact pin;
+3. the runner has it in a version that every requirement takes, and ``carried`` does not name it: not carried. Where
+   that version is not known, it is believed to do unless one exact version is wanted;
 4. else: carried. Where the runner has another version, the carried one stands before it.
 
 To choose the carried ones so that they go with the others, pip is shown the rest as stand-ins: empty wheels of the
@@ -23,10 +23,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import dataclasses
 import errno
 import fnmatch
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import os
@@ -48,7 +50,6 @@ from typing import Any
 
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
@@ -60,9 +61,9 @@ PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 SETTINGS = Path(__file__).with_name("bundle.toml")
 MAX_PARTS = 1000
 BLOCK = 16 << 20  # bytes before compression: small enough that a runner's cores share the work, at 2 % more to carry
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", start=1)}
-_UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)}
+_UNITS |= {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)}
 
 
 class BundleError(HarnessError):
@@ -73,12 +74,12 @@ class BundleError(HarnessError):
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes in ``text``: a number and a unit, as in ``60MiB``, ``500MB`` or ``1.5GiB``; BundleError if it is none."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    units = {unit.lower(): size for unit, size in _UNITS.items()}
-    if not match or match[2].lower() not in units:
+    """Return the bytes in ``text``: a number and a unit, as in ``60MiB`` or ``500MB``; BundleError if it is no size."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].lower() not in _UNITS:
         raise BundleError(f"{text!r} is no size: give a number and a unit, such as 60MiB, 500MB or 1GiB")
-    size = int(float(match[1]) * units[match[2].lower()]) if "." in match[1] else int(match[1]) * units[match[2].lower()]
+    unit = _UNITS[match[2].lower()]
+    size = int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
     if size < 1:
         raise BundleError(f"{text!r} is no size for a part: it must be at least one byte")
     return size
@@ -131,6 +132,7 @@ class Settings:
 
     stays: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    carried: Mapping[str, str] = field(default_factory=dict)
     source_only: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -139,13 +141,16 @@ def read_settings(path: Path, extra: str) -> Settings:
     """Read ``every`` and ``extra.EXTRA`` of a bundle.toml; BundleError names the file and the key at fault."""
     tables = _read_toml(path)
     merged: dict[str, dict[str, Any]] = {name: {} for name in Settings.__dataclass_fields__}
-    for where, table in (("every", tables.get("every", {})), (f"extra.{extra}", tables.get("extra", {}).get(extra, {}))):
+    for where, table in (
+        ("every", tables.get("every", {})),
+        (f"extra.{extra}", tables.get("extra", {}).get(extra, {})),
+    ):
         for key, entries in table.items():
             if key not in merged:
                 raise BundleError(f"{path}: {where}.{key} is not known; {nearest(key, merged)}")
             for name, reason in entries.items():
-                inner = reason.values() if key == "files" and isinstance(reason, dict) else [reason]
-                if not all(isinstance(text, str) and text for text in inner):
+                reasons = [reason] if key != "files" else reason.values() if isinstance(reason, dict) else [None]
+                if not all(isinstance(text, str) and text for text in reasons):
                     raise BundleError(f"{path}: {where}.{key}.{name}: a reason (text) is wanted")
                 merged[key][canonicalize_name(name)] = reason
     return Settings(**merged)
@@ -193,7 +198,7 @@ def read_runner(path: Path) -> dict[str, Version | None]:
     """
     packages: dict[str, Version | None] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise BundleError(f"--runner {path}: {error.strerror}; write it there with `pip freeze`") from error
     for number, line in enumerate(lines, start=1):
@@ -231,6 +236,9 @@ class Decision(StrEnum):
     CARRIED = "carried"
 
 
+_FIXED = (Decision.LEFT_OUT, Decision.STAYS)  # whatever the requirements say
+
+
 @dataclass(frozen=True)
 class Ask:
     """That ``by`` (a package, or "" for the project itself) has this requirement."""
@@ -264,7 +272,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of decisions; ``runner`` is ``-`` where the runner lacks the package, ``?`` if it has some version."""
+    """One line of the table of decisions; ``runner`` is ``-`` if the runner lacks the package, ``?`` if it has any."""
 
     package: str
     wanted: str
@@ -299,7 +307,7 @@ def decide(name: str, asks: Iterable[Ask], runner: Runner, settings: Settings) -
         return Decision.LEFT_OUT
     if _reason(name, settings.stays):
         return Decision.STAYS
-    if name not in runner:
+    if name not in runner or _reason(name, settings.carried):
         return Decision.CARRIED
     version = runner[name]
     satisfied = all(ask.takes(version) if version else not ask.pins for ask in asks)
@@ -311,105 +319,131 @@ def _reason(name: str, table: Mapping[str, str]) -> str:
     return next((reason for pattern, reason in table.items() if fnmatch.fnmatchcase(name, pattern)), "")
 
 
-def plan(
-    roots: Sequence[Requirement], runner: Runner, settings: Settings, environment: Mapping[str, str], resolver: Resolver
-) -> Plan:
-    """Choose what is carried for ``roots`` so that it goes with what is not.
+@dataclass(frozen=True)
+class Planner:
+    """Chooses what is carried for ``roots`` so that it goes with what is not."""
 
-    A first resolution, bound to the runner's torch alone, tells who asks for what. Then it is resolved anew with the
-    runner's versions, less those that the pinned roots refuse; if that is impossible, less those that any package of
-    the first resolution refuses. Raises ResolverFailed with pip's own words.
-    """
-    torch = runner.get("torch")
-    first = _resolve(roots, {"torch": torch} if torch else {}, environment, resolver)
-    asks = _walk(roots, first, environment, lambda name: decide(name, (), runner, settings) in _FIXED)
-    pinned = {ask.by for wanted in asks.values() for ask in wanted if not ask.by} | {
-        canonicalize_name(root.name) for root in roots if Ask("", root).pins
-    }
+    roots: Sequence[Requirement]
+    runner: Runner
+    settings: Settings
+    environment: Mapping[str, str]
+    resolver: Resolver
 
-    def refused(heard: Callable[[Ask], bool]) -> set[str]:
+    def plan(self) -> Plan:
+        """Return the packages to carry. Raises ResolverFailed with pip's own words.
+
+        A first resolution, bound to the runner's torch alone, tells who asks for what. Then it is resolved anew with
+        the runner's versions, less those that the pinned roots refuse; if that is impossible, less those that any
+        package of the first resolution refuses.
+        """
+        torch = self.runner.get("torch")
+        first = self._resolve({"torch": torch} if torch else {})
+        asks = self._walk(first, lambda name: self._decide(name) in _FIXED)
+        pinned = {"", *(canonicalize_name(root.name) for root in self.roots if Ask("", root).pins)}
+        few = self._refused(asks, lambda ask: ask.by in pinned)
+        many = self._refused(asks, lambda ask: True)
+        try:
+            return self._settle(first, few)
+        except ResolverFailed as error:
+            if not error.conflict or few == many:
+                raise
+        return self._settle(first, many)
+
+    def _decide(self, name: str, asks: Iterable[Ask] = ()) -> Decision:
+        return decide(name, asks, self.runner, self.settings)
+
+    def _refused(self, asks: Mapping[str, list[Ask]], heard: Callable[[Ask], bool]) -> set[str]:
+        """Return what the runner has, but not as it is asked for."""
         return {
             name
             for name, wanted in asks.items()
-            if name in runner and decide(name, filter(heard, wanted), runner, settings) is Decision.CARRIED
+            if name in self.runner and self._decide(name, filter(heard, wanted)) is Decision.CARRIED
         }
 
-    few, all_of_them = refused(lambda ask: ask.by in pinned), refused(lambda ask: True)
-    try:
-        return _settle(roots, first, few, runner, settings, environment, resolver)
-    except ResolverFailed as error:
-        if not error.conflict or few == all_of_them:
-            raise
-    return _settle(roots, first, all_of_them, runner, settings, environment, resolver)
+    def _settle(self, found: dict[str, Found], refused: set[str]) -> Plan:
+        """Resolve with stand-ins for all that is not carried, until no decision changes; ``refused`` are carried."""
+        stand_ins: dict[str, Version] = {}
+        while True:
 
+            def kept(name: str, refused: set[str] = refused) -> bool:
+                return name not in refused and self._decide(name) is not Decision.CARRIED
 
-_FIXED = (Decision.LEFT_OUT, Decision.STAYS)
+            asks = self._walk(found, kept)
+            wrong = self._refused({name: asks[name] for name in asks.keys() & stand_ins.keys()}, lambda ask: True)
+            new = {name: self._stand_in(name, found[name], asks[name]) for name in asks if kept(name)}
+            if not wrong and new.keys() <= stand_ins.keys():
+                break
+            refused = refused | wrong
+            stand_ins = {name: version for name, version in (new | stand_ins).items() if name not in refused}
+            found = self._resolve(stand_ins)
+        carried = {name: found[name] for name in sorted(asks) if name not in stand_ins}
+        return Plan(carried, self._rows(asks, carried))
 
+    def _stand_in(self, name: str, found: Found, asks: Iterable[Ask]) -> Version:
+        """Return the version to show pip for what is not carried: the runner's, unless a rule overrules a pin.
 
-def _settle(
-    roots: Sequence[Requirement],
-    found: dict[str, Found],
-    refused: set[str],
-    runner: Runner,
-    settings: Settings,
-    environment: Mapping[str, str],
-    resolver: Resolver,
-) -> Plan:
-    """Resolve with stand-ins for all that is not carried, until no decision changes; ``refused`` are carried in any case."""
-    refused = set(refused)
-    stand_ins: dict[str, Version] = {}
+        Its local part keeps it apart from real ones.
+        """
+        version = self.runner.get(name)
+        overruled = name != "torch" and self._decide(name) in _FIXED
+        if version is None or (overruled and not all(ask.takes(version) for ask in asks)):
+            version = found.version
+        return version if version.local else Version(f"{version}+runner")
 
-    def kept(name: str) -> bool:
-        return name not in refused and decide(name, (), runner, settings) is not Decision.CARRIED
+    def _resolve(self, stand_ins: Mapping[str, Version]) -> dict[str, Found]:
+        """Resolve for the runner. pip reads markers as they hold here; what only holds there is asked for by name."""
+        asked = list(self.roots)
+        while True:
+            found = self.resolver(asked, stand_ins)
+            unheard = [
+                ask.requirement
+                for name, wanted in self._walk(found, stand_ins.__contains__).items()
+                for ask in wanted
+                if name not in found or not (name in stand_ins or ask.takes(found[name].version))
+            ]
+            more = [requirement for requirement in map(_without_marker, unheard) if requirement not in asked]
+            if not more:
+                return found
+            asked += more
 
-    while True:
-        asks = _walk(roots, found, environment, kept)
-        standing = {
-            name: stand_ins.get(name) or _stand_in(name, found[name], wanted, runner, settings)
-            for name, wanted in asks.items()
-            if kept(name)
-        }
-        if standing.keys() <= stand_ins.keys():
-            break
-        stand_ins = {name: version for name, version in (stand_ins | standing).items() if kept(name)}
-        found = _resolve(roots, stand_ins, environment, resolver)
-        for name, wanted in _walk(roots, found, environment, kept).items():
-            if name in runner and decide(name, wanted, runner, settings) is Decision.CARRIED:
-                refused.add(name)
-                stand_ins.pop(name, None)
-    carried = {name: found[name] for name in sorted(asks) if name not in stand_ins}
-    return Plan(carried, _rows(asks, carried, runner, settings))
+    def _walk(self, found: Mapping[str, Found], closed: Callable[[str], bool]) -> dict[str, list[Ask]]:
+        """Return what is asked of every package that the roots lead to on the runner, not looking into closed ones."""
+        asks: dict[str, list[Ask]] = {}
+        pending = [Ask("", root) for root in self.roots]
+        seen: dict[str, set[str]] = {}
+        while pending:
+            ask = pending.pop()
+            name = canonicalize_name(ask.requirement.name)
+            asks.setdefault(name, []).append(ask)
+            if name not in found or closed(name):
+                continue
+            extras = {"", *ask.requirement.extras} - seen.get(name, set())
+            seen.setdefault(name, set()).update(extras)
+            for requirement in found[name].requires if extras else ():
+                marker = requirement.marker
+                if marker is None or any(marker.evaluate({**self.environment, "extra": extra}) for extra in extras):
+                    pending.append(Ask(name, requirement))
+        return asks
 
-
-def _stand_in(name: str, found: Found, asks: Iterable[Ask], runner: Runner, settings: Settings) -> Version:
-    """Return the version to show pip for a package that is not carried: the runner's, unless a rule overrules a pin.
-
-    Its local part keeps it apart from real ones.
-    """
-    version = runner.get(name)
-    overruled = name != "torch" and decide(name, (), runner, settings) in _FIXED
-    if version is None or (overruled and not all(ask.takes(version) for ask in asks)):
-        version = found.version
-    return version if version.local else Version(f"{version}+runner")
-
-
-def _resolve(
-    roots: Sequence[Requirement], stand_ins: Mapping[str, Version], environment: Mapping[str, str], resolver: Resolver
-) -> dict[str, Found]:
-    """Resolve for the runner. pip reads markers as they are here: what only holds there is asked for by name, and again."""
-    asked = list(roots)
-    while True:
-        found = resolver(asked, stand_ins)
-        unheard = [
-            ask.requirement
-            for name, wanted in _walk(roots, found, environment, stand_ins.__contains__).items()
-            for ask in wanted
-            if name not in found or not (name in stand_ins or ask.takes(found[name].version))
-        ]
-        more = [requirement for requirement in map(_without_marker, unheard) if requirement not in asked]
-        if not more:
-            return found
-        asked += more
+    def _rows(self, asks: Mapping[str, list[Ask]], carried: Mapping[str, Found]) -> list[Row]:
+        """Return a row for all that is left out, and for all of which the runner has, or may have, a wrong version."""
+        rows = []
+        for name, wanted in sorted(asks.items()):
+            version = self.runner.get(name)
+            doubtful = [ask for ask in wanted if (not ask.takes(version) if version else ask.caps)]
+            if name in carried and name in self.runner:
+                decision, reason = Decision.CARRIED, f"{carried[name].version} stands before it"
+                if chosen := _reason(name, self.settings.carried):
+                    reason += f": {chosen}"
+            elif name in carried or (name in self.runner and not doubtful):
+                continue
+            else:
+                decision = self._decide(name)
+                reason = _reason(name, self.settings.left_out) or _reason(name, self.settings.stays)
+            text = {f"{ask.requirement.specifier or 'any'} ({ask.by or 'the extra'})" for ask in doubtful or wanted}
+            has = str(version or ("?" if name in self.runner else "-"))
+            rows.append(Row(name, ", ".join(sorted(text)), has, decision, reason))
+        return rows
 
 
 def _without_marker(requirement: Requirement) -> Requirement:
@@ -418,58 +452,12 @@ def _without_marker(requirement: Requirement) -> Requirement:
     return plain
 
 
-def _walk(
-    roots: Sequence[Requirement],
-    found: Mapping[str, Found],
-    environment: Mapping[str, str],
-    closed: Callable[[str], bool],
-) -> dict[str, list[Ask]]:
-    """Return what is asked of every package that the roots lead to on the runner, not looking into ``closed`` ones."""
-    asks: dict[str, list[Ask]] = {}
-    pending = [Ask("", root) for root in roots]
-    seen: set[tuple[str, str]] = set()
-    while pending:
-        ask = pending.pop()
-        name = canonicalize_name(ask.requirement.name)
-        asks.setdefault(name, []).append(ask)
-        if name not in found or closed(name):
-            continue
-        for extra in {"", *ask.requirement.extras} - {extra for package, extra in seen if package == name}:
-            seen.add((name, extra))
-            for requirement in found[name].requires:
-                marker = requirement.marker
-                if "extra" in str(marker) if extra else "extra" not in str(marker):
-                    if marker is None or marker.evaluate({**environment, "extra": extra}):
-                        pending.append(Ask(name, requirement))
-    return asks
-
-
-def _rows(asks: Mapping[str, list[Ask]], carried: Mapping[str, Found], runner: Runner, settings: Settings) -> list[Row]:
-    """Return a row for every package that is left out and every one of which the runner may have the wrong version."""
-    rows = []
-    for name, wanted in sorted(asks.items()):
-        version = runner.get(name)
-        decision = Decision.CARRIED if name in carried else decide(name, (), runner, settings)
-        if decision in _FIXED and name not in runner:
-            doubtful = wanted
-        else:
-            doubtful = [ask for ask in wanted if (not ask.takes(version) if version else ask.caps)]
-        if not doubtful or (decision is Decision.CARRIED and name not in runner):
-            continue
-        reason = _reason(name, settings.left_out) or _reason(name, settings.stays)
-        if not reason:
-            reason = f"{carried[name].version} stands before it" if name in carried else "believed to do"
-        text = ", ".join(sorted({f"{ask.requirement.specifier or 'any'} ({ask.by or 'the extra'})" for ask in doubtful}))
-        rows.append(Row(name, text, str(version or ("?" if name in runner else "-")), decision, reason))
-    return rows
-
-
 # ---------------------------------------------------------------- pip
 
 
 @dataclass(frozen=True)
 class Pip:
-    """pip, as this interpreter has it and its environment configures it, at work for ``target`` in the folder ``scratch``."""
+    """This interpreter's pip, configured by its environment, at work for ``target`` in the folder ``scratch``."""
 
     target: Target
     scratch: Path
@@ -493,12 +481,14 @@ class Pip:
         options = ["--dry-run", "--ignore-installed", "--target", str(folder / "none"), "--report", str(report)]
         options += [*self.target.pip_options(), "--constraint", str(bounds), *self._links(folder)]
         self._run("install", *options, *(str(requirement) for requirement in asked))
-        found = {}
+        found: dict[str, Found] = {}
         for item in json.loads(report.read_text(encoding="utf-8"))["install"]:
             metadata = item["metadata"]
             hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
             requires = tuple(Requirement(line) for line in metadata.get("requires_dist", ()))
-            found[canonicalize_name(metadata["name"])] = Found(Version(metadata["version"]), requires, hashes.get("sha256", ""))
+            found[canonicalize_name(metadata["name"])] = Found(
+                Version(metadata["version"]), requires, hashes.get("sha256", "")
+            )
         return found
 
     def download(self, packages: Mapping[str, Found]) -> dict[str, Path]:
@@ -506,8 +496,10 @@ class Pip:
         folder = self.scratch / "wheels"
         names = [f"{name}=={found.version}" for name, found in packages.items()]
         if names:
-            self._run("download", "--no-deps", "--dest", str(folder), *self.target.pip_options(), *self._links(), *names)
-        wheels = {parse_wheel_filename(path.name)[0]: path for path in folder.glob("*.whl")}
+            self._run(
+                "download", "--no-deps", "--dest", str(folder), *self.target.pip_options(), *self._links(), *names
+            )
+        wheels: dict[str, Path] = {parse_wheel_filename(path.name)[0]: path for path in folder.glob("*.whl")}
         for name, found in packages.items():
             if name not in wheels or (found.sha256 and _sha256(wheels[name]) != found.sha256):
                 raise BundleError(f"{name} {found.version}: the wheel downloaded is not the one resolved; run it again")
@@ -521,7 +513,11 @@ class Pip:
         command = [sys.executable, "-m", "pip", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip() and not line.startswith("WARNING")]
+            said = [
+                line
+                for line in (done.stdout + done.stderr).splitlines()
+                if line.strip() and not line.startswith("WARNING")
+            ]
             conflict = "ResolutionImpossible" in done.stderr or "No matching distribution" in done.stderr
             raise ResolverFailed(f"pip {arguments[0]} failed:\n  " + "\n  ".join(said[-25:]), conflict=conflict)
 
@@ -547,7 +543,6 @@ class Entry:
     executable: bool
     wheel: Path
     member: str
-    crc: int
     data: bytes | None = None
 
     @property
@@ -578,7 +573,7 @@ def wheel_entries(wheel: Path, left: Mapping[str, str]) -> tuple[list[Entry], di
             except bundle_install.InstallError as error:
                 raise BundleError(f"{wheel.name}: {error}") from error
             executable = bool(info.external_attr >> 16 & 0o100) or path.startswith("bin/")
-            entries.append(Entry(path, info.file_size, executable, wheel, info.filename, info.CRC))
+            entries.append(Entry(path, info.file_size, executable, wheel, info.filename))
         gone = {name for names in matched.values() for name in names}
         return [_revised(entry, archive, gone) for entry in entries], matched
 
@@ -602,7 +597,7 @@ def _revised(entry: Entry, archive: zipfile.ZipFile, gone: set[str]) -> Entry:
         data = b"#!/usr/bin/env python3" + script[script.index(b"\n") :]
     if data is None:
         return entry
-    return Entry(entry.path, len(data), entry.executable, entry.wheel, entry.member, entry.crc, data)
+    return dataclasses.replace(entry, size=len(data), data=data)
 
 
 def merge(wheels: Iterable[Sequence[Entry]]) -> list[Entry]:
@@ -638,33 +633,8 @@ def pack(block: Sequence[Entry]) -> bytes:
     return lzma.compress(raw.getbuffer(), preset=9)
 
 
-class _Parts:
-    """Writes one stream of bytes as files of ``size`` bytes each, and knows their names, sizes and hashes."""
-
-    def __init__(self, folder: Path, size: int) -> None:
-        self.done: list[dict[str, Any]] = []
-        self.whole = hashlib.sha256()
-        self._folder, self._size = folder, size
-
-    def write(self, stream: Iterable[bytes]) -> None:
-        pending = bytearray()
-        for data in stream:
-            pending += data
-            while len(pending) >= self._size:
-                self._part(bytes(pending[: self._size]))
-                del pending[: self._size]
-        if pending:
-            self._part(bytes(pending))
-
-    def _part(self, data: bytes) -> None:
-        name = f"part-{len(self.done):02d}.bin"
-        (self._folder / name).write_bytes(data)
-        self.whole.update(data)
-        self.done.append({"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-
-
 def write_parts(folder: Path, entries: Sequence[Entry], part_size: int) -> dict[str, Any]:
-    """Compress ``entries`` into parts of equal size, none above ``part_size``; return what the manifest says of them."""
+    """Compress ``entries`` into equal parts, none above ``part_size``; return what the manifest says of them."""
     sorted_blocks = blocks(entries)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         packed = list(pool.map(pack, sorted_blocks))
@@ -675,16 +645,22 @@ def write_parts(folder: Path, entries: Sequence[Entry], part_size: int) -> dict[
             f"--part-size of {part_size} bytes is too small: {total} bytes would be {count} parts, above {MAX_PARTS}; "
             f"give at least {-(-total // MAX_PARTS)}B"
         )
-    parts = _Parts(folder, -(-total // count))
-    parts.write(packed)
-    offsets = [sum(map(len, packed[:index])) for index in range(len(packed))]
+    stream = b"".join(packed)
+    size = -(-total // count)
+    parts = []
+    for number, start in enumerate(range(0, total, size)):
+        data = stream[start : start + size]
+        name = f"part-{number:02d}.bin"
+        (folder / name).write_bytes(data)
+        parts.append({"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    offsets = itertools.accumulate(map(len, packed), initial=0)
     return {
-        "sha256": parts.whole.hexdigest(),
+        "sha256": hashlib.sha256(stream).hexdigest(),
         "size": total,
         "unpacked_size": sum(entry.size for entry in entries),
         "files": len(entries),
-        "parts": parts.done,
-        "blocks": [{"offset": offset, "size": len(data)} for offset, data in zip(offsets, packed, strict=True)],
+        "parts": parts,
+        "blocks": [{"offset": offset, "size": len(data)} for offset, data in zip(offsets, packed, strict=False)],
     }
 
 
@@ -712,33 +688,21 @@ def make(
     settings = read_settings(settings_file, extra)
     roots = read_requirements(pyproject, extra, target.environment())
     if not roots:
-        raise BundleError(f"extra {extra!r} of {pyproject} requires nothing for Python {target.python}: no bundle is needed")
+        raise BundleError(
+            f"extra {extra!r} of {pyproject} requires nothing for Python {target.python}: no bundle is needed"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(out) as scratch, _scratch(out) as fresh:
         pip = Pip(target, scratch)
         for name in settings.source_only:
             pip.build(name)
+        say(f"resolving {', '.join(map(str, roots))}")
         start = time.perf_counter()
-        chosen = plan(roots, runner, settings, target.environment(), pip.resolve)
+        chosen = Planner(roots, runner, settings, target.environment(), pip.resolve).plan()
         say(table(chosen.rows))
         say(f"{len(chosen.carried)} packages to carry, resolved in {time.perf_counter() - start:.0f} s")
         wheels = pip.download(chosen.carried)
-        contents, packages = [], []
-        for name, wheel in wheels.items():
-            entries, left = wheel_entries(wheel, settings.files.get(name, {}))
-            contents.append(entries)
-            for pattern in (pattern for pattern, files in left.items() if not files):
-                say(f"warning: {settings_file.name} leaves {pattern!r} of {name}, but {wheel.name} has no such file")
-            packages.append(
-                {
-                    "name": name,
-                    "version": str(chosen.carried[name].version),
-                    "wheel": wheel.name,
-                    "sha256": _sha256(wheel),
-                    "from": "built from source" if name in settings.source_only else "published wheel",
-                    "left": sorted(file for files in left.values() for file in files),
-                }
-            )
+        entries, packages = _collect(wheels, chosen, settings, say)
         start = time.perf_counter()
         manifest = {
             "format": FORMAT,
@@ -747,7 +711,7 @@ def make(
             "python": target.python,
             "platform": target.platform,
             "machine": target.machine,
-            **write_parts(fresh, merge(contents), part_size),
+            **write_parts(fresh, entries, part_size),
             "packages": packages,
             "decisions": [vars(row) for row in chosen.rows],
         }
@@ -761,24 +725,62 @@ def make(
     return manifest
 
 
+def _collect(
+    wheels: Mapping[str, Path], chosen: Plan, settings: Settings, say: Callable[[str], None]
+) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Return all files to carry, and what the manifest says of each package."""
+    contents, packages = [], []
+    for name, wheel in wheels.items():
+        entries, left = wheel_entries(wheel, settings.files.get(name, {}))
+        contents.append(entries)
+        for pattern in (pattern for pattern, files in left.items() if not files):
+            say(f"warning: {pattern!r} is to be left out of {name}, but {wheel.name} has no such file")
+        packages.append(
+            {
+                "name": name,
+                "version": str(chosen.carried[name].version),
+                "wheel": wheel.name,
+                "sha256": _sha256(wheel),
+                "from": "built from source" if name in settings.source_only else "published wheel",
+                "left": sorted(file for files in left.values() for file in files),
+            }
+        )
+    return merge(contents), packages
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the decisions as columns of text, under a heading."""
+    believed = [row.package for row in rows if row.decision is Decision.RUNNER]
     lines = [("package", "wanted", "runner has", "decision", "why")]
-    lines += [(row.package, row.wanted, row.runner, str(row.decision), row.reason) for row in rows]
-    widths = [min(60, max(len(line[column]) for line in lines)) for column in range(4)]
-    text = ("  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip() for line in lines)
+    lines += [
+        (row.package, row.wanted, row.runner, row.decision.value, row.reason)
+        for row in rows
+        if row.decision is not Decision.RUNNER
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)] + [0]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if believed:
+        text.append(f"not carried, the runner's version being unknown but believed to do: {', '.join(believed)}")
     return "\n".join(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, is empty or holds a bundle")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="a folder that is not there yet, is empty or holds a bundle"
+    )
     parser.add_argument("--python", required=True, metavar="3.N", help="the runner's Python")
     parser.add_argument("--extra", required=True, help="which of the project's extras the runner needs")
     parser.add_argument("--part-size", default="60MiB", metavar="SIZE", help="largest part, such as 60MiB (default)")
-    parser.add_argument("--runner", type=Path, metavar="FREEZE.txt", help="`pip freeze` of the runner; without it: all is carried")
-    parser.add_argument("--platform", default="manylinux_2_39_x86_64", help="newest platform tag that the runner takes (%(default)s)")
-    parser.add_argument("--pyproject", type=Path, default=PROJECT, help="the project file that has the extra (%(default)s)")
+    parser.add_argument(
+        "--runner", type=Path, metavar="FREEZE.txt", help="`pip freeze` of the runner; without it: all is carried"
+    )
+    parser.add_argument(
+        "--platform", default="manylinux_2_39_x86_64", help="newest platform tag that the runner takes (%(default)s)"
+    )
+    parser.add_argument(
+        "--pyproject", type=Path, default=PROJECT, help="the project file that has the extra (%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

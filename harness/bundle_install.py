@@ -191,7 +191,20 @@ def compile_all(folder: Path, final: Path, jobs: int) -> bool:
 
     Packages hold templates and files for other Pythons, so a file that does not compile is no failure.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "compileall", "-qq", "-j", str(jobs), "-s", str(folder), "-p", str(final)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "compileall",
+        "-qq",
+        "-j",
+        str(jobs),
+        "-s",
+        str(folder),
+        "-p",
+        str(final),
+    ]
     return subprocess.run([*command, str(folder)], check=False).returncode == 0
 
 
@@ -203,8 +216,9 @@ def install(folder: Path, target: Path, jobs: int) -> None:
     """
     manifest = read_manifest(folder)
     check_python(manifest)
-    if (installed := _installed(target)) == manifest["sha256"]:
-        print(f"{target} already holds this bundle ({installed[:12]}): used as it is")
+    installed, name = _installed(target), manifest["sha256"][:12]
+    if installed == manifest["sha256"]:
+        print(f"{target} already holds this bundle ({name}): used as it is")
         return
     if installed is None and target.is_dir() and any(target.iterdir()):
         raise InstallError(f"{target} holds something that is no bundle: name another folder, or empty it")
@@ -229,7 +243,7 @@ def install(folder: Path, target: Path, jobs: int) -> None:
         _replace(fresh, target, manifest["sha256"])
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    print(f"{target}: {len(manifest['packages'])} packages, bundle {manifest['sha256'][:12]}")
+    print(f"{target}: {len(manifest['packages'])} packages, bundle {name}")
 
 
 def _replace(fresh: Path, target: Path, sha256: str) -> None:
@@ -274,7 +288,7 @@ def _timed() -> Iterator[Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the script; return 0, or 2 where the parts, the Python, the target or the disk are not as they must be."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", type=Path, help="the folder that the parts are brought to, one by one if need be")
     parser.add_argument("target", type=Path, help="the folder to install into; it goes on PYTHONPATH")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes to use (default: all cores)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -32,7 +33,8 @@ DECISIVE = (
 
 _LIST_PACKAGES = (
     "import importlib.metadata as m, json;"
-    "print(json.dumps({d.metadata['Name']: d.version for d in reversed(list(m.distributions())) if d.metadata['Name']}))"
+    "found = reversed(list(m.distributions()));"
+    "print(json.dumps({d.metadata['Name']: d.version for d in found if d.metadata['Name']}))"
 )
 
 
@@ -111,10 +113,8 @@ def _code_folder(store: Store) -> Path:
     link = folder / package.name
     if not link.is_symlink():
         folder.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             link.symlink_to(package)
-        except FileExistsError:
-            pass
     return folder
 
 

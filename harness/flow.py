@@ -15,8 +15,8 @@ from harness.environment import Environment
 from harness.errors import ArtifactError, MatrixError, WorkerError
 from harness.job import Job, Server, Worker, free_port
 from harness.matrix import Cell, Engine, Matrix, Model
-from harness.records import ModelIdentity, Run, Scalar, Timing
 from harness.records import Cell as CellIdentity
+from harness.records import ModelIdentity, Run, Scalar, Timing
 
 SERVED_NAME = "model"
 _WORKER_KINDS = ("transformers", "engine", "server")
@@ -65,7 +65,7 @@ class Flow:
         self._client: Worker | None = None
         self._plain: dict[str, Checkpoint] = {}
         self._online: bool | None = None
-        self._timing = False
+        self._inner: list[float] = []
 
     # ------------------------------------------------------------------------------------------ cached stages
 
@@ -251,6 +251,10 @@ class Flow:
             self._client.wait_ready(cell.measurements.time_limits.start)
         return self._client
 
+    def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
+        """Return the measured ceilings of the device that a cell runs on; idle workers may stay beside."""
+        return self._once("limits", {"device": hardware.torch_device(cell.hardware)}, "measure", cell, **arguments)
+
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
         worker = self._workers.pop((_base(cell), kind), None)
@@ -287,20 +291,22 @@ class Flow:
 
     @contextlib.contextmanager
     def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:
-        """Record where the session's time goes; a stage inside another counts to the outer one only."""
-        if self._timing:
-            yield
-            return
-        self._timing = True
+        """Record where the session's time goes; the time of a stage inside another counts to the inner one only."""
+        self._inner.append(0.0)
         start = time.monotonic()
         try:
             yield
         finally:
-            self._timing = False
-            seconds = time.monotonic() - start
-            if seconds > 0.05:
-                identity = self.identity(cell) if cell and cell.model.name in self._plain else None
-                self.run.append(Timing(stage=stage, cell=identity, seconds=seconds))
+            whole = time.monotonic() - start
+            own = whole - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += whole
+            self._note_time(stage, own, cell)
+
+    def _note_time(self, stage: str, seconds: float, cell: Cell | None) -> None:
+        if seconds > 0.01:
+            identity = self.identity(cell) if cell and cell.model.name in self._plain else None
+            self.run.append(Timing(stage=stage, cell=identity, seconds=seconds))
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""
@@ -338,10 +344,11 @@ class Flow:
         if "server" in kinds and self._client is None:
             self._client = self._start("client", {}, "client")
         worker = self._workers[key]
-        self.progress(f"starting {kind} of {cell.id} ...")
+        if not worker.ready:
+            self.progress(f"starting {kind} of {_base(cell)} ...")
         try:
             with self.timed("engine start" if kind != "transformers" else "setup", cell):
-                worker.wait_ready(cell.measurements.time_limits.start)
+                self._wait(worker, cell)
                 if together:
                     self._settle(cell, key[0])
         except WorkerError as error:
@@ -349,6 +356,14 @@ class Flow:
             self._workers.pop(key).close()
             raise
         return worker
+
+    def _wait(self, worker: Worker | Server, cell: Cell) -> None:
+        """Wait for a worker; the compilation that it reports counts as a stage of its own."""
+        fresh = not worker.ready
+        worker.wait_ready(cell.measurements.time_limits.start)
+        compiling = float(worker.info.get("compile_seconds", 0.0)) if isinstance(worker, Worker) and fresh else 0.0
+        self._inner[-1] += compiling
+        self._note_time("compile", compiling, cell)
 
     def _settle(self, cell: Cell, base: str) -> None:
         """Wait until all workers started ahead are idle, so that none disturbs a measurement."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from harness.records import Device, Scalar
+from harness.warden import descendants
 
 NAMES = {
     "cpu": "runs on this machine's processor",
@@ -30,7 +33,7 @@ def missing(hardware: str) -> str:
             return problem
         if not any("H100" in name for name in gpus):
             return f"the GPU here is {', '.join(gpus) or 'none'}, not an H100"
-        return ""
+        return _driver_too_old()
     if hardware == "arm-mobile":
         if platform.machine() == "aarch64" or shutil.which("adb") or shutil.which("qemu-aarch64-static"):
             return ""
@@ -81,6 +84,72 @@ def state(hardware: str) -> dict[str, Scalar]:
     return found
 
 
+# Reasons for lowered clocks that make a measurement void: slowdowns for heat or by the board, not the power cap under
+# which a busy GPU always runs. Values: NVML's nvmlClocksEventReasons.
+_THROTTLING = {
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+
+
+class Watch:
+    """Watches the machine during a block of measurement: throttling, and processes of others on the GPU.
+
+    A context manager; ``problems`` afterwards says what makes the block void. On hardware without NVML there is
+    nothing to watch. Settings are only read, never changed.
+    """
+
+    INTERVAL = 0.5
+
+    def __init__(self, hardware: str) -> None:
+        self._watched = hardware == "h100"
+        self._seen: set[str] = set()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        return sorted(self._seen)
+
+    def __enter__(self) -> Watch:
+        if self._watched:
+            self._look()
+            self._thread = threading.Thread(target=self._run, name="hardware-watch", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread:
+            self._thread.join()
+            self._look()
+
+    def _run(self) -> None:
+        while not self._done.wait(self.INTERVAL):
+            self._look()
+
+    def _look(self) -> None:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        try:
+            reasons = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+            processes = [int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        except pynvml.NVMLError:
+            return
+        self._seen |= {f"throttled: {name}" for bit, name in _THROTTLING.items() if reasons & bit}
+        self._seen |= {f"shared: process {pid} is on the GPU too" for pid in foreign(processes)}
+
+
+def foreign(processes: list[int]) -> list[int]:
+    """Return those process ids that exist here and are neither this process nor its descendants."""
+    ours = {os.getpid(), *descendants(os.getpid())}
+    return [pid for pid in processes if pid not in ours and Path(f"/proc/{pid}").exists()]
+
+
 def _gpu_state() -> dict[str, Scalar]:
     import pynvml
 
@@ -117,6 +186,27 @@ def _gpus() -> tuple[tuple[str, ...], str]:
     except pynvml.NVMLError as error:
         return (), f"no NVIDIA GPU can be seen here ({error})"
     return tuple(names), ""
+
+
+def _driver_too_old() -> str:
+    """Return why the driver cannot run this environment's torch, or an empty string."""
+    import importlib.metadata
+
+    import pynvml
+
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    match = re.search(r"\+cu(\d+)(\d)$", torch)
+    supported = int(pynvml.nvmlSystemGetCudaDriverVersion())
+    if match and supported < int(match.group(1)) * 1000:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        return (
+            f"driver {driver} supports CUDA {supported // 1000}.{supported % 1000 // 10}, but torch {torch} is built "
+            f"for CUDA {match.group(1)}.{match.group(2)}: update the driver or install torch for the older CUDA"
+        )
+    return ""
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -116,6 +117,22 @@ class Process:
         return self.log_text()[-_TAIL_BYTES:]
 
 
+_ERROR_LINE = re.compile(r"(?:^|[\s\])])((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|OutOfMemoryError)): (.+)$")
+_WRAPPERS = ("Engine core initialization failed", "EngineCore encountered", "WorkerProc initialization failed")
+
+
+def root_cause(log: str) -> str:
+    """Return the first error of a log that does not merely wrap another, or an empty string.
+
+    An engine's processes report upwards, so the last error of its log is the least telling one.
+    """
+    for line in log.splitlines():
+        match = _ERROR_LINE.search(line)
+        if match and not match.group(2).startswith(_WRAPPERS):
+            return f"{match.group(1)}: {match.group(2).strip()}"[:500]
+    return ""
+
+
 def describe_exit(code: int | None) -> tuple[str, str]:
     """Return the kind of failure and words for an exit status as :meth:`Process.exit_code` gives it."""
     if code == 128 + 9:
@@ -148,6 +165,7 @@ class Worker:
         self.info: dict[str, Any] = {}
         self.start_seconds = 0.0
         self.asked = 0
+        self._ready = False
         self._progress = progress
         self._buffer = b""
         requests_read, self._requests = os.pipe()
@@ -168,10 +186,15 @@ class Worker:
     def alive(self) -> bool:
         return self._requests >= 0 and self.process.exit_code() is None
 
+    @property
+    def ready(self) -> bool:
+        return self._ready
+
     def wait_ready(self, timeout: float) -> dict[str, Any]:
         """Wait until the backend is open and return what it says of itself."""
-        if not self.info:
+        if not self._ready:
             self.info = self._receive("start", timeout)
+            self._ready = True
             self.start_seconds = time.monotonic() - self.process.started
         return self.info
 
@@ -247,7 +270,7 @@ class Worker:
             self._requests = -1
             self.process.end()
             os.close(self._replies)
-        return WorkerError(f"{self.label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail)
+        return _error(self.label, stage, kind, words, self.process.log_text() if stage == "start" else "", tail)
 
 
 def free_port() -> int:
@@ -282,6 +305,10 @@ class Server:
     @property
     def alive(self) -> bool:
         return self.process.exit_code() is None
+
+    @property
+    def ready(self) -> bool:
+        return self.start_seconds > 0
 
     def wait_ready(self, timeout: float) -> None:
         """Wait until the server answers its health check; raises WorkerError when it dies or takes too long."""
@@ -326,6 +353,14 @@ class Server:
         self.process.end(gently=True)
 
     def _failed(self, stage: str, kind: str, words: str) -> WorkerError:
-        return WorkerError(
-            f"{self.label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=self.process.log_tail()
-        )
+        log = self.process.log_text() if stage == "start" else ""
+        return _error(self.label, stage, kind, words, log, self.process.log_tail())
+
+
+def _error(label: str, stage: str, kind: str, words: str, log: str, tail: str) -> WorkerError:
+    cause = root_cause(log)
+    if cause and cause.split(": ", 1)[1][:80] not in words:
+        words += f"; its log names the cause: {cause}"
+    if "OutOfMemoryError" in words:
+        kind = "out_of_memory"
+    return WorkerError(f"{label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail)

@@ -61,7 +61,11 @@ class Model(_Table):
 
 
 class Recipe(_Table):
-    """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets."""
+    """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
+
+    ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware a regular
+    expression that the names of its own kernels match.
+    """
 
     name: str
     config: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -70,6 +74,8 @@ class Recipe(_Table):
     transformers_options: dict[str, Any] = {}
     untie_embeddings: bool = False
     baseline: bool = False
+    arithmetic: Literal["bfloat16", "float8", "int8"] = "bfloat16"
+    kernels: dict[HardwareName, str] = {}
     hardware: list[HardwareName]
     servers: list[ServerName]
     reason: str = ""
@@ -78,6 +84,11 @@ class Recipe(_Table):
     def _is_whole(self) -> Recipe:
         if self.baseline == (self.config is not None):
             raise ValueError("needs `config` (a torchao config class), or `baseline = true` and none")
+        for hardware, pattern in self.kernels.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"kernels.{hardware}: {pattern!r} is not a regular expression: {error}") from error
         return self
 
     @property
@@ -151,6 +162,12 @@ class TimeLimits(_Table):
     evaluate: PositiveFloat
 
 
+class Blocks(_Table):
+    """How often a block of measurement is repeated when the machine was throttled or shared meanwhile."""
+
+    repeats: int = Field(default=2, ge=0)
+
+
 class Measurements(_Table):
     """What is measured on one hardware, and how."""
 
@@ -160,7 +177,8 @@ class Measurements(_Table):
     serving: Serving
     text: Text
     engine: Engine
-    time_limits: Annotated[TimeLimits, Field()]
+    time_limits: TimeLimits
+    blocks: Blocks = Blocks()
 
 
 class Threshold(_Table):
@@ -235,13 +253,14 @@ class Cell:
     recipe: Recipe
     hardware: str
     server: str
+    servers: tuple[str, ...]
     measurements: Measurements
     skip: str = ""
 
     @property
     def id(self) -> str:
         parts = [self.model.name, self.recipe.name, self.hardware]
-        return "-".join(parts + [self.server] if self.server else parts)
+        return "-".join([*parts, self.server] if self.server else parts)
 
 
 @dataclass(frozen=True)
@@ -291,41 +310,40 @@ class Matrix:
             f"'Int8WeightOnlyConfig(group_size=32)'; " + nearest(given, self.recipes)
         )
 
-    def cells(
-        self, models: list[str] | None = None, recipes: list[str] | None = None, servers: list[str] | None = None
-    ) -> list[Cell]:
-        """Return the cells to run, baseline first for each model, without a server.
+    def cells(self, models: list[str] | None = None, recipes: list[str] | None = None) -> list[Cell]:
+        """Return the cells to run, baseline first for each model, not yet through a server.
 
-        ``models`` and ``recipes`` replace those of the matrix; the baseline is always among the recipes, since
-        ratios need it. ``servers`` keeps only those servers; see :meth:`through`.
+        ``models`` and ``recipes`` replace those of the matrix: a listed model keeps its own [[cells]] tables, any
+        other goes through all of them. The baseline is always among the recipes, since ratios need it.
         """
         chosen: dict[tuple[str, str, str], Cell] = {}
         for entry in self.entries:
-            entry_models = [self.model(name) for name in models or entry.models]
             entry_recipes = [self.recipe(name) for name in recipes or entry.recipes]
             if all(not recipe.baseline for recipe in entry_recipes):
                 entry_recipes.insert(0, self.baseline)
             entry_recipes.sort(key=lambda recipe: not recipe.baseline)
-            for model in entry_models:
+            for model in self._models(entry, models):
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
-                    chosen.setdefault(
-                        key,
-                        Cell(
-                            model=model,
-                            recipe=recipe,
-                            hardware=entry.hardware,
-                            server="",
-                            measurements=self.measurements[entry.hardware],
-                            skip=recipe.refusal(entry.hardware),
-                        ),
+                    before = chosen[key].servers if key in chosen else ()
+                    chosen[key] = Cell(
+                        model=model,
+                        recipe=recipe,
+                        hardware=entry.hardware,
+                        server="",
+                        servers=tuple(dict.fromkeys([*before, *entry.servers])),
+                        measurements=self.measurements[entry.hardware],
+                        skip=recipe.refusal(entry.hardware),
                     )
         return list(chosen.values())
 
-    def servers(self, hardware: str) -> list[str]:
-        """Return the servers that the matrix asks for on ``hardware``."""
-        names = [server for entry in self.entries if entry.hardware == hardware for server in entry.servers]
-        return list(dict.fromkeys(names))
+    def _models(self, entry: CellEntry, given: list[str] | None) -> list[Model]:
+        """Return the models of one [[cells]] table, or those of the given ones that belong to it."""
+        if given is None:
+            return [self.models[name] for name in entry.models]
+        listed = {name for other in self.entries if other.hardware == entry.hardware for name in other.models}
+        found = [self.model(name) for name in given]
+        return [model for model in found if model.name in entry.models or model.name not in listed]
 
     def limits(self, cell: Cell, metric: str, parameters: dict[str, Any]) -> list[Threshold]:
         """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones."""
@@ -371,7 +389,7 @@ def load(path: Path) -> Matrix:
         models=file.models,
         recipes=file.recipes,
         entries=file.cells,
-        measurements=dict(file.measurements),
+        measurements={str(name): value for name, value in file.measurements.items()},
         thresholds=file.thresholds,
     )
     _check_names(matrix, text)
@@ -502,7 +520,7 @@ def _value(node: ast.expr, text: str) -> Any:
     source = ast.unparse(node)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Config"):
         return parse_config(source)
-    if isinstance(node, ast.Call) or isinstance(node, ast.Attribute):
+    if isinstance(node, (ast.Call, ast.Attribute)):
         return source
     try:
         return ast.literal_eval(node)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import hardware
+from harness import hardware, roofline
 from harness.errors import HarnessError, WorkerError
 from harness.flow import SERVED_NAME, Flow
 from harness.matrix import Cell
 from harness.metrics import METRICS
 from harness.records import Measurement, Run, Scalar, identity
+
+
+class WrongKernels(HarnessError):
+    """A recipe's quantized kernels did not run."""
+
 
 # The tutorial's chat completion.
 CHAT = {
@@ -62,6 +70,7 @@ class Measure:
         self.run = run
         self.measurements: list[Measurement] = []
         self._standing: dict[str, Measurement] = {}
+        self._ceilings: dict[str, dict[str, Any]] = {}
 
     def resume(self) -> None:
         """Take over what the run has already measured."""
@@ -74,6 +83,7 @@ class Measure:
         for other in reversed(self.measurements):
             if (
                 other.cell.recipe.baseline
+                and not other.discarded
                 and other.cell.model == measurement.cell.model
                 and other.cell.hardware == measurement.cell.hardware
                 and other.cell.server == measurement.cell.server
@@ -242,9 +252,7 @@ class Measure:
                 attachment=attachment,
                 from_cache=not artifact.made,
             )
-            found[name] = self._take(cell, parameters, lambda f=figure, m=metric: {m: f}, names=(metric,), quick=True)[
-                metric
-            ]
+            found[name] = self._note(cell, parameters, metric, figure)
             if metric == "accuracy" and not cell.recipe.baseline:
                 self._flips(cell, found[name])
         return found
@@ -258,16 +266,23 @@ class Measure:
         lost = sum(before > after for before, after in pairs)
         won = sum(before < after for before, after in pairs)
         figure = Figure((lost + won) / len(pairs), statistics={"lost": float(lost), "won": float(won)})
-        self._take(cell, dict(accuracy.parameters), lambda: {"answer_flips": figure}, names=("answer_flips",), quick=True)
+        self._note(cell, dict(accuracy.parameters), "answer_flips", figure)
 
     # -------------------------------------------------------------------------------------------------- vLLM
 
     def engine(self, cell: Cell) -> dict[str, Measurement]:
-        """Record the offline engine's start, its compile time, its KV-cache capacity and its quantized layers."""
+        """Record the offline engine's start, its compile time, its KV-cache capacity and its quantized layers.
+
+        Raises HarnessError naming the linear layers that the engine holds unquantized though the recipe means them.
+        """
 
         def take() -> dict[str, Figure]:
             worker = self.flow.engine(cell)
             layers = worker.info["layers"]
+            plain = [name for name, tensor in layers.items() if tensor == "Tensor" and not _is_vocabulary(name)]
+            if plain and not cell.recipe.baseline:
+                shown = ", ".join(plain[:6]) + (f" and {len(plain) - 6} more" if len(plain) > 6 else "")
+                raise HarnessError(f"engine of {cell.id} holds {len(plain)} linear layers unquantized: {shown}")
             quantized = sum(tensor != "Tensor" for tensor in layers.values())
             return {
                 "engine_start": Figure(worker.start_seconds, [worker.start_seconds]),
@@ -277,7 +292,16 @@ class Measure:
             }
 
         names = ("engine_start", "compile_time", "kv_cache_capacity", "quantized_layers")
-        return self._take(cell, {}, take, names=names, engine=True)
+        return self._take(cell, {"kind": "engine"}, take, names=names, engine=True)
+
+    def server(self, cell: Cell) -> Measurement:
+        """Record the start of the HTTP server."""
+
+        def take() -> dict[str, Figure]:
+            seconds = self.flow.server(cell).start_seconds
+            return {"engine_start": Figure(seconds, [seconds])}
+
+        return self._take(cell, {"kind": "server"}, take, names=("engine_start",), engine=True)["engine_start"]
 
     def latency(self, cell: Cell, batch_size: int, time: Callable[..., Any]) -> Measurement:
         """Measure the published latency; ``time(function, rounds, warmup)`` calls and times it."""
@@ -307,6 +331,122 @@ class Measure:
             "output_len": wanted.output_len,
         }
         return self._take(cell, parameters, take, names=("latency",), engine=True)["latency"]
+
+    def kernels(self, cell: Cell) -> dict[str, Measurement]:
+        """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own kind.
+
+        Raises WrongKernels when none of the recipe's own kernels ran; the message names what ran instead.
+        """
+        pattern = cell.recipe.kernels.get(cell.hardware)  # type: ignore[call-overload]
+        wanted = cell.measurements.latency
+        ran: list[list[Any]] = []
+
+        def take() -> dict[str, Figure]:
+            answer = self.flow.engine(cell).ask(
+                "kernels",
+                cell.measurements.time_limits.measure,
+                batch_size=1,
+                input_len=wanted.input_len,
+                output_len=4,
+            )
+            ran.extend(answer["kernels"])
+            total = sum(seconds for _, seconds, _ in ran)
+            own = sum(seconds for name, seconds, _ in ran if pattern and re.search(pattern, name))
+            attachment = self.run.attach(f"{cell.id}-kernels", answer)
+            return {"quantized_kernel_share": Figure(own / total if total else 0.0, attachment=attachment)}
+
+        found = self._take(
+            cell, {"pattern": pattern or ""}, take, names=("quantized_kernel_share",), engine=True, quick=True
+        )
+        if pattern and not found["quantized_kernel_share"].value:
+            longest = ", ".join(f"{name[:80]} ({seconds * 1e3:.2f} ms)" for name, seconds, _ in ran[:5])
+            raise WrongKernels(
+                f"{cell.id}: no kernel matched {pattern!r}; what ran instead, longest first: {longest or 'see the run'}"
+            )
+        return found
+
+    def speed_of_light(self, cell: Cell, batch_size: int) -> dict[str, Measurement]:
+        """Split a batch's latency into prefill and decode, and hold both against what the device can do at best."""
+        wanted = cell.measurements.latency
+        parameters: dict[str, Scalar] = {
+            "batch_size": batch_size,
+            "input_len": wanted.input_len,
+            "output_len": wanted.output_len,
+        }
+        ceiling = self._ceiling(cell)
+        shape = self._shape(cell)
+
+        def seconds(output_len: int, rounds: int) -> list[float]:
+            engine = self.flow.engine(cell)
+            ask = functools.partial(engine.ask, "latency", cell.measurements.time_limits.measure)
+            values = [
+                ask(batch_size=batch_size, input_len=wanted.input_len, output_len=output_len)["seconds"]
+                for _ in range(rounds + 1)
+            ]
+            return list(values[1:])
+
+        def take() -> dict[str, Figure]:
+            first = seconds(1, wanted.rounds)
+            latency = next(
+                (
+                    other.samples
+                    for other in reversed(self.measurements)
+                    if other.metric == "latency"
+                    and other.cell == self.flow.identity(cell)
+                    and not other.discarded
+                    and other.parameters == parameters
+                ),
+                None,
+            ) or seconds(wanted.output_len, wanted.rounds)
+            start = statistics.median(first)
+            step = (statistics.median(latency) - start) / max(1, wanted.output_len - 1)
+            return {
+                "prefill_time": Figure(start, first, statistics=percentiles(first)),
+                "decode_step_time": Figure(1000 * step),
+            }
+
+        found = self._take(cell, parameters, take, names=("prefill_time", "decode_step_time"), engine=True)
+        context = wanted.input_len + wanted.output_len / 2
+        for phase, cost, measured in (
+            ("prefill", roofline.prefill(shape, batch_size, wanted.input_len), found["prefill_time"].value),
+            ("decode", roofline.decode_step(shape, batch_size, context), found["decode_step_time"].value / 1000),
+        ):
+            memory, arithmetic = cost.seconds(ceiling)
+            figure = Figure(
+                max(memory, arithmetic) / measured,
+                statistics={
+                    "bytes": cost.bytes,
+                    "operations": cost.operations,
+                    "memory_seconds": memory,
+                    "arithmetic_seconds": arithmetic,
+                    "measured_seconds": measured,
+                },
+            )
+            of: dict[str, Scalar] = {**parameters, "phase": phase}
+            found[f"limit_fraction {phase}"] = self._note(cell, of, "limit_fraction", figure, engine=True)
+        return found
+
+    def _ceiling(self, cell: Cell) -> roofline.Ceiling:
+        """Return the device's measured ceilings for the recipe's arithmetic, measured once a session."""
+        if cell.hardware not in self._ceilings:
+            device = hardware.torch_device(cell.hardware)
+            sizes: dict[str, Scalar] = (
+                {"copy_bytes": 1 << 31, "size": 8192} if device == "cuda" else {"copy_bytes": 1 << 28, "size": 1024}
+            )
+            with self.flow.timed("measure", cell):
+                self._ceilings[cell.hardware] = self.flow.limits(cell, rounds=5, **sizes)
+        found = self._ceilings[cell.hardware]
+        rates = found["rates"]
+        self._note(cell, {}, "copy_bandwidth", Figure(found["bandwidth"] / 1e9))
+        for name, rate in rates.items():
+            self._note(cell, {"dtype": name}, "matrix_rate", Figure(rate / 1e12))
+        return roofline.Ceiling(found["bandwidth"], rates.get(cell.recipe.arithmetic, rates["bfloat16"]))
+
+    def _shape(self, cell: Cell) -> roofline.Shape:
+        checkpoint = self.flow.checkpoint(cell)
+        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        linear = checkpoint.facts.get("linear") or self.flow.engine(cell).info["linear"]
+        return roofline.Shape.of(config, linear["bytes"], linear["weights"])
 
     def chat(self, cell: Cell) -> dict[str, Any]:
         """Ask the server the tutorial's chat completion and return its answer."""
@@ -389,10 +529,40 @@ class Measure:
             found = {name: record for name, record in standing.items() if record is not None}
             self.measurements += found.values()
             return found
-        before = {} if quick else hardware.state(cell.hardware)
-        with self.flow.timed("measure", cell):
-            figures = take()
-        after = {} if quick else hardware.state(cell.hardware)
+        if quick:
+            with self.flow.timed("measure", cell):
+                return self._keep(cell, common, take(), {}, {}, "")
+        repeats = cell.measurements.blocks.repeats
+        for attempt in range(repeats + 1):
+            before = hardware.state(cell.hardware)
+            with self.flow.timed("measure", cell), hardware.Watch(cell.hardware) as watch:
+                figures = take()
+            after = hardware.state(cell.hardware)
+            found = self._keep(cell, common, figures, before, after, "; ".join(watch.problems))
+            if not watch.problems:
+                return found
+            self.flow.progress(f"discarded a block of {cell.id} ({'; '.join(watch.problems)}), attempt {attempt + 1}")
+        raise HarnessError(
+            f"{', '.join(names)} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
+            f"{'; '.join(watch.problems)}. They are kept as discarded; free or cool the machine and --resume."
+        )
+
+    def _note(
+        self, cell: Cell, parameters: dict[str, Scalar], metric: str, figure: Figure, engine: bool = False
+    ) -> Measurement:
+        """Record a figure that is known already."""
+        block = {metric: figure}
+        return self._take(cell, parameters, lambda: block, names=(metric,), engine=engine, quick=True)[metric]
+
+    def _keep(
+        self,
+        cell: Cell,
+        common: dict[str, Any],
+        figures: dict[str, Figure],
+        before: dict[str, Scalar],
+        after: dict[str, Scalar],
+        discarded: str,
+    ) -> dict[str, Measurement]:
         found = {}
         for name, figure in figures.items():
             if not math.isfinite(figure.value):
@@ -408,10 +578,12 @@ class Measure:
                 from_cache=figure.from_cache,
                 state_before=before,
                 state_after=after,
+                discarded=discarded,
             )
             self.run.append(record)
             self.measurements.append(record)
-            self._standing[identity(record)] = record
+            if not discarded:
+                self._standing[identity(record)] = record
             found[name] = record
         return found
 
@@ -427,6 +599,10 @@ def _record(name: str, value: float, common: dict[str, Any], **rest: Any) -> Mea
         **common,
         **rest,
     )
+
+
+def _is_vocabulary(name: str) -> bool:
+    return "embed" in name or "lm_head" in name
 
 
 def _split(values: list[float], warmup: int) -> tuple[list[float], list[float]]:

@@ -53,10 +53,48 @@ _ALL = (
         f"Source: {TUTORIAL}, Latency Benchmarking; vllm bench latency.",
     ),
     Metric(
+        "prefill_time",
+        "s",
+        "lower",
+        "Wall time of the latency batch with a single new token: reading the prompts; value: median of the rounds.",
+    ),
+    Metric(
+        "decode_step_time",
+        "ms",
+        "lower",
+        "Time of one decoding step of the latency batch: (latency - prefill_time) / (output_len - 1).",
+    ),
+    Metric(
+        "limit_fraction",
+        "fraction",
+        "higher",
+        "Least time that the device's measured copy bandwidth and matrix rate allow for a step's bytes and operations, "
+        "over the time it took. Source: Williams et al., Roofline, CACM 52(4), 2009.",
+    ),
+    Metric(
+        "copy_bandwidth",
+        "GB/s",
+        "higher",
+        "Bytes read and written a second by the best of several copies in the device's memory, / 1e9.",
+    ),
+    Metric(
+        "matrix_rate",
+        "TFLOP/s",
+        "higher",
+        "Operations a second, / 1e12, of the best of several square matrix products on random data.",
+    ),
+    Metric(
+        "quantized_kernel_share",
+        "fraction",
+        "none",
+        "Share of the profiled kernel time of one batch that was spent in kernels of the recipe's own kind.",
+    ),
+    Metric(
         "generate_throughput",
         "tok/s",
         "higher",
-        "New tokens a second of Transformers' generate at batch 1, greedy, prefill included; value: median of the rounds.",
+        "New tokens a second of Transformers' generate at batch 1, greedy, prefill included; value: median of the "
+        "rounds.",
     ),
     Metric(
         "request_throughput",
@@ -74,7 +112,12 @@ _ALL = (
         "Time per output token after the first, of each request of the serving benchmark; value: median.",
     ),
     Metric("itl", "ms", "lower", "Time between successive tokens over the serving benchmark; value: median."),
-    Metric("engine_start", "s", "lower", "From the start of the engine's process to the first request it can take."),
+    Metric(
+        "engine_start",
+        "s",
+        "lower",
+        "From the start of the engine's or server's process to the first request it can take; see parameter kind.",
+    ),
     Metric("compile_time", "s", "lower", "Seconds of torch.compile that the engine reports while it starts."),
     Metric(
         "kv_cache_capacity", "tokens", "higher", "Tokens that fit the engine's key-value cache, as the engine sized it."
@@ -91,7 +134,9 @@ _ALL = (
         "lower",
         "Mean over tokens of KL(baseline || recipe) of the next-token distributions over the same text.",
     ),
-    Metric("top1_agreement", "fraction", "higher", "Share of positions where both models' most likely token is the same."),
+    Metric(
+        "top1_agreement", "fraction", "higher", "Share of positions where both models' most likely token is the same."
+    ),
     Metric(
         "token_flips",
         "fraction",
@@ -101,7 +146,10 @@ _ALL = (
     ),
     Metric("accuracy", "fraction", "higher", "The task's own metric as lm-evaluation-harness reports it."),
     Metric(
-        "task_perplexity", "1", "lower", "The task's own perplexity as lm-evaluation-harness reports it (lambada_openai)."
+        "task_perplexity",
+        "1",
+        "lower",
+        "The task's own perplexity as lm-evaluation-harness reports it (lambada_openai).",
     ),
     Metric(
         "answer_flips",

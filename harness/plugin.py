@@ -112,7 +112,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = [name for name in ("batch_size", "num_prompts", "task") if name in metafunc.fixturenames]
     params = []
     for cell in cells:
-        for through in _through(cell, matrix, stage, config.getoption("--server")):
+        for through in _through(cell, stage, config.getoption("--server")):
+            if names == ["task"] and not tasks:
+                continue
             values: dict[str, list[Any]] = {
                 "batch_size": list(cell.measurements.latency.batch_sizes),
                 "num_prompts": list(cell.measurements.serving.num_prompts),
@@ -128,15 +130,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("cell", *names), params, indirect=["cell"], scope="session")
 
 
-def _through(cell: Cell, matrix: Matrix, stage: str, only: list[str] | None) -> list[Cell]:
+def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     """Return the cell once for every server that the stage runs on."""
     if stage in ("quantize", "export"):
         return [cell]
-    wanted = [name for name in matrix.servers(cell.hardware) if not only or name in only]
+    wanted = [name for name in cell.servers if not only or name in only]
     names = [name for name in wanted if (name in _SERVING) == (stage in ("engine", "server"))]
-    return [
-        replace(cell, server=name, skip=cell.skip or cell.recipe.refusal(cell.hardware, name)) for name in names
-    ]
+    return [replace(cell, server=name, skip=cell.skip or cell.recipe.refusal(cell.hardware, name)) for name in names]
 
 
 def _tasks(config: pytest.Config) -> list[str]:
@@ -169,9 +169,13 @@ def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> N
     chosen = {item.nodeid for item in items}
     needed = {_counterpart(item) for item in items if _cell_key in item.stash}
     for item in everything:
-        if _cell_key in item.stash and item.stash[_cell_key].recipe.baseline and item.nodeid not in chosen:
-            if _counterpart(item) in needed:
-                items.append(item)
+        if (
+            _cell_key in item.stash
+            and item.stash[_cell_key].recipe.baseline
+            and item.nodeid not in chosen
+            and _counterpart(item) in needed
+        ):
+            items.append(item)
 
 
 def _counterpart(item: pytest.Item) -> tuple[Any, ...]:
@@ -306,7 +310,7 @@ class _Progress:
     def __call__(self, message: str) -> None:
         kind = message.split(":")[0]
         now = time.monotonic()
-        if self._quiet or self._reporter is None or now - self._last.get(kind, -10.0) < 10:
+        if self._quiet or self._reporter is None or self._capture is None or now - self._last.get(kind, -10.0) < 10:
             return
         self._last[kind] = now
         with self._capture.global_and_fixture_disabled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,9 @@ class ModelIdentity(_Frozen):
     source: str = Field(description="hub:ID, package:REQUIREMENT, folder:NAME or random:SHAPE.")
     revision: str = Field(description="Commit of the hub, or a digest of the weights or of the shape and seed.")
     weights: Literal["pretrained", "random"] = Field(description="random weights never carry accuracy.")
-    note: str = Field("", description="What a reader must know, e.g. that the source was already quantized once.")
+    note: str = Field(
+        default="", description="What a reader must know, e.g. that the source was already quantized once."
+    )
 
 
 class RecipeIdentity(_Frozen):
@@ -84,7 +87,9 @@ class Measurement(_Line):
     definition: int = Field(description="Version of the metric's definition; see harness.metrics.")
     parameters: dict[str, Scalar] = Field(default_factory=dict, description="E.g. batch_size, num_prompts, task.")
     value: FiniteFloat
-    samples: list[FiniteFloat] = Field(default_factory=list, description="Raw samples behind the value, in the metric's unit.")
+    samples: list[FiniteFloat] = Field(
+        default_factory=list, description="Raw samples behind the value, in the metric's unit."
+    )
     warmup: list[FiniteFloat] = Field(default_factory=list, description="Samples taken before, not counted.")
     statistics: dict[str, FiniteFloat] = Field(default_factory=dict, description="Further figures, e.g. p99 or stderr.")
     cell: Cell
@@ -93,9 +98,13 @@ class Measurement(_Line):
     flags: dict[str, Scalar] = Field(default_factory=dict, description="Options and environment of engine or server.")
     state_before: dict[str, Scalar] = Field(default_factory=dict)
     state_after: dict[str, Scalar] = Field(default_factory=dict)
-    attachment: str = Field("", description="File beside the records with bulky detail, e.g. per-document results.")
-    from_cache: bool = Field(False, description="Reused from the artifact of an identical, deterministic evaluation.")
-    discarded: str = Field("", description="Why the measurement must not be used; empty if it may.")
+    attachment: str = Field(
+        default="", description="File beside the records with bulky detail, e.g. per-document results."
+    )
+    from_cache: bool = Field(
+        default=False, description="Reused from the artifact of an identical, deterministic evaluation."
+    )
+    discarded: str = Field(default="", description="Why the measurement must not be used; empty if it may.")
 
 
 class Failure(_Line):
@@ -234,10 +243,8 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
             except OSError as error:
-                try:
+                with contextlib.suppress(OSError):
                     os.truncate(self.path, start)
-                except OSError:
-                    pass
                 raise RecordError(
                     f"{self.path}: cannot write a record ({error.strerror}); what was recorded before is kept. "
                     "Free some space and go on with --resume."

@@ -61,9 +61,7 @@ class HarnessSession:
         runs = results / "runs"
         run = Run.open(runs, resume) if resume else Run.create(runs)
         problems = run.read()[1] if resume else []
-        header = Header(
-            run=run.name, command=command, packages=environment.packages(), device=hardware.device("cpu")
-        )
+        header = Header(run=run.name, command=command, packages=environment.packages(), device=hardware.device("cpu"))
         run.append(header)
         flow = Flow(
             store,
@@ -136,7 +134,7 @@ class HarnessSession:
         stages: dict[str, float] = defaultdict(float)
         for timing in now:
             stages[timing.stage] += timing.seconds
-        stages["planner"] = max(0.0, total - sum(stages.values()))
+        stages["idle"] = max(0.0, total - sum(stages.values()))
         return [f"{stage:<14}{seconds:8.1f} s {seconds / total:6.1%}" for stage, seconds in stages.items()] + [
             f"{'total':<14}{total:8.1f} s"
         ]

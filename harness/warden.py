@@ -9,6 +9,7 @@ the harness: it starts in milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -23,10 +24,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def _prctl(option: int, value: int) -> None:
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass
 
 
 def descendants(pid: int) -> list[int]:
@@ -56,10 +55,8 @@ def _end(child: int) -> None:
     while time.monotonic() < deadline:
         pids = descendants(os.getpid()) or ([child] if _alive(child) else [])
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -10,6 +10,16 @@ def test_engine(cell, measure, judge):
     judge(cell, measure.engine(cell).values())
 
 
+def test_kernels(cell, measure):
+    """The recipe's own kernels do the linear layers' work, not a fallback."""
+    measure.kernels(cell)
+
+
 def test_latency(cell, batch_size, measure, judge, timed):
     """One batch takes no longer than it should."""
     judge(cell, measure.latency(cell, batch_size, timed))
+
+
+def test_speed_of_light(cell, batch_size, measure, judge):
+    """Prefill and decode come as close to the device's limits as they should."""
+    judge(cell, measure.speed_of_light(cell, batch_size).values())

@@ -5,6 +5,11 @@ import pytest
 pytestmark = pytest.mark.stage("server")
 
 
+def test_server(cell, measure, judge):
+    """The server starts."""
+    judge(cell, measure.server(cell))
+
+
 def test_chat(cell, measure):
     """The tutorial's chat completion is answered, counted and finished."""
     answer = measure.chat(cell)
@@ -12,7 +17,8 @@ def test_chat(cell, measure):
     assert choice["message"]["content"].strip()
     assert choice["finish_reason"] in ("stop", "length")
     usage = answer["usage"]
-    assert usage["prompt_tokens"] > 0 and usage["completion_tokens"] > 0
+    assert usage["prompt_tokens"] > 0
+    assert usage["completion_tokens"] > 0
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 

@@ -22,7 +22,7 @@ class Backend(ABC):
         self.report = report
 
     @abstractmethod
-    def open(self, **specification: Any) -> dict[str, Any]:
+    def open(self, *arguments: Any, **specification: Any) -> dict[str, Any]:
         """Load what the commands need and return what the planner should know of it."""
 
     def close(self) -> None:

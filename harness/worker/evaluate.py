@@ -23,7 +23,7 @@ def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> torch.Tensor
     return torch.tensor(ids).view(count, tokens)
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def text_quality(
     model: Any, reference: Any | None, ids: torch.Tensor, progress: Callable[[int], None]
 ) -> dict[str, Any]:

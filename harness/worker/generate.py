@@ -37,6 +37,7 @@ class Generate(Backend):
         return {
             "weight_bytes": tensors.weight_bytes(self.model),
             "layers": tensors.layers(self.model),
+            "linear": tensors.linear_weights(self.model),
             "threads": torch.get_num_threads(),
         }
 
@@ -73,9 +74,7 @@ class Generate(Backend):
         new = output[0][inputs["input_ids"].shape[1] :].tolist()
         return {"seconds": seconds, "tokens": new, "text": self.tokenizer.decode(new, skip_special_tokens=True)}
 
-    def text_quality(
-        self, text: str, windows: int, window_tokens: int, baseline: str | None
-    ) -> dict[str, Any]:
+    def text_quality(self, text: str, windows: int, window_tokens: int, baseline: str | None) -> dict[str, Any]:
         """Compare this model with the text, and with the baseline checkpoint over the same text."""
         self.used = True
         reference = None
@@ -84,18 +83,17 @@ class Generate(Backend):
                 baseline, device_map=self.device, dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code
             ).eval()
         ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
-        return evaluate.text_quality(
+        found: dict[str, Any] = evaluate.text_quality(
             self.model, reference, ids, lambda done: self.report({"done": done, "of": len(ids)})
         )
+        return found
 
     def tasks(self, names: list[str], data: str | None, limit: int | None, batch_size: int) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks through its own Hugging Face backend."""
         self.used = True
         from lm_eval.models.huggingface import HFLM
 
-        model = HFLM(
-            pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device
-        )
+        model = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device)
         return evaluate.tasks(model, names, data, limit)
 
     def _inputs(self, messages: list[dict[str, str]]) -> Any:

@@ -114,9 +114,7 @@ class Quantize(Backend):
 _NOT_OPTIONS = ("self", "quant_type", "kwargs")
 
 
-def _silent_skip(
-    config: str, arguments: dict[str, Any], skipped: list[str], found: dict[str, dict[str, Any]]
-) -> str:
+def _silent_skip(config: str, arguments: dict[str, Any], skipped: list[str], found: dict[str, dict[str, Any]]) -> str:
     shapes = sorted({str(tuple(found[name]["shape"])) for name in skipped})
     shown = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
     total = sum(layer["kind"] in ("linear", "embedding", "head") for layer in found.values())
@@ -129,9 +127,7 @@ def _silent_skip(
 
 def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
     """Save a copy whose output head has a weight of its own, since tied weights cannot be quantized apart."""
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
-    )
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
     text_config = model.config.get_text_config(decoder=True)
     text_config.tie_word_embeddings = False
     model.config.tie_word_embeddings = False
@@ -154,6 +150,7 @@ def _facts(model: Any, output: str) -> dict[str, Any]:
         "weight_bytes": tensors.weight_bytes(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": found,
+        "linear": tensors.linear_weights(model),
         "quantization_config": saved.get("quantization_config", {}),
         "architecture": type(model).__name__,
     }

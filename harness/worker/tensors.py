@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 
-
 def leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the plain tensors behind ``tensor``, which may be a (nested) tensor subclass."""
     if hasattr(tensor, "__tensor_flatten__"):
@@ -26,6 +25,17 @@ def weight_bytes(model: torch.nn.Module) -> int:
             storage = leaf.untyped_storage()
             storages[(str(leaf.device), storage.data_ptr())] = storage.nbytes()
     return sum(storages.values())
+
+
+def linear_weights(model: torch.nn.Module) -> dict[str, int]:
+    """Return bytes and number of the weights that every step multiplies: linear layers and the output head."""
+    seen: dict[int, tuple[int, int]] = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, torch.nn.Linear) and weight is not None:
+            size = sum(leaf.numel() * leaf.element_size() for leaf in leaves(weight.data))
+            seen[id(module)] = (size, weight.numel())
+    return {"bytes": sum(size for size, _ in seen.values()), "weights": sum(number for _, number in seen.values())}
 
 
 def tensor_class(weight: Any) -> str:

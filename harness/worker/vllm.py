@@ -16,6 +16,39 @@ class Inspect:
     """Mixed into vLLM's worker, so that the engine's process answers what its model is made of."""
 
     model_runner: Any
+    kernel_profiler: Any
+
+    def linear_weights(self) -> dict[str, int]:
+        """Return bytes and number of the weights that every step multiplies: linear layers and the output head."""
+        modules = [
+            module
+            for _, module in self.model_runner.get_model().named_modules()
+            if isinstance(getattr(module, "weight", None), torch.Tensor) and hasattr(module, "quant_method")
+        ]
+        if any(type(module).__name__ == "ParallelLMHead" for module in modules):
+            modules = [module for module in modules if type(module).__name__ != "VocabParallelEmbedding"]
+        weights = [module.weight.data for module in modules if module.weight.dim() == 2]
+        size = sum(leaf.numel() * leaf.element_size() for weight in weights for leaf in tensors.leaves(weight))
+        return {"bytes": size, "weights": sum(weight.numel() for weight in weights)}
+
+    def start_profile_of_kernels(self) -> None:
+        """Start recording what runs on the device."""
+        activity = torch.profiler.ProfilerActivity
+        self.on_gpu = torch.cuda.is_available()
+        self.kernel_profiler = torch.profiler.profile(activities=[activity.CUDA if self.on_gpu else activity.CPU])
+        self.kernel_profiler.start()
+
+    def stop_profile_of_kernels(self) -> list[tuple[str, float, int]]:
+        """Return name, seconds and number of calls of every kernel (on a CPU: operator) since, longest first."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        self.kernel_profiler.stop()
+        found = []
+        for event in self.kernel_profiler.key_averages():
+            microseconds = event.self_device_time_total if self.on_gpu else event.self_cpu_time_total
+            if microseconds > 0:
+                found.append((str(event.key), microseconds / 1e6, int(event.count)))
+        return sorted(found, key=lambda row: -row[1])
 
     def quantized_layers(self) -> dict[str, str]:
         """Return the tensor class of every linear layer's weight by the layer's name."""
@@ -30,7 +63,7 @@ class Inspect:
 class Engine(Backend):
     """A checkpoint in ``vllm.LLM``, started once; options are as ``vllm bench latency`` sets them."""
 
-    commands: ClassVar[tuple[str, ...]] = ("latency", "chat")
+    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels")
 
     def open(self, checkpoint: str, **options: Any) -> dict[str, Any]:
         from vllm import LLM, SamplingParams
@@ -52,6 +85,7 @@ class Engine(Backend):
             "kv_cache_tokens": blocks * config.cache_config.block_size,
             "compile_seconds": float(config.compilation_config.compilation_time),
             "layers": self.llm.collective_rpc("quantized_layers")[0],
+            "linear": self.llm.collective_rpc("linear_weights")[0],
         }
 
     def latency(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
@@ -70,6 +104,13 @@ class Engine(Backend):
         if len(outputs) != batch_size or lengths != {output_len}:
             raise ValueError(f"{len(outputs)} of {batch_size} requests came back, with {sorted(lengths)} tokens")
         return {"seconds": seconds}
+
+    def kernels(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
+        """Profile one batch in the engine's worker: name, seconds and calls of each kernel, longest first."""
+        self.latency(batch_size, input_len, output_len)
+        self.llm.collective_rpc("start_profile_of_kernels")
+        self.latency(batch_size, input_len, output_len)
+        return {"kernels": self.llm.collective_rpc("stop_profile_of_kernels")[0]}
 
     def chat(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:
         """Answer one chat message greedily and return its text and token ids."""

@@ -1,0 +1,91 @@
+"""Speed of light: the bytes and operations that a step must move and do, and the time that takes at best.
+
+Source: Williams, Waterman and Patterson, Roofline: An Insightful Visual Performance Model, CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Below this fraction of the limit neither memory nor arithmetic explains the time: launches and Python do.
+OVERHEAD_BELOW = 0.5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides the cost of a step.
+
+    ``weight_bytes`` are the bytes of all linear weights as they lie in memory, output head and scales included;
+    ``weights`` their number. The input embedding is only looked up, so it does not count.
+    """
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_size: int
+    weight_bytes: float
+    weights: float
+    kv_bytes: int = 2
+
+    @classmethod
+    def of(cls, config: dict[str, Any], weight_bytes: float, weights: float) -> Shape:
+        """Return the shape for a Hugging Face config.json and the linear weights' bytes and number."""
+        heads = int(config["num_attention_heads"])
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            query_heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
+            weight_bytes=weight_bytes,
+            weights=weights,
+        )
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        return 2.0 * self.layers * self.kv_heads * self.head_size * self.kv_bytes
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A device's measured copy bandwidth (bytes a second) and matrix rate (operations a second)."""
+
+    bandwidth: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes moved and operations done."""
+
+    bytes: float
+    operations: float
+
+    def seconds(self, ceiling: Ceiling) -> tuple[float, float]:
+        """Return the least seconds that memory and that arithmetic take."""
+        return self.bytes / ceiling.bandwidth, self.operations / ceiling.rate
+
+
+def decode_step(shape: Shape, batch: int, context: float) -> Cost:
+    """Return the cost of one new token for each of ``batch`` sequences whose context is ``context`` tokens long."""
+    attention = 4.0 * batch * context * shape.layers * shape.query_heads * shape.head_size
+    moved = shape.weight_bytes + batch * (context + 1) * shape.kv_bytes_per_token
+    return Cost(bytes=moved, operations=2.0 * batch * shape.weights + attention)
+
+
+def prefill(shape: Shape, batch: int, length: int) -> Cost:
+    """Return the cost of reading ``batch`` prompts of ``length`` tokens (causal attention: half the square)."""
+    tokens = batch * length
+    attention = 2.0 * batch * length * length * shape.layers * shape.query_heads * shape.head_size
+    return Cost(
+        bytes=shape.weight_bytes + tokens * shape.kv_bytes_per_token,
+        operations=2.0 * tokens * shape.weights + attention,
+    )
+
+
+def bound(memory_seconds: float, arithmetic_seconds: float, measured_seconds: float) -> str:
+    """Return what limits a step: ``memory``, ``arithmetic`` or ``overhead``."""
+    limit = max(memory_seconds, arithmetic_seconds)
+    if measured_seconds <= 0 or limit / measured_seconds < OVERHEAD_BELOW:
+        return "overhead"
+    return "memory" if memory_seconds >= arithmetic_seconds else "arithmetic"

@@ -1,0 +1,114 @@
+"""What the tests share: where artifacts are kept, a tiny model that no network is needed for, and workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Store, default_root, file_digest
+from harness.environment import Environment
+from harness.job import Job, Worker
+from harness.matrix import Matrix, load
+from harness.sources import SHAREGPT_FILE
+
+pytest_plugins = ["pytester"]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_TINY_MODEL = Path(__file__).with_name("tiny_model.py")
+# Long enough for the CPU's share of the suites: 16 windows of 256 tokens, a token a byte.
+_ANSWER = "A language model gives every next word a probability, and says one of the likely ones. "
+CONVERSATIONS = [
+    {
+        "id": f"conversation-{number}",
+        "conversations": [
+            {"from": "human", "value": f"Question {number}: what does a language model do, in one sentence?"},
+            {"from": "gpt", "value": f"Answer {number}. {_ANSWER * 3}"},
+        ],
+    }
+    for number in range(24)
+]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A checkpoint folder, the same with NaN in it, and what transformers itself says of the former."""
+
+    folder: Path
+    broken: Path
+    reference: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root folder."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def suites_matrix() -> Matrix:
+    """The matrix that the suites run."""
+    return load(REPOSITORY / "suites" / "matrix.toml")
+
+
+@pytest.fixture(scope="session")
+def kept_store() -> Store:
+    """A store that outlives the test session: in $HARNESS_TEST_CACHE, or in the user's cache folder."""
+    return Store(Path(os.environ.get("HARNESS_TEST_CACHE") or default_root()).resolve())
+
+
+@pytest.fixture(scope="session")
+def sharegpt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ``--data`` with a small ShareGPT file of the published layout."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / SHAREGPT_FILE).write_text(json.dumps(CONVERSATIONS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(kept_store: Store, sharegpt_folder: Path) -> TinyModel:
+    """Two layers of random weights with a byte-level tokenizer, made by transformers in a process of its own."""
+    text = _ANSWER * 10
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, str(_TINY_MODEL), str(folder)]
+        subprocess.run(command, input=text, check=True, text=True, stdout=subprocess.DEVNULL)
+        (folder / "text.txt").write_text(text, encoding="utf-8")
+
+    key = {"script": file_digest(_TINY_MODEL), "text": text, "packages": Environment().decisive()}
+    folder = kept_store.get("tiny-model", key, build, label="the tests' tiny model").folder
+    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    return TinyModel(folder / "model", folder / "broken", {**reference, "text": str(folder / "text.txt")})
+
+
+StartWorker = Callable[..., Worker]
+
+
+@pytest.fixture(scope="session")
+def start_worker(kept_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
+    """``start_worker(backend, **specification)`` returns a ready worker, which ends with the test session."""
+    logs = tmp_path_factory.mktemp("logs")
+    started: list[Worker] = []
+
+    def start(backend: str, **specification: Any) -> Worker:
+        worker = Worker(
+            Job(backend=backend, specification=specification),
+            environment=Environment(),
+            store=kept_store,
+            log=logs / f"{len(started)}-{backend}.log",
+            label=backend,
+        )
+        started.append(worker)
+        worker.wait_ready(300)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.close()

@@ -1,0 +1,357 @@
+"""The plugin under a real pytest: what is collected, in which order, what is skipped and why, and what is an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from harness import hardware
+
+MEASUREMENTS = """
+memory = { max_new_tokens = 8 }
+generate = { max_new_tokens = 8, rounds = 1 }
+latency = { batch_sizes = [1, 8], input_len = 8, output_len = 8, rounds = 1 }
+serving = { num_prompts = [1, 16], rounds = 1 }
+text = { windows = 2, window_tokens = 16 }
+engine = { max_model_len = 64 }
+time_limits = { prepare = 9, start = 9, measure = 9, evaluate = 9 }
+"""
+MATRIX = f"""
+schema = 1
+[models.small]
+folder = "small"
+[models.large]
+hub = "owner/large"
+[recipes.int8wo]
+config = "Int8WeightOnlyConfig"
+hardware = ["cpu", "h100"]
+servers = ["transformers", "vllm"]
+[recipes.bf16]
+baseline = true
+hardware = ["cpu", "h100", "arm-mobile"]
+servers = ["transformers", "vllm"]
+[recipes.float8dq]
+config = "Float8DynamicActivationFloat8WeightConfig"
+hardware = ["h100"]
+servers = ["transformers", "vllm"]
+reason = "float8 needs a GPU"
+[recipes.int8emb]
+config = "FqnToConfig"
+hardware = ["cpu"]
+servers = ["transformers"]
+reason = "vLLM cannot load a quantized embedding"
+[[cells]]
+hardware = "cpu"
+models = ["small", "large"]
+recipes = ["int8wo", "float8dq", "bf16", "int8emb"]
+servers = ["transformers", "vllm"]
+[[cells]]
+hardware = "h100"
+models = ["small"]
+recipes = ["float8dq"]
+servers = ["vllm"]
+[[cells]]
+hardware = "arm-mobile"
+models = ["small"]
+recipes = ["bf16"]
+servers = []
+[measurements.cpu]
+{MEASUREMENTS}
+[measurements.h100]
+{MEASUREMENTS}
+[measurements.arm-mobile]
+{MEASUREMENTS}
+"""
+# Two files, stages out of order, so that the order of the run is the plugin's and not the files'.
+SUITES = {
+    "test_first": """
+        import pytest
+
+        @pytest.mark.stage("server")
+        def test_serving(cell, num_prompts): pass
+
+        @pytest.mark.stage("quantize")
+        def test_checkpoint(cell): pass
+    """,
+    "test_second": """
+        import pytest
+
+        @pytest.mark.stage("engine")
+        def test_latency(cell, batch_size): pass
+
+        @pytest.mark.stage("transformers")
+        def test_generate(cell): pass
+
+        @pytest.mark.stage("transformers")
+        def test_task(cell, task): pass
+    """,
+}
+STAGE_OF = {"test_checkpoint": 0, "test_generate": 1, "test_task": 1, "test_latency": 2, "test_serving": 3}
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def folder(pytester: pytest.Pytester) -> Path:
+    """A folder with suites and a matrix of its own."""
+    (pytester.path / "suites").mkdir()
+    (pytester.path / "suites" / "matrix.toml").write_text(MATRIX, encoding="utf-8")
+    pytester.makepyfile(**SUITES)
+    return pytester.path
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run pytest with the plugin in that folder, on a machine that has a processor and nothing else."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    only_a_processor(monkeypatch)
+    return lambda *arguments: pytester.runpytest_inprocess("-p", "harness.plugin", "--strict-markers", *arguments)
+
+
+def only_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "missing", lambda name: "" if name == "cpu" else f"there is no {name} in this test")
+
+
+def collected(result: pytest.RunResult) -> list[str]:
+    """Return test and parameters, e.g. ``test_generate[small-bf16-cpu]``, of ``--collect-only -q`` or ``-v``."""
+    return [line.split("::")[1].split(" ")[0] for line in result.outlines if "::" in line and ".py" in line]
+
+
+def of(names: list[str], test: str) -> list[str]:
+    return [name for name in names if name.startswith(f"{test}[")]
+
+
+# --------------------------------------------------------------------------------------------------- collecting
+
+
+def test_collecting_the_suites_imports_no_backend(repository: Path) -> None:
+    code = """
+import json, sys, pytest
+status = pytest.main(["suites", "--collect-only", "-q", "-p", "no:cacheprovider"])
+loaded = [name for name in ("torch", "torchao", "transformers", "vllm", "lm_eval", "executorch") if name in sys.modules]
+print(json.dumps([int(status), loaded]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    lines = result.stdout.splitlines()
+    assert json.loads(lines[-1]) == [0, []]
+    assert sum("suites/test_" in line for line in lines) > 20
+
+
+def test_a_cell_is_tested_through_each_server_and_parameter(run: Run) -> None:
+    names = collected(run("--collect-only", "-q", "-m", "cpu", "--model", "small", "--recipe", "int8wo"))
+    assert sorted(of(names, "test_checkpoint")) == [
+        "test_checkpoint[small-bf16-cpu]",
+        "test_checkpoint[small-int8wo-cpu]",
+    ]
+    assert of(names, "test_generate") == [
+        "test_generate[small-bf16-cpu-transformers]",
+        "test_generate[small-int8wo-cpu-transformers]",
+    ]
+    assert of(names, "test_latency") == [
+        "test_latency[small-bf16-cpu-vllm-1]",
+        "test_latency[small-bf16-cpu-vllm-8]",
+        "test_latency[small-int8wo-cpu-vllm-1]",
+        "test_latency[small-int8wo-cpu-vllm-8]",
+    ]
+    assert of(names, "test_serving") == [
+        "test_serving[small-bf16-cpu-vllm-1]",
+        "test_serving[small-bf16-cpu-vllm-16]",
+        "test_serving[small-int8wo-cpu-vllm-1]",
+        "test_serving[small-int8wo-cpu-vllm-16]",
+    ]
+
+
+def test_stages_of_a_cell_follow_each_other_and_the_baseline_comes_first(run: Run) -> None:
+    names = collected(run("-v", "-m", "cpu", "--task", "hellaswag"))
+    order = []
+    for name in names:
+        test, parameters = name.rstrip("]").split("[")
+        order.append((tuple(parameters.split("-")[:2]), STAGE_OF[test]))
+    cells = [cell for cell, _ in groupby(order, key=lambda entry: entry[0])]
+    assert len(cells) == len(set(cells)) == 8, "each cell's tests stand together"
+    assert [model for model, _ in groupby(model for model, _ in cells)] == ["small", "large"]
+    assert [recipe for model, recipe in cells if model == "small"][0] == "bf16"
+    assert [recipe for model, recipe in cells if model == "large"][0] == "bf16"
+    for cell, entries in groupby(order, key=lambda entry: entry[0]):
+        stages = [stage for _, stage in entries]
+        assert stages == sorted(stages), cell
+
+
+def test_a_recipe_selected_by_name_brings_the_same_tests_of_its_baseline(run: Run) -> None:
+    assert collected(run("-v", "-m", "cpu", "-k", "generate and int8wo and small")) == [
+        "test_generate[small-bf16-cpu-transformers]",
+        "test_generate[small-int8wo-cpu-transformers]",
+    ]
+    assert collected(run("-v", "-m", "cpu", "-k", "latency and int8wo and large and vllm-8")) == [
+        "test_latency[large-bf16-cpu-vllm-8]",
+        "test_latency[large-int8wo-cpu-vllm-8]",
+    ]
+    assert collected(run("-v", "-m", "cpu", "-k", "checkpoint and bf16 and small")) == [
+        "test_checkpoint[small-bf16-cpu]"
+    ], "the baseline alone brings nothing"
+
+
+def test_server_leaves_out_the_others(run: Run) -> None:
+    names = collected(run("--collect-only", "-q", "-m", "cpu", "--server", "vllm"))
+    assert of(names, "test_latency")
+    assert of(names, "test_checkpoint"), "a stage without a server stays"
+    assert not [name for name in of(names, "test_generate") if "transformers" in name]
+
+
+def test_tasks_come_from_the_command_line_or_the_data_folder(run: Run, folder: Path) -> None:
+    (folder / "data").mkdir()
+    for file in ("hellaswag.jsonl", "arc_easy.jsonl", "ShareGPT_V3_unfiltered_cleaned_split.json"):
+        (folder / "data" / file).write_text("", encoding="utf-8")
+    common = ("--collect-only", "-q", "-m", "cpu", "-k", "task and small and bf16")
+    assert of(collected(run(*common, "--data", "data")), "test_task") == [
+        "test_task[small-bf16-cpu-transformers-arc_easy]",
+        "test_task[small-bf16-cpu-transformers-hellaswag]",
+    ]
+    chosen = run(*common, "--data", "data", "--task", "hellaswag")
+    assert of(collected(chosen), "test_task") == ["test_task[small-bf16-cpu-transformers-hellaswag]"]
+    assert not [name for name in collected(run(*common)) if "bf16" in name], "no task is run that nobody asked for"
+
+
+def test_a_config_expression_is_a_recipe(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_second="""
+        import pytest
+
+        @pytest.mark.stage("quantize")
+        def test_config(cell):
+            if not cell.recipe.baseline:
+                assert (cell.recipe.config, cell.recipe.arguments) == ("Int8WeightOnlyConfig", {"group_size": 32})
+        """
+    )
+    names = "test_config and small"
+    result = run("-v", "-m", "cpu", "-k", names, "--recipe", "Int8WeightOnlyConfig(group_size=32)")
+    result.assert_outcomes(passed=2)
+    assert collected(result) == [
+        "test_config[small-bf16-cpu]",
+        "test_config[small-Int8WeightOnlyConfig_group_size_32-cpu]",
+    ]
+    wrong = run("-m", "cpu", "-k", names, "--recipe", "Int8WeightOnlyConfig(group_size=16)")
+    wrong.assert_outcomes(passed=1, failed=1)
+
+
+def test_a_folder_is_a_model(run: Run, folder: Path) -> None:
+    (folder / "elsewhere" / "my-model").mkdir(parents=True)
+    names = collected(run("--collect-only", "-q", "-m", "cpu", "--model", "elsewhere/my-model", "--recipe", "int8wo"))
+    assert of(names, "test_checkpoint") == [
+        "test_checkpoint[my-model-bf16-cpu]",
+        "test_checkpoint[my-model-int8wo-cpu]",
+    ]
+
+
+# ----------------------------------------------------------------------------------------- skipping and hardware
+
+
+def test_a_recipe_that_the_hardware_cannot_take_is_skipped_with_its_reason(run: Run) -> None:
+    result = run("-rs", "-m", "cpu", "-k", "checkpoint and small")
+    result.assert_outcomes(passed=3, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*recipe float8dq does not run on cpu: float8 needs a GPU"])
+
+
+def test_a_recipe_that_the_server_cannot_take_is_skipped_with_its_reason(run: Run) -> None:
+    result = run("-rs", "-m", "cpu", "-k", "latency and int8emb and small and vllm-8")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*recipe int8emb does not run through vllm: vLLM cannot load a quantized*"])
+
+
+def test_every_hardware_is_a_marker(run: Run) -> None:
+    listed = run("--markers").stdout
+    listed.fnmatch_lines([f"@pytest.mark.{name}: *" for name in ("cpu", "h100", "arm-mobile")])
+    names = collected(run("--collect-only", "-q", "-m", "arm-mobile"))
+    assert names == ["test_checkpoint[small-bf16-arm-mobile]"]
+
+
+@pytest.mark.parametrize("name", ["h100", "arm-mobile"])
+def test_hardware_that_is_asked_for_and_not_here_fails_the_session(run: Run, name: str) -> None:
+    result = run("-m", name)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*-m selects * for {name}, which is not here: there is no {name} in this test*"])
+    assert "--allow-missing-hardware" in result.stderr.str()
+
+
+def test_missing_hardware_may_be_allowed(run: Run) -> None:
+    result = run("-rs", "-m", "h100 or (cpu and not h100)", "-k", "checkpoint and small", "--allow-missing-hardware")
+    result.assert_outcomes(passed=3, skipped=3)
+    result.stdout.fnmatch_lines(["SKIPPED*h100 is not here: there is no h100 in this test"])
+
+
+def test_missing_hardware_that_nobody_asked_for_is_skipped(run: Run) -> None:
+    result = run("-rs", "-k", "checkpoint and small")
+    result.assert_outcomes(passed=3, skipped=4)
+    skipped = [line for line in result.outlines if line.startswith("SKIPPED")]
+    assert any("h100 is not here" in line for line in skipped)
+    assert any("arm-mobile is not here" in line for line in skipped)
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "smal"], ["--model 'smal'", "did you mean small"]),
+        (["--recipe", "int8w0"], ["--recipe 'int8w0'", "did you mean int8wo"]),
+        (["--recipe", "Int8WeightOnlyConfig(32)"], ["Int8WeightOnlyConfig(32)", "arguments need names"]),
+        (["--server", "vlm"], ["--server 'vlm'", "did you mean vllm"]),
+        (["--matrix", "suites/matrx.toml"], ["suites/matrx.toml", "cannot be read"]),
+        (["--data", "nowhere"], ["--data nowhere", "no such folder"]),
+    ],
+)
+def test_a_misspelt_option_is_a_usage_error_that_offers_what_there_is(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    result = run("-m", "cpu", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    said = result.stderr.str()
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said + result.stdout.str()
+
+
+def test_a_broken_matrix_is_a_usage_error_with_file_line_and_key(run: Run, folder: Path) -> None:
+    broken = MATRIX.replace("hub = ", "hubb = ")
+    path = folder / "suites" / "matrix.toml"
+    path.write_text(broken, encoding="utf-8")
+    result = run("-m", "cpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    line = 1 + broken.splitlines().index('hubb = "owner/large"')
+    result.stderr.fnmatch_lines([f"*{path}, line {line}: models.large.hubb: *did you mean hub?*"])
+
+
+@pytest.mark.parametrize("marker", ["", '@pytest.mark.stage("quantise")'])
+def test_a_suite_without_a_known_stage_is_a_usage_error(run: Run, pytester: pytest.Pytester, marker: str) -> None:
+    pytester.makepyfile(test_second=f"import pytest\n\n{marker}\ndef test_new(cell): pass\n")
+    result = run("-m", "cpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "test_new" in result.stderr.str()
+    assert "'quantize', 'transformers'" in result.stderr.str()
+
+
+def test_an_error_of_the_harness_is_reported_in_its_own_words_with_the_end_of_the_log(
+    run: Run, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(
+        test_error="""
+        from harness.errors import ArtifactError, WorkerError
+
+        def test_plain():
+            raise ArtifactError("the disk is full; name another with --cache")
+
+        def test_worker():
+            raise WorkerError("engine: start: crashed", stage="start", kind="crash", log_tail="last words of the log")
+        """
+    )
+    result = run("test_error.py")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["the disk is full; name another with --cache"])
+    result.stdout.fnmatch_lines(["engine: start: crashed", "*", "the end of its log:", "last words of the log"])
+    assert "raise ArtifactError" not in result.stdout.str()

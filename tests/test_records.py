@@ -1,0 +1,422 @@
+"""Records: what is written is read again, whatever the names hold and wherever a kill, a full disk or an edit struck."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from harness.errors import RecordError
+from harness.records import (
+    Cell,
+    Device,
+    Failure,
+    Header,
+    Judgement,
+    Line,
+    Measurement,
+    ModelIdentity,
+    RecipeIdentity,
+    Run,
+    Timing,
+    identity,
+    read,
+    redact,
+)
+
+NAMES = st.text(st.sampled_from("ab|\n\r\t\"'\\{}[],:\x00\x0b\x0c\x85\u2028é😀") | st.characters(), max_size=12)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = NAMES | st.integers() | FINITE | st.booleans()
+OPTIONS = st.dictionaries(NAMES, SCALARS, max_size=3)
+CONFIGS = st.dictionaries(
+    NAMES,
+    st.recursive(SCALARS | st.none(), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner)),
+    max_size=2,
+)
+MODELS = st.builds(
+    ModelIdentity,
+    name=NAMES,
+    source=NAMES,
+    revision=NAMES,
+    weights=st.sampled_from(["pretrained", "random"]),
+    note=NAMES,
+)
+RECIPES = st.builds(RecipeIdentity, name=NAMES, hash=NAMES, config=CONFIGS, baseline=st.booleans())
+CELLS = st.builds(Cell, model=MODELS, recipe=RECIPES, hardware=NAMES, server=NAMES)
+DEVICES = st.builds(Device, name=NAMES, detail=OPTIONS)
+PACKAGES = st.dictionaries(NAMES, NAMES, max_size=3)
+MEASUREMENTS = st.builds(
+    Measurement,
+    time=FINITE,
+    metric=NAMES,
+    unit=NAMES,
+    direction=st.sampled_from(["lower", "higher", "none"]),
+    definition=st.integers(1, 9),
+    parameters=OPTIONS,
+    value=FINITE,
+    samples=st.lists(FINITE, max_size=4),
+    warmup=st.lists(FINITE, max_size=2),
+    statistics=st.dictionaries(NAMES, FINITE, max_size=3),
+    cell=CELLS,
+    packages=PACKAGES,
+    device=DEVICES,
+    flags=OPTIONS,
+    state_before=OPTIONS,
+    state_after=OPTIONS,
+    attachment=NAMES,
+    from_cache=st.booleans(),
+    discarded=NAMES,
+)
+LINES = st.one_of(
+    MEASUREMENTS,
+    st.builds(Header, time=FINITE, run=NAMES, command=st.lists(NAMES), packages=PACKAGES, device=DEVICES),
+    st.builds(Failure, time=FINITE, cell=CELLS, stage=NAMES, failure=NAMES, message=NAMES, log_tail=NAMES),
+    st.builds(
+        Judgement,
+        time=FINITE,
+        cell=CELLS,
+        metric=NAMES,
+        parameters=OPTIONS,
+        passed=st.booleans(),
+        measured=FINITE | st.just(math.inf),
+        limit=FINITE,
+        comparison=NAMES,
+        origin=NAMES,
+        published=st.none() | FINITE,
+    ),
+    st.builds(Timing, time=FINITE, cell=st.none() | CELLS, stage=NAMES, seconds=FINITE),
+)
+QUICK = settings(max_examples=40, deadline=None)
+
+CELL = Cell(
+    model=ModelIdentity(name="small", source="hub:owner/small", revision="abc", weights="pretrained"),
+    recipe=RecipeIdentity(name="int8wo", hash="0123", config={"config": "Int8WeightOnlyConfig"}),
+    hardware="cpu",
+    server="vllm",
+)
+LATENCY = Measurement(
+    metric="latency",
+    unit="s",
+    direction="lower",
+    definition=1,
+    parameters={"batch_size": 1},
+    value=1.5,
+    samples=[1.4, 1.6],
+    cell=CELL,
+    packages={"torch": "2.13.0"},
+    device=Device(name="a processor"),
+    flags={"enforce_eager": True},
+)
+STEPS = [Timing(stage="étape\n|", seconds=seconds) for seconds in (1.0, 2.5, 1e-9, 4.0)]
+
+
+def encoded(lines: Sequence[Line]) -> list[bytes]:
+    """Return each line as the store itself writes it, newline included."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        for line in lines:
+            run.append(line)
+        return run.path.read_bytes().splitlines(keepends=True)
+
+
+STEP_BYTES = encoded(STEPS)
+
+
+# ------------------------------------------------------------------------------------------------- what is read again
+
+
+@QUICK
+@given(st.lists(LINES, max_size=3))
+def test_every_kind_of_line_is_read_as_it_was_written(lines: list[Line]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        for line in lines:
+            run.append(line)
+        if lines:
+            assert run.read() == (lines, [])
+
+
+@QUICK
+@given(MEASUREMENTS)
+def test_a_measurement_keeps_its_identity_on_the_disk(measurement: Measurement) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        run.append(measurement)
+        (again,) = run.lines()
+        assert isinstance(again, Measurement)
+        assert identity(again) == identity(measurement)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["value", "samples", "warmup", "statistics"])
+def test_what_is_not_a_number_is_not_recorded(place: str, number: float) -> None:
+    held = {"value": number, "samples": [1.0, number], "warmup": [number], "statistics": {"p99": number}}[place]
+    with pytest.raises(ValidationError, match="finite"):
+        Measurement(**(LATENCY.model_dump() | {place: held}))
+
+
+# ------------------------------------------------------------------------------------------------ what has been broken
+
+
+@QUICK
+@given(st.data())
+def test_a_file_cut_off_anywhere_keeps_its_whole_lines_and_names_the_broken_one(data: st.DataObject) -> None:
+    whole = b"".join(STEP_BYTES)
+    cut = data.draw(st.integers(0, len(whole)))
+    ends = [len(b"".join(STEP_BYTES[: count + 1])) - 1 for count in range(len(STEP_BYTES))]
+    kept = sum(end <= cut for end in ends)
+    broken = cut not in {0, *ends, *(end + 1 for end in ends)}
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        run.path.write_bytes(whole[:cut])
+        lines, problems = run.read()
+        assert lines == STEPS[:kept]
+        assert len(problems) == broken
+        assert all(f"{run.path}, line {kept + 1}:" in problem for problem in problems)
+
+        run.append(LATENCY)
+        assert run.read() == ([*STEPS[:kept], LATENCY], problems)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('"seconds":2.5', '"seconds":"long"', "seconds"),
+        ('"seconds":2.5', '"seconds":2.5,"minutes":1', "minutes"),
+        ('"seconds":2.5', '"secs":2.5', "sec"),
+        ('"kind":"timing"', '"kind":"tming"', "tming"),
+        ('"schema_version":1,', "", "schema_version"),
+        ("{", "", "JSON"),
+        ("}", "", "JSON"),
+    ],
+)
+def test_an_edited_line_is_named_and_the_others_are_read(tmp_path: Path, before: str, after: str, words: str) -> None:
+    path = tmp_path / "records.jsonl"
+    edited = STEP_BYTES[1].decode().replace(before, after, 1)
+    assert edited != STEP_BYTES[1].decode()
+    path.write_bytes(STEP_BYTES[0] + edited.encode() + STEP_BYTES[2])
+    lines, (problem,) = read(path)
+    assert lines == [STEPS[0], STEPS[2]]
+    assert f"{path}, line 2:" in problem
+    assert words in problem
+
+
+@pytest.mark.parametrize("line", [b"[]", b"1", b"null", b'"text"', b"\xff\xfe", b"\x00", b"{}"])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(STEP_BYTES[0] + line + b"\n")
+    lines, (problem,) = read(path)
+    assert lines == [STEPS[0]]
+    assert f"{path}, line 2:" in problem
+
+
+def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(STEP_BYTES[0] + STEP_BYTES[1].replace(b'"schema_version":1', b'"schema_version":7'))
+    with pytest.raises(RecordError, match=rf"{path}, line 2: schema version 7 is newer.*upgrade"):
+        read(path)
+
+
+_APPEND = """
+import sys
+from pathlib import Path
+from harness.errors import RecordError
+from harness.records import Run, Timing
+run, limit = Run(Path(sys.argv[1])), int(sys.argv[2])
+if limit:
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    for number in range(100_000):
+        run.append(Timing(stage="measure", seconds=number))
+        print(number, flush=True)
+except RecordError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 1001])
+def test_a_full_disk_is_an_error_that_keeps_what_was_recorded(tmp_path: Path, limit: int) -> None:
+    command = [sys.executable, "-c", _APPEND, str(tmp_path), str(limit)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    *written, message = result.stdout.splitlines()
+    assert str(tmp_path / "records.jsonl") in message
+    assert "--resume" in message
+    lines, problems = Run(tmp_path).read()
+    assert [line.seconds for line in lines if isinstance(line, Timing)] == [float(number) for number in written]
+    assert written
+    assert not problems
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_the_disks_own_words_are_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RecordError, match=r"records\.jsonl.*No space left on device"):
+        Run(tmp_path).append(LATENCY)
+
+
+def test_a_kill_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _APPEND, str(tmp_path), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        seen = [int(writer.stdout.readline()) for _ in range(30)]
+        os.kill(writer.pid, signal.SIGKILL)
+        seen += [int(line) for line in writer.stdout]
+    run = Run(tmp_path)
+    lines, problems = run.read()
+    numbers = [line.seconds for line in lines if isinstance(line, Timing)]
+    assert numbers == list(range(len(numbers)))
+    assert len(seen) <= len(numbers) <= len(seen) + 1
+    assert len(problems) <= 1
+    run.append(LATENCY)
+    assert run.read() == ([*lines, LATENCY], problems)
+
+
+# ------------------------------------------------------------------------------------------------------------ identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"time": 1.0},
+        {"value": 2.0},
+        {"samples": [2.0]},
+        {"warmup": [9.0]},
+        {"statistics": {"p99": 2.0}},
+        {"state_before": {"load_1min": 3.0}},
+        {"state_after": {"load_1min": 3.0}},
+        {"attachment": "attachments/x.json"},
+        {"from_cache": True},
+        {"discarded": "the clock was throttled"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_repeats_of_a_measurement_have_one_identity(change: dict[str, object]) -> None:
+    assert identity(LATENCY.model_copy(update=change)) == identity(LATENCY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metric": "ttft"},
+        {"definition": 2},
+        {"parameters": {"batch_size": 8}},
+        {"parameters": {}},
+        {"packages": {"torch": "2.14.0"}},
+        {"device": Device(name="another processor")},
+        {"flags": {}},
+        {"cell": CELL.model_copy(update={"hardware": "h100"})},
+        {"cell": CELL.model_copy(update={"server": "transformers"})},
+        {"cell": CELL.model_copy(update={"model": CELL.model.model_copy(update={"revision": "def"})})},
+        {"cell": CELL.model_copy(update={"recipe": CELL.recipe.model_copy(update={"hash": "4567"})})},
+    ],
+    ids=str,
+)
+def test_another_measurement_has_another_identity(change: dict[str, object]) -> None:
+    assert identity(LATENCY.model_copy(update=change)) != identity(LATENCY)
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Seven runs with records, and one folder that has none."""
+    for day in range(1, 8):
+        Run(tmp_path / f"2026010{day}-120000").append(LATENCY)
+    (tmp_path / "20260109-120000").mkdir()
+    return tmp_path
+
+
+def test_a_run_is_opened_by_name_by_path_and_as_the_last(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs.parent)
+    third = runs / "20260103-120000"
+    assert Run.open(runs, "20260103-120000").folder == third
+    assert Run.open(runs, str(third)).folder == third
+    assert Run.open(runs, str(third / "records.jsonl")).folder == third
+    assert Run.open(runs, "last").name == "20260107-120000"
+
+
+@pytest.mark.parametrize("name", ["20260199-120000", "20260109-120000", "nowhere/at/all"])
+def test_a_run_that_is_not_there_is_named_beside_the_latest(runs: Path, name: str) -> None:
+    with pytest.raises(RecordError, match=rf"no run '{name}' under {runs}.*20260103-120000, .*20260107-120000") as raised:
+        Run.open(runs, name)
+    assert "20260102" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["last", "20260101-120000"])
+def test_where_there_are_no_runs_it_says_so(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecordError, match="none yet"):
+        Run.open(tmp_path / "runs", name)
+
+
+def test_new_runs_never_share_a_folder(tmp_path: Path) -> None:
+    folders = {Run.create(tmp_path / "runs").folder for _ in range(4)}
+    assert len(folders) == 4
+    assert all(folder.is_dir() for folder in folders)
+
+
+@pytest.mark.parametrize("name", ["small-int8wo-cpu-vllm", "owner/model x:y|z", "../../elsewhere", "é"])
+def test_an_attachment_stays_in_its_run(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path / "run")
+    relative = run.attach(name, {"documents": [1, 2]})
+    path = (run.folder / relative).resolve()
+    assert path.parent == run.attachments
+    assert json.loads(path.read_text()) == {"documents": [1, 2]}
+    assert [entry.name for entry in run.attachments.iterdir()] == [path.name]
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+
+TOKEN = "hf_" + "AbCd1234" * 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"401 for {TOKEN}",
+        f"HF_TOKEN={TOKEN}",
+        f"'token': '{TOKEN}'",
+        f"'the log said:\\n{TOKEN}\\n'",
+        "Authorization: Bearer AbCd1234AbCd1234",
+        "authorization: bearer AbCd1234AbCd1234",
+    ],
+)
+def test_credentials_are_taken_out(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert "AbCd1234" not in redact(text)
+    assert "[token removed]" in redact(text)
+    assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize("names", [["HF_TOKEN"], ["HUGGING_FACE_HUB_TOKEN"], ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]])
+@QUICK
+@given(before=st.text(), after=st.text())
+def test_the_tokens_of_the_environment_are_taken_out_wherever_they_stand(
+    names: list[str], before: str, after: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
+        for name in names:
+            patch.setenv(name, f"secret-of-{name}")
+        assert "secret-of-" not in redact("".join(f"{before}secret-of-{name}{after}" for name in names))
+
+
+@pytest.mark.parametrize("text", ["", "nothing to hide", "self.hf_quantizer.preprocess(model)", "import hf_transfer"])
+def test_other_words_stay(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert redact(text) == text

@@ -1,0 +1,1 @@
+"""A package, since the suites have files of the same names."""

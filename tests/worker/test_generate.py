@@ -1,0 +1,82 @@
+"""Transformers' worker against what transformers itself says of the same two-layer model."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from harness.errors import WorkerError
+
+WINDOWS, WINDOW_TOKENS = 3, 64
+
+
+def test_peak_memory_is_the_kernels_and_needs_a_fresh_process(generating):
+    peak = generating.peak["peak_bytes"]
+    assert peak > generating.worker.info["weight_bytes"]
+    # The worker reads its own figure right after generating, this process reads it a moment later.
+    assert generating.kernel_peak_bytes - 64e6 < peak <= generating.kernel_peak_bytes
+    assert 0 < generating.peak["new_tokens"] <= 8
+    with pytest.raises(WorkerError, match="peak memory needs a fresh process") as caught:
+        generating.ask("peak_memory", max_new_tokens=8)
+    assert caught.value.kind == "exception"
+    assert generating.worker.alive, "an exception does not end a worker"
+
+
+def test_generate_gives_as_many_tokens_as_asked_and_those_of_transformers(generating, tiny_model):
+    prompt = "Name three colours."
+    answer = generating.ask("generate", prompt=prompt, max_new_tokens=16)
+    assert answer["tokens"] == tiny_model.reference["greedy"]
+    assert answer["seconds"] > 0
+    assert len(generating.ask("generate", prompt=prompt, max_new_tokens=3)["tokens"]) == 3
+
+
+def test_a_model_agrees_with_itself(generating, tiny_model):
+    found = generating.ask(
+        "text_quality",
+        text=tiny_model.reference["text"],
+        windows=WINDOWS,
+        window_tokens=WINDOW_TOKENS,
+        baseline=str(tiny_model.folder),
+    )
+    windows = found["windows"]
+    assert found["tokens"] == WINDOWS * WINDOW_TOKENS
+    assert windows["nll"] == pytest.approx(tiny_model.reference["nll"], rel=1e-4)
+    perplexity = math.exp(statistics.fmean(windows["nll"]))
+    assert perplexity == pytest.approx(math.prod(math.exp(value) for value in windows["nll"]) ** (1 / WINDOWS))
+    assert windows["kl"] == pytest.approx([0.0] * WINDOWS, abs=1e-6)
+    assert windows["top1"] == [1.0] * WINDOWS
+    assert windows["flips"] == [0.0] * WINDOWS
+
+
+def test_a_quantized_model_differs_from_its_baseline(generating, tiny_model, quantizing):
+    windows = generating.ask(
+        "text_quality",
+        text=tiny_model.reference["text"],
+        windows=WINDOWS,
+        window_tokens=WINDOW_TOKENS,
+        baseline=str(quantizing.by("8da4w").folder),
+    )["windows"]
+    assert all(value > 0.001 for value in windows["kl"])
+    assert statistics.fmean(windows["top1"]) < 1
+    # A flip needs a disagreement.
+    assert all(flips <= 1 - top1 + 1e-6 for flips, top1 in zip(windows["flips"], windows["top1"], strict=True))
+
+
+def test_predictions_that_are_not_finite_are_an_error(generating, tiny_model):
+    with pytest.raises(WorkerError, match="not finite"):
+        generating.ask(
+            "text_quality",
+            text=tiny_model.reference["text"],
+            windows=1,
+            window_tokens=WINDOW_TOKENS,
+            baseline=str(tiny_model.broken),
+        )
+
+
+def test_a_text_too_short_is_an_error_that_says_by_how_much(generating, tmp_path: Path):
+    (tmp_path / "short.txt").write_text("Ten bytes.", encoding="utf-8")
+    with pytest.raises(WorkerError, match=r"has 10 tokens; 2 windows of 8 need 16"):
+        generating.ask("text_quality", text=str(tmp_path / "short.txt"), windows=2, window_tokens=8, baseline=None)

@@ -1,0 +1,149 @@
+"""The quantizing worker on the two-layer model: what is quantized, how large it is, and what is refused out loud."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.artifacts import file_digest
+from harness.errors import WorkerError
+
+LINEAR_LAYERS = 14
+
+
+def stored(folder: Path) -> dict[str, int]:
+    """Return the bytes of every tensor of a checkpoint, by the file's own header."""
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+# ---------------------------------------------------------------------------------------------- what is quantized
+
+
+@pytest.mark.parametrize("recipe", ["int8wo", "int8dq", "8da4w"])
+def test_a_recipe_for_linear_layers_quantizes_every_one_and_nothing_else(quantizing, tiny_model, recipe):
+    made = quantizing.by(recipe)
+    linear = made.layers("linear")
+    assert len(linear) == LINEAR_LAYERS
+    assert {layer["quantized"] for layer in linear.values()} == {True}
+    others = made.layers("embedding") | made.layers("head")
+    assert {layer["tensor"] for layer in others.values()} == {"Tensor"}
+    assert made.facts["quantization_config"]["quant_method"] == "torchao"
+    # The embedding stays in 16 bits; a linear weight takes 8, since int4 is held in int8 on a CPU.
+    shapes = [math.prod(layer["shape"]) for layer in linear.values()]
+    embedding = math.prod(others["model.embed_tokens"]["shape"]) * 2
+    assert embedding + sum(shapes) < made.facts["weight_bytes"] < embedding + 1.1 * sum(shapes)
+    assert made.facts["checkpoint_bytes"] == (made.folder / "model.safetensors").stat().st_size
+    assert made.facts["checkpoint_bytes"] < 0.7 * (tiny_model.folder / "model.safetensors").stat().st_size
+
+
+def test_a_recipe_for_embeddings_quantizes_them_too_and_unties_them(quantizing):
+    made = quantizing.by("8da4w-int8emb")
+    assert len(made.layers("linear")) == LINEAR_LAYERS
+    assert [len(made.layers(kind)) for kind in ("embedding", "head")] == [1, 1]
+    assert {layer["quantized"] for layer in made.facts["layers"].values()} == {True}
+    names = stored(made.folder)
+    assert any(name.startswith("lm_head.") for name in names)
+    assert any(name.startswith("model.embed_tokens.") for name in names)
+    assert not [path for path in made.folder.rglob("*") if path.is_dir()], "the untied copy is gone"
+
+
+def test_a_tied_weight_counts_once_and_an_untied_one_twice(quantizing, tiny_model):
+    shape, lender = str(tiny_model.folder / "config.json"), str(tiny_model.folder)
+    tied = quantizing.ask("plain_from_shape", shape=shape, seed=0, tokenizer=lender)
+    config = json.loads(Path(shape).read_text())
+    untied_shape = tied.folder.parent / "untied.json"
+    untied_shape.write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    untied = quantizing.ask("plain_from_shape", shape=str(untied_shape), seed=0, tokenizer=lender)
+    embedding = config["vocab_size"] * config["hidden_size"] * 2
+    # Beside what is stored there are the rotary frequencies: two buffers of head_dim / 2 float32.
+    buffers = 2 * 4 * config["hidden_size"] // config["num_attention_heads"] // 2
+    assert tied.facts["weight_bytes"] == sum(stored(tied.folder).values()) + buffers
+    assert untied.facts["weight_bytes"] == tied.facts["weight_bytes"] + embedding
+    assert untied.facts["parameters"] == tied.facts["parameters"] + embedding // 2
+
+
+def test_random_weights_are_those_of_the_seed(quantizing, tiny_model):
+    shape, lender = str(tiny_model.folder / "config.json"), str(tiny_model.folder)
+    digests = [
+        file_digest(quantizing.ask("plain_from_shape", shape=shape, seed=seed, tokenizer=lender).folder / "model.safetensors")
+        for seed in (1, 1, 2)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_storage_counts_once_however_many_tensors_show_it():
+    """In a process of its own, since this one imports no torch."""
+    code = """
+import torch
+from harness.worker import tensors
+
+class Shared(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        whole = torch.zeros(8, 4)
+        self.rows, self.same = torch.nn.Parameter(whole[:2]), torch.nn.Parameter(whole[2:])
+        self.register_buffer("other", torch.zeros(3, dtype=torch.int8))
+
+print(tensors.weight_bytes(Shared()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(8 * 4 * 4 + 3)]
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_group_size_that_does_not_divide_names_the_layers_left_out(quantizing):
+    with pytest.raises(WorkerError) as caught:
+        quantizing.by("Int4WeightOnlyConfig(group_size=96)")
+    words = str(caught.value)
+    assert f"left {LINEAR_LAYERS} of 16 layers unquantized" in words
+    assert "model.layers.0.self_attn.q_proj" in words
+    assert "(256, 4096)" in words, "the shapes tell why"
+    assert "group size that does not divide" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"transformers_options": {"include_embedding": True}},
+            "TorchAoConfig does not know include_embedding.*it knows.*include_input_output_embeddings",
+        ),
+        ({"config": "Int8WeightOnlyConfi"}, "no config class 'Int8WeightOnlyConfi'.*Int8WeightOnlyConfig"),
+        ({"arguments": {"groupsize": 32}}, "has no argument 'groupsize'; it has: .*granularity"),
+        ({"arguments": {"granularity": "PerBlok(32)"}}, "'PerBlok.32.' is not a granularity"),
+    ],
+)
+def test_what_torchao_or_transformers_would_swallow_is_refused(quantizing, suites_matrix, change, words):
+    with pytest.raises(WorkerError, match=words) as caught:
+        quantizing.ask(**suites_matrix.recipe("int8wo").identity.config | change)
+    assert (caught.value.stage, caught.value.kind) == ("quantize", "exception")
+    assert quantizing.worker.alive, "the next recipe is quantized all the same"
+
+
+def test_an_embedding_that_the_recipe_means_and_misses_is_refused(quantizing, suites_matrix):
+    config = suites_matrix.recipe("int8wo").identity.config | {"quantizes": ["linear", "embedding"]}
+    with pytest.raises(WorkerError, match=r"left . of 16 layers unquantized.*embed_tokens"):
+        quantizing.ask(**config)
+
+
+def test_a_tokenizer_larger_than_the_shape_is_refused(quantizing, tiny_model, tmp_path):
+    config = json.loads((tiny_model.folder / "config.json").read_text())
+    (tmp_path / "small.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(WorkerError, match=r"has 10240 tokens, the model 100"):
+        quantizing.ask(
+            "plain_from_shape", shape=str(tmp_path / "small.json"), seed=0, tokenizer=str(tiny_model.folder)
+        )

@@ -1,0 +1,231 @@
+"""One engine, one server and one client of the quantized two-layer model, as the suites' flow starts and asks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Store
+from harness.environment import Environment
+from harness.errors import WorkerError
+from harness.flow import SERVED_NAME, Flow
+from harness.matrix import Cell, Latency, Matrix, Serving
+from harness.measure import Measure
+from harness.records import Run
+
+LINEAR_LAYERS_IN_VLLM = 8  # two layers of qkv_proj, o_proj, gate_up_proj and down_proj
+
+
+@dataclass
+class Served:
+    """The flow over one cell, and what measures through it."""
+
+    cell: Cell
+    flow: Flow
+    measure: Measure
+
+
+@pytest.fixture(scope="module")
+def served(
+    tiny_model: Any, suites_matrix: Matrix, kept_store: Store, sharegpt_folder: Path, tmp_path_factory: Any
+) -> Iterator[Served]:
+    cells = suites_matrix.cells([str(tiny_model.folder)], ["int8wo"])
+    cell = next(cell for cell in cells if cell.hardware == "cpu" and not cell.recipe.baseline)
+    measurements = cell.measurements.model_copy(
+        update={
+            "latency": Latency(batch_sizes=[2], input_len=16, output_len=8, warmup=1, rounds=2),
+            "serving": Serving(num_prompts=[2], output_len=8, rounds=2),
+        }
+    )
+    cell = replace(cell, server="vllm", measurements=measurements)
+    run = Run.create(tmp_path_factory.mktemp("runs"))
+    flow = Flow(kept_store, run, suites_matrix, environment=Environment(), data=sharegpt_folder)
+    base = f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"
+    flow.plan = [(base, "engine"), (base, "server")]
+    yield Served(cell, flow, Measure(flow, run))
+    flow.close()
+
+
+def repeat(function: Callable[[], None], rounds: int, warmup: int) -> None:
+    for _ in range(rounds + warmup):
+        function()
+
+
+# --------------------------------------------------------------------------------------------- engine and server
+
+
+def test_the_engine_holds_quantized_layers(served):
+    found = served.measure.engine(served.cell)
+    assert found["quantized_layers"].value == LINEAR_LAYERS_IN_VLLM
+    layers = served.flow.engine(served.cell).info["layers"]
+    plain = [name for name, tensor in layers.items() if tensor == "Tensor"]
+    assert all(name.endswith(("embed_tokens", "lm_head")) for name in plain)
+    assert found["engine_start"].value > 0
+    assert found["kv_cache_capacity"].value >= served.cell.measurements.engine.max_model_len
+
+
+def test_a_batch_is_as_long_as_asked(served):
+    record = served.measure.latency(served.cell, 2, repeat)
+    assert (len(record.warmup), len(record.samples)) == (1, 2)
+    assert record.value == pytest.approx(sum(record.samples) / 2)
+    assert record.parameters == {"batch_size": 2, "input_len": 16, "output_len": 8}
+    engine = served.flow.engine(served.cell)
+    with pytest.raises(WorkerError, match="longer than the maximum model length|max_model_len|maximum"):
+        engine.ask("latency", 60, batch_size=1, input_len=4096, output_len=8)
+    assert engine.alive
+
+
+def test_the_server_answers_a_chat(served):
+    answer = served.measure.chat(served.cell)
+    usage = answer["usage"]
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 0
+    with pytest.raises(WorkerError, match="answered 404") as caught:
+        served.flow.server(served.cell).post("/v1/nothing", {}, 10)
+    assert caught.value.kind == "http"
+
+
+def test_serving_is_measured_through_the_client(served):
+    found = served.measure.serving(served.cell, 2)
+    assert {name: record.unit for name, record in found.items()} == {
+        "request_throughput": "req/s",
+        "output_throughput": "tok/s",
+        "ttft": "ms",
+        "tpot": "ms",
+        "itl": "ms",
+    }
+    assert [len(found[name].samples) for name in ("request_throughput", "ttft")] == [2, 4]
+    # Two requests of eight tokens each: eight times as many tokens as requests a second.
+    assert found["output_throughput"].value == pytest.approx(8 * found["request_throughput"].value, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------- a server that is not one
+
+
+@dataclass
+class Stub:
+    """An OpenAI-compatible server that answers each request as ``answers`` says, in order; then always well."""
+
+    url: str = ""
+    answers: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next(self) -> str:
+        with self.lock:
+            return self.answers.pop(0) if self.answers else "good"
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    found = Stub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer = found.next()
+            if answer == "refused":
+                self.send_error(500, "out of luck")
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            self._event({"choices": [{"text": "one"}]})
+            time.sleep(0.01)
+            if answer == "broken":
+                self._event({"error": {"message": "the engine is dead", "code": 500}})
+            else:
+                self._event({"choices": [{"text": " two"}]})
+                self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _event(self, data: dict[str, Any]) -> None:
+            self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
+            self.wfile.flush()
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ask_client(served: Served, url: str, num_prompts: int) -> dict[str, Any]:
+    return served.flow.client(served.cell).ask(
+        "serving",
+        120,
+        url=url,
+        model=SERVED_NAME,
+        tokenizer=str(served.flow.checkpoint(served.cell).folder),
+        dataset=str(served.flow.prompts().folder / "prompts.json"),
+        num_prompts=num_prompts,
+        output_len=2,
+        trust_remote_code=False,
+    )
+
+
+def test_every_request_answered_is_a_result(served, stub):
+    found = ask_client(served, stub.url, 4)
+    assert (found["input_tokens"], found["output_tokens"]) == (4 * 7, 4 * 2)
+    assert [len(found[name]) for name in ("ttft", "tpot", "itl")] == [4, 4, 4]
+    assert found["tpot"] == pytest.approx(found["itl"])
+    assert all(value >= 10 for value in found["itl"]), "the server waits 10 ms between two tokens"
+
+
+@pytest.mark.parametrize("failure", ["refused", "broken"])
+def test_a_request_that_fails_makes_the_number_void(served, stub, failure):
+    # The first request is the benchmark's own, to see that the server answers.
+    stub.answers = ["good", "good", failure, "good", failure]
+    with pytest.raises(WorkerError, match="2 of 4 requests failed; the first error: .*(out of luck|engine is dead)"):
+        ask_client(served, stub.url, 4)
+    assert ask_client(served, stub.url, 1)["output_tokens"] == 2, "the client goes on"
+
+
+def test_a_server_that_dies_in_a_benchmark_is_a_failure_and_the_next_one_is_new(served):
+    server = served.flow.server(served.cell)
+    command = int(Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[0])
+    killed = threading.Event()
+
+    def kill_when_busy() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and _running(server.url) < 4:
+            time.sleep(0.02)
+        killed.set()
+        os.kill(command, signal.SIGKILL)
+
+    long = served.cell.measurements.model_copy(
+        update={"serving": Serving(num_prompts=[16], output_len=1024, rounds=1)}
+    )
+    thread = threading.Thread(target=kill_when_busy)
+    thread.start()
+    with pytest.raises(WorkerError, match="server .*: serving 16 prompts, round 1: was killed .signal 9.") as caught:
+        served.measure.serving(replace(served.cell, measurements=long), 16)
+    thread.join()
+    assert killed.is_set()
+    assert caught.value.log_tail
+    limits = long.time_limits.model_copy(update={"start": 0.2})
+    hurried = replace(served.cell, measurements=long.model_copy(update={"time_limits": limits}))
+    with pytest.raises(WorkerError, match="was not ready within 0.2 s"):
+        served.flow.server(hurried)
+
+
+def _running(url: str) -> float:
+    with urllib.request.urlopen(url + "/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
