@@ -92,8 +92,9 @@ class Store:
         temporary.mkdir()
         try:
             facts = build(temporary) or {}
-            manifest = {"key": key, "facts": facts, "files": _inventory(temporary)}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+            manifest = json.loads(json.dumps({"key": key, "facts": facts, "files": _inventory(temporary)}, default=str))
+            manifest["digest"] = digest(manifest)
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             _sync(temporary)
             os.replace(temporary, folder)
         except OSError as error:
@@ -121,13 +122,17 @@ def _problem(folder: Path, verify: bool) -> str | None:
     """Return what is wrong with a stored artifact, or None if it can be used."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
+        # Manifests of before the digest was kept have none.
+        stated = manifest.pop("digest", None)
+        files = manifest["files"].items()
         manifest["facts"]
     except FileNotFoundError:
         return "it is not complete"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
-    for name, expected in files.items():
+    if stated not in (None, digest(manifest)):
+        return "its manifest has other contents than when it was made"
+    for name, expected in files:
         path = folder / name
         try:
             if path.stat().st_size != expected["size"]:

@@ -95,7 +95,7 @@ def _normal(name: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _packages(python: str, overlay: str) -> dict[str, str]:
-    environ = dict(os.environ)
+    environ = os.environ | {"PYTHONNOUSERSITE": "1"}
     if overlay:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [overlay, environ.get("PYTHONPATH", "")]))
     result = subprocess.run(

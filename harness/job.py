@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from harness.artifacts import Store
 from harness.environment import Environment
@@ -89,6 +91,12 @@ class Process:
     def exit_code(self) -> int | None:
         """Return the command's exit status (128 + signal if a signal ended it), or None while it runs."""
         return self._popen.poll()
+
+    def wait_exit(self) -> int | None:
+        """Return the exit status of a command whose pipes or connections have broken, which it outlives a little."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout=5)
+        return self.exit_code()
 
     def end(self, gently: bool = False) -> None:
         """End the command and everything it started; ``gently`` lets it handle SIGTERM first."""
@@ -219,13 +227,7 @@ class Worker:
         try:
             os.write(self._requests, line.encode() + b"\n")
         except OSError as error:
-            raise self._failed("ask", *describe_exit(self._reap())) from error
-
-    def _reap(self) -> int | None:
-        deadline = time.monotonic() + 5
-        while self.process.exit_code() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return self.process.exit_code()
+            raise self._failed("ask", *describe_exit(self.process.wait_exit())) from error
 
     def _receive(self, stage: str, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
@@ -234,17 +236,20 @@ class Worker:
             if line is None:
                 if time.monotonic() >= deadline:
                     raise self._failed(stage, "timeout", f"did not finish within {timeout:g} s and was ended")
-                raise self._failed(stage, *describe_exit(self._reap()))
+                raise self._failed(stage, *describe_exit(self.process.wait_exit()))
             try:
                 reply = Reply.model_validate_json(line)
-            except ValidationError as error:
+                if reply.kind not in ("progress", "error", "ready" if stage == "start" else "result"):
+                    raise ValueError(f"{reply.kind} is not due")
+                kind, message = (reply.value["kind"], reply.value["message"]) if reply.kind == "error" else ("", "")
+            except (ValueError, KeyError) as error:
                 raise self._failed(stage, "crash", f"sent what is not a reply: {line[:200]!r}") from error
             if reply.kind == "progress":
                 self._progress(reply.value)
             elif reply.kind == "error":
                 if stage == "start":
-                    self._reap()
-                raise self._failed(stage, reply.value["kind"], reply.value["message"], ended=stage == "start")
+                    self.process.wait_exit()
+                raise self._failed(stage, str(kind), str(message), ended=stage == "start")
             else:
                 return reply.value
 
@@ -279,6 +284,10 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+# The loopback interface is never behind a proxy.
+_LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Server:
@@ -318,9 +327,9 @@ class Server:
             if code is not None:
                 raise self._failed("start", *describe_exit(code))
             try:
-                with urllib.request.urlopen(self.url + self._health, timeout=5):
+                with _LOOPBACK.open(self.url + self._health, timeout=5):
                     self.start_seconds = time.monotonic() - self.process.started
-            except (OSError, urllib.error.URLError):
+            except (OSError, http.client.HTTPException):
                 if time.monotonic() > deadline:
                     raise self._failed("start", "timeout", f"was not ready within {timeout:g} s") from None
                 time.sleep(0.1)
@@ -331,20 +340,23 @@ class Server:
             self.url + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
+            with _LOOPBACK.open(request, timeout=timeout) as response:
                 data = response.read()
-                return dict(json.loads(data)) if data.strip() else {}
         except urllib.error.HTTPError as error:
             words = error.read().decode(errors="replace")[:500]
             raise self._failed(path, "http", f"answered {error.code}: {words}") from error
-        except OSError as error:
-            code = self.process.exit_code()
+        except (OSError, http.client.HTTPException) as error:
+            code = self.process.wait_exit()
             kind, words = describe_exit(code) if code is not None else ("http", f"did not answer ({error})")
             raise self._failed(path, kind, words) from error
+        try:
+            return dict(json.loads(data)) if data.strip() else {}
+        except (ValueError, TypeError) as error:
+            raise self._failed(path, "http", f"answered what is not a JSON object: {data[:200]!r}") from error
 
     def check_alive(self, stage: str) -> None:
-        """Raise WorkerError if the server has died."""
-        code = self.process.exit_code()
+        """Raise WorkerError if the server has died; to be asked after a failure, since a death is waited for."""
+        code = self.process.wait_exit()
         if code is not None:
             raise self._failed(stage, *describe_exit(code))
 

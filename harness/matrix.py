@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ class Latency(_Table):
 class Serving(_Table):
     num_prompts: list[PositiveInt]
     output_len: PositiveInt | None = None
+    chat_tokens: PositiveInt = 256
     rounds: PositiveInt
 
 
@@ -326,6 +328,11 @@ class Matrix:
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
                     before = chosen[key].servers if key in chosen else ()
+                    if key in chosen and (chosen[key].model, chosen[key].recipe) != (model, recipe):
+                        what = f"models are called {model.name!r}"
+                        if chosen[key].model == model:
+                            what = f"recipes are called {recipe.name!r}"
+                        raise MatrixError(f"two different {what}; run them one at a time, or give one another name")
                     chosen[key] = Cell(
                         model=model,
                         recipe=recipe,
@@ -474,22 +481,26 @@ def locate(text: str, location: tuple[str | int, ...]) -> int:
     counts: dict[tuple[str | int, ...], int] = {}
     prefix: tuple[str | int, ...] = ()
     best, best_depth = 1, 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         header = _HEADER.match(line)
         key = None if header else _KEY.match(line)
         if header:
-            prefix = tuple(_parts(header.group(2)))
-            if header.group(1) == "[[":
-                index = counts.get(prefix, -1) + 1
-                counts[prefix] = index
-                prefix = (*prefix, index)
+            prefix = ()
+            parts = _parts(header.group(2))
+            for depth, part in enumerate(parts, 1):
+                prefix = (*prefix, part)
+                if depth == len(parts) and header.group(1) == "[[":
+                    counts[prefix] = counts.get(prefix, -1) + 1
+                if prefix in counts:
+                    prefix = (*prefix, counts[prefix])
             path = prefix
         elif key:
             path = (*prefix, *_parts(key.group(1)))
         else:
             continue
-        if len(path) > best_depth and path == location[: len(path)]:
-            best, best_depth = number, len(path)
+        depth = min(len(path), len(location))
+        if depth > best_depth and path[:depth] == location[:depth]:
+            best, best_depth = number, depth
     return best
 
 
@@ -506,6 +517,10 @@ def parse_config(text: str) -> dict[str, Any]:
         node = ast.parse(text, mode="eval").body
     except SyntaxError as error:
         raise MatrixError(f"--recipe {text!r}: {error.msg} at column {error.offset}") from error
+    except (ValueError, MemoryError, RecursionError) as error:
+        raise MatrixError(
+            f"--recipe {text[:200]!r}: cannot be parsed ({error or 'it is nested too deeply'})"
+        ) from error
     if isinstance(node, ast.Name):
         return {"config": node.id, "arguments": {}}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -523,6 +538,8 @@ def _value(node: ast.expr, text: str) -> Any:
     if isinstance(node, (ast.Call, ast.Attribute)):
         return source
     try:
-        return ast.literal_eval(node)
-    except ValueError as error:
+        value = ast.literal_eval(node)
+        json.dumps(value, allow_nan=False)
+        return value
+    except (ValueError, TypeError, RecursionError) as error:
         raise MatrixError(f"--recipe {text!r}: {source} is not a literal, a torch dtype or a granularity") from error

@@ -127,8 +127,13 @@ class Measure:
                 worker = self.flow.transformers(cell)
             answer = worker.ask("peak_memory", cell.measurements.time_limits.measure, max_new_tokens=tokens)
             gigabytes = answer["peak_bytes"] / 1e9
+            self._note(cell, {"kind": "transformers"}, "engine_start", Figure(worker.start_seconds))
             return {
-                "peak_memory": Figure(gigabytes, [gigabytes], statistics={"new_tokens": float(answer["new_tokens"])})
+                "peak_memory": Figure(
+                    gigabytes,
+                    [gigabytes],
+                    statistics={"new_tokens": float(answer["new_tokens"]), "seconds": answer["seconds"]},
+                )
             }
 
         return self._take(cell, {"max_new_tokens": tokens}, take, names=("peak_memory",))["peak_memory"]
@@ -207,7 +212,13 @@ class Measure:
         data = str(self.flow.data) if self.flow.data else None
         limit = self.flow.limit
         served = cell.server != "transformers"
-        key: dict[str, Any] = {"task": task, "limit": limit, "data": _data_digest(self.flow.data, task)}
+        batch_size = 64 if hardware.torch_device(cell.hardware) == "cuda" else 8
+        key: dict[str, Any] = {
+            "task": task,
+            "limit": limit,
+            "batch_size": batch_size,
+            "data": _data_digest(self.flow.data, task),
+        }
         if served:
             key |= {"through": cell.server, **self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
 
@@ -215,7 +226,7 @@ class Measure:
             limits = cell.measurements.time_limits
             if not served:
                 return self.flow.transformers(cell).ask(
-                    "tasks", limits.evaluate, names=[task], data=data, limit=limit, batch_size=8
+                    "tasks", limits.evaluate, names=[task], data=data, limit=limit, batch_size=batch_size
                 )
             server = self.flow.server(cell)
             return self.flow.client(cell).ask(
@@ -299,6 +310,8 @@ class Measure:
 
         def take() -> dict[str, Figure]:
             seconds = self.flow.server(cell).start_seconds
+            client = self.flow.client(cell).start_seconds
+            self._note(cell, {"kind": "client"}, "engine_start", Figure(client), engine=True)
             return {"engine_start": Figure(seconds, [seconds])}
 
         return self._take(cell, {"kind": "server"}, take, names=("engine_start",), engine=True)["engine_start"]
@@ -429,18 +442,26 @@ class Measure:
     def _ceiling(self, cell: Cell) -> roofline.Ceiling:
         """Return the device's measured ceilings for the recipe's arithmetic, measured once a session."""
         if cell.hardware not in self._ceilings:
-            device = hardware.torch_device(cell.hardware)
-            sizes: dict[str, Scalar] = (
-                {"copy_bytes": 1 << 31, "size": 8192} if device == "cuda" else {"copy_bytes": 1 << 28, "size": 1024}
-            )
-            with self.flow.timed("measure", cell):
-                self._ceilings[cell.hardware] = self.flow.limits(cell, rounds=5, **sizes)
+            self._ceilings[cell.hardware] = self._standing_ceilings(cell) or self._measure_ceilings(cell)
         found = self._ceilings[cell.hardware]
         rates = found["rates"]
         self._note(cell, {}, "copy_bandwidth", Figure(found["bandwidth"] / 1e9))
         for name, rate in rates.items():
             self._note(cell, {"dtype": name}, "matrix_rate", Figure(rate / 1e12))
         return roofline.Ceiling(found["bandwidth"], rates.get(cell.recipe.arithmetic, rates["bfloat16"]))
+
+    def _measure_ceilings(self, cell: Cell) -> dict[str, Any]:
+        gpu = hardware.torch_device(cell.hardware) == "cuda"
+        sizes = {"copy_bytes": 1 << 30, "size": 8192} if gpu else {"copy_bytes": 1 << 28, "size": 1024}
+        with self.flow.timed("measure", cell):
+            return self.flow.limits(cell, rounds=5, **sizes)
+
+    def _standing_ceilings(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the ceilings that a resumed run has measured on this device, if it has."""
+        here = [row for row in self._standing.values() if row.device.name == hardware.device(cell.hardware).name]
+        bandwidths = [row.value * 1e9 for row in here if row.metric == "copy_bandwidth"]
+        rates = {str(row.parameters["dtype"]): row.value * 1e12 for row in here if row.metric == "matrix_rate"}
+        return {"bandwidth": bandwidths[0], "rates": rates} if bandwidths and rates else None
 
     def _shape(self, cell: Cell) -> roofline.Shape:
         checkpoint = self.flow.checkpoint(cell)
@@ -450,10 +471,18 @@ class Measure:
 
     def chat(self, cell: Cell) -> dict[str, Any]:
         """Ask the server the tutorial's chat completion and return its answer."""
-        server = self.flow.server(cell)
-        body = {"model": SERVED_NAME, "max_tokens": min(256, cell.measurements.engine.max_model_len // 2), **CHAT}
-        with self.flow.timed("measure", cell):
-            return server.post("/v1/chat/completions", body, cell.measurements.time_limits.measure)
+
+        def take() -> dict[str, Figure]:
+            server = self.flow.server(cell)
+            body = {"model": SERVED_NAME, "max_tokens": cell.measurements.serving.chat_tokens, **CHAT}
+            answer = server.post("/v1/chat/completions", body, cell.measurements.time_limits.measure)
+            attachment = self.run.attach(f"{cell.id}-chat", answer)
+            return {"chat_tokens": Figure(float(answer["usage"]["completion_tokens"]), attachment=attachment)}
+
+        parameters: dict[str, Scalar] = {"max_tokens": cell.measurements.serving.chat_tokens}
+        found = self._take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)["chat_tokens"]
+        answer: dict[str, Any] = json.loads((self.run.folder / found.attachment).read_text(encoding="utf-8"))
+        return answer
 
     def serving(self, cell: Cell, num_prompts: int) -> dict[str, Measurement]:
         """Measure the published serving benchmark, every round with a cold prefix cache."""

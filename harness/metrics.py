@@ -103,6 +103,7 @@ _ALL = (
         "Completed requests a second of vLLM's serving benchmark over ShareGPT prompts, all sent at once; value: "
         f"median of the rounds. Source: {TUTORIAL}, Serving Benchmarking; vllm bench serve.",
     ),
+    Metric("chat_tokens", "tokens", "none", "New tokens of the server's answer to the tutorial's chat completion."),
     Metric("output_throughput", "tok/s", "higher", "Generated tokens a second over the same serving benchmark."),
     Metric("ttft", "ms", "lower", "Time to first token of each request of the serving benchmark; value: median."),
     Metric(

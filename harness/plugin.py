@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -26,6 +27,7 @@ _SERVING = ("vllm", "sglang")
 _matrix_key = pytest.StashKey[Matrix]()
 _session_key = pytest.StashKey["HarnessSession"]()
 _cell_key = pytest.StashKey[Cell]()
+_problem_key = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run this recipe of the matrix, or a torchao config such as 'Int8WeightOnlyConfig(group_size=32)'; "
         "repeatable; the baseline always runs beside it",
     )
-    group.addoption("--server", action="append", metavar="NAME", help="only this server: transformers, vllm, sglang")
+    group.addoption(
+        "--server", action="append", choices=("transformers", *_SERVING), help="only this server; repeatable"
+    )
     group.addoption(
         "--task",
         action="append",
@@ -98,18 +102,26 @@ def _matrix(config: pytest.Config) -> Matrix:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" not in metafunc.fixturenames:
         return
+    names: list[str] = [name for name in ("batch_size", "num_prompts", "task") if name in metafunc.fixturenames]
+    try:
+        params = _parameters(metafunc, names)
+    except (HarnessError, pytest.UsageError) as error:
+        # Raised from here, it would be a traceback for every file; the session ends with it after the collection.
+        metafunc.config.stash.setdefault(_problem_key, str(error))
+        params = []
+    metafunc.parametrize(("cell", *names), params, indirect=["cell"], scope="session")
+
+
+def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
+    """Return a test's cells through each server, and the values of the further parameter that it names."""
     config = metafunc.config
     matrix = _matrix(config)
     marker = metafunc.definition.get_closest_marker("stage")
     stage = marker.args[0] if marker and marker.args else None
     if stage not in STAGES:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: needs @pytest.mark.stage with one of {STAGES}")
-    try:
-        cells = matrix.cells(config.getoption("--model"), config.getoption("--recipe"))
-    except HarnessError as error:
-        raise pytest.UsageError(str(error)) from error
+    cells = matrix.cells(config.getoption("--model"), config.getoption("--recipe"))
     tasks = _tasks(config)
-    names = [name for name in ("batch_size", "num_prompts", "task") if name in metafunc.fixturenames]
     params = []
     for cell in cells:
         for through in _through(cell, stage, config.getoption("--server")):
@@ -120,14 +132,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 "num_prompts": list(cell.measurements.serving.num_prompts),
                 "task": tasks,
             }
-            marks = [getattr(pytest.mark, cell.hardware)]
+            marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, cell.hardware)]
             if through.skip:
                 marks.append(pytest.mark.skip(reason=through.skip))
             if not names:
                 params.append(pytest.param(through, id=through.id, marks=marks))
             for value in values[names[0]] if names else []:
                 params.append(pytest.param(through, value, id=f"{through.id}-{value}", marks=marks))
-    metafunc.parametrize(("cell", *names), params, indirect=["cell"], scope="session")
+    return params
 
 
 def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
@@ -153,6 +165,8 @@ def _tasks(config: pytest.Config) -> list[str]:
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
+    if problem := config.stash.get(_problem_key, ""):
+        raise pytest.UsageError(problem)
     everything = list(items)
     yield
     for item in everything:
@@ -165,7 +179,7 @@ def pytest_collection_modifyitems(
 
 
 def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
-    """Put back the baseline's tests that a ratio of a selected test needs, if -k or a node id left them out."""
+    """Put back the baseline's tests that a ratio of a selected test needs, if -k left them out."""
     chosen = {item.nodeid for item in items}
     needed = {_counterpart(item) for item in items if _cell_key in item.stash}
     for item in everything:
@@ -215,7 +229,8 @@ def _stage(item: pytest.Item) -> str:
 
 
 def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = bool(config.getoption("markexpr", ""))
+    chosen = re.findall(r"[\w-]+", config.getoption("markexpr", ""))
+    asked = any(name in chosen for name in hardware.NAMES)
     for name in hardware.NAMES:
         needing = [item for item in items if _cell_key in item.stash and item.stash[_cell_key].hardware == name]
         if not needing or config.option.collectonly:
@@ -279,6 +294,13 @@ def measure(harness_session: HarnessSession) -> Measure:
 def judge(harness_session: HarnessSession) -> Judge:
     """Holds measurements against the matrix's thresholds; see harness.judge.Judge."""
     return harness_session.judge
+
+
+@pytest.fixture
+def pretrained(cell: Cell, measure: Measure) -> None:
+    """Skips what random weights cannot answer: their accuracy is left out rather than invented."""
+    if measure.flow.plain(cell.model, cell.hardware).model.weights == "random":
+        pytest.skip(f"{cell.model.name} has random weights here: accuracy is left out rather than invented")
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ Scalar = str | int | float | bool
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinity and NaN are written as words, which are read again; as null they would break the line.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class ModelIdentity(_Frozen):
@@ -169,15 +170,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b|(?<=[Bb]earer )\S+")
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+_REMOVED = "[token removed]"
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
 
 
 def redact(text: str) -> str:
     """Return ``text`` with hub tokens and bearer credentials replaced, as every log tail must be."""
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    if token:
-        text = text.replace(token, "[token removed]")
-    return _SECRET.sub("[token removed]", text)
+    for name in _TOKENS:
+        if token := os.environ.get(name):
+            text = text.replace(token, _REMOVED)
+    return _SECRET.sub(_REMOVED, text)
 
 
 class Run:
@@ -234,13 +237,13 @@ class Run:
         """
         data = (line.model_dump_json(exclude_defaults=False) + "\n").encode()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with self.path.open("ab", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
             if start and not _ends_whole(self.path):
                 data = b"\n" + data
             try:
-                file.write(data)
-                file.flush()
+                while data:
+                    data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except OSError as error:
                 with contextlib.suppress(OSError):

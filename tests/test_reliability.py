@@ -308,9 +308,7 @@ def test_a_limit_that_does_not_hold_is_shown_with_what_was_measured_and_publishe
     assert status == 1
     assert session.workers == [], "a limit is held against what was measured before"
     records = {
-        (line.cell.recipe.name, line.metric): line
-        for line in read(session.records)[0]
-        if isinstance(line, Measurement)
+        (line.cell.recipe.name, line.metric): line for line in read(session.records)[0] if isinstance(line, Measurement)
     }
     value, baseline = (records[recipe, "generate_throughput"].value for recipe in ("int8wo", "bf16"))
     for words in (
@@ -385,7 +383,9 @@ def test_a_worker_that_is_killed_is_a_recorded_failure_and_the_session_goes_on(n
     assert "1 failed, 3 passed" in output
 
 
-def test_a_damaged_checkpoint_is_built_again_with_a_word(finished: Finished, cache: Path, new_session: NewSession) -> None:
+def test_a_damaged_checkpoint_is_built_again_with_a_word(
+    finished: Finished, cache: Path, new_session: NewSession
+) -> None:
     (weights,) = cache.glob("checkpoint/*/model.safetensors")
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))

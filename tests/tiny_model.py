@@ -77,7 +77,9 @@ def main() -> None:
     tokenizer, model = make_tokenizer(), make_model()
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "reference.json").write_text(json.dumps(refer(model, tokenizer, text)), encoding="utf-8")
+    # Loaded again, since a cast to bf16 has cast the rotary frequencies too.
+    loaded = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16).eval()
+    (folder / "reference.json").write_text(json.dumps(refer(loaded, tokenizer, text)), encoding="utf-8")
     model.model.norm.weight.data.fill_(float("nan"))
     model.save_pretrained(folder / "broken")
     tokenizer.save_pretrained(folder / "broken")

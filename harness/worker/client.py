@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any, ClassVar
 
 from harness.worker import evaluate
@@ -16,6 +17,7 @@ class Client(Backend):
 
     def open(self) -> dict[str, Any]:
         from vllm.benchmarks import serve
+        from vllm.benchmarks.lib import endpoint_request_func
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         self.serve = serve
@@ -24,6 +26,7 @@ class Client(Backend):
         self.read_samples = serve.get_samples
         self.samples: dict[tuple[str, ...], Any] = {}
         serve.get_samples = self._samples
+        endpoint_request_func.StreamedResponseHandler = _strict(endpoint_request_func.StreamedResponseHandler)
         return {}
 
     def serving(
@@ -56,7 +59,7 @@ class Client(Backend):
         found = self.serve.main(self.parser.parse_args(arguments))
         failed = [error for error in found.get("errors", []) if error]
         if found["completed"] != num_prompts or failed:
-            first = f"; the first error: {failed[0][:300]}" if failed else ""
+            first = f"; the first error: {failed[0].strip().splitlines()[-1][:300]}" if failed else ""
             raise ValueError(f"{num_prompts - found['completed']} of {num_prompts} requests failed{first}")
         lengths = found["output_lens"]
         itls = found["itls"]
@@ -96,6 +99,25 @@ class Client(Backend):
             batch_size=1,
         )
         return evaluate.tasks(served, names, data, limit)
+
+
+def _strict(handler: Any) -> Any:
+    """Return vLLM's reader of streamed answers, made to fail a request whose stream holds an error.
+
+    A server whose engine fails after the first token says so inside the stream, with status 200; vLLM's benchmark
+    passes over it and counts the request as completed.
+    """
+
+    class Strict(handler):  # type: ignore[misc]
+        def add_chunk(self, chunk_bytes: bytes) -> Any:
+            messages = super().add_chunk(chunk_bytes)
+            for message in messages:
+                # Generated text cannot look like this: inside of JSON its quotes are escaped.
+                if '"error"' in message and "error" in json.loads(message.removeprefix("data: ")):
+                    raise ValueError(f"an error inside the stream: {message[:300]}")
+            return messages
+
+    return Strict
 
 
 BACKEND = Client

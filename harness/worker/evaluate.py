@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import tempfile
 from collections.abc import Callable
@@ -57,9 +58,7 @@ def tasks(model: Any, names: list[str], data: str | None, limit: int | None) -> 
     With ``data``, a folder of JSON-lines files named after the tasks, each task keeps its own prompts, processing
     and metrics and reads its documents from ``data/TASK.jsonl`` instead of the hub; FileNotFoundError if absent.
     """
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager()
+    manager = _task_manager()
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         close = {name: difflib.get_close_matches(name, manager.all_tasks, 3) for name in unknown}
@@ -68,6 +67,14 @@ def tasks(model: Any, names: list[str], data: str | None, limit: int | None) -> 
         wanted = [_local(manager, name, Path(data), Path(folder)) for name in names] if data else names
         found = _evaluate(model, wanted, manager, limit)
     return {name: _result(name, found) for name in names}
+
+
+@functools.cache
+def _task_manager() -> Any:
+    """Return the index of all tasks; reading their thousands of files takes ten seconds, so once a worker."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _evaluate(model: Any, wanted: list[str], manager: Any, limit: int | None) -> dict[str, Any]:

@@ -52,12 +52,14 @@ class Generate(Backend):
         messages = [{"role": "system", "content": ""}, {"role": "user", "content": MEMORY_PROMPT}]
         inputs = self._inputs(messages)
         self.used = True
+        start = time.perf_counter()
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
+        seconds = time.perf_counter() - start
         peak = torch.cuda.max_memory_reserved() if self.device == "cuda" else peak_resident_bytes()
         new = output[0][inputs["input_ids"].shape[1] :]
         text = self.tokenizer.decode(new, skip_special_tokens=True)
-        return {"peak_bytes": peak, "new_tokens": len(new), "response": text}
+        return {"peak_bytes": peak, "new_tokens": len(new), "seconds": seconds, "response": text}
 
     def generate(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:
         """Generate greedily, exactly ``max_new_tokens`` tokens, and return text, token ids and seconds."""

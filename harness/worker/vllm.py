@@ -31,6 +31,10 @@ class Inspect:
         size = sum(leaf.numel() * leaf.element_size() for weight in weights for leaf in tensors.leaves(weight))
         return {"bytes": size, "weights": sum(weight.numel() for weight in weights)}
 
+    def compile_seconds(self) -> float:
+        """Return the seconds that torch.compile took, as this process counted them."""
+        return float(self.model_runner.vllm_config.compilation_config.compilation_time)
+
     def start_profile_of_kernels(self) -> None:
         """Start recording what runs on the device."""
         activity = torch.profiler.ProfilerActivity
@@ -83,7 +87,7 @@ class Engine(Backend):
             "quantization": str(config.model_config.quantization or ""),
             "dtype": str(config.model_config.dtype),
             "kv_cache_tokens": blocks * config.cache_config.block_size,
-            "compile_seconds": float(config.compilation_config.compilation_time),
+            "compile_seconds": self.llm.collective_rpc("compile_seconds")[0],
             "layers": self.llm.collective_rpc("quantized_layers")[0],
             "linear": self.llm.collective_rpc("linear_weights")[0],
         }

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.errors import WorkerError
-
-STORIES = [
-    ("Baking", "A woman pours flour into a bowl.", "she"),
-    ("Rowing", "Two men sit in a boat on a lake.", "they"),
-    ("Painting", "A boy holds a brush before a wall.", "he"),
-]
-ENDINGS = ["adds an egg and stirs.", "pulls at the oars.", "paints it blue.", "sings."]
-
-
-@pytest.fixture(scope="session")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three HellaSwag stories, each with every of its four labels, so that any model is right in a quarter; and LAMBADA."""
-    folder = tmp_path_factory.mktemp("documents")
-    hellaswag = [
-        {"activity_label": label, "ctx_a": context, "ctx_b": subject, "endings": ENDINGS, "label": str(right)}
-        for label, context, subject in STORIES
-        for right in range(4)
-    ]
-    lambada = [{"text": f"{context} {subject} {ending}".rstrip(".")} for (_, context, subject), ending in zip(STORIES, ENDINGS, strict=False)]
-    for name, found in (("hellaswag", hellaswag), ("lambada_openai", lambada)):
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(one) for one in found), encoding="utf-8")
-    return folder
 
 
 def evaluate(generating: Any, names: list[str], data: Path, limit: int | None = None) -> dict[str, Any]:
@@ -60,7 +37,9 @@ def test_limit_takes_the_first_documents(generating, documents):
 
 
 def test_a_missing_file_is_an_error_that_names_it_and_what_there_is(generating, documents):
-    with pytest.raises(WorkerError, match=r"task arc_easy: .*arc_easy\.jsonl is not there; the folder has hellaswag, lam"):
+    with pytest.raises(
+        WorkerError, match=r"task arc_easy: .*arc_easy\.jsonl is not there; the folder has hellaswag, lam"
+    ):
         evaluate(generating, ["arc_easy"], documents)
 
 

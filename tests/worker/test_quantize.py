@@ -77,7 +77,9 @@ def test_a_tied_weight_counts_once_and_an_untied_one_twice(quantizing, tiny_mode
 def test_random_weights_are_those_of_the_seed(quantizing, tiny_model):
     shape, lender = str(tiny_model.folder / "config.json"), str(tiny_model.folder)
     digests = [
-        file_digest(quantizing.ask("plain_from_shape", shape=shape, seed=seed, tokenizer=lender).folder / "model.safetensors")
+        file_digest(
+            quantizing.ask("plain_from_shape", shape=shape, seed=seed, tokenizer=lender).folder / "model.safetensors"
+        )
         for seed in (1, 1, 2)
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -144,6 +146,4 @@ def test_a_tokenizer_larger_than_the_shape_is_refused(quantizing, tiny_model, tm
     config = json.loads((tiny_model.folder / "config.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(WorkerError, match=r"has 10240 tokens, the model 100"):
-        quantizing.ask(
-            "plain_from_shape", shape=str(tmp_path / "small.json"), seed=0, tokenizer=str(tiny_model.folder)
-        )
+        quantizing.ask("plain_from_shape", shape=str(tmp_path / "small.json"), seed=0, tokenizer=str(tiny_model.folder))

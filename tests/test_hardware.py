@@ -1,0 +1,200 @@
+"""Hardware: what is missing is said with its reason, and a GPU's heat and neighbours are seen while it is measured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness import hardware
+
+
+class NVMLError(Exception):
+    """As pynvml has it."""
+
+
+class Driver(SimpleNamespace):
+    """Stands in for pynvml: one GPU, whose clocks and processes a test sets."""
+
+    NVMLError = NVMLError
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self, *names: str, cuda: int = 13000) -> None:
+        super().__init__(names=names, cuda=cuda, reasons=0, pids=[], here=True, seen=threading.Event())
+
+    def nvmlInit(self) -> None:
+        if not self.here:
+            raise NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return str(self.names[handle])
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        return int(self.cuda)
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "570.1"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(total=80e9, used=1e9)
+
+    def nvmlDeviceGetClockInfo(self, handle: int, clock: int) -> int:
+        return 1980
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        return 40
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        raise NVMLError("Not Supported")
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
+        reasons = int(self.reasons)
+        if reasons:
+            self.seen.set()
+        return reasons
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid) for pid in self.pids]
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """What is cached of this machine, and of the stand-ins, is forgotten before and after each test."""
+    cached = [value for value in vars(hardware).values() if hasattr(value, "cache_clear")]
+    for value in cached:
+        value.cache_clear()
+    yield
+    for value in cached:
+        value.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver("NVIDIA H100 80GB HBM3")
+    monkeypatch.setitem(sys.modules, "pynvml", driver)  # type: ignore[arg-type]
+    return driver
+
+
+# ------------------------------------------------------------------------------------------------------ what is missing
+
+
+def test_a_processor_is_always_there() -> None:
+    assert hardware.missing("cpu") == ""
+    device = hardware.device("cpu")
+    assert device.name
+    assert int(device.detail["cores"]) >= 1
+    assert float(device.detail["memory_gb"]) > 0
+    assert {"load_1min", "memory_available_gb"} <= hardware.state("cpu").keys()
+
+
+def test_every_hardware_has_a_meaning_and_an_answer(gpu: Driver) -> None:
+    for name in hardware.NAMES:
+        assert hardware.NAMES[name]
+        assert isinstance(hardware.missing(name), str)
+        assert hardware.torch_device(name) == ("cuda" if name == "h100" else "cpu")
+    with pytest.raises(ValueError, match="tpu"):
+        hardware.missing("tpu")
+
+
+def test_an_h100_is_recognised(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cu128")
+    assert hardware.missing("h100") == ""
+    assert hardware.device("h100").name == "NVIDIA H100 80GB HBM3"
+    assert hardware.device("h100").detail["gpu_memory_gb"] == 80.0
+    state = hardware.state("h100")
+    assert (state["sm_mhz"], state["temperature_c"]) == (1980, 40)
+    assert state["power_w"] == "not available: Not Supported"
+
+
+def test_another_gpu_is_named(gpu: Driver) -> None:
+    gpu.names = ("NVIDIA A100", "NVIDIA L4")
+    assert hardware.missing("h100") == "the GPU here is NVIDIA A100, NVIDIA L4, not an H100"
+
+
+def test_no_gpu_is_said_in_the_drivers_words(gpu: Driver) -> None:
+    gpu.here = False
+    assert hardware.missing("h100") == "no NVIDIA GPU can be seen here (Driver Not Loaded)"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "nvidia-ml-py is not installed" in hardware.missing("h100")
+
+
+@pytest.mark.parametrize(
+    ("torch", "driver", "missing"),
+    [
+        ("2.13.0+cu130", 12080, "supports CUDA 12.8, but torch 2.13.0+cu130 is built for CUDA 13.0: update the driver"),
+        ("2.13.0+cu130", 13000, ""),
+        ("2.13.0+cu128", 12040, ""),
+        ("2.13.0+cpu", 12040, ""),
+    ],
+)
+def test_a_driver_too_old_for_torch_is_said(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, torch: str, driver: int, missing: str
+) -> None:
+    gpu.cuda = driver
+    monkeypatch.setattr("importlib.metadata.version", lambda name: torch)
+    found = hardware.missing("h100")
+    assert missing in found
+    assert bool(found) == bool(missing)
+
+
+def test_what_reaches_a_phone_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert "apt-get install adb" in hardware.missing("arm-mobile")
+    (tmp_path / "adb").touch(mode=0o755)
+    assert hardware.missing("arm-mobile") == ""
+    (tmp_path / "adb").unlink()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert hardware.missing("arm-mobile") == ""
+
+
+# --------------------------------------------------------------------------------------------------------------- watch
+
+
+def test_a_quiet_gpu_is_no_problem(gpu: Driver) -> None:
+    gpu.reasons = 0x1 | 0x4  # idle, and the power cap under which a busy GPU always runs
+    gpu.pids = [os.getpid()]
+    with hardware.Watch("h100") as watch:
+        pass
+    assert watch.problems == []
+
+
+@pytest.mark.parametrize("reason", [0x8, 0x20, 0x40, 0x80])
+def test_slowed_clocks_are_seen_though_they_recover(gpu: Driver, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    monkeypatch.setattr(hardware.Watch, "INTERVAL", 0.001)
+    with hardware.Watch("h100") as watch:
+        gpu.reasons = reason
+        assert gpu.seen.wait(10)
+        gpu.reasons = 0
+    (problem,) = watch.problems
+    assert problem.startswith("throttled: ")
+
+
+def test_a_stranger_on_the_gpu_is_seen_and_the_own_worker_is_none(gpu: Driver) -> None:
+    with subprocess.Popen(["sleep", "600"]) as own:
+        with hardware.Watch("h100") as watch:
+            gpu.pids = [os.getpid(), own.pid, 1, 2**22 + 1]
+        own.kill()
+    assert watch.problems == ["shared: process 1 is on the GPU too"]
+
+
+def test_where_there_is_no_gpu_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with hardware.Watch("cpu") as watch:
+        pass
+    assert watch.problems == []

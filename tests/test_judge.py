@@ -1,0 +1,187 @@
+"""The judge: a limit's own value holds, what cannot be compared does not, and a failure shows all that was held."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.documented import Documented
+from harness.judge import Judge, ThresholdFailure, compare, holds
+from harness.matrix import COMPARISONS, Cell, Matrix, Threshold
+from harness.measure import Measure
+from harness.records import Cell as CellIdentity
+from harness.records import Device, Judgement, Measurement, ModelIdentity, Run
+
+FINITE = st.floats(-1e6, 1e6)
+POSITIVE = st.floats(1e-3, 1e6)
+COMPARISON = st.sampled_from(COMPARISONS)
+
+
+# ---------------------------------------------------------------------------------------------------------------- laws
+
+
+@given(COMPARISON, FINITE)
+def test_the_limit_itself_is_within(comparison: str, limit: float) -> None:
+    assert holds(comparison, limit, limit)
+
+
+@given(COMPARISON, FINITE, FINITE)
+def test_one_side_of_a_limit_holds_and_the_other_does_not(comparison: str, measured: float, limit: float) -> None:
+    within = measured <= limit if comparison.startswith("max") else measured >= limit
+    assert holds(comparison, measured, limit) == within
+    assert holds(comparison, -measured, -limit) != within or measured == limit
+
+
+@given(COMPARISON, FINITE)
+def test_what_is_not_a_number_never_holds(comparison: str, limit: float) -> None:
+    assert not holds(comparison, math.nan, limit)
+    assert not holds(comparison, limit, math.nan)
+
+
+@given(POSITIVE, POSITIVE, POSITIVE)
+def test_against_a_baseline_it_is_the_ratio_or_the_difference(value: float, baseline: float, limit: float) -> None:
+    for side in ("max", "min"):
+        assert compare(side, value, baseline) == compare(side, value, None) == value
+        assert compare(f"{side}_ratio", value, baseline) * baseline == pytest.approx(value)
+        assert compare(f"{side}_difference", value, baseline) + baseline == pytest.approx(value)
+        assert compare(f"{side}_ratio", baseline, baseline) == 1
+        assert compare(f"{side}_difference", baseline, baseline) == 0
+
+
+@given(FINITE, POSITIVE)
+def test_a_baseline_of_zero_is_never_within_an_upper_ratio(value: float, limit: float) -> None:
+    assert not holds("max_ratio", compare("max_ratio", value, 0.0), limit)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS[2:])
+def test_a_comparison_with_no_baseline_is_a_mistake(comparison: str) -> None:
+    with pytest.raises(ValueError, match=f"{comparison} needs a baseline"):
+        compare(comparison, 1.0, None)
+
+
+# ----------------------------------------------------------------------------------------------------------- verdicts
+
+
+class Bench:
+    """A judge over given thresholds, the matrix's Phi-4 cells and measurements of them."""
+
+    def __init__(self, matrix: Matrix, folder: Path) -> None:
+        self.cells = {cell.recipe.name: cell for cell in matrix.cells(models=["Phi-4-mini-instruct"])}
+        self.run = Run(folder)
+        self.measure = Measure(None, self.run)  # type: ignore[arg-type]
+        self.matrix = matrix
+
+    def judge(self, *thresholds: dict[str, Any]) -> Judge:
+        parsed = [Threshold(origin="chosen: for this test", **threshold) for threshold in thresholds]
+        return Judge(replace(self.matrix, thresholds=parsed), self.measure, self.run, Documented.load())
+
+    def measured(self, recipe: str, value: float, metric: str = "peak_memory", **parameters: Any) -> Measurement:
+        measurement = Measurement(
+            metric=metric,
+            unit="GB" if metric == "peak_memory" else "s",
+            direction="lower",
+            definition=1,
+            parameters=parameters,
+            value=value,
+            cell=CellIdentity(
+                model=ModelIdentity(name="Phi-4-mini-instruct", source="hub:x", revision="1", weights="pretrained"),
+                recipe=self.cells[recipe].recipe.identity,
+                hardware="h100",
+                server="",
+            ),
+            packages={},
+            device=Device(name="NVIDIA H100"),
+        )
+        self.measure.measurements.append(measurement)
+        return measurement
+
+    def judgements(self) -> list[Judgement]:
+        if not self.run.path.exists():
+            return []
+        return [line for line in self.run.lines() if isinstance(line, Judgement)]
+
+
+@pytest.fixture
+def bench(suites_matrix: Matrix, tmp_path: Path) -> Bench:
+    return Bench(suites_matrix, tmp_path)
+
+
+@pytest.fixture
+def quantized(bench: Bench) -> Cell:
+    return bench.cells["float8dq"]
+
+
+def test_a_limit_that_holds_is_recorded(bench: Bench, quantized: Cell) -> None:
+    bench.measured("bf16", 8.0)
+    bench.judge({"metric": "peak_memory", "max_ratio": 0.75})(quantized, bench.measured("float8dq", 6.0))
+    (judgement,) = bench.judgements()
+    assert (judgement.passed, judgement.measured, judgement.limit) == (True, 0.75, 0.75)
+    assert (judgement.comparison, judgement.origin) == ("max_ratio", "chosen: for this test")
+    assert judgement.published == 5.70
+
+
+def test_a_failure_shows_measured_limit_and_published_side_by_side(bench: Bench, quantized: Cell) -> None:
+    bench.measured("bf16", 8.0, max_new_tokens=128)
+    judge = bench.judge({"metric": "peak_memory", "max_ratio": 0.7})
+    with pytest.raises(ThresholdFailure) as raised:
+        judge(quantized, bench.measured("float8dq", 6.0, max_new_tokens=128))
+    message = str(raised.value)
+    assert message.startswith(f"peak_memory (max_new_tokens=128) of {quantized.id}: measured 6 GB")
+    for words in ("baseline 8 GB", "max_ratio 0.75", "limit 0.7", "published 5.7 GB", "origin: chosen: for this test"):
+        assert words in message
+    assert judge.failures == [message]
+    assert [judgement.passed for judgement in bench.judgements()] == [False]
+
+
+def test_where_nothing_was_published_it_says_so(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge({"metric": "engine_start", "max": 60.0, "unit": "s"})
+    with pytest.raises(ThresholdFailure, match="measured 61 s, max 61, limit 60, published nothing"):
+        judge(quantized, bench.measured("float8dq", 61.0, "engine_start"))
+
+
+def test_every_limit_is_held_before_any_failure_is_raised(bench: Bench, quantized: Cell) -> None:
+    bench.measured("bf16", 8.0)
+    limits = [{"max_ratio": 0.5}, {"max": 7.0, "unit": "GB"}, {"max_difference": -3.0}, {"min": 6.0, "unit": "GB"}]
+    judge = bench.judge(*({"metric": "peak_memory", **limit} for limit in limits))
+    with pytest.raises(ThresholdFailure) as raised:
+        judge(quantized, [bench.measured("float8dq", 6.0), bench.measured("float8dq", 5.0)])
+    assert len(str(raised.value).splitlines()) == 4
+    passed = [judgement.passed for judgement in bench.judgements()]
+    assert passed == [False, True, False, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("other", [{"batch_size": 8}, {}])
+def test_a_limit_against_a_baseline_that_was_not_measured_fails(
+    bench: Bench, quantized: Cell, other: dict[str, int]
+) -> None:
+    bench.measured("bf16", 1.0, "latency", **other)
+    judge = bench.judge({"metric": "latency", "max_ratio": 2.0})
+    with pytest.raises(ThresholdFailure, match=r"needs the baseline .* select bf16 too, or --resume"):
+        judge(quantized, bench.measured("float8dq", 1.0, "latency", batch_size=1))
+    assert bench.judgements() == []
+
+
+def test_a_baseline_of_zero_is_judged_and_recorded(bench: Bench, quantized: Cell) -> None:
+    bench.measured("bf16", 0.0)
+    judge = bench.judge({"metric": "peak_memory", "max_ratio": 2.0})
+    with pytest.raises(ThresholdFailure, match="baseline 0 GB"):
+        judge(quantized, bench.measured("float8dq", 6.0))
+    (judgement,) = bench.judgements()
+    assert not judgement.passed
+
+
+def test_what_no_limit_applies_to_is_not_judged(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge(
+        {"metric": "latency", "max": 0.1, "unit": "s"},
+        {"metric": "peak_memory", "recipes": ["int8wo"], "max": 0.1, "unit": "GB"},
+    )
+    judge(quantized, bench.measured("float8dq", 6.0))
+    judge(bench.cells["bf16"], bench.measured("bf16", 6.0))
+    assert bench.judgements() == []
+    assert not judge.failures

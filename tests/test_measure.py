@@ -1,0 +1,259 @@
+"""Measuring: laws of the statistics, and what becomes a record, is taken over from one, or must not be one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import hardware
+from harness.errors import HarnessError
+from harness.matrix import Cell, Matrix
+from harness.measure import Measure, _split, percentiles
+from harness.records import Cell as CellIdentity
+from harness.records import Measurement, ModelIdentity, Run
+
+SAMPLES = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=30)
+
+
+# ---------------------------------------------------------------------------------------------------------------- laws
+
+
+@given(SAMPLES, st.randoms())
+def test_percentiles_lie_in_order_within_the_samples_whatever_their_order(
+    samples: list[float], random: random.Random
+) -> None:
+    found = percentiles(samples)
+    assert min(samples) <= found["p50"] <= found["p90"] <= found["p99"] <= max(samples)
+    assert found["n"] == len(samples)
+    assert found["p50"] == pytest.approx(statistics.median(samples), abs=1e-6)
+    assert ("stdev" in found) == (len(samples) > 1)
+    shuffled = list(samples)
+    random.shuffle(shuffled)
+    assert percentiles(shuffled) == found
+
+
+@given(SAMPLES, st.floats(-1e6, 1e6), st.floats(0, 1e3))
+def test_percentiles_move_and_stretch_with_the_samples(samples: list[float], shift: float, scale: float) -> None:
+    found = percentiles(samples)
+    moved = percentiles([scale * value + shift for value in samples])
+    for name in ("mean", "p50", "p90", "p99"):
+        assert moved[name] == pytest.approx(scale * found[name] + shift, rel=1e-6, abs=1e-3)
+
+
+def test_percentiles_are_those_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+
+    @given(SAMPLES)
+    def agree(samples: list[float]) -> None:
+        found = percentiles(samples)
+        for percent in (50, 90, 99):
+            assert found[f"p{percent}"] == pytest.approx(numpy.percentile(samples, percent), rel=1e-9, abs=1e-6)
+        if len(samples) > 1:
+            assert found["stdev"] == pytest.approx(numpy.std(samples, ddof=1), rel=1e-6, abs=1e-3)
+
+    agree()
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.integers(0, 8))
+def test_what_warms_up_is_not_counted_unless_there_is_nothing_else(values: list[float], warmup: int) -> None:
+    before, counted = _split(values, warmup)
+    assert before + counted == values
+    assert len(before) == (warmup if len(values) > warmup else 0)
+    assert counted or not values
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+class StubFlow:
+    """Stands in for a flow and its worker, which takes the given seconds for each answer."""
+
+    def __init__(self, *seconds: float, peak_bytes: float = 6e9) -> None:
+        self.seconds = itertools.cycle(seconds)
+        self.peak_bytes = peak_bytes
+        self.asked = 0
+        self.start_seconds = 1.0
+        self.renewed: list[str] = []
+        self.versions = {"torch": "2.13.0"}
+        self.environment = self
+        self.said: list[str] = []
+
+    def decisive(self) -> dict[str, str]:
+        return self.versions
+
+    def progress(self, words: str) -> None:
+        self.said.append(words)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:
+        yield
+
+    def identity(self, cell: Cell) -> CellIdentity:
+        return CellIdentity(
+            model=ModelIdentity(name=cell.model.name, source="hub:x", revision="1", weights="pretrained"),
+            recipe=cell.recipe.identity,
+            hardware=cell.hardware,
+            server=cell.server,
+        )
+
+    def transformers(self, cell: Cell) -> StubFlow:
+        return self
+
+    def renew(self, cell: Cell, kind: str) -> None:
+        self.renewed.append(kind)
+        self.asked = 0
+
+    def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        self.asked += 1
+        return {"seconds": next(self.seconds), "peak_bytes": self.peak_bytes, "new_tokens": 128}
+
+
+def repeat(once: Callable[[], None], rounds: int, warmup: int) -> None:
+    for _ in range(warmup + rounds):
+        once()
+
+
+@pytest.fixture
+def cells(suites_matrix: Matrix) -> dict[str, Cell]:
+    """The CPU's cells by recipe, through Transformers."""
+    return {
+        cell.recipe.name: replace(cell, server="transformers")
+        for cell in suites_matrix.cells()
+        if cell.hardware == "cpu"
+    }
+
+
+def recorded(run: Run) -> list[Measurement]:
+    return [line for line in run.lines() if isinstance(line, Measurement)]
+
+
+def test_a_measurement_is_recorded_with_samples_warm_up_and_state(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    cell = cells["int8wo"]
+    wanted = cell.measurements.generate
+    assert (wanted.warmup, wanted.rounds) == (1, 3)
+    found = Measure(StubFlow(8.0, 1.0, 2.0, 4.0), Run(tmp_path)).generate(cell, repeat)  # type: ignore[arg-type]
+    (record,) = recorded(Run(tmp_path))
+    assert record == found
+    tokens = wanted.max_new_tokens
+    assert (record.metric, record.unit, record.value) == ("generate_throughput", "tok/s", tokens / 2)
+    assert record.warmup == [tokens / 8]
+    assert record.samples == [tokens / 1, tokens / 2, tokens / 4]
+    assert record.statistics["p50"] == record.value
+    assert record.packages == {"torch": "2.13.0"}
+    assert record.parameters["max_new_tokens"] == tokens
+    assert {"load_1min", "memory_available_gb"} <= record.state_before.keys() & record.state_after.keys()
+
+
+def test_a_resumed_run_measures_only_what_it_does_not_have(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    Measure(StubFlow(1.0), Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    flow = StubFlow(1.0)
+    measure = Measure(flow, Run(tmp_path))  # type: ignore[arg-type]
+    measure.resume()
+    before = measure.generate(cells["bf16"], repeat)
+    assert flow.asked == 0
+    after = measure.generate(cells["int8wo"], repeat)
+    assert flow.asked == 4
+    assert measure.baseline_of(after) == before
+    assert recorded(Run(tmp_path)) == [before, after]
+
+    flow.versions = {"torch": "2.14.0"}
+    measure.generate(cells["bf16"], repeat)
+    assert flow.asked == 8, "other packages make another measurement"
+
+
+def test_what_was_discarded_is_measured_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    found = Measure(StubFlow(1.0), Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    other = Run(tmp_path / "other")
+    other.append(found.model_copy(update={"discarded": "throttled"}))
+    flow = StubFlow(1.0)
+    measure = Measure(flow, other)  # type: ignore[arg-type]
+    measure.resume()
+    measure.generate(cells["bf16"], repeat)
+    assert flow.asked == 4
+
+
+class RestlessWatch:
+    """Stands in for a watch of the machine that sees a problem in the first blocks."""
+
+    restless = 0
+
+    def __init__(self, hardware: str) -> None:
+        self.problems: list[str] = []
+
+    def __enter__(self) -> RestlessWatch:
+        if RestlessWatch.restless:
+            RestlessWatch.restless -= 1
+            self.problems = ["throttled: too hot"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> type[RestlessWatch]:
+    monkeypatch.setattr(hardware, "Watch", RestlessWatch)
+    monkeypatch.setattr(RestlessWatch, "restless", 0)
+    return RestlessWatch
+
+
+def test_a_disturbed_block_is_kept_as_discarded_and_repeated(
+    tmp_path: Path, cells: dict[str, Cell], restless: type[RestlessWatch]
+) -> None:
+    restless.restless = 1
+    flow = StubFlow(1.0)
+    found = Measure(flow, Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    assert [record.discarded for record in recorded(Run(tmp_path))] == ["throttled: too hot", ""]
+    assert not found.discarded
+    assert "too hot" in flow.said[0]
+
+
+def test_a_machine_that_never_settles_is_an_error(
+    tmp_path: Path, cells: dict[str, Cell], restless: type[RestlessWatch]
+) -> None:
+    restless.restless = 99
+    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(HarnessError, match=r"generate_throughput of .*3 blocks in a row .*too hot.*--resume"):
+        measure.generate(cells["bf16"], repeat)
+    assert all(record.discarded for record in recorded(Run(tmp_path)))
+    quantized = recorded(Run(tmp_path))[0].model_copy(update={"cell": measure.flow.identity(cells["int8wo"])})
+    assert measure.baseline_of(quantized) is None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_is_not_a_number_is_an_error_and_no_record(tmp_path: Path, cells: dict[str, Cell], number: float) -> None:
+    measure = Measure(StubFlow(1.0, peak_bytes=number), Run(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(HarnessError, match=rf"peak_memory of {cells['bf16'].id} came out as {number}"):
+        measure.peak_memory(cells["bf16"])
+    assert "peak_memory" not in [record.metric for record in recorded(Run(tmp_path))]
+
+
+@pytest.mark.parametrize("field", ["server", "hardware"])
+def test_a_baseline_of_elsewhere_is_none(tmp_path: Path, cells: dict[str, Cell], field: str) -> None:
+    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    measure.generate(cells["bf16"], repeat)
+    found = measure.generate(cells["int8wo"], repeat)
+    assert measure.baseline_of(found) is not None
+    assert measure.baseline_of(found.model_copy(update={"metric": "latency"})) is None
+    elsewhere = found.cell.model_copy(update={field: "elsewhere"})
+    assert measure.baseline_of(found.model_copy(update={"cell": elsewhere})) is None
+
+
+def test_peak_memory_is_taken_in_a_process_that_has_done_nothing_else(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    flow = StubFlow(1.0)
+    measure = Measure(flow, Run(tmp_path))  # type: ignore[arg-type]
+    assert measure.peak_memory(cells["bf16"]).value == 6.0
+    assert flow.renewed == []
+    measure.peak_memory(cells["int8wo"])
+    assert flow.renewed == ["transformers"]
