@@ -72,7 +72,7 @@ class Flow:
     def plain(self, model: Model, on: str) -> Checkpoint:
         """Return the unquantized checkpoint of a model, from the first of its sources that answers."""
         if model.name not in self._plain:
-            with self.timed("setup"):
+            with self._tried_once((model.name, "plain")), self.timed("setup"):
                 self._plain[model.name] = self._find_plain(model, on)
         return self._plain[model.name]
 
@@ -97,9 +97,24 @@ class Flow:
             )
 
         key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._versions()}
-        with self.timed("quantize", cell):
+        with self._tried_once((_base(cell), "checkpoint")), self.timed("quantize", cell):
             artifact = self.store.get("checkpoint", key, build, label=f"checkpoint {cell.id}")
         return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
+
+    def facts(self, cell: Cell) -> dict[str, Any]:
+        """Return sizes and layers of a cell's checkpoint; one from a folder or the hub is loaded once to learn them."""
+        checkpoint = self.checkpoint(cell)
+        if checkpoint.facts:
+            return checkpoint.facts
+        device = hardware.torch_device(cell.hardware)
+
+        def build(_: Path) -> dict[str, Any]:
+            arguments = {"checkpoint": str(checkpoint.folder), "trust_remote_code": cell.model.trust_remote_code}
+            return self._once("quantize", {"device": device}, "facts", cell, **arguments)
+
+        key = {"checkpoint": checkpoint.key, "device": device, **self._versions()}
+        with self._tried_once((_base(cell), "facts")), self.timed("quantize", cell):
+            return self.store.get("facts", key, build, label=f"facts of {cell.id}").facts
 
     def prompts(self) -> Artifact:
         """Return the ShareGPT prompts and text."""
@@ -319,14 +334,7 @@ class Flow:
 
     def _get(self, cell: Cell, kind: str) -> Worker | Server:
         key = (_base(cell), kind)
-        if key in self._failed:
-            first = self._failed[key]
-            raise WorkerError(
-                f"{first} (it failed before in this session and is not tried again)",
-                stage=first.stage,
-                kind=first.kind,
-                log_tail=first.log_tail,
-            )
+        self._raise_again(key)
         checkpoint = self.checkpoint(cell)
         together = hardware.torch_device(cell.hardware) == "cpu"
         for other in [name for name in self._workers if name[0] != key[0] or (not together and name != key)]:
@@ -356,6 +364,26 @@ class Flow:
             self._workers.pop(key).close()
             raise
         return worker
+
+    def _raise_again(self, key: tuple[str, str]) -> None:
+        """Raise what failed before in this session, rather than wait for it to fail in every test."""
+        if key in self._failed:
+            first = self._failed[key]
+            raise WorkerError(
+                f"{first} (it failed before in this session and is not tried again)",
+                stage=first.stage,
+                kind=first.kind,
+                log_tail=first.log_tail,
+            )
+
+    @contextlib.contextmanager
+    def _tried_once(self, key: tuple[str, str]) -> Iterator[None]:
+        self._raise_again(key)
+        try:
+            yield
+        except WorkerError as error:
+            self._failed[key] = error
+            raise
 
     def _wait(self, worker: Worker | Server, cell: Cell) -> None:
         """Wait for a worker; the compilation that it reports counts as a stage of its own."""

@@ -133,9 +133,9 @@ class Watch:
     def _look(self) -> None:
         import pynvml
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         try:
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             reasons = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
             processes = [int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
         except pynvml.NVMLError:

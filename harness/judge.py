@@ -89,7 +89,7 @@ def compare(comparison: str, value: float, baseline: float | None) -> float:
     if baseline is None:
         raise ValueError(f"{comparison} needs a baseline")
     if comparison.endswith("_ratio"):
-        return value / baseline if baseline else float("inf")
+        return value / baseline if baseline else float("nan")
     return value - baseline
 
 

@@ -309,7 +309,7 @@ class Matrix:
             )
         raise MatrixError(
             f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "
-            f"'Int8WeightOnlyConfig(group_size=32)'; " + nearest(given, self.recipes)
+            f"'Int8WeightOnlyConfig(granularity=PerGroup(32))'; " + nearest(given, self.recipes)
         )
 
     def cells(self, models: list[str] | None = None, recipes: list[str] | None = None) -> list[Cell]:
@@ -525,7 +525,7 @@ def parse_config(text: str) -> dict[str, Any]:
         return {"config": node.id, "arguments": {}}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise MatrixError(f"--recipe {text!r}: arguments need names, e.g. Int8WeightOnlyConfig(group_size=32)")
+            raise MatrixError(f"--recipe {text!r}: arguments need names, e.g. Int4WeightOnlyConfig(group_size=32)")
         arguments = {str(keyword.arg): _value(keyword.value, text) for keyword in node.keywords}
         return {"config": node.func.id, "arguments": arguments}
     raise MatrixError(f"--recipe {text!r}: not of the form Class(argument=value, ...)")

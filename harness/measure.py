@@ -100,11 +100,7 @@ class Measure:
         """Record the sizes of a cell's checkpoint and how many of its layers are quantized tensors."""
 
         def take() -> dict[str, Figure]:
-            checkpoint = self.flow.checkpoint(cell)
-            facts = checkpoint.facts
-            if not facts:
-                sizes = [path.stat().st_size for path in checkpoint.folder.glob("*.safetensors")]
-                return {"checkpoint_size": Figure(float(sum(sizes)))}
+            facts = self.flow.facts(cell)
             quantized = sum(layer["quantized"] for layer in facts["layers"].values())
             return {
                 "checkpoint_size": Figure(float(facts["checkpoint_bytes"])),

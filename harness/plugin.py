@@ -42,8 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--recipe",
         action="append",
         metavar="NAME|CONFIG",
-        help="run this recipe of the matrix, or a torchao config such as 'Int8WeightOnlyConfig(group_size=32)'; "
-        "repeatable; the baseline always runs beside it",
+        help="run this recipe of the matrix, or a torchao config such as "
+        "'Int8WeightOnlyConfig(granularity=PerGroup(32))'; repeatable; the baseline always runs beside it",
     )
     group.addoption(
         "--server", action="append", choices=("transformers", *_SERVING), help="only this server; repeatable"
@@ -354,7 +354,10 @@ def pytest_runtest_makereport(
         report.longrepr = text
         session = item.config.stash.get(_session_key, None)
         if session is not None and isinstance(error, WorkerError):
-            session.record_failure(item.stash[_cell_key], error)
+            try:
+                session.record_failure(item.stash[_cell_key], error)
+            except HarnessError as unrecorded:
+                report.longrepr = f"{text}\n\nand it is not recorded: {unrecorded}"
     return report
 
 

@@ -16,12 +16,13 @@ from harness.artifacts import Store, default_root
 from harness.budget import tutorial_seconds
 from harness.documented import Documented
 from harness.environment import Environment
-from harness.errors import WorkerError
+from harness.errors import HarnessError, WorkerError
 from harness.flow import Flow
 from harness.judge import Judge
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
-from harness.records import Failure, Header, Judgement, Line, Run, Timing
+from harness.records import Cell as CellIdentity
+from harness.records import Failure, Header, Judgement, Line, ModelIdentity, Run, Timing
 
 Section = tuple[str, list[str]]
 
@@ -88,9 +89,17 @@ class HarnessSession:
 
     def record_failure(self, cell: Cell, error: WorkerError) -> None:
         """Keep a stage that gave no result, with the end of its log."""
+        try:
+            identity = self.flow.identity(cell)
+        except HarnessError:
+            # It is the weights themselves that could not be had.
+            model = ModelIdentity(name=cell.model.name, source="none", revision="none", weights="pretrained")
+            identity = CellIdentity(
+                model=model, recipe=cell.recipe.identity, hardware=cell.hardware, server=cell.server
+            )
         self.run.append(
             Failure(
-                cell=self.flow.identity(cell),
+                cell=identity,
                 stage=error.stage,
                 failure=error.kind,
                 message=str(error),
@@ -122,10 +131,13 @@ class HarnessSession:
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
         if measurements:
             failures = [line for line in lines if isinstance(line, Failure)]
-            written = tables.write(
-                self.results / "tables", measurements, self.documented, runs=[self.run.name], failures=failures
-            )
-            files += [f"table: {path}" for path in written]
+            try:
+                written = tables.write(
+                    self.results / "tables", measurements, self.documented, runs=[self.run.name], failures=failures
+                )
+                files += [f"table: {path}" for path in written]
+            except OSError as error:
+                files.append(f"no tables: {error}; the records are kept: python -m harness table")
         judged = [line for line in lines if isinstance(line, Judgement)]
         files.append(f"limits held: {sum(line.passed for line in judged)} of {len(judged)}")
         sections.append(("files", files))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from harness.artifacts import Store, default_root, file_digest
 from harness.environment import Environment
@@ -20,6 +21,10 @@ from harness.matrix import Matrix, load
 from harness.sources import SHAREGPT_FILE
 
 pytest_plugins = ["pytester"]
+
+# Other work may slow this machine down; that is no failure of a law.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _TINY_MODEL = Path(__file__).with_name("tiny_model.py")
@@ -39,9 +44,10 @@ CONVERSATIONS = [
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A checkpoint folder, the same with NaN in it, and what transformers itself says of the former."""
+    """A checkpoint folder, the same as a GGUF file and with NaN in it, and what transformers itself says of it."""
 
     folder: Path
+    gguf: Path
     broken: Path
     reference: dict[str, Any]
 
@@ -85,7 +91,12 @@ def tiny_model(kept_store: Store, sharegpt_folder: Path) -> TinyModel:
     key = {"script": file_digest(_TINY_MODEL), "text": text, "packages": Environment().decisive()}
     folder = kept_store.get("tiny-model", key, build, label="the tests' tiny model").folder
     reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
-    return TinyModel(folder / "model", folder / "broken", {**reference, "text": str(folder / "text.txt")})
+    return TinyModel(
+        folder / "model",
+        folder / "gguf" / "tiny.gguf",
+        folder / "broken",
+        {**reference, "text": str(folder / "text.txt")},
+    )
 
 
 StartWorker = Callable[..., Worker]

@@ -99,7 +99,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("damaged")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_byte_may_be_damaged(damaged: Path, data: st.DataObject) -> None:
     folder = Store(damaged).get("thing", KEY, build, label="a thing").folder

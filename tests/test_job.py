@@ -245,11 +245,13 @@ def test_half_a_reply_is_none(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", ["", "raw(b'{\"kind\"');", "send('progress');"])
-def test_a_worker_that_hangs_is_ended(worker: Worker, meanwhile: str) -> None:
-    error = failure(worker, f"print('hanging', flush=True); {meanwhile} {HANG}", timeout=0.3)
+def test_a_worker_that_hangs_is_ended(start: Start, meanwhile: str) -> None:
+    worker = start(start=f"print('the last words', flush=True); {READY}")
+    worker.wait_ready(20)
+    error = failure(worker, f"{meanwhile} {HANG}".strip(), timeout=0.3)
     assert (error.kind, error.stage) == ("timeout", "run")
     assert "did not finish within 0.3 s" in str(error)
-    assert "hanging" in error.log_tail
+    assert "the last words" in error.log_tail
     assert not worker.alive
     assert gone(worker.process.pid)
 

@@ -77,7 +77,7 @@ unit = "s"
 origin = "published"
 """
 SECOND_LIMIT = '[[thresholds]]\nmetric = "latency"'
-QUICK = settings(max_examples=50, deadline=None)
+QUICK = settings(max_examples=50)
 
 
 def written(folder: Path, text: str) -> Path:

@@ -100,7 +100,7 @@ LINES = st.one_of(
     ),
     st.builds(Timing, time=FINITE, cell=st.none() | CELLS, stage=NAMES, seconds=FINITE),
 )
-QUICK = settings(max_examples=15, deadline=None)
+QUICK = settings(max_examples=15)
 
 CELL = Cell(
     model=ModelIdentity(name="small", source="hub:owner/small", revision="abc", weights="pretrained"),

@@ -6,6 +6,7 @@ then resumed again under a full disk, a torn record and a limit that cannot hold
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from harness.records import Failure, Header, Judgement, Measurement, read
 
@@ -42,6 +44,8 @@ WHOLE = [
     ("int8wo", "generate_throughput"),
 ]
 LONG_GENERATE = "generate = { max_new_tokens = 64, warmup = 1, rounds = 5000 }"
+# One call that no worker gets through before somebody looks for it.
+LONG_CALL = "generate = { max_new_tokens = 3900, warmup = 1, rounds = 3 }"
 # Imported by every Python process of a session before anything else: it counts the workers from outside.
 SITECUSTOMIZE = """
 import os, sys
@@ -61,7 +65,12 @@ class Session:
     cache: Path
     matrix: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def output(self) -> str:
+        """What the session has said until now."""
+        return (self.folder / f"output-{self.mark}").read_text(encoding="utf-8")
 
     @property
     def records(self) -> Path:
@@ -94,23 +103,23 @@ class Session:
             if file_limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.repository,
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=limit,
-        )
+        with (self.folder / f"output-{self.mark}").open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.repository,
+                env=environ,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=limit,
+            )
 
-    def finish(self, timeout: float = 240) -> tuple[int, str]:
-        """Wait for the end and return exit status and output; nothing of the session may outlive it."""
+    def finish(self, timeout: float = 240, within: float = 15) -> tuple[int, str]:
+        """Wait for the end and return exit status and output; nothing of the session may outlive it, in seconds."""
         assert self.process
-        output, _ = self.process.communicate(timeout=timeout)
-        assert_gone(self.mark, within=15)
-        assert TOKEN not in output
-        return self.process.returncode, output
+        status = self.process.wait(timeout)
+        assert_gone(self.mark, within)
+        assert TOKEN not in self.output
+        return status, self.output
 
     def run(self, selected: str, *arguments: str, file_limit: int | None = None) -> tuple[int, str]:
         self.start(selected, *arguments, file_limit=file_limit)
@@ -126,11 +135,13 @@ class Session:
                 time.sleep(0.5)
                 return self.workers[-1]
             time.sleep(0.1)
-        raise AssertionError(f"no peak memory was recorded: {self.process.communicate()[0]}")
+        raise AssertionError(f"no peak memory was recorded: {self.output}")
 
 
 def measured(records: Path) -> list[tuple[str, str]]:
-    return [(line.cell.recipe.name, line.metric) for line in read(records)[0] if isinstance(line, Measurement)]
+    """Return recipe and metric of every measurement; workers' starts are noted besides, whenever there is one."""
+    lines = [line for line in read(records)[0] if isinstance(line, Measurement) and line.metric != "engine_start"]
+    return [(line.cell.recipe.name, line.metric) for line in lines]
 
 
 def marked(mark: str) -> dict[int, str]:
@@ -150,6 +161,9 @@ def assert_gone(mark: str, within: float) -> None:
     deadline = time.monotonic() + within
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not left, f"left behind: {left}"
 
 
@@ -195,28 +209,27 @@ def new_session(
 
 @dataclass(frozen=True)
 class Killed:
-    """A session that was killed while it generated: its folder, its records then, and its environment's leaks."""
+    """A session that was killed while it generated: its folder, its records then, and its other processes."""
 
     folder: Path
     records: str
     workers: int
+    processes: int
     told_token: list[str]
 
 
 @pytest.fixture(scope="module")
 def killed(new_session: NewSession) -> Killed:
-    session = new_session(LONG_GENERATE)
+    session = new_session(LONG_CALL)
     session.start(SELECTED)
     assert session.process
     session.wait_until_generating()
-    told = [
-        line
-        for pid, line in marked(session.mark).items()
-        if pid != session.process.pid and TOKEN in Path(f"/proc/{pid}/environ").read_text()
-    ]
+    others = {pid: line for pid, line in marked(session.mark).items() if pid != session.process.pid}
+    told = [line for pid, line in others.items() if TOKEN in Path(f"/proc/{pid}/environ").read_text()]
     session.process.kill()
-    session.finish()
-    return Killed(session.folder, session.records.read_text(encoding="utf-8"), len(session.workers), told)
+    session.finish(within=5)
+    records = session.records.read_text(encoding="utf-8")
+    return Killed(session.folder, records, len(session.workers), len(others), told)
 
 
 @dataclass(frozen=True)
@@ -254,7 +267,7 @@ def test_a_killed_session_leaves_its_records_and_no_process(killed: Killed) -> N
     metrics = [line["metric"] for line in lines if line["kind"] == "measurement"]
     assert "peak_memory" in metrics
     assert "generate_throughput" not in metrics
-    assert killed.workers == 1
+    assert killed.workers == 2, "one to look at the folder's weights, one to generate"
 
 
 def test_resuming_measures_what_is_missing_and_nothing_else(killed: Killed, finished: Finished) -> None:
@@ -285,6 +298,7 @@ def test_a_finished_session_has_records_tables_and_a_summary(finished: Finished)
 
 def test_the_hub_token_is_nowhere(killed: Killed, finished: Finished, cache: Path) -> None:
     """In no output either: :meth:`Session.finish` looks for every session here."""
+    assert killed.processes >= 2, "a warden and its worker"
     assert not killed.told_token, "no worker is told"
     files = [path for root in (finished.folder, cache) for path in root.rglob("*") if path.is_file()]
     assert any(path.name == "records.jsonl" for path in files)
@@ -324,33 +338,53 @@ def test_a_torn_record_is_named_and_the_others_are_used(again: NewSession) -> No
     session = again()
     whole = session.records.read_bytes()
     assert whole.endswith(b"\n")
-    session.records.write_bytes(whole[:-20])
-    number = whole.count(b"\n")
+    session.records.write_bytes(whole + whole.splitlines()[-1][:100])
+    number = whole.count(b"\n") + 1
     status, output = session.run(SELECTED, "--resume")
     assert status == 0, output
     assert session.workers == []
     assert "records that could not be read" in output
     assert f"{session.records}, line {number}: left out" in output
+    assert measured(session.records) == WHOLE
     lines, problems = read(session.records)
-    assert len(problems) == 1, "the torn line stays alone"
-    assert isinstance(lines[-1], Judgement | Header) or lines
+    assert len(problems) == 1, "what is written after the torn line is whole"
+    assert [type(line) for line in lines].count(Header) == 3
 
 
 def test_a_full_disk_is_a_clear_error_and_keeps_whole_records(again: NewSession) -> None:
     session = again()
     before = session.records.read_bytes()
+    shutil.rmtree(session.folder / "results" / "tables")
+    (session.folder / "results" / "tables").write_text("in the way of the tables, as a full disk is")
     header = next(line for line in before.splitlines(keepends=True))
     status, output = session.run(SELECTED, "--resume", file_limit=len(before) + len(header) + 600)
     assert status == 1
     assert f"{session.records}: cannot write a record (File too large)" in output
     assert "go on with --resume" in output
+    assert "no tables: " in output
     assert "INTERNALERROR" not in output
     after = session.records.read_bytes()
     assert after.startswith(before)
     assert read(session.records)[1] == []
+    (session.folder / "results" / "tables").unlink()
     status, output = session.run(SELECTED, "--resume")
     assert status == 0, output
     assert session.workers == []
+
+
+def test_a_second_session_waits_until_the_first_is_done(again: NewSession, cache: Path) -> None:
+    session = again()
+    with FileLock(cache / "machine.lock"):
+        (cache / "machine.holder").write_text("4711", encoding="utf-8")
+        session.start(SELECTED, "--resume")
+        assert session.process
+        deadline = time.monotonic() + 60
+        while "waiting" not in session.output and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert "waiting: another session measures on this machine (process 4711)" in session.output
+        assert session.process.poll() is None
+    status, output = session.finish()
+    assert status == 0, output
 
 
 # ------------------------------------------------------------------------------------------- smaller mishaps
@@ -395,7 +429,8 @@ def test_a_damaged_checkpoint_is_built_again_with_a_word(
     assert "the stored artifact is damaged (model.safetensors has other contents than when it was made)" in output
     assert "building it again" in output
     assert len(session.workers) == 1
-    assert weights.read_bytes() == good
+    start = 8 + int.from_bytes(good[:8], "little")
+    assert weights.read_bytes()[start:] == good[start:], "the same tensors; the header's metadata has no fixed order"
 
 
 def test_weights_that_cannot_be_read_fail_their_tests_and_not_the_session(
@@ -409,5 +444,8 @@ def test_weights_that_cannot_be_read_fail_their_tests_and_not_the_session(
     assert status == 1
     assert "2 failed" in output
     assert "INTERNALERROR" not in output
-    assert "plain_from_gguf: " in output
+    failures = [line for line in read(session.records)[0] if isinstance(line, Failure)]
+    assert [failure.stage for failure in failures] == ["plain_from_gguf", "plain_from_gguf"]
+    assert failures[0].message in output
+    assert "is not tried again" in failures[1].message
     assert len(session.workers) == 1, "what failed once is not tried again"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from wheels import write_wheel
 
@@ -46,7 +46,6 @@ def store(tmp_path: Path) -> Store:
 # -------------------------------------------------------------------------------------------------------- conversations
 
 
-@settings(deadline=None)
 @given(CONVERSATIONS, st.none() | st.integers(0, 2), st.booleans(), st.data())
 def test_a_list_cut_off_anywhere_gives_its_whole_records(
     records: list[Any], indent: int | None, ascii_only: bool, data: st.DataObject

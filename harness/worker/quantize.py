@@ -19,7 +19,7 @@ from harness.worker.backend import Backend
 class Quantize(Backend):
     """Writes checkpoints with ``save_pretrained``."""
 
-    commands: ClassVar[tuple[str, ...]] = ("plain_from_gguf", "plain_from_shape", "quantize")
+    commands: ClassVar[tuple[str, ...]] = ("plain_from_gguf", "plain_from_shape", "facts", "quantize")
 
     def open(self, device: str) -> dict[str, Any]:
         self.device = device
@@ -60,6 +60,13 @@ class Quantize(Backend):
             raise ValueError(f"tokenizer of {tokenizer} has {len(loaded)} tokens, the model {config.vocab_size}")
         loaded.save_pretrained(output)
         return _facts(model, output)
+
+    def facts(self, checkpoint: str, trust_remote_code: bool) -> dict[str, Any]:
+        """Return of a plain checkpoint that somebody else made what the other commands return of theirs."""
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=torch.bfloat16, device_map=self.device, trust_remote_code=trust_remote_code
+        )
+        return _facts(model, checkpoint)
 
     def quantize(
         self,
@@ -143,7 +150,7 @@ def _facts(model: Any, output: str) -> dict[str, Any]:
     found = tensors.layers(model)
     files = sorted(Path(output).glob("*.safetensors"))
     if not files:
-        raise ValueError(f"save_pretrained wrote no safetensors file to {output}")
+        raise ValueError(f"there is no safetensors file in {output}")
     saved = json.loads((Path(output) / "config.json").read_text(encoding="utf-8"))
     return {
         "checkpoint_bytes": sum(file.stat().st_size for file in files),
