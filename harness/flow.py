@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 from harness import hardware, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
-from harness.errors import ArtifactError, MatrixError, WorkerError
+from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
 from harness.job import Job, Server, Worker, free_port
 from harness.matrix import Cell, Engine, Matrix, Model
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
 
 SERVED_NAME = "model"
+# Packages whose version is part of every artifact's key.
+_MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _WORKER_KINDS = ("transformers", "engine", "server")
 
 
@@ -223,7 +226,7 @@ class Flow:
 
     def _versions(self) -> dict[str, Any]:
         packages = self.environment.decisive()
-        return {"packages": {name: packages.get(name) for name in ("torch", "torchao", "transformers", "lm_eval")}}
+        return {"packages": {name: packages.get(name) for name in _MAKERS}}
 
     def _once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
@@ -261,7 +264,7 @@ class Flow:
     def client(self, cell: Cell) -> Worker:
         """Return the benchmark's client, started once a session."""
         if self._client is None or not self._client.alive:
-            self._client = self._start("client", {}, "client")
+            self._client = self._start("client", {}, "client", self._online_variables())
         with self.timed("setup", cell):
             self._client.wait_ready(cell.measurements.time_limits.start)
         return self._client
@@ -281,12 +284,20 @@ class Flow:
         engine: Engine = cell.measurements.engine
         options: dict[str, Scalar] = {
             "enforce_eager": engine.enforce_eager,
-            "max_model_len": engine.max_model_len,
+            "max_model_len": min(engine.max_model_len, self._context(cell)),
             "trust_remote_code": cell.model.trust_remote_code,
         }
         if hardware.torch_device(cell.hardware) == "cuda":
             options["gpu_memory_utilization"] = engine.gpu_memory_utilization
         return options
+
+    def _context(self, cell: Cell) -> int:
+        """Return the longest context that the model's configuration allows."""
+        config = json.loads((self.checkpoint(cell).folder / "config.json").read_text(encoding="utf-8"))
+        text = config.get("text_config", config)
+        return int(
+            text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len
+        )
 
     def engine_variables(self, cell: Cell) -> dict[str, str]:
         """Return the environment variables of engine and server, the same for baseline and recipe."""
@@ -350,7 +361,7 @@ class Flow:
             if name not in self._workers and name not in self._failed:
                 self._workers[name] = self._launch(cell, wanted, checkpoint)
         if "server" in kinds and self._client is None:
-            self._client = self._start("client", {}, "client")
+            self._client = self._start("client", {}, "client", self._online_variables())
         worker = self._workers[key]
         if not worker.ready:
             self.progress(f"starting {kind} of {_base(cell)} ...")
@@ -403,7 +414,11 @@ class Flow:
                     self._failed[key] = error
                     self._workers.pop(key).close()
         if self._client is not None:
-            self._client.wait_ready(cell.measurements.time_limits.start)
+            try:
+                self._client.wait_ready(cell.measurements.time_limits.start)
+            except WorkerError:
+                # The test that needs the client starts it again, and reports it as its own.
+                self._client = None
 
     def _launch(self, cell: Cell, kind: str, checkpoint: Checkpoint) -> Worker | Server:
         if kind == "transformers":
@@ -412,11 +427,13 @@ class Flow:
                 "device": hardware.torch_device(cell.hardware),
                 "trust_remote_code": cell.model.trust_remote_code,
             }
-            return self._start("generate", specification, f"transformers {cell.id}")
+            return self._start("generate", specification, f"transformers {cell.id}", self._online_variables())
         variables = self.engine_variables(cell)
         if kind == "engine":
             specification = {"checkpoint": str(checkpoint.folder), **self.engine_options(cell)}
             return self._start("vllm", specification, f"engine {cell.id}", variables)
+        if cell.server == "sglang":
+            raise HarnessError(f"{cell.id}: there is no backend for SGLang yet")
         port = free_port()
         command = [self.environment.python, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(checkpoint.folder), "--served-model-name", SERVED_NAME]
@@ -447,6 +464,12 @@ class Flow:
             variables=variables,
             progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
         )
+
+    def _online_variables(self) -> dict[str, str]:
+        """Let a worker that evaluates tasks fetch their documents, where the hub answers and no folder was given."""
+        if self.data is not None or not self._online:
+            return {}
+        return {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
 
     def _log(self, label: str) -> Path:
         return self.run.logs / ("".join(c if c.isalnum() or c in "-._" else "-" for c in label) + ".log")

@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -203,7 +204,10 @@ class Worker:
         if not self._ready:
             self.info = self._receive("start", timeout)
             self._ready = True
-            self.start_seconds = time.monotonic() - self.process.started
+            # The worker's own time of readiness (CLOCK_MONOTONIC is one for the whole machine): the planner may have
+            # been busy with another worker meanwhile.
+            ready = self.info.pop("ready_at", time.monotonic())
+            self.start_seconds = ready - self.process.started
         return self.info
 
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
@@ -310,6 +314,7 @@ class Server:
         self.start_seconds = 0.0
         self._health = health
         self.process = Process(command, environ=environment.environ(store, variables), log=log)
+        threading.Thread(target=self._await_health, name=f"health of {label}", daemon=True).start()
 
     @property
     def alive(self) -> bool:
@@ -326,12 +331,18 @@ class Server:
             code = self.process.exit_code()
             if code is not None:
                 raise self._failed("start", *describe_exit(code))
+            if time.monotonic() > deadline:
+                raise self._failed("start", "timeout", f"was not ready within {timeout:g} s")
+            time.sleep(0.05)
+
+    def _await_health(self) -> None:
+        """Note when the server first answers, whatever the planner waits for meanwhile."""
+        while self.process.exit_code() is None:
             try:
                 with _LOOPBACK.open(self.url + self._health, timeout=5):
                     self.start_seconds = time.monotonic() - self.process.started
+                    return
             except (OSError, http.client.HTTPException):
-                if time.monotonic() > deadline:
-                    raise self._failed("start", "timeout", f"was not ready within {timeout:g} s") from None
                 time.sleep(0.1)
 
     def post(self, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:

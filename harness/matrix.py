@@ -320,7 +320,9 @@ class Matrix:
         """
         chosen: dict[tuple[str, str, str], Cell] = {}
         for entry in self.entries:
-            entry_recipes = [self.recipe(name) for name in recipes or entry.recipes]
+            entry_recipes = self._recipes(entry, recipes)
+            if not entry_recipes:
+                continue
             if all(not recipe.baseline for recipe in entry_recipes):
                 entry_recipes.insert(0, self.baseline)
             entry_recipes.sort(key=lambda recipe: not recipe.baseline)
@@ -343,6 +345,14 @@ class Matrix:
                         skip=recipe.refusal(entry.hardware),
                     )
         return list(chosen.values())
+
+    def _recipes(self, entry: CellEntry, given: list[str] | None) -> list[Recipe]:
+        """Return the recipes of one [[cells]] table, or those of the given ones that belong to it."""
+        if given is None:
+            return [self.recipes[name] for name in entry.recipes]
+        listed = {name for other in self.entries if other.hardware == entry.hardware for name in other.recipes}
+        found = [self.recipe(name) for name in given]
+        return [recipe for recipe in found if recipe.name in entry.recipes or recipe.name not in listed]
 
     def _models(self, entry: CellEntry, given: list[str] | None) -> list[Model]:
         """Return the models of one [[cells]] table, or those of the given ones that belong to it."""

@@ -47,6 +47,7 @@ class Figure:
     statistics: dict[str, float] = field(default_factory=dict)
     attachment: str = ""
     from_cache: bool = False
+    discarded: str = ""
 
 
 def percentiles(samples: Sequence[float]) -> dict[str, float]:
@@ -154,7 +155,9 @@ class Measure:
             time(once, wanted.rounds, wanted.warmup)
             rates = [wanted.max_new_tokens / value for value in seconds]
             warmup, samples = _split(rates, wanted.warmup)
-            return {"generate_throughput": Figure(statistics.median(samples), samples, warmup, percentiles(samples))}
+            note = _cut_short(seconds, wanted.warmup + wanted.rounds)
+            middle = statistics.median(samples)
+            return {"generate_throughput": Figure(middle, samples, warmup, percentiles(samples), discarded=note)}
 
         parameters: dict[str, Scalar] = {"max_new_tokens": wanted.max_new_tokens, "batch_size": 1}
         return self._take(cell, parameters, take, names=("generate_throughput",))["generate_throughput"]
@@ -165,8 +168,8 @@ class Measure:
         baseline = None if cell.recipe.baseline else self.flow.plain(cell.model, cell.hardware)
         names = ["perplexity"] if baseline is None else ["perplexity", "kl_divergence", "top1_agreement", "token_flips"]
         text = self.flow.prompts()
-        key = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens}
-        key |= {"baseline": baseline.key if baseline else None}
+        key: dict[str, Any] = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens}
+        key |= {"definition": METRICS["perplexity"].version, "baseline": baseline.key if baseline else None}
 
         def ask() -> dict[str, Any]:
             return self.flow.transformers(cell).ask(
@@ -201,7 +204,7 @@ class Measure:
             "windows": wanted.windows,
             "window_tokens": wanted.window_tokens,
         }
-        return self._take(cell, parameters, take, names=names)
+        return self._take(cell, parameters, take, names=names, inputs=text.key)
 
     def task(self, cell: Cell, task: str) -> dict[str, Measurement]:
         """Evaluate one lm-evaluation-harness task, through Transformers or through the served model."""
@@ -211,12 +214,20 @@ class Measure:
         batch_size = 64 if hardware.torch_device(cell.hardware) == "cuda" else 8
         key: dict[str, Any] = {
             "task": task,
+            "definition": METRICS["accuracy"].version,
             "limit": limit,
             "batch_size": batch_size,
             "data": _data_digest(self.flow.data, task),
         }
         if served:
-            key |= {"through": cell.server, **self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
+            packages = self.flow.environment.decisive()
+            servers = {name: version for name, version in packages.items() if name.startswith(cell.server)}
+            key |= {
+                "through": cell.server,
+                "server": servers,
+                **self.flow.engine_options(cell),
+                **self.flow.engine_variables(cell),
+            }
 
         def ask() -> dict[str, Any]:
             limits = cell.measurements.time_limits
@@ -259,9 +270,12 @@ class Measure:
                 attachment=attachment,
                 from_cache=not artifact.made,
             )
-            found[name] = self._note(cell, parameters, metric, figure)
+            found[name] = self._note(cell, parameters, metric, figure, inputs=str(key["data"] or "hub")[:16])
             if metric == "accuracy" and not cell.recipe.baseline:
                 self._flips(cell, found[name])
+        if not found:
+            known = ", ".join(result["metrics"]) or "none"
+            raise HarnessError(f"task {task} of {cell.id}: none of its metrics is one that is recorded here ({known})")
         return found
 
     def _flips(self, cell: Cell, accuracy: Measurement) -> None:
@@ -286,7 +300,7 @@ class Measure:
         def take() -> dict[str, Figure]:
             worker = self.flow.engine(cell)
             layers = worker.info["layers"]
-            plain = [name for name, tensor in layers.items() if tensor == "Tensor" and not _is_vocabulary(name)]
+            plain = [name for name, tensor in layers.items() if tensor == "Tensor"]
             if plain and not cell.recipe.baseline:
                 shown = ", ".join(plain[:6]) + (f" and {len(plain) - 6} more" if len(plain) > 6 else "")
                 raise HarnessError(f"engine of {cell.id} holds {len(plain)} linear layers unquantized: {shown}")
@@ -332,7 +346,8 @@ class Measure:
 
             time(once, wanted.rounds, wanted.warmup)
             warmup, samples = _split(seconds, wanted.warmup)
-            return {"latency": Figure(statistics.fmean(samples), samples, warmup, percentiles(samples))}
+            note = _cut_short(seconds, wanted.warmup + wanted.rounds)
+            return {"latency": Figure(statistics.fmean(samples), samples, warmup, percentiles(samples), discarded=note)}
 
         parameters: dict[str, Scalar] = {
             "batch_size": batch_size,
@@ -346,7 +361,7 @@ class Measure:
 
         Raises WrongKernels when none of the recipe's own kernels ran; the message names what ran instead.
         """
-        pattern = cell.recipe.kernels.get(cell.hardware)  # type: ignore[call-overload]
+        pattern: str = cell.recipe.kernels[cell.hardware]  # type: ignore[index]
         wanted = cell.measurements.latency
         ran: list[list[Any]] = []
 
@@ -360,14 +375,12 @@ class Measure:
             )
             ran.extend(answer["kernels"])
             total = sum(seconds for _, seconds, _ in ran)
-            own = sum(seconds for name, seconds, _ in ran if pattern and re.search(pattern, name))
+            own = sum(seconds for name, seconds, _ in ran if re.search(pattern, name))
             attachment = self.run.attach(f"{cell.id}-kernels", answer)
             return {"quantized_kernel_share": Figure(own / total if total else 0.0, attachment=attachment)}
 
-        found = self._take(
-            cell, {"pattern": pattern or ""}, take, names=("quantized_kernel_share",), engine=True, quick=True
-        )
-        if pattern and not found["quantized_kernel_share"].value:
+        found = self._take(cell, {"pattern": pattern}, take, names=("quantized_kernel_share",), engine=True, quick=True)
+        if not found["quantized_kernel_share"].value:
             longest = ", ".join(f"{name[:80]} ({seconds * 1e3:.2f} ms)" for name, seconds, _ in ran[:5])
             raise WrongKernels(
                 f"{cell.id}: no kernel matched {pattern!r}; what ran instead, longest first: {longest or 'see the run'}"
@@ -392,25 +405,33 @@ class Measure:
                 ask(batch_size=batch_size, input_len=wanted.input_len, output_len=output_len)["seconds"]
                 for _ in range(rounds + 1)
             ]
-            return list(values[1:])
+            return list(values)
 
         def take() -> dict[str, Figure]:
             first = seconds(1, wanted.rounds)
-            latency = next(
-                (
-                    other.samples
-                    for other in reversed(self.measurements)
-                    if other.metric == "latency"
-                    and other.cell == self.flow.identity(cell)
-                    and not other.discarded
-                    and other.parameters == parameters
-                ),
-                None,
-            ) or seconds(wanted.output_len, wanted.rounds)
-            start = statistics.median(first)
+            latency = (
+                next(
+                    (
+                        other.samples
+                        for other in reversed(self.measurements)
+                        if other.metric == "latency"
+                        and other.cell == self.flow.identity(cell)
+                        and not other.discarded
+                        and other.parameters == parameters
+                    ),
+                    None,
+                )
+                or seconds(wanted.output_len, wanted.rounds)[1:]
+            )
+            start = statistics.median(first[1:])
             step = (statistics.median(latency) - start) / max(1, wanted.output_len - 1)
+            if step <= 0:
+                raise HarnessError(
+                    f"decode_step_time of {cell.id}: {wanted.output_len} tokens took no longer than the first one; "
+                    "the machine is too noisy for so short an answer: raise latency.output_len or rounds"
+                )
             return {
-                "prefill_time": Figure(start, first, statistics=percentiles(first)),
+                "prefill_time": Figure(start, first[1:], first[:1], statistics=percentiles(first[1:])),
                 "decode_step_time": Figure(1000 * step),
             }
 
@@ -461,8 +482,8 @@ class Measure:
 
     def _shape(self, cell: Cell) -> roofline.Shape:
         checkpoint = self.flow.checkpoint(cell)
+        linear = self.flow.facts(cell)["linear"]
         config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-        linear = checkpoint.facts.get("linear") or self.flow.engine(cell).info["linear"]
         return roofline.Shape.of(config, linear["bytes"], linear["weights"])
 
     def chat(self, cell: Cell) -> dict[str, Any]:
@@ -481,7 +502,11 @@ class Measure:
         return answer
 
     def serving(self, cell: Cell, num_prompts: int) -> dict[str, Measurement]:
-        """Measure the published serving benchmark, every round with a cold prefix cache."""
+        """Measure the published serving benchmark.
+
+        The prefix cache is emptied before every round; the benchmark itself then sends its first prompt once to see
+        whether the server answers, so that prompt's prefix is warm, by hand as here.
+        """
         wanted = cell.measurements.serving
         names = ("request_throughput", "output_throughput", "ttft", "tpot", "itl")
 
@@ -516,15 +541,13 @@ class Measure:
             for name in names[2:]:
                 samples = [value for answer in rounds for value in answer[name]]
                 if samples:
-                    found[name] = Figure(
-                        statistics.median(samples), samples[:MAX_SAMPLES], statistics=percentiles(samples)
-                    )
+                    found[name] = Figure(statistics.median(samples), _thinned(samples), statistics=percentiles(samples))
             return found
 
         parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}
         if wanted.output_len is not None:
             parameters["output_len"] = wanted.output_len
-        return self._take(cell, parameters, take, names=names, engine=True)
+        return self._take(cell, parameters, take, names=names, engine=True, inputs=self.flow.prompts().key)
 
     # ------------------------------------------------------------------------------------------------ records
 
@@ -537,11 +560,17 @@ class Measure:
         names: Sequence[str],
         engine: bool = False,
         quick: bool = False,
+        inputs: str = "",
     ) -> dict[str, Measurement]:
-        """Measure one block and record every figure of it, unless the run already has them all."""
+        """Measure one block and record every figure of it, unless the run already has them all.
+
+        ``inputs`` names the data that went in by a digest: other data is another measurement.
+        """
         flags: dict[str, Scalar] = {}
+        if inputs:
+            flags["inputs"] = inputs
         if engine:
-            flags = {**self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
+            flags |= {**self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
         common: dict[str, Any] = {
             "parameters": parameters,
             "cell": self.flow.identity(cell),
@@ -573,11 +602,19 @@ class Measure:
         )
 
     def _note(
-        self, cell: Cell, parameters: dict[str, Scalar], metric: str, figure: Figure, engine: bool = False
+        self,
+        cell: Cell,
+        parameters: dict[str, Scalar],
+        metric: str,
+        figure: Figure,
+        engine: bool = False,
+        inputs: str = "",
     ) -> Measurement:
         """Record a figure that is known already."""
         block = {metric: figure}
-        return self._take(cell, parameters, lambda: block, names=(metric,), engine=engine, quick=True)[metric]
+        return self._take(cell, parameters, lambda: block, names=(metric,), engine=engine, quick=True, inputs=inputs)[
+            metric
+        ]
 
     def _keep(
         self,
@@ -603,11 +640,11 @@ class Measure:
                 from_cache=figure.from_cache,
                 state_before=before,
                 state_after=after,
-                discarded=discarded,
+                discarded=discarded or figure.discarded,
             )
             self.run.append(record)
             self.measurements.append(record)
-            if not discarded:
+            if not record.discarded:
                 self._standing[identity(record)] = record
             found[name] = record
         return found
@@ -626,13 +663,20 @@ def _record(name: str, value: float, common: dict[str, Any], **rest: Any) -> Mea
     )
 
 
-def _is_vocabulary(name: str) -> bool:
-    return "embed" in name or "lm_head" in name
+def _thinned(samples: Sequence[float]) -> list[float]:
+    """Return at most MAX_SAMPLES samples, evenly over all of them."""
+    step = max(1, math.ceil(len(samples) / MAX_SAMPLES))
+    return list(samples[::step])
 
 
 def _split(values: list[float], warmup: int) -> tuple[list[float], list[float]]:
     """Return warm-up and counted values; with too few calls (timing disabled) all count."""
     return (values[:warmup], values[warmup:]) if len(values) > warmup else ([], values)
+
+
+def _cut_short(values: Sequence[float], wanted: int) -> str:
+    """Return why a timing must not be used that ran fewer rounds than it should have, or an empty string."""
+    return "" if len(values) >= wanted else f"timing was disabled: {len(values)} of {wanted} rounds ran"
 
 
 def _standard_error(values: Sequence[float]) -> float:

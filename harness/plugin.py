@@ -83,7 +83,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in hardware.NAMES.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     config.addinivalue_line("markers", "stage(name): which stage of a flow the test needs: " + ", ".join(STAGES))
-    config.addinivalue_line("markers", "slow: takes many minutes; left out unless -m asks for it")
 
 
 # ------------------------------------------------------------------------------------------------------- matrix

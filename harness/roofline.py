@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from harness.errors import HarnessError
+
 # Below this fraction of the limit neither memory nor arithmetic explains the time: launches and Python do.
 OVERHEAD_BELOW = 0.5
 
@@ -31,12 +33,20 @@ class Shape:
     @classmethod
     def of(cls, config: dict[str, Any], weight_bytes: float, weights: float) -> Shape:
         """Return the shape for a Hugging Face config.json and the linear weights' bytes and number."""
-        heads = int(config["num_attention_heads"])
+        text = config.get("text_config", config)
+
+        def value(*names: str) -> int:
+            found = next((text[name] for name in names if text.get(name)), None)
+            if found is None:
+                raise HarnessError(f"the model's config.json has none of {', '.join(names)}, so its cost is not known")
+            return int(found)
+
+        heads = value("num_attention_heads", "n_head")
         return cls(
-            layers=int(config["num_hidden_layers"]),
+            layers=value("num_hidden_layers", "n_layer"),
             query_heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
+            kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_size=int(text.get("head_dim") or value("hidden_size", "n_embd") // heads),
             weight_bytes=weight_bytes,
             weights=weights,
         )

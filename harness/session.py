@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness import hardware, tables
+from harness import hardware, roofline, tables
 from harness.artifacts import Store, default_root
 from harness.budget import tutorial_seconds
 from harness.documented import Documented
@@ -22,7 +23,7 @@ from harness.judge import Judge
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
 from harness.records import Cell as CellIdentity
-from harness.records import Failure, Header, Judgement, Line, ModelIdentity, Run, Timing
+from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Run, Timing
 
 Section = tuple[str, list[str]]
 
@@ -58,7 +59,7 @@ class HarnessSession:
         started = time.monotonic()
         store = Store((cache or default_root()).resolve(), say=progress)
         store.root.mkdir(parents=True, exist_ok=True)
-        lock = _only_session(store.root / "machine.lock", progress)
+        lock = _only_session(Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock", progress)
         environment = Environment()
         runs = results / "runs"
         run = Run.open(runs, resume) if resume else Run.create(runs)
@@ -113,8 +114,8 @@ class HarnessSession:
         The tables are written to the results folder as well.
         """
         sections: list[Section] = []
-        measurements = self.measure.measurements
         lines = self.run.read()[0]
+        measurements = [line for line in lines if isinstance(line, Measurement)]
         if measurements:
             shown = tables.published_tables(measurements, self.documented)
             shown += tables.quality_tables(measurements, self.documented)
@@ -126,6 +127,8 @@ class HarnessSession:
         if self.problems:
             sections.append(("records that could not be read", self.problems))
         sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
+        if light := _speed_of_light(measurements):
+            sections.append(("speed of light", light))
         if any(row.metric == "latency" for row in measurements):
             sections.append(("what the table cost", self._cost(lines)))
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
@@ -138,7 +141,12 @@ class HarnessSession:
                 files += [f"table: {path}" for path in written]
             except OSError as error:
                 files.append(f"no tables: {error}; the records are kept: python -m harness table")
-        judged = [line for line in lines if isinstance(line, Judgement)]
+        last = {
+            (line.cell.model_dump_json(), line.metric, str(line.parameters), line.comparison, line.limit): line
+            for line in lines
+            if isinstance(line, Judgement)
+        }
+        judged = list(last.values())
         files.append(f"limits held: {sum(line.passed for line in judged)} of {len(judged)}")
         sections.append(("files", files))
         return sections
@@ -146,7 +154,7 @@ class HarnessSession:
     def _cost(self, lines: list[Line]) -> list[str]:
         """Say how long the run took, all its sessions together, against the tutorial's commands."""
         spent = sum(line.seconds for line in lines if isinstance(line, Timing))
-        tutorial = tutorial_seconds(self.measure.measurements)
+        tutorial = tutorial_seconds(line for line in lines if isinstance(line, Measurement))
         return [
             f"this run, all its sessions: {spent / 60:.1f} minutes, checks and evaluations included",
             f"the tutorial's commands one after another, from this run's own starts and rounds: {tutorial / 60:.1f} "
@@ -163,6 +171,20 @@ class HarnessSession:
         return [f"{stage:<14}{seconds:8.1f} s {seconds / total:6.1%}" for stage, seconds in stages.items()] + [
             f"{'total':<14}{total:8.1f} s"
         ]
+
+
+def _speed_of_light(measurements: list[Measurement]) -> list[str]:
+    """Say how much of the device's limit each phase reaches, and what limits it."""
+    lines = []
+    for row in measurements:
+        if row.metric == "limit_fraction":
+            figures = row.statistics
+            seconds = (figures["memory_seconds"], figures["arithmetic_seconds"], figures["measured_seconds"])
+            lines.append(
+                f"{row.cell.model.name} {row.cell.recipe.name}, batch {row.parameters['batch_size']}, "
+                f"{row.parameters['phase']}: {row.value:.0%} of the limit, limited by {roofline.bound(*seconds)}"
+            )
+    return list(dict.fromkeys(lines))
 
 
 def _only_session(path: Path, progress: Callable[[str], None]) -> FileLock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -27,7 +28,8 @@ def main() -> int:
         job = Job.model_validate_json(requests.readline())
         module = importlib.import_module(f"harness.worker.{job.backend}")
         backend = module.BACKEND(lambda value: send("progress", value))
-        send("ready", backend.open(**job.specification))
+        opened = backend.open(**job.specification)
+        send("ready", {**opened, "ready_at": time.monotonic()})
     except BaseException as error:
         traceback.print_exc()
         send("error", _describe(error))

@@ -117,8 +117,13 @@ def _local(manager: Any, name: str, data: Path, folder: Path) -> str:
 def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
+    # A task with several filters answers each document once a filter: the first one is the task's own choice.
+    filters = [key.partition(",")[2] for key in found["results"][name] if "," in key]
+    first = filters[0] if filters else "none"
     for key, value in found["results"][name].items():
-        metric, _, _filter = key.partition(",")
+        metric, _, which = key.partition(",")
+        if which and which != first:
+            continue
         if not isinstance(value, (int, float)) or metric in ("alias", "sample_len", "sample_count"):
             continue
         if metric.endswith("_stderr"):
@@ -132,6 +137,7 @@ def _result(name: str, found: dict[str, Any]) -> dict[str, Any]:
             **{metric: _number(sample[metric]) for metric in metrics if metric in sample},
         }
         for sample in found["samples"][name]
+        if sample.get("filter", first) == first
     ]
     return {
         "metrics": metrics,

@@ -18,19 +18,6 @@ class Inspect:
     model_runner: Any
     kernel_profiler: Any
 
-    def linear_weights(self) -> dict[str, int]:
-        """Return bytes and number of the weights that every step multiplies: linear layers and the output head."""
-        modules = [
-            module
-            for _, module in self.model_runner.get_model().named_modules()
-            if isinstance(getattr(module, "weight", None), torch.Tensor) and hasattr(module, "quant_method")
-        ]
-        if any(type(module).__name__ == "ParallelLMHead" for module in modules):
-            modules = [module for module in modules if type(module).__name__ != "VocabParallelEmbedding"]
-        weights = [module.weight.data for module in modules if module.weight.dim() == 2]
-        size = sum(leaf.numel() * leaf.element_size() for weight in weights for leaf in tensors.leaves(weight))
-        return {"bytes": size, "weights": sum(weight.numel() for weight in weights)}
-
     def compile_seconds(self) -> float:
         """Return the seconds that torch.compile took, as this process counted them."""
         return float(self.model_runner.vllm_config.compilation_config.compilation_time)
@@ -59,7 +46,8 @@ class Inspect:
         found = {}
         for name, module in self.model_runner.get_model().named_modules():
             weight = getattr(module, "weight", None)
-            if isinstance(weight, torch.Tensor) and weight.dim() == 2 and hasattr(module, "quant_method"):
+            linear = isinstance(weight, torch.Tensor) and weight.dim() == 2 and hasattr(module, "quant_method")
+            if linear and type(module).__name__ not in ("VocabParallelEmbedding", "ParallelLMHead"):
                 found[name] = tensors.tensor_class(weight)
         return found
 
@@ -89,7 +77,6 @@ class Engine(Backend):
             "kv_cache_tokens": blocks * config.cache_config.block_size,
             "compile_seconds": self.llm.collective_rpc("compile_seconds")[0],
             "layers": self.llm.collective_rpc("quantized_layers")[0],
-            "linear": self.llm.collective_rpc("linear_weights")[0],
         }
 
     def latency(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
