@@ -14,8 +14,9 @@ from harness import hardware, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
 from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
-from harness.job import Job, Server, Worker, free_port
+from harness.job import Server, Worker, free_port
 from harness.matrix import Cell, Engine, Matrix, Model
+from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
 

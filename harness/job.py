@@ -17,48 +17,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
+from harness.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.records import redact
 
-PROTOCOL = 1
-REQUESTS_FD = "HARNESS_REQUESTS_FD"
-REPLIES_FD = "HARNESS_REPLIES_FD"
 _WARDEN = Path(__file__).with_name("warden.py")
 _TAIL_BYTES = 6000
-
-
-class Job(BaseModel):
-    """The first line a worker reads: which backend to open, and with what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    protocol: int = PROTOCOL
-    backend: str
-    specification: dict[str, Any]
-
-
-class Request(BaseModel):
-    """One command to an open backend."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    command: str
-    arguments: dict[str, Any] = {}
-
-
-class Reply(BaseModel):
-    """One line of a worker: it is ready, it makes progress, or it has the result or the error of a request."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["ready", "progress", "result", "error"]
-    value: dict[str, Any] = {}
 
 
 class Process:

@@ -62,6 +62,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="read tasks' documents from DIR/TASK.jsonl, and ShareGPT from there if it is there, instead of the hub",
     )
+    group.addoption(
+        "--swap",
+        metavar="REQUIREMENT",
+        help="run the workers with one package swapped, e.g. torchao==0.17.0, installed alone into a cached folder",
+    )
+    group.addoption(
+        "--python", metavar="FILE", help="run the workers with this interpreter, e.g. of a virtual environment"
+    )
     group.addoption("--matrix", type=Path, metavar="FILE", help="another matrix.toml than suites/matrix.toml")
     group.addoption("--cache", type=Path, metavar="DIR", help="where checkpoints and other artifacts are kept")
     group.addoption("--results", type=Path, metavar="DIR", help="where runs and tables are written (default: results)")
@@ -263,6 +271,8 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
         data=config.getoption("--data"),
         limit=config.getoption("--limit"),
         resume=config.getoption("--resume"),
+        swap=config.getoption("--swap"),
+        python=config.getoption("--python"),
         command=["pytest", *config.invocation_params.args],
         progress=_Progress(config),
     )

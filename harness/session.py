@@ -16,7 +16,7 @@ from harness import hardware, roofline, tables
 from harness.artifacts import Store, default_root
 from harness.budget import tutorial_seconds
 from harness.documented import Documented
-from harness.environment import Environment
+from harness.environment import Environment, overlay
 from harness.errors import HarnessError, WorkerError
 from harness.flow import Flow
 from harness.judge import Judge
@@ -52,6 +52,8 @@ class HarnessSession:
         data: Path | None,
         limit: int | None,
         resume: str | None,
+        swap: str | None,
+        python: str | None,
         command: list[str],
         progress: Callable[[str], None],
     ) -> HarnessSession:
@@ -59,8 +61,11 @@ class HarnessSession:
         started = time.monotonic()
         store = Store((cache or default_root()).resolve(), say=progress)
         store.root.mkdir(parents=True, exist_ok=True)
-        lock = _only_session(Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock", progress)
-        environment = Environment()
+        lock = _only_session(machine_lock(), progress)
+        environment = Environment(python=python) if python else Environment()
+        if swap:
+            progress(f"installing {swap} beside the other packages ...")
+            environment = overlay(store, swap, environment)
         runs = results / "runs"
         run = Run.open(runs, resume) if resume else Run.create(runs)
         problems = run.read()[1] if resume else []
@@ -185,6 +190,11 @@ def _speed_of_light(measurements: list[Measurement]) -> list[str]:
                 f"{row.parameters['phase']}: {row.value:.0%} of the limit, limited by {roofline.bound(*seconds)}"
             )
     return list(dict.fromkeys(lines))
+
+
+def machine_lock() -> Path:
+    """Return the file that a measuring session of this user locks, whatever its cache folder."""
+    return Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock"
 
 
 def _only_session(path: Path, progress: Callable[[str], None]) -> FileLock:

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 
 from harness.artifacts import Store, default_root, file_digest
 from harness.environment import Environment
-from harness.job import Job, Worker
+from harness.job import Worker
 from harness.matrix import Matrix, load
+from harness.protocol import Job
 from harness.sources import SHAREGPT_FILE
 
 pytest_plugins = ["pytester"]

@@ -25,6 +25,7 @@ import pytest
 from filelock import FileLock
 
 from harness.records import Failure, Header, Judgement, Measurement, read
+from harness.session import machine_lock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -180,7 +181,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def matrix(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``matrix(generate, more)`` writes the suites' matrix with another generate for the CPU, and more at its end."""
     original = (repository / "suites" / "matrix.toml").read_text(encoding="utf-8")
-    usual = "generate = { max_new_tokens = 32, warmup = 1, rounds = 3 }"
+    usual = next(line for line in original.splitlines() if line.startswith("generate = "))
     assert original.count(usual) == 1
 
     def write(generate: str = usual, more: str = "") -> Path:
@@ -372,10 +373,10 @@ def test_a_full_disk_is_a_clear_error_and_keeps_whole_records(again: NewSession)
     assert session.workers == []
 
 
-def test_a_second_session_waits_until_the_first_is_done(again: NewSession, cache: Path) -> None:
+def test_a_second_session_waits_until_the_first_is_done(again: NewSession) -> None:
     session = again()
-    with FileLock(cache / "machine.lock"):
-        (cache / "machine.holder").write_text("4711", encoding="utf-8")
+    with FileLock(machine_lock()):
+        machine_lock().with_suffix(".holder").write_text("4711", encoding="utf-8")
         session.start(SELECTED, "--resume")
         assert session.process
         deadline = time.monotonic() + 60
