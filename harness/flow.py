@@ -16,6 +16,7 @@ from harness.environment import Environment
 from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
 from harness.job import Server, Worker, free_port
 from harness.matrix import Cell, Engine, Matrix, Model
+from harness.process import ForkServer
 from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
@@ -24,6 +25,8 @@ SERVED_NAME = "model"
 # Packages whose version is part of every artifact's key.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _WORKER_KINDS = ("transformers", "engine", "server")
+# What a backend's process imports, by the name of the fork server's family.
+_FAMILIES = {"vllm": "vllm", "client": "vllm"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Flow:
         self._workers: dict[tuple[str, str], Worker | Server] = {}
         self._failed: dict[tuple[str, str], WorkerError] = {}
         self._client: Worker | None = None
+        self._forks: dict[tuple[str, ...], ForkServer] = {}
         self._plain: dict[str, Checkpoint] = {}
         self._online: bool | None = None
         self._inner: list[float] = []
@@ -265,10 +269,14 @@ class Flow:
     def client(self, cell: Cell) -> Worker:
         """Return the benchmark's client, started once a session."""
         if self._client is None or not self._client.alive:
-            self._client = self._start("client", {}, "client", self._online_variables())
+            self._client = self._start_client(cell)
         with self.timed("setup", cell):
             self._client.wait_ready(cell.measurements.time_limits.start)
         return self._client
+
+    def _start_client(self, cell: Cell) -> Worker:
+        """Start the client with the engine's variables too, so that the same fork server serves it."""
+        return self._start("client", {}, "client", self.engine_variables(cell) | self._online_variables())
 
     def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
         """Return the measured ceilings of the device that a cell runs on; idle workers may stay beside."""
@@ -302,10 +310,11 @@ class Flow:
 
     def engine_variables(self, cell: Cell) -> dict[str, str]:
         """Return the environment variables of engine and server, the same for baseline and recipe."""
+        variables = {"VLLM_SERVER_DEV_MODE": "1"}
         if hardware.torch_device(cell.hardware) == "cuda":
-            return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+            return variables | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
         space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
-        return {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        return variables | {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
     def close(self) -> None:
         """End every worker and server."""
@@ -315,6 +324,9 @@ class Flow:
         if self._client:
             self._client.close()
             self._client = None
+        for server in self._forks.values():
+            server.close()
+        self._forks.clear()
 
     @contextlib.contextmanager
     def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:
@@ -362,7 +374,7 @@ class Flow:
             if name not in self._workers and name not in self._failed:
                 self._workers[name] = self._launch(cell, wanted, checkpoint)
         if "server" in kinds and self._client is None:
-            self._client = self._start("client", {}, "client", self._online_variables())
+            self._client = self._start_client(cell)
         worker = self._workers[key]
         if not worker.ready:
             self.progress(f"starting {kind} of {_base(cell)} ...")
@@ -428,7 +440,10 @@ class Flow:
                 "device": hardware.torch_device(cell.hardware),
                 "trust_remote_code": cell.model.trust_remote_code,
             }
-            return self._start("generate", specification, f"transformers {cell.id}", self._online_variables())
+            # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
+            forked = hardware.torch_device(cell.hardware) != "cpu"
+            label = f"transformers {cell.id}"
+            return self._start("generate", specification, label, self._online_variables(), forked)
         variables = self.engine_variables(cell)
         if kind == "engine":
             specification = {"checkpoint": str(checkpoint.folder), **self.engine_options(cell)}
@@ -436,25 +451,23 @@ class Flow:
         if cell.server == "sglang":
             raise HarnessError(f"{cell.id}: there is no backend for SGLang yet")
         port = free_port()
-        command = [self.environment.python, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(checkpoint.folder), "--served-model-name", SERVED_NAME]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
+        arguments = ["--model", str(checkpoint.folder), "--served-model-name", SERVED_NAME]
+        arguments += ["--host", "127.0.0.1", "--port", str(port)]
         for name, value in self.engine_options(cell).items():
             flag = "--" + name.replace("_", "-")
-            command += [flag] if value is True else [] if value is False else [flag, str(value)]
+            arguments += [flag] if value is True else [] if value is False else [flag, str(value)]
         label = f"server {cell.id}"
-        return Server(
-            command,
-            port=port,
-            environment=self.environment,
-            store=self.store,
-            log=self._log(label),
-            label=label,
-            variables=variables | {"VLLM_SERVER_DEV_MODE": "1"},
-        )
+        forks = self._fork_server("vllm", variables)
+        process = forks.start("harness.worker.vllm_server", arguments, log=self._log(label))
+        return Server(process, port=port, label=label)
 
     def _start(
-        self, backend: str, specification: dict[str, Any], label: str, variables: dict[str, str] | None = None
+        self,
+        backend: str,
+        specification: dict[str, Any],
+        label: str,
+        variables: dict[str, str] | None = None,
+        forked: bool = True,
     ) -> Worker:
         return Worker(
             Job(backend=backend, specification=specification),
@@ -463,8 +476,24 @@ class Flow:
             log=self._log(label),
             label=label,
             variables=variables,
+            forks=self._fork_server(_FAMILIES.get(backend, "transformers"), variables or {}) if forked else None,
             progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
         )
+
+    def _fork_server(self, family: str, variables: dict[str, str]) -> ForkServer:
+        """Return the fork server of a family of workers, its imports begun; one serves the whole session."""
+        key = (family, *(f"{name}={value}" for name, value in sorted(variables.items())))
+        server = self._forks.get(key)
+        if server is None or not server.alive:
+            if server is not None:
+                server.close()
+            server = self._forks[key] = ForkServer(
+                family,
+                python=self.environment.python,
+                environ=self.environment.environ(self.store, variables),
+                log=self._log(f"imports of {family}"),
+            )
+        return server
 
     def _online_variables(self) -> dict[str, str]:
         """Let a worker that evaluates tasks fetch their documents, where the hub answers and no folder was given."""

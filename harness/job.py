@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
-import re
 import select
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -22,109 +18,18 @@ from typing import Any
 from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
+from harness.process import ForkServer, Process, describe_exit, root_cause
 from harness.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.records import redact
-
-_WARDEN = Path(__file__).with_name("warden.py")
-_TAIL_BYTES = 6000
-
-
-class Process:
-    """A command under a warden: it and all its descendants end with the planner, and its output goes to a log."""
-
-    def __init__(
-        self, command: list[str], *, environ: dict[str, str], log: Path, pass_fds: tuple[int, ...] = ()
-    ) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self.log = log
-        self.started = time.monotonic()
-        self._log_start = log.stat().st_size if log.exists() else 0
-        control_read, self._control = os.pipe()
-        with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_WARDEN), str(control_read), ",".join(map(str, pass_fds)), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environ,
-                pass_fds=(control_read, *pass_fds),
-                start_new_session=True,
-            )
-        os.close(control_read)
-
-    @property
-    def pid(self) -> int:
-        """The warden's process id; the command is its child."""
-        return self._popen.pid
-
-    def exit_code(self) -> int | None:
-        """Return the command's exit status (128 + signal if a signal ended it), or None while it runs."""
-        return self._popen.poll()
-
-    def wait_exit(self) -> int | None:
-        """Return the exit status of a command whose pipes or connections have broken, which it outlives a little."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout=5)
-        return self.exit_code()
-
-    def end(self, gently: bool = False) -> None:
-        """End the command and everything it started; ``gently`` lets it handle SIGTERM first."""
-        if self._control >= 0:
-            if gently and self._popen.poll() is None:
-                try:
-                    os.write(self._control, b"T")
-                    self._popen.wait(timeout=15)
-                except (OSError, subprocess.TimeoutExpired):
-                    pass
-            os.close(self._control)
-            self._control = -1
-        self._popen.wait()
-
-    def log_text(self) -> str:
-        """Return what this process wrote to its log, without credentials."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(self._log_start)
-                return redact(file.read().decode(errors="replace"))
-        except OSError as error:
-            return f"(the log {self.log} cannot be read: {error})"
-
-    def log_tail(self) -> str:
-        """Return the end of what this process wrote to its log, without credentials."""
-        return self.log_text()[-_TAIL_BYTES:]
-
-
-_ERROR_LINE = re.compile(r"(?:^|[\s\])])((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|OutOfMemoryError)): (.+)$")
-_WRAPPERS = ("Engine core initialization failed", "EngineCore encountered", "WorkerProc initialization failed")
-
-
-def root_cause(log: str) -> str:
-    """Return the first error of a log that does not merely wrap another, or an empty string.
-
-    An engine's processes report upwards, so the last error of its log is the least telling one.
-    """
-    for line in log.splitlines():
-        match = _ERROR_LINE.search(line)
-        if match and not match.group(2).startswith(_WRAPPERS):
-            return f"{match.group(1)}: {match.group(2).strip()}"[:500]
-    return ""
-
-
-def describe_exit(code: int | None) -> tuple[str, str]:
-    """Return the kind of failure and words for an exit status as :meth:`Process.exit_code` gives it."""
-    if code == 128 + 9:
-        return "out_of_memory", "was killed (signal 9), most likely by the kernel for want of memory"
-    if code is not None and code > 128:
-        return "crash", f"crashed with signal {code - 128}"
-    return "crash", f"ended with status {code}"
 
 
 class Worker:
     """A backend in a fresh process, opened once and asked many times.
 
     ``info`` is what the backend said when it was ready; ``start_seconds`` the time from the process's start until
-    then. Every method raises WorkerError when the worker fails, and the worker is gone afterwards, unless the
-    backend merely raised an exception: then it goes on (``alive`` tells).
+    then, imports included. ``forks`` makes the process; without, it is executed in ``environment``. Every method
+    raises WorkerError when the worker fails, and the worker is gone afterwards, unless the backend merely raised an
+    exception: then it goes on (``alive`` tells).
     """
 
     def __init__(
@@ -136,6 +41,7 @@ class Worker:
         log: Path,
         label: str,
         variables: dict[str, str] | None = None,
+        forks: ForkServer | None = None,
         progress: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self.label = label
@@ -147,13 +53,16 @@ class Worker:
         self._buffer = b""
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
-        environ = environment.environ(store, variables)
-        environ |= {REQUESTS_FD: str(requests_read), REPLIES_FD: str(replies_write)}
-        self.process = Process(
-            [environment.python, "-m", "harness.worker"],
-            environ=environ,
-            log=log,
-            pass_fds=(requests_read, replies_write),
+        fds = {REQUESTS_FD: requests_read, REPLIES_FD: replies_write}
+        self.process = (
+            forks.start("harness.worker", [], log=log, fds=fds)
+            if forks
+            else Process(
+                [environment.python, "-m", "harness.worker"],
+                environ=environment.environ(store, variables) | {name: str(fd) for name, fd in fds.items()},
+                log=log,
+                pass_fds=tuple(fds.values()),
+            )
         )
         os.close(requests_read)
         os.close(replies_write)
@@ -174,8 +83,7 @@ class Worker:
             self._ready = True
             # The worker's own time of readiness (CLOCK_MONOTONIC is one for the whole machine): the planner may have
             # been busy with another worker meanwhile.
-            ready = self.info.pop("ready_at", time.monotonic())
-            self.start_seconds = ready - self.process.started
+            self.start_seconds = self.process.age(self.info.pop("ready_at", time.monotonic()))
         return self.info
 
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
@@ -265,23 +173,12 @@ _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
     """An HTTP server on 127.0.0.1, in a process of its own, asked over its OpenAI-compatible interface."""
 
-    def __init__(
-        self,
-        command: list[str],
-        *,
-        port: int,
-        environment: Environment,
-        store: Store,
-        log: Path,
-        label: str,
-        variables: dict[str, str] | None = None,
-        health: str = "/health",
-    ) -> None:
+    def __init__(self, process: Process, *, port: int, label: str, health: str = "/health") -> None:
         self.label = label
         self.url = f"http://127.0.0.1:{port}"
         self.start_seconds = 0.0
         self._health = health
-        self.process = Process(command, environ=environment.environ(store, variables), log=log)
+        self.process = process
         threading.Thread(target=self._await_health, name=f"health of {label}", daemon=True).start()
 
     @property
@@ -308,7 +205,7 @@ class Server:
         while self.process.exit_code() is None:
             try:
                 with _LOOPBACK.open(self.url + self._health, timeout=5):
-                    self.start_seconds = time.monotonic() - self.process.started
+                    self.start_seconds = self.process.age(time.monotonic())
                     return
             except (OSError, http.client.HTTPException):
                 time.sleep(0.1)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 PROTOCOL = 1
 REQUESTS_FD = "HARNESS_REQUESTS_FD"
 REPLIES_FD = "HARNESS_REPLIES_FD"
+FORKS_FD = "HARNESS_FORKS_FD"
 
 
 class Job(BaseModel):

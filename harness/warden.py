@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 GRACE = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -73,20 +74,18 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def main() -> int:
-    control = int(sys.argv[1])
-    fds = [int(word) for word in sys.argv[2].split(",") if word]
+def supervise(control: int, start: Callable[[], int]) -> int:
+    """Start a child, wait for its end or for an order on ``control``, end all its descendants; return its status.
+
+    ``start`` returns the child's process id. The status is the child's own, or 128 + the signal that ended it.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    child = subprocess.Popen(
-        sys.argv[3:], pass_fds=fds, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    ).pid
-    for fd in fds:
-        os.close(fd)
+    child = start()
     status: int | None = None
     kill_at: float | None = None
     watched = [control, woken]
@@ -115,6 +114,24 @@ def main() -> int:
     if status is None:
         return 128 + signal.SIGKILL
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def die_with_parent() -> None:
+    """Have the calling process killed when its parent ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    control = int(sys.argv[1])
+    fds = [int(word) for word in sys.argv[2].split(",") if word]
+
+    def start() -> int:
+        child = subprocess.Popen(sys.argv[3:], pass_fds=fds, preexec_fn=die_with_parent).pid
+        for fd in fds:
+            os.close(fd)
+        return child
+
+    return supervise(control, start)
 
 
 if __name__ == "__main__":

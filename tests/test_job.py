@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
-from harness.job import Job, Server, Worker, describe_exit, free_port, root_cause
+from harness.job import Job, Server, Worker, free_port
+from harness.process import Process, describe_exit, root_cause
 
 # Stands in for a worker: speaks its protocol and runs the code that it is given, which may break it.
 STUB = """\
@@ -390,14 +392,12 @@ def serve(tmp_path: Path, store: Store) -> Iterator[Callable[[str], Server]]:
 
     def serve(code: str = "") -> Server:
         port = free_port()
-        server = Server(
+        process = Process(
             [sys.executable, "-IS", "-c", SERVER, str(port), code],
-            port=port,
-            environment=Environment(),
-            store=store,
+            environ=dict(os.environ),
             log=tmp_path / f"server-{next(numbers)}.log",
-            label="a server",
         )
+        server = Server(process, port=port, label="a server")
         servers.append(server)
         return server
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.job import Process
+from harness.process import Process
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 # Starts a daemon as daemons do (fork, new session, fork again), which survives polite signals, and goes on as told.
@@ -104,7 +104,7 @@ def test_a_daemon_ends_when_its_command_does(start: Starter, then: str) -> None:
 _PLANNER = """
 import os, sys, time
 from pathlib import Path
-from harness.job import Process
+from harness.process import Process
 process = Process(sys.argv[2:], environ=dict(os.environ), log=Path(sys.argv[1]))
 print(process.pid, flush=True)
 time.sleep(600)

@@ -1,0 +1,158 @@
+"""Imports what one family of workers needs, once, then forks a fresh worker for every job that comes.
+
+Run as ``python -m harness.worker.forkserver FAMILY`` with one end of a socket of datagrams under FORKS_FD. A job
+names a module to run as ``python -m`` would, and brings file descriptors: control pipe, status pipe, log, then
+those that the module finds in environment variables. Each job runs under a warden of its own, which tells the
+status pipe, a JSON object a line, of its birth and of its command's end. Nothing here may start a thread or touch
+a device before a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import glob
+import importlib
+import importlib.util
+import json
+import os
+import random
+import runpy
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from harness import warden
+from harness.protocol import FORKS_FD
+
+_TRANSFORMERS = ("harness.worker.generate", "harness.worker.quantize", "transformers.models.auto.modeling_auto")
+_VLLM = (
+    "harness.worker.vllm",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.entrypoints.launchers.api_server.entry",
+    "vllm.benchmarks.serve",
+    "vllm.v1.engine.core",
+)
+FAMILIES = {"transformers": _TRANSFORMERS, "vllm": _VLLM}
+
+
+def main() -> int:
+    family = sys.argv[1]
+    if family == "vllm":
+        _preload()
+    started = time.monotonic()
+    jobs = socket.socket(fileno=int(os.environ.pop(FORKS_FD)))
+    jobs.set_inheritable(False)
+    for name in FAMILIES[family]:
+        # What another version of a package does not have is imported by the worker that needs it.
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    imports = time.monotonic() - started
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, _reap)
+    while True:
+        message, fds, _, _ = socket.recv_fds(jobs, 65536, 16)
+        if not message:
+            return 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if os.fork() == 0:
+            jobs.close()
+            _watch(json.loads(message), fds, imports)
+        for fd in fds:
+            os.close(fd)
+
+
+def _reap(*_: Any) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _preload() -> None:
+    """On a CPU, start again with the libraries preloaded that vLLM preloads into the engine processes it spawns.
+
+    They cannot be loaded into a forked one any more (vllm/platforms/cpu.py, check_and_update_config: PyTorch's
+    OpenMP runtime, without which threads cannot be bound, and the allocator that vLLM brings along).
+    """
+    torch, vllm = (importlib.util.find_spec(name) for name in ("torch", "vllm"))
+    if torch is None or torch.origin is None or vllm is None or vllm.origin is None:
+        return
+    packages = Path(torch.origin).parent, Path(vllm.origin).parent
+    found = []
+    for pattern in (
+        packages[1] / "libs" / "libtcmalloc_minimal*.so*",
+        packages[0].parent / "torch.libs" / "libgomp*.so*",
+        packages[0] / "lib" / "libgomp*.so*",
+    ):
+        found += sorted(glob.glob(str(pattern)))[:1]
+    allocator = [path for path in found if "tcmalloc" in path]
+    if not allocator or "tcmalloc" in os.environ.get("LD_PRELOAD", ""):
+        return
+    wanted = allocator + [path for path in found if "libgomp" in path][:1]
+    os.environ["LD_PRELOAD"] = ":".join(filter(None, [*wanted, os.environ.get("LD_PRELOAD", "")]))
+    os.execv(sys.executable, [sys.executable, "-m", "harness.worker.forkserver", *sys.argv[1:]])
+
+
+def _watch(job: dict[str, Any], fds: list[int], imports: float) -> None:
+    """Be the warden of one job; does not return."""
+    control, status, log, *named = fds
+    try:
+        os.setsid()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        birth = {"pid": os.getpid(), "import_seconds": imports, "forked_at": time.monotonic()}
+        os.write(status, json.dumps(birth).encode() + b"\n")
+
+        def start() -> int:
+            child = os.fork()
+            if child == 0:
+                os.close(control)
+                os.close(status)
+                _run(job, named)
+            for fd in named:
+                os.close(fd)
+            return child
+
+        code = warden.supervise(control, start)
+        with contextlib.suppress(OSError):
+            os.write(status, json.dumps({"exit": code}).encode() + b"\n")
+    finally:
+        os._exit(0)
+
+
+def _run(job: dict[str, Any], named: list[int]) -> None:
+    """Run a job's module in this process, as if it had been executed; does not return."""
+    code = 1
+    try:
+        warden.die_with_parent()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        random.seed()
+        for name, fd in zip(job["names"], named, strict=True):
+            os.environ[name] = str(fd)
+        sys.argv = [job["module"], *job["arguments"]]
+        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
