@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import hardware, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
-from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
+from harness.errors import ArtifactError, MatrixError, WorkerError
 from harness.job import Server, Worker, free_port
-from harness.matrix import Cell, Engine, Matrix, Model
+from harness.matrix import Cell, Matrix, Model
 from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
+from harness.servers import SERVERS, ServerBackend, Weights
 
-SERVED_NAME = "model"
 # Packages whose version is part of every artifact's key.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _WORKER_KINDS = ("transformers", "engine", "server")
@@ -51,6 +51,7 @@ class Flow:
         matrix: Matrix,
         *,
         environment: Environment,
+        environments: Mapping[str, Environment] | None = None,
         data: Path | None = None,
         limit: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
@@ -59,6 +60,7 @@ class Flow:
         self.run = run
         self.matrix = matrix
         self.environment = environment
+        self.environments = dict(environments or {})
         self.data = data
         self.limit = limit
         self.progress = progress
@@ -276,21 +278,21 @@ class Flow:
 
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
-        worker = self._workers.pop((_base(cell), kind), None)
+        worker = self._workers.pop(_key(cell, kind), None)
         if worker:
             worker.close()
 
+    def environment_of(self, cell: Cell) -> Environment:
+        """Return what the cell's server runs in; all else runs in the session's environment."""
+        return self.environments.get(cell.server, self.environment)
+
+    def backend(self, cell: Cell) -> ServerBackend:
+        """Return the backend that the cell's server names."""
+        return SERVERS[cell.server]
+
     def engine_options(self, cell: Cell) -> dict[str, Scalar]:
         """Return the options of engine and server, the same for baseline and recipe."""
-        engine: Engine = cell.measurements.engine
-        options: dict[str, Scalar] = {
-            "enforce_eager": engine.enforce_eager,
-            "max_model_len": min(engine.max_model_len, self._context(cell)),
-            "trust_remote_code": cell.model.trust_remote_code,
-        }
-        if hardware.torch_device(cell.hardware) == "cuda":
-            options["gpu_memory_utilization"] = engine.gpu_memory_utilization
-        return options
+        return self.backend(cell).options(cell, self._context(cell))
 
     def _context(self, cell: Cell) -> int:
         """Return the longest context that the model's configuration allows."""
@@ -302,10 +304,7 @@ class Flow:
 
     def engine_variables(self, cell: Cell) -> dict[str, str]:
         """Return the environment variables of engine and server, the same for baseline and recipe."""
-        if hardware.torch_device(cell.hardware) == "cuda":
-            return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-        space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
-        return {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        return self.backend(cell).variables(cell)
 
     def close(self) -> None:
         """End every worker and server."""
@@ -345,7 +344,7 @@ class Flow:
         )
 
     def _get(self, cell: Cell, kind: str) -> Worker | Server:
-        key = (_base(cell), kind)
+        key = _key(cell, kind)
         self._raise_again(key)
         checkpoint = self.checkpoint(cell)
         together = hardware.torch_device(cell.hardware) == "cpu"
@@ -358,7 +357,7 @@ class Flow:
         if together and self.start_ahead:
             kinds += [ahead for name, ahead in self.plan if name == key[0] and ahead in _WORKER_KINDS]
         for wanted in dict.fromkeys(kinds):
-            name = (key[0], wanted)
+            name = _key(cell, wanted)
             if name not in self._workers and name not in self._failed:
                 self._workers[name] = self._launch(cell, wanted, checkpoint)
         if "server" in kinds and self._client is None:
@@ -429,36 +428,36 @@ class Flow:
                 "trust_remote_code": cell.model.trust_remote_code,
             }
             return self._start("generate", specification, f"transformers {cell.id}", self._online_variables())
+        cell = _serving(cell)
+        backend, environment, options = self.backend(cell), self.environment_of(cell), self.engine_options(cell)
+        weights = Weights(self.plain(cell.model, cell.hardware).folder, checkpoint.folder)
         variables = self.engine_variables(cell)
+        label = f"{kind} {cell.id}"
         if kind == "engine":
-            specification = {"checkpoint": str(checkpoint.folder), **self.engine_options(cell)}
-            return self._start("vllm", specification, f"engine {cell.id}", variables)
-        if cell.server == "sglang":
-            raise HarnessError(f"{cell.id}: there is no backend for SGLang yet")
+            specification = backend.specification(cell, weights, options)
+            return self._start(backend.worker, specification, label, variables, environment)
         port = free_port()
-        command = [self.environment.python, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(checkpoint.folder), "--served-model-name", SERVED_NAME]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
-        for name, value in self.engine_options(cell).items():
-            flag = "--" + name.replace("_", "-")
-            command += [flag] if value is True else [] if value is False else [flag, str(value)]
-        label = f"server {cell.id}"
         return Server(
-            command,
+            [environment.python, *backend.command(cell, weights, options, port)],
             port=port,
-            environment=self.environment,
+            environment=environment,
             store=self.store,
             log=self._log(label),
             label=label,
-            variables=variables | {"VLLM_SERVER_DEV_MODE": "1"},
+            variables={**variables, **backend.server_variables},
         )
 
     def _start(
-        self, backend: str, specification: dict[str, Any], label: str, variables: dict[str, str] | None = None
+        self,
+        backend: str,
+        specification: dict[str, Any],
+        label: str,
+        variables: dict[str, str] | None = None,
+        environment: Environment | None = None,
     ) -> Worker:
         return Worker(
             Job(backend=backend, specification=specification),
-            environment=self.environment,
+            environment=environment or self.environment,
             store=self.store,
             log=self._log(label),
             label=label,
@@ -478,3 +477,15 @@ class Flow:
 
 def _base(cell: Cell) -> str:
     return f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"
+
+
+def _serving(cell: Cell) -> Cell:
+    """Return the cell through a server: its own, or for one through Transformers the first of those it is served by."""
+    if cell.server in SERVERS:
+        return cell
+    return replace(cell, server=next((name for name in cell.servers if name in SERVERS), cell.server))
+
+
+def _key(cell: Cell, kind: str) -> tuple[str, str]:
+    """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
+    return (_base(cell), kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")
