@@ -164,17 +164,19 @@ def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     if stage in ("quantize", "export"):
         return [cell]
     wanted = [name for name in cell.servers if not only or name in only]
-    wanted += [name for name in only or () if name in SERVERS and name not in wanted]
+    # One that was asked for is not left out in silence.
+    wanted += [name for name in only or () if name not in wanted and _unsupported(cell, name)]
     names = [name for name in wanted if (name in _SERVING) == (stage in ("engine", "server"))]
     return [replace(cell, server=name, skip=cell.skip or _refusal(cell, name)) for name in names]
 
 
 def _refusal(cell: Cell, server: str) -> str:
     """Return why the cell cannot go through a server, or an empty string if it can."""
-    unsupported = SERVERS[server].unsupported(cell.hardware) if server in SERVERS else ""
-    if not unsupported and server not in cell.servers:
-        unsupported = f"the matrix has no cell of {cell.model.name} on {cell.hardware} through {server}"
-    return unsupported or cell.recipe.refusal(cell.hardware, server)
+    return _unsupported(cell, server) or cell.recipe.refusal(cell.hardware, server)
+
+
+def _unsupported(cell: Cell, server: str) -> str:
+    return SERVERS[server].unsupported(cell.hardware) if server in SERVERS else ""
 
 
 def _environments(config: pytest.Config) -> dict[str, Path]:

@@ -150,7 +150,10 @@ def serve(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--recipe", type=json.loads, help="config and arguments of a torchao config, as JSON")
     parser.add_argument("--model-path", required=True)
+    parser.add_argument("--port", type=int, required=True)
     own, others = parser.parse_known_args(argv)
+    # No gRPC server is asked for, but its port is checked; by default it is 10,000 above, which may be above them all.
+    os.environ.setdefault("SGLANG_GRPC_PORT", str(own.port - 1))
     from sglang.srt.entrypoints.http_server import launch_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
@@ -160,7 +163,7 @@ def serve(argv: list[str]) -> None:
     _end_plainly()
     for name, value in hidden(own.model_path).items():
         others += ["--" + name.replace("_", "-"), value]
-    arguments = prepare_server_args(["--model-path", own.model_path, *others])
+    arguments = prepare_server_args(["--model-path", own.model_path, "--port", str(own.port), *others])
     arguments.custom_sigquit_handler = _child_failed
     try:
         launch_server(arguments, run_scheduler_process_func=functools.partial(run_scheduler, own.recipe))
