@@ -19,7 +19,7 @@ from harness.matrix import Cell, Matrix, Model
 from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
-from harness.servers import SERVERS, ServerBackend, Weights
+from harness.servers import SERVERS, ServerBackend
 
 # Packages whose version is part of every artifact's key.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
@@ -290,13 +290,19 @@ class Flow:
         """Return the backend that the cell's server names."""
         return SERVERS[cell.server]
 
+    def served(self, cell: Cell) -> Checkpoint:
+        """Return the checkpoint that the cell's server is given: a plain one, if it applies the recipe itself."""
+        if cell.server in SERVERS and self.backend(cell).at_load:
+            return self.plain(cell.model, cell.hardware)
+        return self.checkpoint(cell)
+
     def engine_options(self, cell: Cell) -> dict[str, Scalar]:
         """Return the options of engine and server, the same for baseline and recipe."""
         return self.backend(cell).options(cell, self._context(cell))
 
     def _context(self, cell: Cell) -> int:
         """Return the longest context that the model's configuration allows."""
-        config = json.loads((self.checkpoint(cell).folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((self.served(cell).folder / "config.json").read_text(encoding="utf-8"))
         text = config.get("text_config", config)
         return int(
             text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len
@@ -346,7 +352,8 @@ class Flow:
     def _get(self, cell: Cell, kind: str) -> Worker | Server:
         key = _key(cell, kind)
         self._raise_again(key)
-        checkpoint = self.checkpoint(cell)
+        # Made before anything is started for it.
+        self.served(cell)
         together = hardware.torch_device(cell.hardware) == "cpu"
         for other in [name for name in self._workers if name[0] != key[0] or (not together and name != key)]:
             self._workers.pop(other).close()
@@ -359,7 +366,7 @@ class Flow:
         for wanted in dict.fromkeys(kinds):
             name = _key(cell, wanted)
             if name not in self._workers and name not in self._failed:
-                self._workers[name] = self._launch(cell, wanted, checkpoint)
+                self._workers[name] = self._launch(cell, wanted)
         if "server" in kinds and self._client is None:
             self._client = self._start("client", {}, "client", self._online_variables())
         worker = self._workers[key]
@@ -420,25 +427,25 @@ class Flow:
                 # The test that needs the client starts it again, and reports it as its own.
                 self._client = None
 
-    def _launch(self, cell: Cell, kind: str, checkpoint: Checkpoint) -> Worker | Server:
+    def _launch(self, cell: Cell, kind: str) -> Worker | Server:
         if kind == "transformers":
             specification = {
-                "checkpoint": str(checkpoint.folder),
+                "checkpoint": str(self.checkpoint(cell).folder),
                 "device": hardware.torch_device(cell.hardware),
                 "trust_remote_code": cell.model.trust_remote_code,
             }
             return self._start("generate", specification, f"transformers {cell.id}", self._online_variables())
         cell = _serving(cell)
         backend, environment, options = self.backend(cell), self.environment_of(cell), self.engine_options(cell)
-        weights = Weights(self.plain(cell.model, cell.hardware).folder, checkpoint.folder)
+        checkpoint = self.served(cell).folder
         variables = self.engine_variables(cell)
         label = f"{kind} {cell.id}"
         if kind == "engine":
-            specification = backend.specification(cell, weights, options)
+            specification = backend.specification(cell, checkpoint, options)
             return self._start(backend.worker, specification, label, variables, environment)
         port = free_port()
         return Server(
-            [environment.python, *backend.command(cell, weights, options, port)],
+            [environment.python, *backend.command(cell, checkpoint, options, port)],
             port=port,
             environment=environment,
             store=self.store,

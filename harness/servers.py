@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,22 +16,16 @@ from harness.records import Scalar
 SERVED_NAME = "model"
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a server of a cell is given: the plain checkpoint, and that of the cell's recipe (the same for bf16)."""
-
-    plain: Path
-    quantized: Path
-
-
 class ServerBackend(ABC):
     """A server and its offline engine.
 
-    ``worker`` is the engine's module in harness/worker/, ``distributions`` are the packages that may hold the server,
+    ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it. ``worker`` is
+    the engine's module in harness/worker/, ``distributions`` are the packages that may hold the server,
     ``empty_cache`` is the path that empties the server's prefix cache, ``server_variables`` are those of the
     environment that only the server gets.
     """
 
+    at_load: ClassVar[bool] = False
     worker: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]]
     empty_cache: ClassVar[str]
@@ -47,11 +40,11 @@ class ServerBackend(ABC):
         """Return the environment variables of engine and server, the same for baseline and recipe."""
 
     @abstractmethod
-    def specification(self, cell: Cell, weights: Weights, options: Mapping[str, Scalar]) -> dict[str, Any]:
+    def specification(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar]) -> dict[str, Any]:
         """Return what the engine's worker is opened with."""
 
     @abstractmethod
-    def command(self, cell: Cell, weights: Weights, options: Mapping[str, Scalar], port: int) -> list[str]:
+    def command(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
         """Return the server's command line after the interpreter; it listens on 127.0.0.1 alone."""
 
     def unsupported(self, on: str) -> str:
@@ -99,11 +92,11 @@ class VLLM(ServerBackend):
         space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
         return {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
-    def specification(self, cell: Cell, weights: Weights, options: Mapping[str, Scalar]) -> dict[str, Any]:
-        return {"checkpoint": str(weights.quantized), **options}
+    def specification(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar]) -> dict[str, Any]:
+        return {"checkpoint": str(checkpoint), **options}
 
-    def command(self, cell: Cell, weights: Weights, options: Mapping[str, Scalar], port: int) -> list[str]:
-        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(weights.quantized)]
+    def command(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
+        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
         command += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
         return command + _flags(options)
 
@@ -115,6 +108,7 @@ class SGLang(ServerBackend):
     loaded; one that is quantized already is loaded as it is.
     """
 
+    at_load = True
     worker = "sglang"
     distributions = ("sglang",)
     empty_cache = "/flush_cache?timeout=30"
@@ -138,17 +132,17 @@ class SGLang(ServerBackend):
         # What flashinfer compiles at run time is not needed by the backends chosen above.
         return {"SGLANG_IS_FLASHINFER_AVAILABLE": "false"}
 
-    def specification(self, cell: Cell, weights: Weights, options: Mapping[str, Scalar]) -> dict[str, Any]:
+    def specification(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar]) -> dict[str, Any]:
         # As vLLM's engine: the latency's prompts are random, so there is nothing to share.
         return {
-            "checkpoint": str(weights.plain),
+            "checkpoint": str(checkpoint),
             "recipe": self._recipe(cell),
             "disable_radix_cache": True,
             **options,
         }
 
-    def command(self, cell: Cell, weights: Weights, options: Mapping[str, Scalar], port: int) -> list[str]:
-        command = ["-m", "harness.worker.sglang", "--model-path", str(weights.plain)]
+    def command(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
+        command = ["-m", "harness.worker.sglang", "--model-path", str(checkpoint)]
         if recipe := self._recipe(cell):
             command += ["--recipe", json.dumps(recipe)]
         command += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]

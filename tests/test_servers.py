@@ -15,9 +15,9 @@ from harness.environment import Environment, at
 from harness.errors import BrokenEnvironment, WorkerError
 from harness.job import Server, free_port
 from harness.matrix import Cell, Matrix
-from harness.servers import SERVERS, Weights
+from harness.servers import SERVERS
 
-WEIGHTS = Weights(Path("/weights/plain"), Path("/weights/quantized"))
+FOLDER = Path("/weights")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def cells(suites_matrix: Matrix) -> dict[str, Cell]:
 
 def command(cell: Cell, name: str) -> list[str]:
     backend = SERVERS[name]
-    return backend.command(cell, WEIGHTS, backend.options(cell, 131072), 8000)
+    return backend.command(cell, FOLDER, backend.options(cell, 131072), 8000)
 
 
 def value_of(flags: list[str], flag: str) -> str:
@@ -52,24 +52,26 @@ def test_baseline_and_recipe_get_the_same_options(cells):
         assert backend.variables(cells["bf16"]) == backend.variables(cells["float8dq"])
 
 
-def test_vllm_is_given_the_quantized_checkpoint(cells):
+def test_vllm_reads_a_quantized_checkpoint_by_itself(cells):
     flags = command(cells["float8dq"], "vllm")
     assert flags[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
-    assert value_of(flags, "--model") == "/weights/quantized"
+    assert value_of(flags, "--model") == "/weights"
     assert value_of(flags, "--max-model-len") == "4096"
+    assert not SERVERS["vllm"].at_load
 
 
-def test_sglang_is_given_the_plain_checkpoint_and_the_recipe(cells):
+def test_sglang_is_given_the_recipe_beside_a_plain_checkpoint(cells):
     flags = command(cells["float8dq"], "sglang")
     assert flags[:2] == ["-m", "harness.worker.sglang"]
-    assert value_of(flags, "--model-path") == "/weights/plain"
+    assert value_of(flags, "--model-path") == "/weights"
     recipe = cells["float8dq"].recipe
     assert json.loads(value_of(flags, "--recipe")) == {"config": recipe.config, "arguments": recipe.arguments}
     assert value_of(flags, "--attention-backend") == "triton"
     assert value_of(flags, "--sampling-backend") == "pytorch"
     assert "--recipe" not in command(cells["bf16"], "sglang")
+    assert SERVERS["sglang"].at_load
     options = SERVERS["sglang"].options(cells["float8dq"], 2048)
-    specification = SERVERS["sglang"].specification(cells["float8dq"], WEIGHTS, options)
+    specification = SERVERS["sglang"].specification(cells["float8dq"], FOLDER, options)
     assert specification["context_length"] == 2048
     assert specification["disable_radix_cache"] is True
 
