@@ -66,6 +66,8 @@ class Environment:
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONUNBUFFERED": "1",
             "PYTHONNOUSERSITE": "1",
+            # Asked whether there is a GPU, torch then does not initialize CUDA, after which nothing can be forked.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
@@ -79,6 +81,16 @@ class Environment:
     def packages(self) -> dict[str, str]:
         """Return the version of every distribution that a worker of this environment sees."""
         return _packages(self.python, str(self.overlay or ""))
+
+    def has(self, *names: str) -> bool:
+        """Say whether a distribution of one of these names is installed."""
+        known = {_normal(name) for name in self.packages()}
+        return any(_normal(name) in known for name in names)
+
+    @property
+    def where(self) -> str:
+        """The environment in words: its interpreter, and the folder that stands before its packages."""
+        return f"{self.overlay} (before {self.python})" if self.overlay else self.python
 
     def decisive(self) -> dict[str, str]:
         """Return the versions of the packages that decide a result, as far as they are installed."""
@@ -150,6 +162,19 @@ def venv(store: Store, requirements: list[str], base: Environment, name: str) ->
         "venv", {"requirements": requirements, "python": base.python}, build, label=f"environment {name}", verify=False
     )
     return Environment(name=name, python=str(artifact.folder / "venv" / "bin" / "python"))
+
+
+def at(path: Path, base: Environment) -> Environment:
+    """Return the environment at ``path``: an interpreter, or a folder of packages to stand before those of ``base``.
+
+    Raises BrokenEnvironment if it is neither.
+    """
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        return Environment(name=path.name, python=base.python, overlay=path, variables=dict(base.variables))
+    if not os.access(path, os.X_OK):
+        raise BrokenEnvironment(f"{path} is neither an interpreter nor a folder of packages")
+    return Environment(name=path.name, python=str(path), variables=dict(base.variables))
 
 
 def _pip(python: str, arguments: list[str], what: str) -> None:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import hardware, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
-from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
+from harness.errors import ArtifactError, MatrixError, WorkerError
 from harness.job import Server, Worker, free_port
-from harness.matrix import Cell, Engine, Matrix, Model
-from harness.process import ForkServer
+from harness.matrix import Cell, Matrix, Model
+from harness.process import ForkServer, Process
 from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
+from harness.servers import SERVERS, ServerBackend
 
-SERVED_NAME = "model"
 # Packages whose version is part of every artifact's key.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _WORKER_KINDS = ("transformers", "engine", "server")
-# What a backend's process imports, by the name of the fork server's family.
-_FAMILIES = {"vllm": "vllm", "client": "vllm"}
+# Which fork server's family (harness/worker/forkserver.py) a worker's module belongs to; SGLang's has none.
+_FAMILIES = {
+    "generate": "transformers",
+    "quantize": "transformers",
+    "limits": "transformers",
+    "vllm": "vllm",
+    "client": "vllm",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Flow:
         matrix: Matrix,
         *,
         environment: Environment,
+        environments: Mapping[str, Environment] | None = None,
         data: Path | None = None,
         limit: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
@@ -62,6 +70,7 @@ class Flow:
         self.run = run
         self.matrix = matrix
         self.environment = environment
+        self.environments = dict(environments or {})
         self.data = data
         self.limit = limit
         self.progress = progress
@@ -275,8 +284,8 @@ class Flow:
         return self._client
 
     def _start_client(self, cell: Cell) -> Worker:
-        """Start the client with the engine's variables too, so that the same fork server serves it."""
-        return self._start("client", {}, "client", self.engine_variables(cell) | self._online_variables())
+        """Start the client with the variables of vLLM's engine, so that the same fork server serves both."""
+        return self._start("client", {}, "client", SERVERS["vllm"].variables(cell) | self._online_variables())
 
     def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
         """Return the measured ceilings of the device that a cell runs on; idle workers may stay beside."""
@@ -284,25 +293,31 @@ class Flow:
 
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
-        worker = self._workers.pop((_base(cell), kind), None)
+        worker = self._workers.pop(_key(cell, kind), None)
         if worker:
             worker.close()
 
+    def environment_of(self, cell: Cell) -> Environment:
+        """Return what the cell's server runs in; all else runs in the session's environment."""
+        return self.environments.get(cell.server, self.environment)
+
+    def backend(self, cell: Cell) -> ServerBackend:
+        """Return the backend that the cell's server names."""
+        return SERVERS[cell.server]
+
+    def served(self, cell: Cell) -> Checkpoint:
+        """Return the checkpoint that the cell's server is given: a plain one, if it applies the recipe itself."""
+        if cell.server in SERVERS and self.backend(cell).at_load:
+            return self.plain(cell.model, cell.hardware)
+        return self.checkpoint(cell)
+
     def engine_options(self, cell: Cell) -> dict[str, Scalar]:
         """Return the options of engine and server, the same for baseline and recipe."""
-        engine: Engine = cell.measurements.engine
-        options: dict[str, Scalar] = {
-            "enforce_eager": engine.enforce_eager,
-            "max_model_len": min(engine.max_model_len, self._context(cell)),
-            "trust_remote_code": cell.model.trust_remote_code,
-        }
-        if hardware.torch_device(cell.hardware) == "cuda":
-            options["gpu_memory_utilization"] = engine.gpu_memory_utilization
-        return options
+        return self.backend(cell).options(cell, self._context(cell))
 
     def _context(self, cell: Cell) -> int:
         """Return the longest context that the model's configuration allows."""
-        config = json.loads((self.checkpoint(cell).folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((self.served(cell).folder / "config.json").read_text(encoding="utf-8"))
         text = config.get("text_config", config)
         return int(
             text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len
@@ -310,11 +325,7 @@ class Flow:
 
     def engine_variables(self, cell: Cell) -> dict[str, str]:
         """Return the environment variables of engine and server, the same for baseline and recipe."""
-        variables = {"VLLM_SERVER_DEV_MODE": "1"}
-        if hardware.torch_device(cell.hardware) == "cuda":
-            return variables | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-        space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
-        return variables | {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        return self.backend(cell).variables(cell)
 
     def close(self) -> None:
         """End every worker and server."""
@@ -357,9 +368,10 @@ class Flow:
         )
 
     def _get(self, cell: Cell, kind: str) -> Worker | Server:
-        key = (_base(cell), kind)
+        key = _key(cell, kind)
         self._raise_again(key)
-        checkpoint = self.checkpoint(cell)
+        # Made before anything is started for it.
+        self.served(cell)
         together = hardware.torch_device(cell.hardware) == "cpu"
         for other in [name for name in self._workers if name[0] != key[0] or (not together and name != key)]:
             self._workers.pop(other).close()
@@ -370,9 +382,9 @@ class Flow:
         if together and self.start_ahead:
             kinds += [ahead for name, ahead in self.plan if name == key[0] and ahead in _WORKER_KINDS]
         for wanted in dict.fromkeys(kinds):
-            name = (key[0], wanted)
+            name = _key(cell, wanted)
             if name not in self._workers and name not in self._failed:
-                self._workers[name] = self._launch(cell, wanted, checkpoint)
+                self._workers[name] = self._launch(cell, wanted)
         if "server" in kinds and self._client is None:
             self._client = self._start_client(cell)
         worker = self._workers[key]
@@ -433,32 +445,37 @@ class Flow:
                 # The test that needs the client starts it again, and reports it as its own.
                 self._client = None
 
-    def _launch(self, cell: Cell, kind: str, checkpoint: Checkpoint) -> Worker | Server:
+    def _launch(self, cell: Cell, kind: str) -> Worker | Server:
         if kind == "transformers":
             specification = {
-                "checkpoint": str(checkpoint.folder),
+                "checkpoint": str(self.checkpoint(cell).folder),
                 "device": hardware.torch_device(cell.hardware),
                 "trust_remote_code": cell.model.trust_remote_code,
             }
             # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
             forked = hardware.torch_device(cell.hardware) != "cpu"
             label = f"transformers {cell.id}"
-            return self._start("generate", specification, label, self._online_variables(), forked)
+            return self._start("generate", specification, label, self._online_variables(), forked=forked)
+        cell = _serving(cell)
+        backend, environment, options = self.backend(cell), self.environment_of(cell), self.engine_options(cell)
+        checkpoint = self.served(cell).folder
         variables = self.engine_variables(cell)
+        label = f"{kind} {cell.id}"
         if kind == "engine":
-            specification = {"checkpoint": str(checkpoint.folder), **self.engine_options(cell)}
-            return self._start("vllm", specification, f"engine {cell.id}", variables)
-        if cell.server == "sglang":
-            raise HarnessError(f"{cell.id}: there is no backend for SGLang yet")
+            specification = backend.specification(cell, checkpoint, options)
+            return self._start(backend.worker, specification, label, variables, environment)
         port = free_port()
-        arguments = ["--model", str(checkpoint.folder), "--served-model-name", SERVED_NAME]
-        arguments += ["--host", "127.0.0.1", "--port", str(port)]
-        for name, value in self.engine_options(cell).items():
-            flag = "--" + name.replace("_", "-")
-            arguments += [flag] if value is True else [] if value is False else [flag, str(value)]
-        label = f"server {cell.id}"
-        forks = self._fork_server("vllm", variables)
-        process = forks.start("harness.worker.vllm_server", arguments, log=self._log(label))
+        module, arguments = backend.module, backend.arguments(cell, checkpoint, options, port)
+        forks = self._fork_server(backend.worker, variables, environment)
+        process = (
+            forks.start(module, arguments, log=self._log(label))
+            if forks
+            else Process(
+                [environment.python, "-m", module, *arguments],
+                environ=environment.environ(self.store, variables),
+                log=self._log(label),
+            )
+        )
         return Server(process, port=port, label=label)
 
     def _start(
@@ -467,32 +484,34 @@ class Flow:
         specification: dict[str, Any],
         label: str,
         variables: dict[str, str] | None = None,
+        environment: Environment | None = None,
         forked: bool = True,
     ) -> Worker:
+        environment = environment or self.environment
         return Worker(
             Job(backend=backend, specification=specification),
-            environment=self.environment,
+            environment=environment,
             store=self.store,
             log=self._log(label),
             label=label,
             variables=variables,
-            forks=self._fork_server(_FAMILIES.get(backend, "transformers"), variables or {}) if forked else None,
+            forks=self._fork_server(backend, variables or {}, environment) if forked else None,
             progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
         )
 
-    def _fork_server(self, family: str, variables: dict[str, str]) -> ForkServer:
-        """Return the fork server of a family of workers, its imports begun; one serves the whole session."""
-        key = (family, *(f"{name}={value}" for name, value in sorted(variables.items())))
+    def _fork_server(self, backend: str, variables: dict[str, str], environment: Environment) -> ForkServer | None:
+        """Return the fork server for a worker, its imports begun, or None if it has none; one serves a session."""
+        family = _FAMILIES.get(backend)
+        if family is None or sys.platform != "linux":
+            return None
+        environ = environment.environ(self.store, variables)
+        key = (family, environment.python, *(f"{name}={value}" for name, value in sorted(environ.items())))
         server = self._forks.get(key)
         if server is None or not server.alive:
             if server is not None:
                 server.close()
-            server = self._forks[key] = ForkServer(
-                family,
-                python=self.environment.python,
-                environ=self.environment.environ(self.store, variables),
-                log=self._log(f"imports of {family}"),
-            )
+            log = self._log(f"imports of {family} {len(self._forks)}")
+            server = self._forks[key] = ForkServer(family, python=environment.python, environ=environ, log=log)
         return server
 
     def _online_variables(self) -> dict[str, str]:
@@ -507,3 +526,15 @@ class Flow:
 
 def _base(cell: Cell) -> str:
     return f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"
+
+
+def _serving(cell: Cell) -> Cell:
+    """Return the cell through a server: its own, or for one through Transformers the first of those it is served by."""
+    if cell.server in SERVERS:
+        return cell
+    return replace(cell, server=next((name for name in cell.servers if name in SERVERS), cell.server))
+
+
+def _key(cell: Cell, kind: str) -> tuple[str, str]:
+    """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
+    return (_base(cell), kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")

@@ -212,12 +212,22 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
         """POST JSON and return the JSON answer; an error status or a dead server raises WorkerError."""
-        request = urllib.request.Request(
-            self.url + path, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
+        data = self._answer(path, json.dumps(body).encode(), timeout)
+        try:
+            return dict(json.loads(data)) if data.strip() else {}
+        except (ValueError, TypeError) as error:
+            raise self._failed(path, "http", f"answered what is not a JSON object: {data[:200]!r}") from error
+
+    def tell(self, path: str, timeout: float) -> None:
+        """POST nothing to a path that does something, whatever it answers; raises WorkerError as :meth:`post`."""
+        self._answer(path, b"{}", timeout)
+
+    def _answer(self, path: str, body: bytes, timeout: float) -> bytes:
+        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": "application/json"})
         try:
             with _LOOPBACK.open(request, timeout=timeout) as response:
-                data = response.read()
+                found: bytes = response.read()
+                return found
         except urllib.error.HTTPError as error:
             words = error.read().decode(errors="replace")[:500]
             raise self._failed(path, "http", f"answered {error.code}: {words}") from error
@@ -225,10 +235,6 @@ class Server:
             code = self.process.wait_exit()
             kind, words = describe_exit(code) if code is not None else ("http", f"did not answer ({error})")
             raise self._failed(path, kind, words) from error
-        try:
-            return dict(json.loads(data)) if data.strip() else {}
-        except (ValueError, TypeError) as error:
-            raise self._failed(path, "http", f"answered what is not a JSON object: {data[:200]!r}") from error
 
     def check_alive(self, stage: str) -> None:
         """Raise WorkerError if the server has died; to be asked after a failure, since a death is waited for."""

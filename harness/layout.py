@@ -135,18 +135,10 @@ class Layout:
     documented: Documented
 
     def section(self, section: Section) -> list[Table]:
-        """Return the section's table, or one for each server where some line was measured through several."""
-        lines, title = self.lines(section), SECTIONS[section]
+        """Return the section's table; where some line was measured through several servers, with a column for them."""
+        lines = self.lines(section)
         often = Counter((it.row, it.unit, it.definition, frozenset(it.parameters.items())) for it in lines)
-        if max(often.values(), default=0) <= 1:
-            return [self.table(section, title, lines)] if lines else []
-        parts: dict[str, list[_Line]] = {}
-        for line in lines:
-            parts.setdefault(line.server, []).append(line)
-        return [
-            self.table(section, f"{title} through {server}" if server else title, part)
-            for server, part in parts.items()
-        ]
+        return [self.table(section, lines, servers=max(often.values()) > 1)] if lines else []
 
     def lines(self, section: Section) -> list[_Line]:
         found: dict[tuple[object, ...], _Line] = {}
@@ -158,14 +150,18 @@ class Layout:
                     line.cells.setdefault(recipe_key(it.cell.recipe), None if it.discarded else it)
         return sorted(found.values(), key=lambda line: line.order)
 
-    def table(self, section: Section, title: str, lines: Sequence[_Line]) -> Table:
+    def table(self, section: Section, lines: Sequence[_Line], *, servers: bool) -> Table:
         recipes = [recipe for recipe in self.subject.recipes if any(recipe_key(recipe) in line.cells for line in lines)]
         return Table(
             self.subject.heading,
-            title,
-            ("Benchmark", *(self.column(recipe, section) for recipe in recipes)),
+            SECTIONS[section],
+            ("Benchmark", *(["Server"] if servers else []), *(self.column(recipe, section) for recipe in recipes)),
             tuple(
-                (label, *(self.cell(line, recipe) for recipe in recipes))
+                (
+                    label,
+                    *([line.server or NOTHING] if servers else []),
+                    *(self.cell(line, recipe) for recipe in recipes),
+                )
                 for label, line in zip(_labels(lines), lines, strict=True)
             ),
             (*self.notes(lines), *(self.quality_notes(lines) if section == "quality" else ())),

@@ -153,6 +153,7 @@ class Engine(_Table):
     max_model_len: PositiveInt
     kv_cache_gib: PositiveFloat | None = None
     gpu_memory_utilization: PositiveFloat = 0.9
+    max_num_batched_tokens: PositiveInt | None = None
 
 
 class TimeLimits(_Table):

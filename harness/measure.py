@@ -14,10 +14,11 @@ from typing import Any
 
 from harness import hardware, roofline
 from harness.errors import HarnessError, WorkerError
-from harness.flow import SERVED_NAME, Flow
+from harness.flow import Flow
 from harness.matrix import Cell
 from harness.metrics import METRICS
 from harness.records import Measurement, Run, Scalar, identity
+from harness.servers import SERVED_NAME
 
 
 class WrongKernels(HarnessError):
@@ -220,7 +221,7 @@ class Measure:
             "data": _data_digest(self.flow.data, task),
         }
         if served:
-            packages = self.flow.environment.decisive()
+            packages = self.flow.environment_of(cell).decisive()
             servers = {name: version for name, version in packages.items() if name.startswith(cell.server)}
             key |= {
                 "through": cell.server,
@@ -241,7 +242,7 @@ class Measure:
                 limits.evaluate,
                 url=server.url,
                 model=SERVED_NAME,
-                tokenizer=str(self.flow.checkpoint(cell).folder),
+                tokenizer=str(self.flow.served(cell).folder),
                 names=[task],
                 data=data,
                 limit=limit,
@@ -517,14 +518,14 @@ class Measure:
             rounds = []
             for index in range(wanted.rounds):
                 self.flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {index + 1} of {wanted.rounds}")
-                server.post("/reset_prefix_cache", {}, 30)
+                server.tell(self.flow.backend(cell).empty_cache, 60)
                 try:
                     answer = client.ask(
                         "serving",
                         cell.measurements.time_limits.measure,
                         url=server.url,
                         model=SERVED_NAME,
-                        tokenizer=str(self.flow.checkpoint(cell).folder),
+                        tokenizer=str(self.flow.served(cell).folder),
                         dataset=str(prompts),
                         num_prompts=num_prompts,
                         output_len=wanted.output_len,
@@ -574,7 +575,7 @@ class Measure:
         common: dict[str, Any] = {
             "parameters": parameters,
             "cell": self.flow.identity(cell),
-            "packages": self.flow.environment.decisive(),
+            "packages": self.flow.environment_of(cell).decisive(),
             "device": hardware.device(cell.hardware),
             "flags": flags,
         }

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import hardware
+from harness.environment import Environment, at
 from harness.errors import HarnessError, WorkerError
 from harness.matrix import Cell, Matrix, load
+from harness.servers import SERVERS
 
 if TYPE_CHECKING:
     from harness.judge import Judge
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from harness.session import HarnessSession
 
 STAGES = ("quantize", "transformers", "engine", "server", "export")
-_SERVING = ("vllm", "sglang")
+_SERVING = tuple(SERVERS)
 
 _matrix_key = pytest.StashKey[Matrix]()
 _session_key = pytest.StashKey["HarnessSession"]()
@@ -69,6 +71,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--python", metavar="FILE", help="run the workers with this interpreter, e.g. of a virtual environment"
+    )
+    group.addoption(
+        "--environment",
+        action="append",
+        default=[],
+        metavar="SERVER=PATH",
+        help="run this server in an environment of its own: PATH is the interpreter of a virtual environment, or a "
+        "folder of packages to stand before the workers'; repeatable",
     )
     group.addoption("--matrix", type=Path, metavar="FILE", help="another matrix.toml than suites/matrix.toml")
     group.addoption("--cache", type=Path, metavar="DIR", help="where checkpoints and other artifacts are kept")
@@ -154,8 +164,32 @@ def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     if stage in ("quantize", "export"):
         return [cell]
     wanted = [name for name in cell.servers if not only or name in only]
+    # One that was asked for is not left out in silence.
+    wanted += [name for name in only or () if name not in wanted and _unsupported(cell, name)]
     names = [name for name in wanted if (name in _SERVING) == (stage in ("engine", "server"))]
-    return [replace(cell, server=name, skip=cell.skip or cell.recipe.refusal(cell.hardware, name)) for name in names]
+    return [replace(cell, server=name, skip=cell.skip or _refusal(cell, name)) for name in names]
+
+
+def _refusal(cell: Cell, server: str) -> str:
+    """Return why the cell cannot go through a server, or an empty string if it can."""
+    return _unsupported(cell, server) or cell.recipe.refusal(cell.hardware, server)
+
+
+def _unsupported(cell: Cell, server: str) -> str:
+    return SERVERS[server].unsupported(cell.hardware) if server in SERVERS else ""
+
+
+def _environments(config: pytest.Config) -> dict[str, Path]:
+    """Return the environments of the command line by server."""
+    found = {}
+    for given in config.getoption("--environment"):
+        name, equals, path = given.partition("=")
+        if not equals or not path or name not in SERVERS:
+            raise pytest.UsageError(
+                f"--environment {given}: give SERVER=PATH, where SERVER is one of {', '.join(SERVERS)}"
+            )
+        found[name] = Path(path)
+    return found
 
 
 def _tasks(config: pytest.Config) -> list[str]:
@@ -183,6 +217,7 @@ def pytest_collection_modifyitems(
     _add_baselines(everything, items)
     _order(everything, items)
     _check_hardware(config, items)
+    _check_installed(config, items)
 
 
 def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
@@ -254,6 +289,27 @@ def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"{name} is not here: {problem}"))
 
 
+def _check_installed(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what goes through a server that is not installed; where the command line names that server, fail."""
+    if config.option.collectonly:
+        return
+    paths = _environments(config)
+    for name, backend in SERVERS.items():
+        needing = [item for item in items if _cell_key in item.stash and item.stash[_cell_key].server == name]
+        needing = [item for item in needing if not item.get_closest_marker("skip")]
+        if not needing:
+            continue
+        base = Environment(python=config.getoption("--python")) if config.getoption("--python") else Environment()
+        try:
+            problem = backend.not_installed(at(paths[name], base) if name in paths else base)
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from error
+        if problem and name in (config.getoption("--server") or ()):
+            raise pytest.UsageError(f"--server {name}: {problem}; name its environment with --environment {name}=PATH")
+        for item in needing if problem else ():
+            item.add_marker(pytest.mark.skip(reason=f"{problem}; see --environment"))
+
+
 # ----------------------------------------------------------------------------------------------------- fixtures
 
 
@@ -273,6 +329,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
         resume=config.getoption("--resume"),
         swap=config.getoption("--swap"),
         python=config.getoption("--python"),
+        environments=_environments(config),
         command=["pytest", *config.invocation_params.args],
         progress=_Progress(config),
     )

@@ -16,7 +16,7 @@ from harness import hardware, roofline, tables
 from harness.artifacts import Store, default_root
 from harness.budget import tutorial_seconds
 from harness.documented import Documented
-from harness.environment import Environment, overlay
+from harness.environment import Environment, at, overlay
 from harness.errors import HarnessError, WorkerError
 from harness.flow import Flow
 from harness.judge import Judge
@@ -54,6 +54,7 @@ class HarnessSession:
         resume: str | None,
         swap: str | None,
         python: str | None,
+        environments: dict[str, Path],
         command: list[str],
         progress: Callable[[str], None],
     ) -> HarnessSession:
@@ -66,6 +67,7 @@ class HarnessSession:
         if swap:
             progress(f"installing {swap} beside the other packages ...")
             environment = overlay(store, swap, environment)
+        others = {name: at(path, environment) for name, path in environments.items()}
         runs = results / "runs"
         run = Run.open(runs, resume) if resume else Run.create(runs)
         problems = run.read()[1] if resume else []
@@ -76,6 +78,7 @@ class HarnessSession:
             run,
             matrix,
             environment=environment,
+            environments=others,
             data=data.resolve() if data else None,
             limit=limit,
             progress=progress,

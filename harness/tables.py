@@ -66,7 +66,7 @@ def collect(measurements: Iterable[Measurement]) -> list[Subject]:
 def published_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
     """Return the tutorial's tables, a column a recipe: memory, performance, and what the tutorial did not measure.
 
-    A subject of which one thing was measured through several servers gets a table for each of them.
+    Where one thing was measured through several servers, a column says through which.
     """
     layouts = [Layout(subject, documented) for subject in collect(measurements)]
     return [table for layout in layouts for section in SPEED_SECTIONS for table in layout.section(section)]

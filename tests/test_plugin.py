@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import hardware
+from harness.servers import VLLM
 
 MEASUREMENTS = """
 memory = { max_new_tokens = 8 }
@@ -197,6 +198,33 @@ def test_a_recipe_selected_by_name_brings_the_same_tests_of_its_baseline(run: Ru
     assert collected(run("-v", "-m", "cpu", "-k", "checkpoint and bf16 and small")) == [
         "test_checkpoint[small-bf16-cpu]"
     ], "the baseline alone brings nothing"
+
+
+def test_a_server_without_its_hardware_is_skipped_with_the_reason(run: Run) -> None:
+    result = run("-rs", "-m", "cpu", "--model", "small", "--recipe", "int8wo", "--server", "sglang")
+    assert result.parseoutcomes()["skipped"] == 8
+    result.stdout.fnmatch_lines(["*SGLang is served on an NVIDIA GPU of compute capability 8.0 or later, not on cpu*"])
+
+
+def test_a_server_that_is_asked_for_but_not_installed_fails_the_session(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VLLM, "distributions", ("no-such-server",))
+    result = run("-m", "cpu", "--model", "small", "--recipe", "int8wo", "--server", "vllm")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*no-such-server is not installed in *name its environment with --environment vllm=PATH"]
+    )
+    result = run("-rs", "-m", "cpu", "--model", "small", "--recipe", "int8wo")
+    assert result.parseoutcomes()["skipped"] == 8
+    result.stdout.fnmatch_lines(["*no-such-server is not installed in *"])
+
+
+@pytest.mark.parametrize("given", ["sglang", "sglang=", "transformers=/x"])
+def test_an_environment_is_given_by_server(run: Run, given: str) -> None:
+    result = run("-m", "cpu", "--environment", given)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--environment {given}: give SERVER=PATH, where SERVER is one of vllm, sglang"])
 
 
 def test_server_leaves_out_the_others(run: Run) -> None:

@@ -273,14 +273,24 @@ def test_values_of_different_definitions_or_units_are_never_compared() -> None:
     assert row(found, "peak_memory") == ("2000.00 MB",)
 
 
-def test_several_servers_of_one_thing_get_a_table_each_and_no_ratio_across() -> None:
+def test_several_servers_stand_in_one_table_and_no_ratio_goes_across() -> None:
     records = [
         measured("latency", 4, parameters=LATENCY),
         measured("latency", 2, "int8wo", server="sglang", parameters=LATENCY),
+        measured("generate_throughput", 30, server="transformers"),
     ]
-    vllm, sglang = tables.published_tables(records, Documented())
-    assert (vllm.title, sglang.title) == ("Performance through vllm", "Performance through sglang")
-    assert sglang.rows == (("latency (batch_size=1)", "2.00s"),)
+    (table,) = tables.published_tables(records, Documented())
+    assert (table.title, table.header[:2]) == ("Performance", ("Benchmark", "Server"))
+    assert table.rows == (
+        ("latency (batch_size=1)", "vllm", "4.00s", "-"),
+        ("latency (batch_size=1)", "sglang", "-", "2.00s"),
+        ("generate", "transformers", "30.00 tok/s", "-"),
+    )
+
+
+def test_one_server_needs_no_column() -> None:
+    (table,) = tables.published_tables([measured("latency", 4, parameters=LATENCY)], Documented())
+    assert "Server" not in table.header
 
 
 def test_devices_weights_and_configs_are_not_mixed() -> None:

@@ -3,8 +3,10 @@
 Run as ``python -m harness.worker.forkserver FAMILY`` with one end of a socket of datagrams under FORKS_FD. A job
 names a module to run as ``python -m`` would, and brings file descriptors: control pipe, status pipe, log, then
 those that the module finds in environment variables. Each job runs under a warden of its own, which tells the
-status pipe, a JSON object a line, of its birth and of its command's end. Nothing here may start a thread or touch
-a device before a fork.
+status pipe, a JSON object a line, of its birth and of its command's end.
+
+A process that has initialized CUDA cannot be forked. So while packages are imported, what they ask of the device is
+answered through NVML; where one initializes CUDA all the same, a job is executed anew instead, imports and all.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +50,11 @@ def main() -> int:
     started = time.monotonic()
     jobs = socket.socket(fileno=int(os.environ.pop(FORKS_FD)))
     jobs.set_inheritable(False)
-    for name in FAMILIES[family]:
-        # What another version of a package does not have is imported by the worker that needs it.
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
+    with _device_asked_through_nvml():
+        for name in FAMILIES[family]:
+            # What another version of a package does not have is imported by the worker that needs it.
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(name)
     gc.collect()
     gc.freeze()
     imports = time.monotonic() - started
@@ -67,6 +71,37 @@ def main() -> int:
             _watch(json.loads(message), fds, imports)
         for fd in fds:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _device_asked_through_nvml() -> Iterator[None]:
+    """Answer torch.cuda.get_device_capability without initializing CUDA: torchao asks it as it is imported."""
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+    except Exception:
+        # No NVIDIA driver, or nothing to ask it with.
+        yield
+        return
+    usual = torch.cuda.get_device_capability
+
+    def capability(device: Any = None) -> tuple[int, int]:
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
+        return int(major), int(minor)
+
+    torch.cuda.get_device_capability = capability
+    try:
+        yield
+    finally:
+        torch.cuda.get_device_capability = usual
+        pynvml.nvmlShutdown()
+
+
+def _touched_a_device() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and (torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork())
 
 
 def _reap(*_: Any) -> None:
@@ -140,6 +175,10 @@ def _run(job: dict[str, Any], named: list[int]) -> None:
         random.seed()
         for name, fd in zip(job["names"], named, strict=True):
             os.environ[name] = str(fd)
+        if _touched_a_device():
+            for fd in named:
+                os.set_inheritable(fd, True)
+            os.execv(sys.executable, [sys.executable, "-m", job["module"], *job["arguments"]])
         sys.argv = [job["module"], *job["arguments"]]
         runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         code = 0

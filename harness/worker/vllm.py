@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from harness.worker import tensors
+from harness.worker import profiling, tensors
 from harness.worker.backend import Backend
 
 
@@ -24,22 +24,11 @@ class Inspect:
 
     def start_profile_of_kernels(self) -> None:
         """Start recording what runs on the device."""
-        activity = torch.profiler.ProfilerActivity
-        self.on_gpu = torch.cuda.is_available()
-        self.kernel_profiler = torch.profiler.profile(activities=[activity.CUDA if self.on_gpu else activity.CPU])
-        self.kernel_profiler.start()
+        self.kernel_profiler = profiling.start()
 
     def stop_profile_of_kernels(self) -> list[tuple[str, float, int]]:
         """Return name, seconds and number of calls of every kernel (on a CPU: operator) since, longest first."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        self.kernel_profiler.stop()
-        found = []
-        for event in self.kernel_profiler.key_averages():
-            microseconds = event.self_device_time_total if self.on_gpu else event.self_cpu_time_total
-            if microseconds > 0:
-                found.append((str(event.key), microseconds / 1e6, int(event.count)))
-        return sorted(found, key=lambda row: -row[1])
+        return profiling.stop(self.kernel_profiler)
 
     def quantized_layers(self) -> dict[str, str]:
         """Return the tensor class of every linear layer's weight by the layer's name."""

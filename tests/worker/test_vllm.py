@@ -19,10 +19,11 @@ import pytest
 from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
-from harness.flow import SERVED_NAME, Flow
+from harness.flow import Flow
 from harness.matrix import Cell, Latency, Matrix, Serving
 from harness.measure import Measure
 from harness.records import Run
+from harness.servers import SERVED_NAME
 
 LINEAR_LAYERS_IN_VLLM = 8  # two layers of qkv_proj, o_proj, gate_up_proj and down_proj
 
