@@ -248,6 +248,10 @@ class Flow:
         limits = cell.measurements.time_limits if cell else next(iter(self.matrix.measurements.values())).time_limits
         label = f"{command} {cell.id}" if cell else command
         self.progress(f"{label} ...")
+        if specification.get("device") == "cuda" and backend != "limits":
+            # A server or an engine of the cell before holds most of the device.
+            for key in list(self._workers):
+                self._workers.pop(key).close()
         worker = self._start(backend, specification, label)
         try:
             worker.wait_ready(limits.start)

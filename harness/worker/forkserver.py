@@ -27,7 +27,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from harness import warden
 from harness.protocol import FORKS_FD
@@ -75,28 +77,35 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _device_asked_through_nvml() -> Iterator[None]:
-    """Answer torch.cuda.get_device_capability without initializing CUDA: torchao asks it as it is imported."""
+    """Answer what packages ask of the device as they are imported without initializing CUDA.
+
+    torchao asks for the compute capability, and through ``has_triton`` whether Triton can compile for the device.
+    """
     try:
         import pynvml
         import torch
+        from torch._dynamo.device_interface import CudaInterface
 
         pynvml.nvmlInit()
     except Exception:
         # No NVIDIA driver, or nothing to ask it with.
         yield
         return
-    usual = torch.cuda.get_device_capability
 
     def capability(device: Any = None) -> tuple[int, int]:
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByIndex(0))
         return int(major), int(minor)
 
-    torch.cuda.get_device_capability = capability
-    try:
+    def properties(device: Any = None) -> SimpleNamespace:
+        major, minor = capability()
+        return SimpleNamespace(major=major, minor=minor)
+
+    with (
+        mock.patch.object(torch.cuda, "get_device_capability", capability),
+        mock.patch.object(CudaInterface.Worker, "get_device_properties", staticmethod(properties)),
+    ):
         yield
-    finally:
-        torch.cuda.get_device_capability = usual
-        pynvml.nvmlShutdown()
+    pynvml.nvmlShutdown()
 
 
 def _touched_a_device() -> bool:
