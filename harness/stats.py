@@ -13,12 +13,13 @@ Sources
 - Chow and Robbins, Ann. Math. Statist. 36, 1965: sampling until the interval is narrow enough keeps its coverage
   (nearly, for few samples), since the rule looks at the width alone and never at where the interval lies.
 - Benjamini and Hochberg, J. R. Statist. Soc. B 57, 1995: the false discovery rate of a family.
+
+What is judged document by document is in harness/accuracy.py.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -146,6 +147,22 @@ def inner_samples(components: Components, process_seconds: float, sample_seconds
         return most if components.within else 1
     pays = math.sqrt(process_seconds / sample_seconds * components.within / components.between)
     return min(most, max(1, math.ceil(pays)))
+
+
+def baseline_ratio(runs: Sequence[float], today: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the ratio of today's blocks to a baseline of several runs, whose spread alone is the measure of noise.
+
+    The prediction interval of the mean of ``len(today)`` further blocks of the baseline (Hahn and Meeker, Statistical
+    Intervals, 1991, section 4.8) about today's, on the log scale. ``n`` counts the runs: at least two.
+    """
+    before, after = np.log(_positive(runs, "baseline")), np.log(_positive(today, "today's"))
+    count = len(before)
+    if count < 2:
+        raise TooFewSamples("a baseline's spread", 2, count)
+    center = float(after.mean() - before.mean())
+    error = float(before.std(ddof=1)) * math.sqrt(1 / count + 1 / len(after))
+    arm = float(distributions.t.ppf((1 + confidence) / 2, count - 1)) * error
+    return Interval(center, center - arm, center + arm, confidence, "prediction", count).transformed(math.exp)
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts
@@ -304,10 +321,15 @@ def samples_needed(
 
 def log_ratio_sd(old: Sequence[float], new: Sequence[float]) -> float:
     """Return the standard deviation (n - 1) of the blocks' log ratios: the noise that power is computed from."""
-    logs = _log_ratios(old, new)
+    return log_sd([after / before for before, after in zip(old, new, strict=True)])
+
+
+def log_sd(values: Sequence[float]) -> float:
+    """Return the standard deviation (n - 1) of log values: about their coefficient of variation where it is small."""
+    logs = np.log(_positive(values, "noise"))
     if len(logs) < 2:
         raise TooFewSamples("a standard deviation", 2, len(logs))
-    return statistics.stdev(logs.tolist())
+    return float(logs.std(ddof=1))
 
 
 def proportion(count: int, trials: int, confidence: float = 0.95) -> Interval:

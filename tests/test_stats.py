@@ -118,6 +118,26 @@ def test_intervals_cover_the_truth_as_often_as_they_claim(count: int) -> None:
     assert stats.proportion(hits, 300, 0.999).low <= 0.95 <= stats.proportion(hits, 300, 0.999).high
 
 
+@given(st.lists(SAMPLE, min_size=2, max_size=12), st.lists(SAMPLE, min_size=1, max_size=4), FACTOR)
+def test_a_baseline_is_compared_without_unit_or_order(runs: list[float], today: list[float], unit: float) -> None:
+    found = stats.baseline_ratio(runs, today)
+    turned = stats.baseline_ratio(
+        [value * unit for value in reversed(runs)], [value * unit for value in reversed(today)]
+    )
+    assert (found.low, found.estimate, found.high) == pytest.approx((turned.low, turned.estimate, turned.high))
+
+
+def test_a_further_block_of_the_baseline_is_predicted_as_often_as_claimed() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        logs = rng.normal(0, 0.03, 6)
+        found = stats.baseline_ratio(np.exp(logs[:5]).tolist(), np.exp(logs[5:]).tolist(), 0.9)
+        hits += found.low <= 1 <= found.high
+    rate = stats.proportion(hits, 2000, 0.999)
+    assert rate.low <= 0.9 <= rate.high
+
+
 # ------------------------------------------------------------------------------------------------------------- nested
 
 
@@ -338,6 +358,8 @@ def test_a_ratio_of_nothing_is_refused(bad: float) -> None:
         (lambda: stats.range_ratio([], [1.0]), 1, 0),
         (lambda: stats.proportion(0, 0), 1, 0),
         (lambda: stats.log_ratio_sd([1.0], [1.0]), 2, 1),
+        (lambda: stats.baseline_ratio([1.0], [1.0]), 2, 1),
+        (lambda: stats.baseline_ratio([1.0, 2.0], []), 1, 0),
     ],
 )
 def test_too_few_samples_are_counted(call: object, needed: int, got: int) -> None:
