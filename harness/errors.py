@@ -31,10 +31,10 @@ class SampleError(HarnessError):
 
 
 class TooFewSamples(SampleError):
-    """Fewer samples than a statistical rule needs; ``needed`` says how many those are."""
+    """Fewer samples (or ``what`` else) than a statistical rule needs; ``needed`` says how many those are."""
 
-    def __init__(self, rule: str, needed: int, got: int) -> None:
-        super().__init__(f"{rule} needs at least {needed} samples and got {got}: measure {needed - got} more")
+    def __init__(self, rule: str, needed: int, got: int, what: str = "samples") -> None:
+        super().__init__(f"{rule} needs at least {needed} {what} and got {got}: measure {needed - got} more")
         self.needed = needed
         self.got = got
 

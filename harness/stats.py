@@ -127,10 +127,10 @@ def variance_components(blocks: Sequence[Sequence[float]]) -> Components:
     Needs two processes of at least two samples each; the between part is unbiased and therefore cut off at zero.
     """
     if len(blocks) < 2:
-        raise TooFewSamples("a split of the variance (processes)", 2, len(blocks))
+        raise TooFewSamples("a split of the variance", 2, len(blocks), "processes")
     shortest = min(len(samples) for samples in blocks)
     if shortest < 2:
-        raise TooFewSamples("a split of the variance (samples of a process)", 2, shortest)
+        raise TooFewSamples("a split of the variance", 2, shortest, "samples in every process")
     logs = [np.log(_positive(samples, f"process {index}")) for index, samples in enumerate(blocks)]
     within = float(np.mean([values.var(ddof=1) for values in logs]))
     inner = len(logs) / sum(1 / len(values) for values in logs)
@@ -292,7 +292,7 @@ def smallest_effect(sd: float, blocks: int, confidence: float = 0.95, power: flo
     of the one-sample t-test (Cohen, Statistical Power Analysis, 1988, chapter 2).
     """
     if blocks < 2:
-        raise TooFewSamples("a detectable effect", 2, blocks)
+        raise TooFewSamples("a detectable effect", 2, blocks, "blocks")
     if not sd >= 0 or not math.isfinite(sd):
         raise SampleError(f"the noise must be a finite standard deviation, got {sd}")
     critical = distributions.t.ppf((1 + confidence) / 2, blocks - 1)
@@ -321,7 +321,7 @@ def samples_needed(
 
 def log_ratio_sd(old: Sequence[float], new: Sequence[float]) -> float:
     """Return the standard deviation (n - 1) of the blocks' log ratios: the noise that power is computed from."""
-    return log_sd([after / before for before, after in zip(old, new, strict=True)])
+    return log_sd(np.exp(_log_ratios(old, new)).tolist())
 
 
 def log_sd(values: Sequence[float]) -> float:
