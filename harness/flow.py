@@ -67,6 +67,8 @@ class Flow:
         self.progress = progress
         self.plan: list[tuple[str, str]] = []
         self.start_ahead = True
+        # Rises for a block that must not answer from an earlier one's cached evaluations.
+        self.block = 0
         self._workers: dict[tuple[str, str], Worker | Server] = {}
         self._failed: dict[tuple[str, str], WorkerError] = {}
         self._client: Worker | None = None
@@ -133,6 +135,8 @@ class Flow:
         """Return the result of a deterministic evaluation, computed once for the same weights, code and question."""
         key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware, **key, **self._versions()}
         key["device"] = hardware.device(cell.hardware).name
+        if self.block:
+            key |= {"block": self.block, "run": self.run.name}
 
         def build(folder: Path) -> dict[str, Any]:
             with self.timed("evaluate", cell):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ class Measure:
         for line in self.run.lines():
             if isinstance(line, Measurement) and not line.discarded:
                 self._standing[identity(line)] = line
+
+    @contextlib.contextmanager
+    def second_block(self) -> Iterator[None]:
+        """Measure anew whatever is asked for within, in fresh workers and from no cached evaluation."""
+        self.flow.close()
+        self.flow.block += 1
+        standing, self._standing = self._standing, {}
+        try:
+            yield
+        finally:
+            self._standing = standing | self._standing
+            self.flow.block -= 1
 
     def baseline_of(self, measurement: Measurement) -> Measurement | None:
         """Return the same metric of the baseline as measured in this run, or None."""

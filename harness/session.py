@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +25,9 @@ from harness.matrix import Cell, Matrix
 from harness.measure import Measure
 from harness.records import Cell as CellIdentity
 from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Run, Timing
+
+if TYPE_CHECKING:
+    from harness.against import Against
 
 Section = tuple[str, list[str]]
 
@@ -41,6 +45,7 @@ class HarnessSession:
     lock: FileLock
     started: float
     problems: list[str]
+    against: Against | None = None
 
     @classmethod
     def start(
@@ -129,6 +134,8 @@ class HarnessSession:
             sections.append(("limits that do not hold", self.judge.failures))
         if skipped:
             sections.append(("skipped", skipped))
+        if self.against:
+            sections.append(("against the baseline", self.against.lines()))
         if self.problems:
             sections.append(("records that could not be read", self.problems))
         sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
