@@ -1,6 +1,6 @@
 """How much one machine's measurements vary from process to process, by the harness's own measurements.
 
-Run: python -m tests.benchmarks.bench_noise 24 [--model NAME] [--recipe NAME] [--cache DIR] -o results/reference/noise-cpu
+Run: PYTHONPATH=. python tests/benchmarks/bench_noise.py 24 [--cache DIR] -o results/reference/noise-cpu
 
 Nothing is changed between the processes, so whatever differs is noise. bench_rules.py simulates with it.
 """
