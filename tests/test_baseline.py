@@ -331,7 +331,7 @@ def test_a_session_that_is_as_before_passes_and_one_that_misses_a_figure_does_no
     path = story.copy(tmp_path)
     status, output = story.run(tmp_path, SELECTED, "--resume", "--against", "cpu")
     assert status == 0, output
-    assert "0 regressed, 0 error, 0 inconclusive, 4 pass; 3 runs stand behind" in output
+    assert "0 regressed, 0 error, 0 inconclusive, 3 pass; 3 runs stand behind" in output
     (written,) = tmp_path.glob("results/runs/*/against.json")
     assert {found["verdict"] for found in json.loads(written.read_text())["verdicts"]} == {"pass"}
 
