@@ -70,6 +70,11 @@ class Against:
 
     def missing(self) -> list[str]:
         """Return what stands in the baseline, was meant to be measured today and was not; each becomes an error."""
+        # What an earlier session of the run measured by the way, as a worker's start, is not measured again.
+        for row in self.measure.standing():
+            key = baselines.key(row)
+            if key in self._entries and key not in self.verdicts:
+                self.verdicts[key] = judge(self._entries[key], row)
         found = []
         for key, entry in self._entries.items():
             if key not in self.verdicts and self.coverage.expects(entry):

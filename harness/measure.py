@@ -80,6 +80,10 @@ class Measure:
             if isinstance(line, Measurement) and not line.discarded:
                 self._standing[identity(line)] = line
 
+    def standing(self) -> list[Measurement]:
+        """Return the last record of everything that the run has measured, in earlier sessions too."""
+        return list(self._standing.values())
+
     @contextlib.contextmanager
     def second_block(self) -> Iterator[None]:
         """Measure anew whatever is asked for within, in fresh workers and from no cached evaluation."""

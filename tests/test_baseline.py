@@ -262,6 +262,14 @@ def test_a_second_block_that_fails_is_no_pass(tmp_path: Path) -> None:
         night.against.check(fail)
 
 
+def test_what_an_earlier_session_of_the_run_measured_is_not_missing(tmp_path: Path) -> None:
+    night = Night(tmp_path)
+    night.measure.run.append(measurement("latency", 1.0))
+    night.measure.resume()
+    assert night.against.missing() == []
+    assert [found.verdict for found in night.against.verdicts.values()] == ["pass"]
+
+
 def test_what_is_fine_is_measured_once(tmp_path: Path) -> None:
     night = Night(tmp_path)
     night.take(1.0)
