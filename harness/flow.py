@@ -86,6 +86,10 @@ class Flow:
                 self._plain[model.name] = self._find_plain(model, on)
         return self._plain[model.name]
 
+    def share_plain(self, other: Flow) -> None:
+        """Start from the very weights of another flow: two environments are compared by what they make of the same."""
+        self._plain = other._plain
+
     def checkpoint(self, cell: Cell) -> Checkpoint:
         """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one."""
         plain = self.plain(cell.model, cell.hardware)

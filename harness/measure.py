@@ -65,11 +65,15 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 class Measure:
-    """Measures cells and records every figure as it comes; what a resumed run already has is not measured again."""
+    """Measures cells and records every figure as it comes; what a resumed run already has is not measured again.
 
-    def __init__(self, flow: Flow, run: Run) -> None:
+    ``tags`` go into every record's flags: which side and block of a gate it belongs to.
+    """
+
+    def __init__(self, flow: Flow, run: Run, tags: dict[str, Scalar] | None = None) -> None:
         self.flow = flow
         self.run = run
+        self.tags = tags or {}
         self.measurements: list[Measurement] = []
         self._standing: dict[str, Measurement] = {}
         self._ceilings: dict[str, dict[str, Any]] = {}
@@ -270,7 +274,7 @@ class Measure:
         artifact = evaluate(cell)
         result = artifact.facts[task]
         documents = result["documents"]
-        attachment = self.run.attach(f"{cell.id}-{task}", result)
+        attachment = self._attach(f"{cell.id}-{task}", result)
         found: dict[str, Measurement] = {}
         for name, value in result["metrics"].items():
             metric = "task_perplexity" if name == "perplexity" else "accuracy"
@@ -393,7 +397,7 @@ class Measure:
             ran.extend(answer["kernels"])
             total = sum(seconds for _, seconds, _ in ran)
             own = sum(seconds for name, seconds, _ in ran if re.search(pattern, name))
-            attachment = self.run.attach(f"{cell.id}-kernels", answer)
+            attachment = self._attach(f"{cell.id}-kernels", answer)
             return {"quantized_kernel_share": Figure(own / total if total else 0.0, attachment=attachment)}
 
         found = self._take(cell, {"pattern": pattern}, take, names=("quantized_kernel_share",), engine=True, quick=True)
@@ -510,7 +514,7 @@ class Measure:
             server = self.flow.server(cell)
             body = {"model": SERVED_NAME, "max_tokens": cell.measurements.serving.chat_tokens, **CHAT}
             answer = server.post("/v1/chat/completions", body, cell.measurements.time_limits.measure)
-            attachment = self.run.attach(f"{cell.id}-chat", answer)
+            attachment = self._attach(f"{cell.id}-chat", answer)
             return {"chat_tokens": Figure(float(answer["usage"]["completion_tokens"]), attachment=attachment)}
 
         parameters: dict[str, Scalar] = {"max_tokens": cell.measurements.serving.chat_tokens}
@@ -583,7 +587,7 @@ class Measure:
 
         ``inputs`` names the data that went in by a digest: other data is another measurement.
         """
-        flags: dict[str, Scalar] = {}
+        flags: dict[str, Scalar] = dict(self.tags)
         if inputs:
             flags["inputs"] = inputs
         if engine:
@@ -617,6 +621,9 @@ class Measure:
             f"{', '.join(names)} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
             f"{'; '.join(watch.problems)}. They are kept as discarded; free or cool the machine and --resume."
         )
+
+    def _attach(self, name: str, data: dict[str, Any]) -> str:
+        return self.run.attach("-".join([name, *map(str, self.tags.values())]), data)
 
     def _note(
         self,

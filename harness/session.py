@@ -66,7 +66,7 @@ class HarnessSession:
         started = time.monotonic()
         store = Store((cache or default_root()).resolve(), say=progress)
         store.root.mkdir(parents=True, exist_ok=True)
-        lock = _only_session(machine_lock(), progress)
+        lock = only_session(machine_lock(), progress)
         environment = Environment(python=python) if python else Environment()
         if swap:
             progress(f"installing {swap} beside the other packages ...")
@@ -204,7 +204,7 @@ def machine_lock() -> Path:
     return Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock"
 
 
-def _only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
+def only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
     """Take the machine for measuring; two sessions at once would measure each other."""
     lock = FileLock(path)
     try:
