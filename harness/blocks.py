@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Bench:
     limit: int | None = None
     tasks: tuple[str, ...] = ()
     progress: Callable[[str], None] = lambda _: None
+    _roots: dict[Side, Flow] = field(default_factory=dict)
 
     def flow(self, side: Side, kind: type[Flow] = Flow) -> Any:
         """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share."""
@@ -81,7 +82,17 @@ class Bench:
             progress=self.progress,
         )
         made.share_plain(self.base)
+        if side in self._roots:
+            made.share_forks(self._roots[side])
+        else:
+            self._roots[side] = made
         return made
+
+    def close(self) -> None:
+        """End what workers are forked from on either side."""
+        for root in self._roots.values():
+            root.close()
+        self.base.close()
 
     def carried(self, side: Side, maker: Flow) -> CarriedFlow:
         """Return a flow of one side that works on the checkpoints of ``maker``."""
@@ -180,6 +191,8 @@ class BlockRunner:
     ) -> dict[Side, HarnessError | None]:
         turns = Turns(order)
         flows: dict[Side, Flow] = {side: self.bench.flow(side) for side in SIDES}
+        for flow in flows.values():
+            flow.whole_processes = "peak_memory" in unit.once
         take = self._engine if unit.cell.server == "vllm" else self._transformers
 
         def work(side: Side) -> None:
@@ -192,7 +205,7 @@ class BlockRunner:
         def abort() -> None:
             turns.cancel()
             for flow in flows.values():
-                flow.close()
+                flow.end_workers()
 
         try:
             if hardware.torch_device(unit.cell.hardware) == "cpu":
@@ -201,7 +214,7 @@ class BlockRunner:
             return {side: self._alone(work, side, turns, flows[side]) for side in order}
         finally:
             for flow in flows.values():
-                flow.close()
+                flow.end_workers()
 
     def _alone(self, work: Callable[[Side], None], side: Side, turns: Turns, flow: Flow) -> HarnessError | None:
         for each in SIDES:
@@ -212,7 +225,7 @@ class BlockRunner:
         except HarnessError as error:
             return error
         finally:
-            flow.close()
+            flow.end_workers()
         return None
 
     def _transformers(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:

@@ -104,7 +104,7 @@ class Compatibility:
 
         def abort() -> None:
             for flow in flows.values():
-                flow.close()
+                flow.end_workers()
 
         found = self.bench.both(work, abort)
         row = self.row(cell, "quantize and save")
@@ -133,7 +133,7 @@ class Compatibility:
         except HarnessError as error:
             row.note(side, error)
         finally:
-            flow.close()
+            flow.end_workers()
 
     def old_checkpoint(self, cell: Cell) -> None:
         """Load what the old version quantized and saved under the new one: same logits, and it serves in vLLM.
@@ -164,7 +164,7 @@ class Compatibility:
             limit = cell.measurements.time_limits.measure
             engine.ask("latency", limit, batch_size=1, input_len=8, output_len=4)
         finally:
-            flow.close()
+            flow.end_workers()
 
     def _compare_logits(self, cell: Cell, maker: Any) -> None:
         text = str(self.bench.base.prompts().folder / "text.txt")

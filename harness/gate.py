@@ -116,7 +116,7 @@ class Gate:
                 self._rounds([unit for unit in self.units if unit.cell.server == server])
         finally:
             outcome = self.write()
-            self.bench.base.close()
+            self.bench.close()
         return outcome
 
     def _survey(self) -> None:
