@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import __version__, bundle, tables
+from harness import __version__, baseline, bisection, bundle, calibrate, gate_command, tables, trend
 from harness.errors import HarnessError
 
 
@@ -17,7 +17,12 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, words in (
         ("table", tables, "write the tables of one or several runs"),
+        ("baseline", baseline, "store what several runs measured, with their spread, as this hardware's baseline"),
+        ("gate", gate_command, "compare two versions of a package: one verdict a metric"),
+        ("bisect", bisection, "find the first release of a package that makes a metric worse"),
+        ("calibrate", calibrate, "hold this environment against itself: what can this machine tell?"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
+        ("trend", trend, "look over the stored runs for change points and slow drift"),
     ):
         command = commands.add_parser(name, help=words, description=words)
         module.add_arguments(command)

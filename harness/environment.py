@@ -130,38 +130,61 @@ def _code_folder(store: Store) -> Path:
     return folder
 
 
-def overlay(store: Store, requirement: str, base: Environment) -> Environment:
+def overlay(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
     """Return ``base`` with the package of ``requirement`` (e.g. ``torchao==0.17.0``) swapped.
 
-    The package is installed alone, without its dependencies, into a cached folder. Raises BrokenEnvironment with
-    the installer's own words when it cannot be had; nothing half-made is left behind.
+    The package is installed alone, without its dependencies, into a cached folder. ``contents`` is a digest of what a
+    requirement that names a file stands for. Raises BrokenEnvironment with the installer's own words when it cannot be
+    had; nothing half-made is left behind.
     """
 
     def build(folder: Path) -> None:
         _pip(base.python, ["--target", str(folder / "site"), "--no-deps", requirement], requirement)
 
-    key = {"requirement": requirement, "python": base.python}
+    key = {"requirement": requirement, "python": base.python} | ({"contents": contents} if contents else {})
     artifact = store.get("overlay", key, build, label=f"overlay {requirement}")
     return Environment(
         name=requirement, python=base.python, overlay=artifact.folder / "site", variables=dict(base.variables)
     )
 
 
-def venv(store: Store, requirements: list[str], base: Environment, name: str) -> Environment:
-    """Return a virtual environment of its own that holds ``requirements`` (pip's syntax, options included)."""
+def layered(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
+    """Return a virtual environment over ``base`` in which pip installed ``requirement`` with its dependencies.
+
+    What ``base`` has and the requirement allows stays as it is; what it does not allow stands before it in the new
+    environment, and ``base`` itself is left alone. Raises BrokenEnvironment with the installer's own words; nothing
+    half-made is left behind.
+    """
 
     def build(folder: Path) -> None:
         made = subprocess.run(
-            [base.python, "-m", "venv", str(folder / "venv")], capture_output=True, text=True, check=False
+            [base.python, "-m", "venv", "--without-pip", str(folder / "venv")],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if made.returncode:
-            raise BrokenEnvironment(f"environment {name}: venv failed: {made.stderr.strip()[-500:]}")
-        _pip(str(folder / "venv" / "bin" / "python"), requirements, name)
+            raise BrokenEnvironment(f"environment {requirement}: venv failed: {made.stderr.strip()[-500:]}")
+        below = [path for path in _site_folders(base) if Path(path).is_dir()]
+        site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+        lines = [f"import site; site.addsitedir({path!r})" for path in below]
+        (site / "below.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _pip(str(folder / "venv" / "bin" / "python"), [requirement], requirement)
 
-    artifact = store.get(
-        "venv", {"requirements": requirements, "python": base.python}, build, label=f"environment {name}", verify=False
-    )
-    return Environment(name=name, python=str(artifact.folder / "venv" / "bin" / "python"))
+    key = {"requirement": requirement, "python": base.python, "below": base.packages(), "contents": contents}
+    artifact = store.get("venv", key, build, label=f"environment {requirement}", verify=False)
+    python = str(artifact.folder / "venv" / "bin" / "python")
+    return Environment(name=requirement, python=python, overlay=base.overlay, variables=dict(base.variables))
+
+
+def _site_folders(base: Environment) -> list[str]:
+    """Return the folders that hold the packages of ``base``."""
+    code = "import json, site; print(json.dumps(site.getsitepackages()))"
+    result = subprocess.run([base.python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise BrokenEnvironment(f"{base.python} does not work: {result.stderr.strip()[-500:]}")
+    found: list[str] = json.loads(result.stdout)
+    return found
 
 
 def at(path: Path, base: Environment) -> Environment:

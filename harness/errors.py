@@ -26,6 +26,19 @@ class BrokenEnvironment(HarnessError):
     """A worker's environment could not be made or does not work."""
 
 
+class SampleError(HarnessError):
+    """Samples that a statistical rule cannot use: not finite, zero in a ratio, or unpaired."""
+
+
+class TooFewSamples(SampleError):
+    """Fewer samples (or ``what`` else) than a statistical rule needs; ``needed`` says how many those are."""
+
+    def __init__(self, rule: str, needed: int, got: int, what: str = "samples") -> None:
+        super().__init__(f"{rule} needs at least {needed} {what} and got {got}: measure {needed - got} more")
+        self.needed = needed
+        self.got = got
+
+
 class WorkerError(HarnessError):
     """A worker or a server failed.
 

@@ -76,6 +76,10 @@ class Flow:
         self.progress = progress
         self.plan: list[tuple[str, str]] = []
         self.start_ahead = True
+        # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
+        self.whole_processes = True
+        # Rises for a block that must not answer from an earlier one's cached evaluations.
+        self.block = 0
         self._workers: dict[tuple[str, str], Worker | Server] = {}
         self._failed: dict[tuple[str, str], WorkerError] = {}
         self._client: Worker | None = None
@@ -92,6 +96,14 @@ class Flow:
             with self._tried_once((model.name, "plain")), self.timed("setup"):
                 self._plain[model.name] = self._find_plain(model, on)
         return self._plain[model.name]
+
+    def share_plain(self, other: Flow) -> None:
+        """Start from the very weights of another flow: two environments are compared by what they make of the same."""
+        self._plain = other._plain
+
+    def share_forks(self, other: Flow) -> None:
+        """Fork workers from the processes of another flow of the same environment, which ends them."""
+        self._forks = other._forks
 
     def checkpoint(self, cell: Cell) -> Checkpoint:
         """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one."""
@@ -142,6 +154,8 @@ class Flow:
         """Return the result of a deterministic evaluation, computed once for the same weights, code and question."""
         key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware, **key, **self._versions()}
         key["device"] = hardware.device(cell.hardware).name
+        if self.block:
+            key |= {"block": self.block, "run": self.run.name}
 
         def build(folder: Path) -> dict[str, Any]:
             with self.timed("evaluate", cell):
@@ -332,16 +346,20 @@ class Flow:
         return self.backend(cell).variables(cell)
 
     def close(self) -> None:
-        """End every worker and server."""
+        """End every worker and server, and what they are forked from."""
+        self.end_workers()
+        for server in self._forks.values():
+            server.close()
+        self._forks.clear()
+
+    def end_workers(self) -> None:
+        """End every worker and server; the next ones can still be forked."""
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
         if self._client:
             self._client.close()
             self._client = None
-        for server in self._forks.values():
-            server.close()
-        self._forks.clear()
 
     @contextlib.contextmanager
     def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:
@@ -456,8 +474,7 @@ class Flow:
                 "device": hardware.torch_device(cell.hardware),
                 "trust_remote_code": cell.model.trust_remote_code,
             }
-            # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
-            forked = hardware.torch_device(cell.hardware) != "cpu"
+            forked = hardware.torch_device(cell.hardware) != "cpu" or not self.whole_processes
             label = f"transformers {cell.id}"
             return self._start("generate", specification, label, self._online_variables(), forked=forked)
         cell = _serving(cell)

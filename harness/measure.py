@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,15 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 class Measure:
-    """Measures cells and records every figure as it comes; what a resumed run already has is not measured again."""
+    """Measures cells and records every figure as it comes; what a resumed run already has is not measured again.
 
-    def __init__(self, flow: Flow, run: Run) -> None:
+    ``tags`` go into every record's flags: which side and block of a gate it belongs to.
+    """
+
+    def __init__(self, flow: Flow, run: Run, tags: dict[str, Scalar] | None = None) -> None:
         self.flow = flow
         self.run = run
+        self.tags = tags or {}
         self.measurements: list[Measurement] = []
         self._standing: dict[str, Measurement] = {}
         self._ceilings: dict[str, dict[str, Any]] = {}
@@ -79,6 +84,22 @@ class Measure:
         for line in self.run.lines():
             if isinstance(line, Measurement) and not line.discarded:
                 self._standing[identity(line)] = line
+
+    def standing(self) -> list[Measurement]:
+        """Return the last record of everything that the run has measured, in earlier sessions too."""
+        return list(self._standing.values())
+
+    @contextlib.contextmanager
+    def second_block(self) -> Iterator[None]:
+        """Measure anew whatever is asked for within, in fresh workers and from no cached evaluation."""
+        self.flow.close()
+        self.flow.block += 1
+        standing, self._standing = self._standing, {}
+        try:
+            yield
+        finally:
+            self._standing = standing | self._standing
+            self.flow.block -= 1
 
     def baseline_of(self, measurement: Measurement) -> Measurement | None:
         """Return the same metric of the baseline as measured in this run, or None."""
@@ -254,7 +275,7 @@ class Measure:
         artifact = evaluate(cell)
         result = artifact.facts[task]
         documents = result["documents"]
-        attachment = self.run.attach(f"{cell.id}-{task}", result)
+        attachment = self._attach(f"{cell.id}-{task}", result)
         found: dict[str, Measurement] = {}
         for name, value in result["metrics"].items():
             metric = "task_perplexity" if name == "perplexity" else "accuracy"
@@ -377,7 +398,7 @@ class Measure:
             ran.extend(answer["kernels"])
             total = sum(seconds for _, seconds, _ in ran)
             own = sum(seconds for name, seconds, _ in ran if re.search(pattern, name))
-            attachment = self.run.attach(f"{cell.id}-kernels", answer)
+            attachment = self._attach(f"{cell.id}-kernels", answer)
             return {"quantized_kernel_share": Figure(own / total if total else 0.0, attachment=attachment)}
 
         found = self._take(cell, {"pattern": pattern}, take, names=("quantized_kernel_share",), engine=True, quick=True)
@@ -494,7 +515,7 @@ class Measure:
             server = self.flow.server(cell)
             body = {"model": SERVED_NAME, "max_tokens": cell.measurements.serving.chat_tokens, **CHAT}
             answer = server.post("/v1/chat/completions", body, cell.measurements.time_limits.measure)
-            attachment = self.run.attach(f"{cell.id}-chat", answer)
+            attachment = self._attach(f"{cell.id}-chat", answer)
             return {"chat_tokens": Figure(float(answer["usage"]["completion_tokens"]), attachment=attachment)}
 
         parameters: dict[str, Scalar] = {"max_tokens": cell.measurements.serving.chat_tokens}
@@ -567,7 +588,7 @@ class Measure:
 
         ``inputs`` names the data that went in by a digest: other data is another measurement.
         """
-        flags: dict[str, Scalar] = {}
+        flags: dict[str, Scalar] = dict(self.tags)
         if inputs:
             flags["inputs"] = inputs
         if engine:
@@ -601,6 +622,9 @@ class Measure:
             f"{', '.join(names)} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
             f"{'; '.join(watch.problems)}. They are kept as discarded; free or cool the machine and --resume."
         )
+
+    def _attach(self, name: str, data: dict[str, Any]) -> str:
+        return self.run.attach("-".join([name, *map(str, self.tags.values())]), data)
 
     def _note(
         self,

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -24,6 +25,9 @@ from harness.matrix import Cell, Matrix
 from harness.measure import Measure
 from harness.records import Cell as CellIdentity
 from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Run, Timing
+
+if TYPE_CHECKING:
+    from harness.against import Against
 
 Section = tuple[str, list[str]]
 
@@ -41,6 +45,7 @@ class HarnessSession:
     lock: FileLock
     started: float
     problems: list[str]
+    against: Against | None = None
 
     @classmethod
     def start(
@@ -62,7 +67,7 @@ class HarnessSession:
         started = time.monotonic()
         store = Store((cache or default_root()).resolve(), say=progress)
         store.root.mkdir(parents=True, exist_ok=True)
-        lock = _only_session(machine_lock(), progress)
+        lock = only_session(machine_lock(), progress)
         environment = Environment(python=python) if python else Environment()
         if swap:
             progress(f"installing {swap} beside the other packages ...")
@@ -132,6 +137,8 @@ class HarnessSession:
             sections.append(("limits that do not hold", self.judge.failures))
         if skipped:
             sections.append(("skipped", skipped))
+        if self.against:
+            sections.append(("against the baseline", self.against.lines()))
         if self.problems:
             sections.append(("records that could not be read", self.problems))
         sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
@@ -200,7 +207,7 @@ def machine_lock() -> Path:
     return Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock"
 
 
-def _only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
+def only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
     """Take the machine for measuring; two sessions at once would measure each other."""
     lock = FileLock(path)
     try:

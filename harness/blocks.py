@@ -1,0 +1,303 @@
+"""One block of a gate: both sides in fresh workers, their rounds in turns, every figure on the disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import hardware
+from harness.artifacts import Store
+from harness.errors import HarnessError, WorkerError
+from harness.flow import Checkpoint, Flow
+from harness.matrix import Cell, Matrix
+from harness.measure import Measure
+from harness.pair import Pair
+from harness.records import Failure, Line, Measurement, Run, Scalar
+from harness.schedule import SIDES, Side, Turns
+from harness.verdict import RULES, Series
+
+# A machine that loses more than this many workers in one block has another problem than bad luck.
+REPEATS = 2
+
+
+class SharedRun(Run):
+    """A run that both sides of a block append to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._lock = threading.Lock()
+
+    def append(self, line: Line) -> None:
+        with self._lock:
+            super().append(line)
+
+
+class CarriedFlow(Flow):
+    """A flow that works on the checkpoints of another one, which may live in another environment."""
+
+    maker: Flow
+
+    def checkpoint(self, cell: Cell) -> Checkpoint:
+        return self.maker.checkpoint(cell)
+
+    def ask_once(self, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the checkpoint's predictions in a worker of its own; see harness.worker.compatibility."""
+        specification = {
+            "checkpoint": str(self.checkpoint(cell).folder),
+            "device": hardware.torch_device(cell.hardware),
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        return self._once("compatibility", specification, command, cell, **arguments)
+
+
+@dataclass
+class Bench:
+    """What every block of a gate shares: the two environments, the store, the run and the matrix."""
+
+    pair: Pair
+    store: Store
+    run: SharedRun
+    matrix: Matrix
+    base: Flow
+    data: Path | None = None
+    limit: int | None = None
+    tasks: tuple[str, ...] = ()
+    progress: Callable[[str], None] = lambda _: None
+    _roots: dict[Side, Flow] = field(default_factory=dict)
+
+    def flow(self, side: Side, kind: type[Flow] = Flow) -> Any:
+        """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share."""
+        made = kind(
+            self.store,
+            self.run,
+            self.matrix,
+            environment=self.pair.side(side),
+            data=self.data,
+            limit=self.limit,
+            progress=self.progress,
+        )
+        made.share_plain(self.base)
+        if side in self._roots:
+            made.share_forks(self._roots[side])
+        else:
+            self._roots[side] = made
+        return made
+
+    def close(self) -> None:
+        """End what workers are forked from on either side."""
+        for root in self._roots.values():
+            root.close()
+        self.base.close()
+
+    def carried(self, side: Side, maker: Flow) -> CarriedFlow:
+        """Return a flow of one side that works on the checkpoints of ``maker``."""
+        flow: CarriedFlow = self.flow(side, CarriedFlow)
+        flow.maker = maker
+        return flow
+
+    def both(self, work: Callable[[Side], Any], abort: Callable[[], None] = lambda: None) -> dict[Side, Any]:
+        """Do something on both sides at once; returns each side's result, or the HarnessError that it raised."""
+
+        def guarded(side: Side) -> Any:
+            try:
+                return work(side)
+            except HarnessError as error:
+                return error
+
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="side") as pool:
+            futures: dict[Side, Future[Any]] = {side: pool.submit(guarded, side) for side in SIDES}
+            try:
+                wait(futures.values())
+            except BaseException:
+                # Interrupted: what a side waits for must end first, or its thread would never.
+                abort()
+                raise
+            return {side: future.result() for side, future in futures.items()}
+
+
+@dataclass
+class Unit:
+    """What is measured block by block: one cell through one server, and how far it has come.
+
+    ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
+    of them is enough (memory, quality, kernels). A ``closed`` unit is not measured any more: it fails.
+    """
+
+    cell: Cell
+    metrics: frozenset[str]
+    once: frozenset[str] = frozenset()
+    done: int = 0
+    seconds: float = 0.0
+    measuring: float = 0.0
+    lost: int = 0
+    closed: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.cell.id
+
+    @property
+    def timed(self) -> bool:
+        """Whether any of its primary metrics is judged over blocks."""
+        return any(RULES[metric].primary and RULES[metric].kind == "blocks" for metric in self.metrics)
+
+
+TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
+TASKS = frozenset({"accuracy", "task_perplexity"})
+THROUGH = {
+    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS,
+    "vllm": frozenset({"engine_start", "compile_time", "latency"}),
+}
+"""What is measured through each server, block by block."""
+
+
+class BlockRunner:
+    """Runs blocks: what each one measures, in which order, and what happens when a worker is lost."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def __call__(self, unit: Unit, order: tuple[Side, Side]) -> dict[Side, HarnessError | None]:
+        """Measure one block; a block that lost a worker is repeated whole, and the loss is recorded.
+
+        Returns each side's error if it failed for good. A failure that is an exception of the worker's own (a recipe
+        that does not work) would come again, and is not tried again.
+        """
+        start = time.monotonic()
+        found: dict[Side, HarnessError | None] = dict.fromkeys(SIDES)
+        for attempt in range(REPEATS + 1):
+            tags: dict[str, Scalar] = {"block": unit.done, "attempt": attempt}
+            found = self._attempt(unit, order, tags)
+            lost = [side for side, error in found.items() if _was_lost(error)]
+            for side, error in found.items():
+                if isinstance(error, WorkerError):
+                    self._record(unit, side, tags, error)
+            if not lost:
+                break
+            unit.lost += 1
+            self.bench.progress(f"block {unit.done} of {unit.id} lost its {' and '.join(lost)} worker: repeated")
+        unit.seconds = time.monotonic() - start
+        unit.measuring += unit.seconds
+        unit.done += 1
+        return found
+
+    def _attempt(
+        self, unit: Unit, order: tuple[Side, Side], tags: dict[str, Scalar]
+    ) -> dict[Side, HarnessError | None]:
+        turns = Turns(order)
+        flows: dict[Side, Flow] = {side: self.bench.flow(side) for side in SIDES}
+        for flow in flows.values():
+            flow.whole_processes = "peak_memory" in unit.once
+        take = self._engine if unit.cell.server == "vllm" else self._transformers
+
+        def work(side: Side) -> None:
+            measure = Measure(flows[side], self.bench.run, {"side": side, **tags})
+            try:
+                take(measure, unit, side, turns)
+            finally:
+                turns.leave(side)
+
+        def abort() -> None:
+            turns.cancel()
+            for flow in flows.values():
+                flow.end_workers()
+
+        try:
+            if hardware.torch_device(unit.cell.hardware) == "cpu":
+                return self.bench.both(work, abort)
+            # One engine at a time has the whole of a GPU's memory.
+            return {side: self._alone(work, side, turns, flows[side]) for side in order}
+        finally:
+            for flow in flows.values():
+                flow.end_workers()
+
+    def _alone(self, work: Callable[[Side], None], side: Side, turns: Turns, flow: Flow) -> HarnessError | None:
+        for each in SIDES:
+            if each != side:
+                turns.leave(each)
+        try:
+            work(side)
+        except HarnessError as error:
+            return error
+        finally:
+            flow.end_workers()
+        return None
+
+    def _transformers(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
+        cell = unit.cell
+        if "peak_memory" in unit.once:
+            measure.peak_memory(cell)
+        if "generate_throughput" in unit.metrics:
+            measure.generate(cell, turns.timer(side))
+        turns.meet(side)
+        if unit.once & TEXT_QUALITY:
+            measure.text_quality(cell)
+        for task in self.bench.tasks if unit.once & TASKS else ():
+            measure.task(cell, task)
+
+    def _engine(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
+        cell = unit.cell
+        measure.engine(cell)
+        if "latency" in unit.metrics:
+            for size in cell.measurements.latency.batch_sizes:
+                measure.latency(cell, size, turns.timer(side))
+        turns.meet(side)
+        if "quantized_kernel_share" in unit.once:
+            measure.kernels(cell)
+
+    def _record(self, unit: Unit, side: Side, tags: dict[str, Scalar], error: WorkerError) -> None:
+        where = f"{side} side, block {tags['block']}, attempt {tags['attempt']}"
+        self.bench.run.append(
+            Failure(
+                cell=self.bench.base.identity(unit.cell),
+                stage=error.stage,
+                failure=error.kind,
+                message=f"{where}: {error}",
+                log_tail=error.log_tail,
+            )
+        )
+
+
+def _was_lost(error: HarnessError | None) -> bool:
+    return isinstance(error, WorkerError) and error.kind in ("crash", "out_of_memory", "timeout")
+
+
+def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
+    """Return what the records of a gate say, metric by metric, paired.
+
+    Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both. Quality gives
+    the samples of its one evaluation a side, document by document.
+    """
+    blocks: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Measurement]]] = {}
+    for line in lines:
+        if isinstance(line, Measurement) and "side" in line.flags and not line.discarded and line.metric in RULES:
+            key = _key(line)
+            block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
+            blocks.setdefault(key, {}).setdefault(block, {})[str(line.flags["side"])] = line
+    found = []
+    for (model, recipe, server, metric, task, label), taken in blocks.items():
+        whole = [sides for _, sides in sorted(taken.items()) if len(sides) == len(SIDES)]
+        if RULES[metric].kind in ("blocks", "size"):
+            values: dict[str, list[float]] = {side: [sides[side].value for sides in whole] for side in SIDES}
+        else:
+            values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
+        timed = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
+        found.append(Series(model, recipe, server or None, metric, label, task or None, values, interleaved and timed))
+    return found
+
+
+def _key(line: Measurement) -> tuple[str, ...]:
+    """Return what a verdict is about: model, recipe, server, metric, task, and the parameters that tell it apart."""
+    task = str(line.parameters.get("task", ""))
+    shown = {
+        name: value
+        for name, value in line.parameters.items()
+        if name in ("batch_size", "kind", "task", "task_metric") and (name != "batch_size" or line.metric == "latency")
+    }
+    label = ", ".join(f"{name}={value}" for name, value in shown.items())
+    return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, label)

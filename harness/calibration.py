@@ -1,0 +1,107 @@
+"""What this machine can tell: each metric's noise when old is held against old, and how often that raised an alarm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness import hardware, stats
+from harness.blocks import Unit
+from harness.errors import HarnessError
+from harness.rendering import write_text
+from harness.verdict import RULES, Margins
+
+SCHEMA = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Noise(_Frozen):
+    """One metric of one cell."""
+
+    model: str
+    recipe: str
+    server: str
+    metric: str
+    label: str
+    sd: float = Field(description="Standard deviation of a block's log ratio, pooled within the gates.")
+    blocks: int = Field(description="Blocks behind it, all gates together.")
+    block_seconds: float = Field(description="Median seconds that a block of the cell takes, all its metrics together.")
+
+
+class Calibration(_Frozen):
+    """The result of gates of old against old on one machine."""
+
+    schema_version: int = SCHEMA
+    hardware: str
+    device: str
+    created: str
+    gates: int = Field(description="Gates of old against old.")
+    judged: int = Field(description="Primary verdicts of those gates.")
+    alarms: int = Field(description="Gates that ended as regressed.")
+    verdicts_regressed: int
+    verdicts_inconclusive: int
+    budget_seconds: float
+    threads: str = Field(description="OMP_NUM_THREADS of the workers, or empty.")
+    noise: list[Noise]
+
+    @classmethod
+    def path(cls, results: Path, on: str) -> Path:
+        return results / "calibration" / f"{on}.json"
+
+    @classmethod
+    def find(cls, results: Path, on: str) -> Calibration | None:
+        """Return the calibration of this very device, or None if there is none."""
+        path = cls.path(results, on)
+        if not path.is_file():
+            return None
+        try:
+            found = cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, ValidationError) as error:
+            raise HarnessError(f"{path}: cannot be read ({error}); calibrate anew") from error
+        return found if found.device == hardware.device(on).name else None
+
+    def write(self, results: Path) -> Path:
+        path = self.path(results, self.hardware)
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+        return path
+
+    def of(self, unit: Unit, metric: str) -> list[Noise]:
+        """Return what is known of a metric of a cell; of a cell never calibrated, that metric's worst."""
+        through = [it for it in self.noise if it.metric == metric and it.server == unit.cell.server]
+        here = [it for it in through if it.model == unit.cell.model.name and it.recipe == unit.cell.recipe.name]
+        return here or sorted(through, key=lambda it: -it.sd)[:1]
+
+    def check(self, margins: Margins, units: Sequence[Unit], budget: float) -> None:
+        """Refuse margins that this machine cannot hold within ``budget`` seconds.
+
+        Raises HarnessError that names each metric with the smallest effect that can be detected.
+        """
+        timed = [unit for unit in units if unit.timed]
+        a_pass = sum(max((it.block_seconds for it in self._all(unit)), default=0.0) for unit in timed)
+        blocks = max(2, int(budget / a_pass)) if a_pass else 2
+        problems = []
+        for metric in sorted({metric for unit in timed for metric in unit.metrics}):
+            if not (RULES[metric].primary and RULES[metric].kind == "blocks"):
+                continue
+            for unit in timed:
+                found = self.of(unit, metric) if metric in unit.metrics else []
+                smallest = max((stats.smallest_effect(it.sd, blocks) for it in found), default=0.0)
+                if smallest > margins.of(metric):
+                    problems.append(
+                        f"{metric} of {unit.id}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}"
+                    )
+        if problems:
+            raise HarnessError(
+                f"this machine cannot hold these margins within {budget:.0f} s ({blocks} blocks a cell), by its "
+                f"calibration of {self.created}:\n  " + "\n  ".join(problems) + "\nRaise --margin or --budget, take "
+                "fewer cells, or calibrate again on a quieter machine."
+            )
+
+    def _all(self, unit: Unit) -> Iterable[Noise]:
+        return (it for metric in unit.metrics for it in self.of(unit, metric))

@@ -1,0 +1,239 @@
+"""What works under which version: recipes through each server, old checkpoints under the new, layers and kernels."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.blocks import Bench
+from harness.errors import HarnessError
+from harness.matrix import Cell
+from harness.measure import Measure
+from harness.metrics import METRICS
+from harness.records import Line, Measurement, Run
+from harness.schedule import SIDES, Side
+from harness.verdict import Series, Verdict, event
+
+State = Literal["works", "fails", "not tried"]
+
+# Mean KL in nats between the old and the new version's predictions for one checkpoint. Chosen: less than half of what
+# the mildest recipe costs (0.005 for int8 weights). A recipe that quantizes activations as they come is further than
+# that from itself once its matrix products have another shape; it may be so many times as far from its old version.
+LOGITS_BOUND = 0.002
+SELF_FACTOR = 2.0
+_WINDOWS, _WINDOW_TOKENS = 4, 64
+_FRAME = re.compile(r"^[^:]*: [^:]*: ")
+
+
+@dataclass
+class Row:
+    """One line of the compatibility matrix: a recipe at one stage through one server, before and after."""
+
+    model: str
+    recipe: str
+    server: str | None
+    stage: str
+    old: State = "not tried"
+    new: State = "not tried"
+    error: str | None = None
+
+    def note(self, side: Side, error: HarnessError | None) -> None:
+        """Take down how it went on one side; the first error is kept."""
+        state: State = "fails" if error else "works"
+        if side == "old":
+            self.old = state
+        else:
+            self.new = state
+        if error and not self.error:
+            self.error = f"{side}: {error}"[:1000]
+
+    def verdict(self) -> Verdict | None:
+        """Return what the row means, or None where it works on both sides or was not tried on both."""
+        about = Series(self.model, self.recipe, self.server, f"works: {self.stage}", "")
+        if "not tried" in (self.old, self.new):
+            return None
+        if self.old == "works" and self.new == "fails":
+            return event(about, "regressed", "stopped-working", self.error or "")
+        if self.old == "fails" and self.new == "works":
+            return event(about, "pass", "started-working", f"it failed under the old version: {self.error}")
+        if self.old == "fails":
+            return event(about, "error", "fails-both", self.error or "")
+        return None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something of a recipe that is not the same before and after: a tensor class, a kernel."""
+
+    model: str
+    recipe: str
+    what: str
+    old: str
+    new: str
+
+
+class Compatibility:
+    """Fills the compatibility matrix and compares layers and kernels."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.rows: dict[tuple[str, str, str | None, str], Row] = {}
+        self.changes: list[Change] = []
+        self.verdicts: list[Verdict] = []
+        self._same: set[tuple[str, str]] = set()
+
+    def row(self, cell: Cell, stage: str) -> Row:
+        key = (cell.model.name, cell.recipe.name, cell.server or None, stage)
+        return self.rows.setdefault(key, Row(*key))
+
+    def quantize(self, cell: Cell) -> dict[Side, bool]:
+        """Make the cell's checkpoint on both sides; returns which have one."""
+        self.bench.base.plain(cell.model, cell.hardware)
+        flows = {side: self.bench.flow(side) for side in SIDES}
+
+        def work(side: Side) -> dict[str, Any]:
+            Measure(flows[side], self.bench.run, {"side": side, "block": 0, "attempt": 0}).checkpoint(cell)
+            facts: dict[str, Any] = flows[side].facts(cell)
+            return facts
+
+        def abort() -> None:
+            for flow in flows.values():
+                flow.end_workers()
+
+        found = self.bench.both(work, abort)
+        row = self.row(cell, "quantize and save")
+        for side, result in found.items():
+            row.note(side, result if isinstance(result, HarnessError) else None)
+        if row.old == row.new == "works":
+            layers = {side: found[side]["layers"] for side in SIDES}
+            self._layers(cell, layers["old"], layers["new"])
+            if flows["old"].checkpoint(cell).key == flows["new"].checkpoint(cell).key:
+                self._same.add((cell.model.name, cell.recipe.name))
+        return {"old": row.old == "works", "new": row.new == "works"}
+
+    def served(self, cell: Cell, errors: dict[Side, HarnessError | None]) -> None:
+        """Take down how a cell's first block went."""
+        row = self.row(cell, "load and run")
+        for side, error in errors.items():
+            row.note(side, error)
+
+    def alone(self, cell: Cell, side: Side) -> None:
+        """Load and run a recipe on the only side that has a checkpoint of it."""
+        flow = self.bench.flow(side)
+        row = self.row(cell, "load and run")
+        try:
+            flow.engine(cell) if cell.server == "vllm" else flow.transformers(cell)
+            row.note(side, None)
+        except HarnessError as error:
+            row.note(side, error)
+        finally:
+            flow.end_workers()
+
+    def old_checkpoint(self, cell: Cell) -> None:
+        """Load what the old version quantized and saved under the new one: same logits, and it serves in vLLM.
+
+        Nothing is tried where both versions make the very same checkpoint.
+        """
+        row, runs = self.row(cell, "old checkpoint"), self.row(cell, "load and run")
+        if cell.recipe.baseline or row.new != "not tried":
+            return
+        row.old = runs.old
+        if (cell.model.name, cell.recipe.name) in self._same:
+            row.new = runs.new
+            return
+        maker = self.bench.flow("old")
+        try:
+            if cell.server == "vllm":
+                self._serve(cell, maker)
+            else:
+                self._compare_logits(cell, maker)
+            row.note("new", None)
+        except HarnessError as error:
+            row.note("new", error)
+
+    def _serve(self, cell: Cell, maker: Any) -> None:
+        flow = self.bench.carried("new", maker)
+        try:
+            engine = flow.engine(cell)
+            limit = cell.measurements.time_limits.measure
+            engine.ask("latency", limit, batch_size=1, input_len=8, output_len=4)
+        finally:
+            flow.end_workers()
+
+    def _compare_logits(self, cell: Cell, maker: Any) -> None:
+        text = str(self.bench.base.prompts().folder / "text.txt")
+        common = {"text": text, "windows": _WINDOWS, "window_tokens": _WINDOW_TOKENS}
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "logits.safetensors")
+            itself = self.bench.carried("old", maker).ask_once(cell, "write_logits", output=file, **common)
+            found = self.bench.carried("new", maker).ask_once(cell, "compare_logits", against=file, **common)
+        about = Series(cell.model.name, cell.recipe.name, cell.server, "old checkpoint's logits", "")
+        bound = max(LOGITS_BOUND, SELF_FACTOR * itself["kl"])
+        words = (
+            f"KL {found['kl']:.2g} nats (bound {bound:.2g}; the old version is {itself['kl']:.2g} from itself when the "
+            f"batch changes), top-1 {found['top1']:.1%} the same (itself {itself['top1']:.1%}), "
+            f"largest difference of a logit {found['largest']:.2g}"
+        )
+        same = found["kl"] <= bound
+        self.verdicts.append(
+            event(
+                about, "pass" if same else "regressed", "checkpoint-reads-same" if same else "checkpoint-differs", words
+            )
+        )
+
+    def _layers(self, cell: Cell, old: dict[str, Any], new: dict[str, Any]) -> None:
+        """Hold the quantized layers of both sides against each other, by name."""
+        lost = [name for name, layer in old.items() if layer["quantized"] and not new.get(name, {}).get("quantized")]
+        counts = {"old": [_quantized(old)], "new": [_quantized(new)]}
+        about = Series(cell.model.name, cell.recipe.name, cell.server or None, "quantized_layers", "", None, counts)
+        unit = METRICS["quantized_layers"].unit
+        if lost:
+            shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+            self.verdicts.append(event(about, "regressed", "layers-lost", f"no longer quantized: {shown}", unit=unit))
+        elif counts["old"][0]:
+            self.verdicts.append(event(about, "pass", "layers-kept", "", unit=unit))
+        moves = Counter(
+            (layer["kind"], layer["tensor"], new[name]["tensor"])
+            for name, layer in old.items()
+            if name in new and layer["tensor"] != new[name]["tensor"]
+        )
+        for (kind, before, after), count in sorted(moves.items()):
+            what = f"tensor class of {count} {kind} layer{'s' if count > 1 else ''}"
+            self.changes.append(Change(cell.model.name, cell.recipe.name, what, before, after))
+
+    def kernels(self, run: Run, lines: Iterable[Line]) -> None:
+        """Add the recipe's kernels where they are not the same before and after, from the profiles of the run."""
+        profiles: dict[tuple[str, str], dict[str, set[str]]] = {}
+        for line in lines:
+            if isinstance(line, Measurement) and line.metric == "quantized_kernel_share" and "side" in line.flags:
+                pattern = str(line.parameters["pattern"])
+                ran = json.loads((run.folder / line.attachment).read_text(encoding="utf-8"))["kernels"]
+                own = {name for name, _, _ in ran if re.search(pattern, name)}
+                key = (line.cell.model.name, line.cell.recipe.name)
+                profiles.setdefault(key, {})[str(line.flags["side"])] = own
+        for (model, recipe), sides in profiles.items():
+            if len(sides) == len(SIDES) and sides["old"] != sides["new"]:
+                before, after = (", ".join(sorted(sides[side])) or "none" for side in SIDES)
+                change = Change(model, recipe, "kernels", before, after)
+                self.changes = [one for one in self.changes if one != change] + [change]
+
+    def restore(self, stored: dict[str, Any]) -> None:
+        """Take over the rows, and the verdicts on old checkpoints, of a gate that was interrupted."""
+        for row in (Row(**row) for row in stored["compatibility"]):
+            self.rows[(row.model, row.recipe, row.server, row.stage)] = row
+        kept = ("checkpoint-reads-same", "checkpoint-differs")
+        self.verdicts += [Verdict(**verdict) for verdict in stored["verdicts"] if verdict["reason"] in kept]
+
+    def as_json(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the compatibility matrix and the changes, as gate.json holds them."""
+        return [asdict(row) for row in self.rows.values()], [asdict(change) for change in self.changes]
+
+
+def _quantized(layers: dict[str, Any]) -> float:
+    return float(sum(layer["quantized"] for layer in layers.values()))

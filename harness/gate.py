@@ -1,0 +1,277 @@
+"""May we move from the old version to the new one? Both sides measured in blocks, and one verdict a metric."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import gate_report, hardware
+from harness.artifacts import Store
+from harness.blocks import TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, series
+from harness.compatibility import Compatibility
+from harness.environment import Environment
+from harness.errors import HarnessError
+from harness.flow import Flow
+from harness.matrix import Cell, Matrix
+from harness.pair import Pair
+from harness.rendering import write_text
+from harness.schedule import Budget, block_order
+from harness.selection import Options, units
+from harness.verdict import RULES, Margins, Verdict, control, judge, settled
+
+SCHEMA = 1
+EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
+# The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
+_WORST = ("regressed", "error", "inconclusive", "pass")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished gate: its folder, its verdicts, and gate.json as it was written."""
+
+    folder: Path
+    verdicts: list[Verdict]
+    data: dict[str, Any]
+
+    @property
+    def exit_status(self) -> int:
+        return int(self.data["exit_status"])
+
+
+def exit_status(verdicts: Iterable[Verdict]) -> int:
+    """Return 0 pass, 1 regressed, 2 could not be judged, 3 inconclusive: the worst of the primary verdicts.
+
+    A gate without a single primary verdict has judged nothing: 2.
+    """
+    found = {verdict.verdict for verdict in verdicts if verdict.primary}
+    return EXIT[next(worst for worst in _WORST if worst in found)] if found else EXIT["error"]
+
+
+class Gate:
+    """One gate from its environments to its verdicts; every step leaves gate.json behind, so it can be resumed."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        store: Store,
+        matrix: Matrix,
+        run: SharedRun,
+        pair: Pair,
+        base: Environment,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.options = options
+        self.run = run
+        self.matrix = matrix
+        self.pair = pair
+        self.progress = progress
+        self.margins = Margins(options.margins)
+        data = Path(options.data) if options.data else None
+        common: dict[str, Any] = {"data": data, "limit": options.limit, "progress": progress}
+        self.bench = Bench(
+            pair=pair,
+            store=store,
+            run=run,
+            matrix=matrix,
+            base=Flow(store, run, matrix, environment=base, **common),
+            tasks=options.tasks,
+            **common,
+        )
+        self.runner = BlockRunner(self.bench)
+        self.compatibility = Compatibility(self.bench)
+        self.units = units(matrix, options)
+        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.budget = Budget(options.budget)
+
+    def resume(self, stored: dict[str, Any]) -> None:
+        """Take over what an earlier session of this gate has done."""
+        if changed := self.options.changed(stored["options"]):
+            raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
+        self.created = stored["created"]
+        self.budget = Budget(self.options.budget, spent_before=float(stored["seconds"]))
+        self.compatibility.restore(stored)
+        for unit in self.units:
+            kept = stored["units"].get(unit.id, {})
+            unit.measuring, unit.lost = float(kept.get("measuring", 0.0)), int(kept.get("lost", 0))
+            unit.seconds = float(kept.get("seconds", 0.0))
+            blocks = [
+                int(line.flags["block"])
+                for line in self.run.lines()
+                if line.kind == "measurement" and "block" in line.flags and _of(line.cell, unit.cell)
+            ]
+            unit.done = max(blocks, default=-1) + 1
+
+    def __call__(self) -> Outcome:
+        """Measure until every verdict is precise enough or the budget is spent."""
+        self.write()
+        try:
+            self._survey()
+            for server in ("transformers", "vllm"):
+                self._rounds([unit for unit in self.units if unit.cell.server == server])
+        finally:
+            outcome = self.write()
+            self.bench.close()
+        return outcome
+
+    def _survey(self) -> None:
+        """Quantize everywhere, run each recipe's first block, and carry old checkpoints over."""
+        cells: dict[tuple[str, str], list[Unit]] = {}
+        for unit in self.units:
+            cells.setdefault((unit.cell.model.name, unit.cell.recipe.name), []).append(unit)
+        for through in cells.values():
+            have = self.compatibility.quantize(replace(through[0].cell, server=""))
+            for unit in through:
+                if all(have.values()):
+                    if not unit.done:
+                        self._block(unit)
+                    self.compatibility.old_checkpoint(unit.cell)
+                else:
+                    unit.closed = True
+                    for side, there in have.items():
+                        if there:
+                            self.compatibility.alone(unit.cell, side)
+                    if have["old"]:
+                        self.compatibility.old_checkpoint(unit.cell)
+                self.write()
+
+    def _rounds(self, units: list[Unit]) -> None:
+        """Measure block after block of every cell that is not settled, the cells in a new random order each time."""
+        draw = random.Random(f"{self.options.seed}/cells")
+        pending = [unit for unit in units if not unit.closed]
+        while pending := [unit for unit in pending if not self._settled(unit)]:
+            for unit in draw.sample(pending, len(pending)):
+                if not self.budget.allows(unit.seconds):
+                    pending.remove(unit)
+                    continue
+                if not self._block(unit):
+                    pending.remove(unit)
+                self.write()
+
+    def _block(self, unit: Unit) -> bool:
+        """Measure one block; returns whether the cell can go on."""
+        unit.once = self._missing(unit)
+        order = block_order(self.options.seed, unit.id, unit.done)
+        self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
+        errors = self.runner(unit, order)
+        if unit.done == 1 or any(errors.values()):
+            self.compatibility.served(unit.cell, errors)
+        if any(errors.values()):
+            unit.closed = True
+            return False
+        return True
+
+    def _missing(self, unit: Unit) -> frozenset[str]:
+        """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
+        found = [verdict for verdict in self._judged() if _is(verdict, unit.cell)]
+        have = {verdict.metric for verdict in found}
+        wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have
+        wanted |= {
+            verdict.metric
+            for verdict in found
+            if verdict.metric == "peak_memory" and verdict.verdict != "pass" and verdict.blocks < 2
+        }
+        if self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random":
+            wanted -= TEXT_QUALITY | TASKS
+        if not self.options.tasks or have & TASKS:
+            wanted -= TASKS
+        if unit.cell.recipe.baseline:
+            wanted -= TEXT_QUALITY - {"perplexity"}
+        if unit.cell.server == "vllm" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
+            wanted |= {"quantized_kernel_share"}
+        return frozenset(wanted)
+
+    def _settled(self, unit: Unit) -> bool:
+        if self._missing(unit):
+            return False
+        timed = [
+            verdict
+            for verdict in self._judged()
+            if _is(verdict, unit.cell) and verdict.primary and RULES[verdict.metric].kind == "blocks"
+        ]
+        return not unit.timed or (bool(timed) and all(settled(verdict) for verdict in timed))
+
+    def _judged(self) -> list[Verdict]:
+        interleaved = hardware.torch_device(self.options.hardware) == "cpu"
+        wanted = frozenset().union(*(unit.metrics for unit in self.units)) | {"checkpoint_size", "weight_size"}
+        return [
+            judge(one, self.margins)
+            for one in series(self.run.lines(), interleaved)
+            if one.metric in wanted
+            and one.values["old"]
+            # Where nothing is compiled, every compile time is zero.
+            and (one.metric != "compile_time" or any(one.old + one.new))
+        ]
+
+    def verdicts(self) -> list[Verdict]:
+        """Return every verdict, the worst first."""
+        events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
+        found = control(self._judged()) + self.compatibility.verdicts + events
+        return sorted(found, key=lambda verdict: verdict.severity)
+
+    def write(self) -> Outcome:
+        """Write gate.json as things stand."""
+        verdicts = self.verdicts()
+        self.compatibility.kernels(self.run, self.run.lines())
+        matrix, changes = self.compatibility.as_json()
+        data: dict[str, Any] = {
+            "schema": SCHEMA,
+            "package": self.pair.package,
+            "old": self.pair.old.name,
+            "new": self.pair.new.name,
+            "hardware": self.options.hardware,
+            "device": hardware.device(self.options.hardware).name,
+            "created": self.created,
+            "budget_seconds": self.options.budget,
+            "seconds": round(self.budget.spent, 1),
+            "measuring_seconds": round(sum(unit.measuring for unit in self.units), 1),
+            "seed": self.options.seed,
+            "environments": {"old": self.pair.old.packages(), "new": self.pair.new.packages()},
+            "differences": list(self.pair.differences),
+            "verdicts": [asdict(verdict) for verdict in verdicts],
+            "compatibility": matrix,
+            "kernels": changes,
+            "exit_status": exit_status(verdicts),
+            "options": asdict(self.options),
+            "units": {
+                unit.id: {
+                    "done": unit.done,
+                    "seconds": round(unit.seconds, 2),
+                    "measuring": round(unit.measuring, 2),
+                    "lost": unit.lost,
+                }
+                for unit in self.units
+            },
+        }
+        data = gate_report.finite(data)
+        write_text(self.run.folder / "gate.json", json.dumps(data, indent=1) + "\n")
+        return Outcome(self.run.folder, verdicts, data)
+
+
+def _is(verdict: Verdict, cell: Cell) -> bool:
+    return (verdict.model, verdict.recipe, verdict.server) == (cell.model.name, cell.recipe.name, cell.server)
+
+
+def _of(identity: Any, cell: Cell) -> bool:
+    return (identity.model.name, identity.recipe.name, identity.server) == (
+        cell.model.name,
+        cell.recipe.name,
+        cell.server,
+    )
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return the gate.json of a folder."""
+    path = folder / "gate.json"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise HarnessError(f"{path}: schema {data['schema']} is not {SCHEMA}, which this harness reads")
+        return data
+    except (OSError, ValueError, KeyError) as error:
+        raise HarnessError(f"{path}: cannot be read ({error}); start the gate anew") from error

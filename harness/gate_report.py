@@ -1,0 +1,188 @@
+"""What a gate found, for people and for CI: the table by severity, the walk through one decision, JUnit XML."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as xml
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from harness.errors import HarnessError, nearest
+from harness.records import redact
+from harness.rendering import Table, render
+from harness.rows import decimal
+from harness.verdict import REASONS
+
+STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
+NOTHING = "-"
+
+
+def finite(value: Any) -> Any:
+    """Return JSON data with null for every number that is not finite, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return value
+
+
+def text(data: dict[str, Any], explain: Sequence[str] = ()) -> str:
+    """Return the terminal's report of a gate.json: verdicts by severity, then what works, layers and kernels."""
+    parts = [render([table for table in (_verdicts(data), _compatibility(data), _changes(data)) if table.rows], "md")]
+    for metric in explain:
+        parts.append(_explain(data, metric))
+    parts.append(_summary(data))
+    return "\n".join(parts)
+
+
+def name(verdict: dict[str, Any]) -> str:
+    """Return what a verdict is about, in words."""
+    cell = "-".join(part for part in (verdict["model"], verdict["recipe"], verdict["server"]) if part)
+    label = f" ({verdict['label']})" if verdict.get("label") else ""
+    return f"{verdict['metric']}{label} of {cell}"
+
+
+def interval(verdict: dict[str, Any]) -> str:
+    """Return ratio and interval as in ``1.021 (0.994 to 1.049)``."""
+    if verdict["ratio"] is None:
+        return NOTHING
+    return f"{verdict['ratio']:.3f} ({_number(verdict['low'])} to {_number(verdict['high'])})"
+
+
+def _verdicts(data: dict[str, Any]) -> Table:
+    rows = []
+    for it in data["verdicts"]:
+        shown = it["verdict"] if it["primary"] else f"{it['verdict']} (advisory)"
+        label = f" ({it['label']})" if it.get("label") else ""
+        where = " ".join(part for part in (it["recipe"], it["server"]) if part)
+        margin = _margin(it)
+        rows.append((shown, where, it["metric"] + label, interval(it), margin, str(it["blocks"]), it["reason"]))
+    models = sorted({it["model"] for it in data["verdicts"]})
+    notes = [f"new / old: {data['new']} over {data['old']}, with its {_confidence(data)} interval; the worst first"]
+    if cancelled := sorted({it["metric"] for it in data["verdicts"] if it["drift_cancelled"]}):
+        notes.append(
+            f"both sides' rounds were taken in turns, which cancels the machine's drift: {', '.join(cancelled)}"
+        )
+    return Table(
+        f"{data['old']} to {data['new']} on {data['hardware']}: {STATUS[data['exit_status']]}",
+        ", ".join(models),
+        ("verdict", "cell", "metric", "new / old", "margin", "blocks", "reason"),
+        tuple(rows),
+        tuple(notes),
+    )
+
+
+def _margin(it: dict[str, Any]) -> str:
+    if not it["margin"]:
+        return NOTHING
+    if it["reason"] in REASONS and it["unit"] in ("nats", "fraction"):
+        return f"{it['margin']:.2g} {it['unit']}"
+    return f"{it['margin']:.1%}"
+
+
+def _compatibility(data: dict[str, Any]) -> Table:
+    rows = [
+        (it["recipe"], it["server"] or NOTHING, it["stage"], it["old"], it["new"], (it["error"] or NOTHING)[:160])
+        for it in data["compatibility"]
+        if {it["old"], it["new"]} != {"not tried"}
+    ]
+    return Table("What works", "", ("recipe", "through", "stage", "old", "new", "error"), tuple(rows))
+
+
+def _changes(data: dict[str, Any]) -> Table:
+    rows = [(it["recipe"], it["what"], it["old"], it["new"]) for it in data["kernels"]]
+    return Table("Layers and kernels that changed", "", ("recipe", "what", "old", "new"), tuple(rows))
+
+
+def _summary(data: dict[str, Any]) -> str:
+    counts = Counter(it["verdict"] for it in data["verdicts"] if it["primary"])
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing"
+    lost = sum(unit["lost"] for unit in data["units"].values())
+    lines = [
+        f"differences: {'; '.join(data['differences']) or 'none: both sides are the same'}",
+        f"primary verdicts: {told}; {data['seconds']:.0f} s of {data['budget_seconds']:.0f} s, "
+        f"{data['measuring_seconds']:.0f} s of them measuring"
+        + (
+            f"; {lost} block{'s' if lost > 1 else ''} lost a worker and {'were' if lost > 1 else 'was'} repeated"
+            if lost
+            else ""
+        ),
+        f"exit status {data['exit_status']}: {STATUS[data['exit_status']]}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _explain(data: dict[str, Any], metric: str) -> str:
+    """Walk through every decision on one metric, step by step."""
+    found = [it for it in data["verdicts"] if it["metric"] == metric]
+    if not found:
+        raise HarnessError(
+            f"--explain {metric}: no verdict on it; {nearest(metric, {it['metric'] for it in data['verdicts']})}"
+        )
+    return "\n".join(line for it in found for line in _walk(it)) + "\n"
+
+
+def _walk(it: dict[str, Any]) -> list[str]:
+    lines = [f"{name(it)}: {it['verdict']} ({it['reason']})"]
+    pairs = list(zip(it["samples"]["old"], it["samples"]["new"], strict=False))
+    for index, (old, new) in enumerate(pairs[:40]):
+        ratio = f"{new / old:.4f}" if old else "no ratio"
+        lines.append(f"  {index + 1:3}. old {old:.6g}, new {new:.6g} {it['unit']}: {ratio}")
+    if len(pairs) > 40:
+        lines.append(f"  ... and {len(pairs) - 40} more")
+    if it["ratio"] is not None:
+        lines.append(f"  ratio new / old {interval(it)} over {it['blocks']} pairs; better is {it['direction']}")
+        lines.append(f"  the margin is {_margin(it)}; {'primary' if it['primary'] else 'advisory'}")
+    if it.get("p") is not None:
+        lines.append(f"  p of 'not worse than the margin': {it['p']:.3g}, held under Benjamini-Hochberg at 5 %")
+    if it["drift_cancelled"]:
+        lines.append("  the two sides took turns within every block, so the machine's drift is in both")
+    lines.append(f"  {it['reason']}: {REASONS.get(it['reason'], it['reason'])}")
+    if it["detail"] != REASONS.get(it["reason"]):
+        lines.append(f"  {it['detail']}")
+    return lines
+
+
+def junit(data: dict[str, Any]) -> str:
+    """Return JUnit XML: a test case a verdict; regressed fails, an error errs, inconclusive is skipped.
+
+    Advisory verdicts never fail: what they found stands in the case's output.
+    """
+    title = f"gate {data['old']} {data['new']} on {data['hardware']}"
+    suite = xml.Element("testsuite", name=title, timestamp=data["created"], time=str(data["seconds"]))
+    counts: Counter[str] = Counter()
+    for it in data["verdicts"]:
+        cell = ".".join(part for part in (it["model"], it["recipe"], it["server"]) if part)
+        label = f"[{it['label']}]" if it.get("label") else ""
+        case = xml.SubElement(suite, "testcase", classname=cell, name=it["metric"] + label)
+        words = _xml(
+            f"{it['reason']}: new / old {interval(it)}, margin {_margin(it)}, {it['blocks']} blocks. {it['detail']}"
+        )
+        kind = {"regressed": "failure", "error": "error", "inconclusive": "skipped"}.get(it["verdict"])
+        if kind and it["primary"]:
+            counts[kind] += 1
+            xml.SubElement(case, kind, message=words[:300])
+        xml.SubElement(case, "system-out").text = words
+    suite.set("tests", str(len(data["verdicts"])))
+    for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        suite.set(attribute, str(counts[kind]))
+    root = xml.Element("testsuites")
+    root.append(suite)
+    xml.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, encoding="unicode") + "\n"
+
+
+def _xml(words: str) -> str:
+    """Return text without credentials and without what XML cannot hold."""
+    return "".join(it for it in redact(words) if it in "\t\n\r" or (ord(it) >= 32 and it not in "\ufffe\uffff"))
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}" if value < 100 else decimal(value)
+
+
+def _confidence(data: dict[str, Any]) -> str:
+    return f"{next((it['confidence'] for it in data['verdicts']), 0.95):.0%}"

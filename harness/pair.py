@@ -1,0 +1,190 @@
+"""Two environments that differ in one package: made from requirements, checked, and compared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+
+from harness.artifacts import Store, file_digest
+from harness.environment import Environment, layered, overlay
+from harness.errors import BrokenEnvironment, nearest
+from harness.records import redact
+
+_RESOLVE_SECONDS = 600
+# Imports every top-level module that the distribution named in argv[1] brings, as a worker would find it.
+_IMPORT = """
+import importlib, importlib.metadata, sys
+files = [str(file) for file in importlib.metadata.distribution(sys.argv[1]).files or ()]
+tops = {file.split("/")[0].removesuffix(".py") for file in files
+        if file.endswith(".py") and file.count("/") == file.endswith("/__init__.py")}
+for name in sorted(name for name in tops if name.isidentifier()):
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        sys.exit(f"import {name}: {type(error).__name__}: {error}")
+"""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One side's requirement as the resolver understood it."""
+
+    requirement: str
+    name: str
+    version: str
+    dependencies: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The old and the new environment, and every distribution that differs between them."""
+
+    package: str
+    old: Environment
+    new: Environment
+    differences: tuple[str, ...]
+
+    def side(self, name: str) -> Environment:
+        return self.old if name == "old" else self.new
+
+
+def make(store: Store, old: str, new: str, base: Environment) -> Pair:
+    """Return two environments, alike in everything but the package of the two requirements.
+
+    A requirement is pip's: ``torchao==0.17.0``, or the path of a wheel. Where neither version has dependencies of its
+    own, each side is an overlay of that package alone; otherwise each is a virtual environment layered over ``base``,
+    in which pip resolved the requirement. Raises BrokenEnvironment, in the resolver's words, for what does not exist,
+    does not install or cannot be imported; nothing half-made is left behind.
+    """
+    wanted = [resolve(requirement, base) for requirement in (old, new)]
+    names = {canonicalize_name(one.name) for one in wanted}
+    if len(names) > 1:
+        raise BrokenEnvironment(f"{old} and {new} are two packages: a gate compares two versions of one")
+    alone = not any(one.dependencies for one in wanted)
+    sides = []
+    for one in wanted:
+        make_one = overlay if alone else layered
+        made = replace(make_one(store, one.requirement, base, one.digest), name=f"{one.name}=={one.version}")
+        _check_import(store, made, one)
+        sides.append(made)
+    package = names.pop()
+    return Pair(package, sides[0], sides[1], tuple(differences(sides[0], sides[1])))
+
+
+def resolve(requirement: str, base: Environment) -> Wanted:
+    """Return what pip would install for ``requirement``, without installing it."""
+    given = _local(requirement)
+    arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", given]
+    report = json.loads(_pip(base, arguments, f"{requirement} cannot be had"))
+    try:
+        metadata = report["install"][0]["metadata"]
+    except (LookupError, TypeError) as error:
+        raise BrokenEnvironment(f"{requirement}: pip resolves it to nothing") from error
+    own = [line for line in metadata.get("requires_dist", []) if _applies(line)]
+    file = Path(given)
+    return Wanted(given, metadata["name"], metadata["version"], tuple(own), file_digest(file) if file.is_file() else "")
+
+
+def releases(package: str, base: Environment) -> list[str]:
+    """Return the releases of ``package`` that pip finds for this interpreter, oldest first."""
+    answer = _pip(base, ["index", "versions", package], f"the releases of {package} cannot be listed")
+    line = next((line for line in answer.splitlines() if line.startswith("Available versions:")), "")
+    found = [part.strip() for part in line.partition(":")[2].split(",") if part.strip()]
+    return sorted(found, key=Version)
+
+
+def between(known: list[str], first: str, last: str) -> list[str]:
+    """Return the releases from ``first`` to ``last``, both of which must be among ``known``."""
+    try:
+        low, high = Version(first), Version(last)
+    except InvalidVersion as error:
+        raise BrokenEnvironment(f"{first}..{last}: {error}") from error
+    for given, version in ((first, low), (last, high)):
+        if version not in map(Version, known):
+            raise BrokenEnvironment(f"{given} is not a release that pip finds; {nearest(given, known)}")
+    if low >= high:
+        raise BrokenEnvironment(f"{first}..{last}: the first release must be the older one")
+    return [name for name in known if low <= Version(name) <= high]
+
+
+def differences(old: Environment, new: Environment) -> list[str]:
+    """Return one line for every distribution that is not the same on both sides."""
+    before, after = ({canonicalize_name(name): v for name, v in side.packages().items()} for side in (old, new))
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            found.append(f"{name} {before.get(name, 'not installed')} -> {after.get(name, 'not installed')}")
+    if old.variables != new.variables:
+        changed = [name for name in old.variables | new.variables if old.variables.get(name) != new.variables.get(name)]
+        found.append(f"environment variables: {', '.join(sorted(changed))}")
+    return found
+
+
+def package_name(requirement: str) -> str:
+    """Return the package that a requirement, or the path of a wheel, names."""
+    if requirement.endswith(".whl"):
+        return str(parse_wheel_filename(Path(requirement).name)[0])
+    return Requirement(requirement).name
+
+
+def _local(requirement: str) -> str:
+    """Return the absolute path of a wheel, or the requirement as it is, if it is one."""
+    if requirement.endswith(".whl") and "@" not in requirement:
+        file = Path(requirement).resolve()
+        if not file.is_file():
+            raise BrokenEnvironment(f"{requirement}: there is no such wheel")
+        return str(file)
+    try:
+        Requirement(requirement)
+    except InvalidRequirement as error:
+        raise BrokenEnvironment(
+            f"{requirement!r} is neither a requirement, such as torchao==0.17.0, nor a wheel: {error}"
+        ) from error
+    return requirement
+
+
+def _applies(line: str) -> bool:
+    """Return whether a declared dependency is needed here, no extra being asked for."""
+    marker = Requirement(line).marker
+    return marker is None or marker.evaluate({"extra": ""})
+
+
+def _check_import(store: Store, environment: Environment, wanted: Wanted) -> None:
+    """Import the package once in the environment that was made; what passed is remembered."""
+
+    def build(_: Path) -> dict[str, Any]:
+        result = subprocess.run(
+            [environment.python, "-c", _IMPORT, wanted.name],
+            env=environment.environ(store),
+            capture_output=True,
+            text=True,
+            timeout=_RESOLVE_SECONDS,
+            check=False,
+        )
+        if result.returncode:
+            words = redact(result.stderr.strip())[-2000:]
+            raise BrokenEnvironment(f"the environment of {wanted.requirement} does not work:\n{words}")
+        return {}
+
+    key = {"python": environment.python, "overlay": str(environment.overlay), "packages": environment.packages()}
+    store.get("imported", key, build, label=f"import of {wanted.requirement}")
+
+
+def _pip(base: Environment, arguments: list[str], what: str) -> str:
+    command = [base.python, "-m", "pip", "--disable-pip-version-check", *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_RESOLVE_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BrokenEnvironment(f"{what}: pip did not answer within {_RESOLVE_SECONDS} s") from error
+    if result.returncode:
+        words = redact(result.stderr.strip() or result.stdout.strip())
+        raise BrokenEnvironment(f"{what}; the resolver says:\n{words[-2000:]}")
+    return result.stdout

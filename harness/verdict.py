@@ -1,0 +1,342 @@
+"""From the samples of both sides to a verdict a metric: which rule applies, its margin, and the reason code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from harness import accuracy, stats
+from harness.errors import HarnessError, SampleError, TooFewSamples
+from harness.metrics import METRICS, Direction
+from harness.schedule import SIDES
+from harness.stats import Decision, Interval
+
+Outcome = Literal["pass", "regressed", "inconclusive", "error"]
+SEVERITY: dict[str, int] = {"regressed": 0, "error": 1, "inconclusive": 2, "pass": 3}
+CONFIDENCE = 0.95
+
+REASONS = stats.REASONS | {
+    "identical": "old and new gave the very same values",
+    "too-few-blocks": "fewer blocks than the rule needs were measured within the budget",
+    "bad-samples": "a sample is not a number that can be judged",
+    "stopped-working": "it works under the old version and fails under the new one",
+    "started-working": "it fails under the old version and works under the new one",
+    "fails-both": "it fails under both versions, so nothing can be judged",
+    "layers-lost": "layers that were quantized under the old version are not under the new one",
+    "layers-kept": "what was quantized under the old version is quantized under the new one",
+    "checkpoint-reads-same": "a checkpoint of the old version gives the same logits under the new one",
+    "checkpoint-differs": "a checkpoint of the old version gives other logits under the new one",
+}
+
+Kind = Literal["blocks", "size", "ratio", "difference", "documents", "likelihood"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one metric is judged.
+
+    ``margin`` is a share for blocks, sizes and ratios, and in the metric's unit for differences. ``absolute`` is the
+    change of a size, in its unit, that is always allowed. ``of_old`` adds a share of the old value to the margin of a
+    difference. Primary metrics decide the exit status; the others are told.
+    """
+
+    kind: Kind
+    margin: float
+    primary: bool
+    absolute: float = 0.0
+    of_old: float = 0.0
+
+
+# Chosen: a tenth of the effects that quantization is used for. Blocks: per cent of speed that a user would notice and
+# that a quiet machine can tell; sizes: above the repeatability of peak memory (1 MB); quality: well inside the standard
+# errors that the suites' tables show.
+RULES: dict[str, Rule] = {
+    "generate_throughput": Rule("blocks", 0.05, True),
+    "latency": Rule("blocks", 0.05, True),
+    "engine_start": Rule("blocks", 0.25, False),
+    "compile_time": Rule("blocks", 0.25, False),
+    "peak_memory": Rule("size", 0.02, True, absolute=0.01),
+    "checkpoint_size": Rule("size", 0.01, True, absolute=1e5),
+    "weight_size": Rule("size", 0.01, True, absolute=1e5),
+    "perplexity": Rule("ratio", 0.01, True),
+    "kl_divergence": Rule("difference", 0.001, True, of_old=0.1),
+    "top1_agreement": Rule("difference", 0.02, False),
+    "token_flips": Rule("difference", 0.01, False),
+    "accuracy": Rule("documents", 0.02, True),
+    "task_perplexity": Rule("likelihood", 0.02, False),
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one cell: values of both sides, block by block; of quality, document by document."""
+
+    model: str
+    recipe: str
+    server: str | None
+    metric: str
+    label: str
+    task: str | None = None
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    drift_cancelled: bool = False
+
+    @property
+    def old(self) -> list[float]:
+        return list(self.values.get("old", ()))
+
+    @property
+    def new(self) -> list[float]:
+        return list(self.values.get("new", ()))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old."""
+
+    model: str
+    recipe: str
+    server: str | None
+    metric: str
+    task: str | None
+    unit: str
+    direction: Direction
+    primary: bool
+    verdict: Outcome
+    ratio: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    margin: float
+    blocks: int
+    reason: str
+    detail: str
+    drift_cancelled: bool
+    samples: dict[str, list[float]]
+    label: str
+    p: float | None = None
+
+    @property
+    def severity(self) -> tuple[int, bool, float, tuple[str, ...]]:
+        """Sorts the worst first: by verdict, primary before advisory, then by how far the ratio is from 1."""
+        far = abs(math.log(self.ratio)) if self.ratio and self.ratio > 0 else math.inf
+        name = (self.model, self.recipe, self.server or "", self.metric, self.label)
+        return (SEVERITY[self.verdict], not self.primary, -far, name)
+
+
+class Margins:
+    """The margins in force: those of ``RULES`` unless the user said otherwise."""
+
+    def __init__(self, given: Iterable[str] = ()) -> None:
+        self.given = list(given)
+        self._of: dict[str, float] = {}
+        timed = [metric for metric, rule in RULES.items() if rule.kind == "blocks" and rule.primary]
+        for text in self.given:
+            name, _, number = text.rpartition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = math.nan
+            if not 0 < value < 1:
+                raise HarnessError(f"--margin {text!r}: needs a share between 0 and 1, as in 0.05 or latency=0.05")
+            if name and name not in RULES:
+                raise HarnessError(f"--margin {text!r}: {name} is not judged here; known: {', '.join(RULES)}")
+            for metric in [name] if name else timed:
+                self._of[metric] = value
+
+    def of(self, metric: str) -> float:
+        return self._of.get(metric, RULES[metric].margin)
+
+
+def judge(series: Series, margins: Margins) -> Verdict:
+    """Return the verdict on one metric of one cell, before the family of all is controlled."""
+    rule, margin = RULES[series.metric], margins.of(series.metric)
+    try:
+        interval, decision, detail, p, margin = _JUDGES[rule.kind](series, rule, margin)
+    except TooFewSamples as error:
+        return _verdict(series, rule, margin, None, Decision("inconclusive", "too-few-blocks"), str(error), None)
+    except SampleError as error:
+        failed = _verdict(series, rule, margin, None, Decision("inconclusive", "bad-samples"), str(error), None)
+        return replace(failed, verdict="error")
+    if series.old == series.new and decision.verdict == "pass":
+        decision = Decision("pass", "identical")
+    return _verdict(series, rule, margin, interval, decision, detail or REASONS[decision.reason], p)
+
+
+def control(verdicts: Sequence[Verdict], q: float = 0.05) -> list[Verdict]:
+    """Hold the family of primary verdicts that rest on a test against a false discovery rate of ``q``.
+
+    A regression that Benjamini-Hochberg does not keep becomes inconclusive. Sizes, which hardly vary, have no p-value
+    and stay out of it.
+    """
+    family = [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
+    decisions = [
+        Decision("regressed" if verdict.verdict == "regressed" else "pass", verdict.reason) for verdict in family
+    ]
+    kept = stats.control_family(decisions, [float(verdict.p or 0.0) for verdict in family], q)
+    weakened = {
+        id(verdict) for verdict, decision in zip(family, kept, strict=True) if decision.verdict == "inconclusive"
+    }
+    return [
+        replace(verdict, verdict="inconclusive", reason="false-discovery", detail=REASONS["false-discovery"])
+        if id(verdict) in weakened
+        else verdict
+        for verdict in verdicts
+    ]
+
+
+def event(
+    series: Series, outcome: Outcome, reason: str, detail: str, *, unit: str = "", direction: Direction = "none"
+) -> Verdict:
+    """Return the verdict on something that happened or not, rather than on a number."""
+    return Verdict(
+        model=series.model,
+        recipe=series.recipe,
+        server=series.server,
+        metric=series.metric,
+        task=series.task,
+        unit=unit,
+        direction=direction,
+        primary=True,
+        verdict=outcome,
+        ratio=None,
+        low=None,
+        high=None,
+        confidence=CONFIDENCE,
+        margin=0.0,
+        blocks=min(len(series.old), len(series.new)),
+        reason=reason,
+        detail=detail or REASONS[reason],
+        drift_cancelled=False,
+        samples={side: list(series.values.get(side, ())) for side in SIDES},
+        label=series.label,
+    )
+
+
+def settled(verdict: Verdict) -> bool:
+    """Return whether more blocks would not make this verdict's interval narrower than it needs to be."""
+    if verdict.ratio is None or verdict.low is None or verdict.high is None:
+        return False
+    interval = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks)
+    return stats.precise_enough(interval, verdict.margin)
+
+
+def _verdict(
+    series: Series,
+    rule: Rule,
+    margin: float,
+    interval: Interval | None,
+    decision: Decision,
+    detail: str,
+    p: float | None,
+) -> Verdict:
+    metric = METRICS[series.metric]
+    return Verdict(
+        model=series.model,
+        recipe=series.recipe,
+        server=series.server,
+        metric=series.metric,
+        task=series.task,
+        unit=metric.unit,
+        direction=metric.direction,
+        primary=rule.primary,
+        verdict=decision.verdict,
+        ratio=interval.estimate if interval else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        confidence=CONFIDENCE,
+        margin=margin,
+        blocks=min(len(series.old), len(series.new)),
+        reason=decision.reason,
+        detail=detail,
+        drift_cancelled=series.drift_cancelled,
+        samples={side: list(series.values.get(side, ())) for side in SIDES},
+        label=series.label,
+        p=p,
+    )
+
+
+Judged = tuple[Interval, Decision, str, float | None, float]
+
+
+def _blocks(series: Series, rule: Rule, margin: float) -> Judged:
+    direction = METRICS[series.metric].direction
+    interval = stats.paired_ratio(series.old, series.new, CONFIDENCE)
+    decision = stats.decide(interval, margin, direction)
+    return interval, decision, "", stats.regression_p(series.old, series.new, margin, direction), margin
+
+
+def _size(series: Series, rule: Rule, margin: float) -> Judged:
+    decision = stats.decide_memory(series.old, series.new, absolute=rule.absolute, relative=margin)
+    return stats.range_ratio(series.old, series.new), decision, "", None, margin
+
+
+def _ratio(series: Series, rule: Rule, margin: float) -> Judged:
+    """Perplexity: each sample is a window's own perplexity."""
+    old, new = ([math.log(value) for value in stats.finite(side, "window's")] for side in (series.old, series.new))
+    interval = accuracy.perplexity_ratio(old, new, CONFIDENCE)
+    direction = METRICS[series.metric].direction
+    decision = stats.decide(interval, margin, direction)
+    return interval, decision, "", stats.regression_p(series.old, series.new, margin, direction), margin
+
+
+def _likelihood(series: Series, rule: Rule, margin: float) -> Judged:
+    """A task's perplexity: each sample is a document's log-likelihood."""
+    interval = accuracy.perplexity_ratio([-v for v in series.old], [-v for v in series.new], CONFIDENCE)
+    return interval, stats.decide(interval, margin, "lower"), "", None, margin
+
+
+def _difference(series: Series, rule: Rule, margin: float) -> Judged:
+    """A share or a divergence, window by window: the difference is judged, and told as a ratio of the old mean."""
+    direction, unit = METRICS[series.metric].direction, METRICS[series.metric].unit
+    found = accuracy.paired_difference(series.old, series.new, CONFIDENCE)
+    before = math.fsum(series.old) / len(series.old)
+    allowed = margin + rule.of_old * abs(before)
+    decision = stats.decide_difference(found, allowed, direction)
+    detail = (
+        f"{REASONS[decision.reason]}: {before:.4g} {found.estimate:+.2g} {unit} "
+        f"({found.low:+.2g} to {found.high:+.2g}), margin {allowed:.2g}"
+    )
+    return _as_ratio(found, before), decision, detail, _difference_p(series, found, allowed, direction), allowed
+
+
+def _documents(series: Series, rule: Rule, margin: float) -> Judged:
+    found = accuracy.noninferiority(series.old, series.new, CONFIDENCE)
+    flips = accuracy.flips(series.old, series.new)
+    p = accuracy.mcnemar_exact(flips.lost, flips.won)
+    before = math.fsum(series.old) / len(series.old)
+    decision = stats.decide_difference(found, margin, "higher")
+    detail = (
+        f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
+        f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), exact McNemar p {p:.3g}"
+    )
+    return _as_ratio(found, before), decision, detail, p, margin
+
+
+def _difference_p(series: Series, found: Interval, allowed: float, direction: Direction) -> float:
+    """Return the one-sided p-value of "not worse by more than the margin", as stats.regression_p does for ratios.
+
+    The differences are shifted into ratios around exp(margin), whose logarithms that test then looks at.
+    """
+    new = [math.exp(after - before) for before, after in zip(series.old, series.new, strict=True)]
+    return stats.regression_p([1.0] * len(new), new, math.expm1(allowed), direction)
+
+
+def _as_ratio(found: Interval, before: float) -> Interval:
+    """Return a difference as a ratio of the old mean; of a mean of zero there is none, and NaN says so."""
+
+    def ratio(part: float) -> float:
+        return (before + part) / before if before else math.nan
+
+    return Interval(ratio(found.estimate), ratio(found.low), ratio(found.high), found.confidence, found.method, found.n)
+
+
+_JUDGES: dict[Kind, Any] = {
+    "blocks": _blocks,
+    "size": _size,
+    "ratio": _ratio,
+    "difference": _difference,
+    "documents": _documents,
+    "likelihood": _likelihood,
+}

@@ -1,0 +1,200 @@
+"""How often a gate is wrong: real gates of one cell, of nothing against itself and of known faults.
+
+Run: PYTHONPATH=. python tests/benchmarks/bench_gate.py FOLDER [--arm ARM] [--gates 20] [--budget 4m] [--margin 0.03]
+
+Each arm is a fault planted in a copy of the installed torchao (tests/planted.py), held against the same torchao without
+it. Gates are added to FOLDER, arm by arm, so that the whole may be measured in parts; the table over all that is there
+goes to results/gate_calibration.md. With ``--gates 0`` the table alone is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+
+import bench_rules  # noqa: E402
+import planted  # noqa: E402
+
+from harness import calibrate, stats  # noqa: E402
+from harness.artifacts import Store, default_root  # noqa: E402
+from harness.environment import Environment  # noqa: E402
+from harness.gate_command import Workplace  # noqa: E402
+from harness.matrix import load  # noqa: E402
+from harness.pair import make  # noqa: E402
+from harness.rendering import Table, render, write_text  # noqa: E402
+from harness.schedule import parse_budget  # noqa: E402
+from harness.selection import Options  # noqa: E402
+from harness.session import machine_lock, only_session  # noqa: E402
+
+SPEED = "generate_throughput"
+# What each arm plants, the metric that should tell, and whether the gate must call it a regression.
+ARMS = {
+    "same": ("nothing: old against old", SPEED, False),
+    "slower-10": ("int8 linear takes 10 % longer", SPEED, True),
+    "slower-5": ("int8 linear takes 5 % longer", SPEED, True),
+    "worse": ("every 16th scale 1.5 times too large", "perplexity", True),
+    "larger": ("64 MB held for nothing", "peak_memory", True),
+}
+WELCH, MEAN = 10, 5
+
+
+def wheel(arm: str, folder: Path) -> Path:
+    made = {
+        "same": planted.same,
+        "slower-10": lambda at: planted.slower(at, 0.10),
+        "slower-5": lambda at: planted.slower(at, 0.05),
+        "worse": planted.worse,
+        "larger": lambda at: planted.larger(at, 64),
+    }
+    return made[arm](folder)
+
+
+def measure(arguments: argparse.Namespace, arm: str) -> None:
+    """Add gates to one arm until it has as many as were asked for."""
+    folder = arguments.folder / arm
+    wheels = arguments.folder / "wheels"
+    say = lambda words: print(f"  {words}", file=sys.stderr, flush=True)  # noqa: E731
+    store = Store((arguments.cache or default_root()).resolve(), say)
+    place = Workplace(store, folder, load(ROOT / "suites" / "matrix.toml"), Environment(), say)
+    old, new = wheel("same", wheels), wheel(arm, wheels)
+    pair = make(store, str(old), str(new), place.base)
+    for seed in range(len(outcomes(folder)), arguments.gates):
+        options = Options(
+            old=old.name,
+            new=new.name,
+            hardware="cpu",
+            recipes=("int8wo",),
+            servers=("transformers",),
+            budget=parse_budget(arguments.budget),
+            margins=(str(arguments.margin),),
+            seed=seed,
+        )
+        data = place.gate(options, pair=pair).data
+        found = " ".join(f"{it['verdict']} ({it['reason']})" for it in of(data, ARMS[arm][1]))
+        print(f"{arm} gate {seed + 1}: {found}, {data['measuring_seconds']:.0f} s", flush=True)
+
+
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gates/*/gate.json"))]
+
+
+def of(data: dict[str, Any], metric: str) -> list[dict[str, Any]]:
+    return [it for it in data["verdicts"] if it["metric"] == metric]
+
+
+def naive(rule: Any, count: int, data: dict[str, Any]) -> bool | None:
+    """Return whether a rule that others use calls the gate's own samples a regression; None with too few blocks.
+
+    These rules know no blocks: they get the old side's processes first and the new side's after them, as times.
+    """
+    (it,) = of(data, SPEED)
+    old, new = it["samples"]["old"][:count], it["samples"]["new"][:count]
+    if len(old) < count:
+        return None
+    return bool(rule(1 / np.array([*old, *new])).verdict == "regressed")
+
+
+def share(found: list[bool | None]) -> str:
+    """Return how many of the gates that could be asked, with the exact interval of the rate."""
+    known = [it for it in found if it is not None]
+    if not known:
+        return "-"
+    rate = stats.proportion(sum(known), len(known))
+    return f"{sum(known)} of {len(known)} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def detections(folder: Path) -> Table:
+    rows = []
+    for arm, (words, metric, _) in ARMS.items():
+        gates = outcomes(folder / arm)
+        if not gates:
+            continue
+        told = [it for data in gates for it in of(data, metric)]
+        whole = [any(it["primary"] and it["verdict"] == "regressed" for it in data["verdicts"]) for data in gates]
+        unsure = sum(it["verdict"] == "inconclusive" for it in told)
+        ratios = [it["ratio"] for it in told if it["ratio"] is not None]
+        fewest = min((it["blocks"] for data in gates for it in of(data, SPEED)), default=0)
+        rows.append(
+            (
+                words,
+                metric,
+                f"{statistics.median(ratios):.3f}" if ratios else "-",
+                share([it["verdict"] == "regressed" for it in told]),
+                str(unsure),
+                share(list(whole)),
+                share([naive(bench_rules.one_sample, 1, data) for data in gates]) if metric == SPEED else "-",
+                share([naive(bench_rules.mean_tolerance, MEAN, data) for data in gates]) if metric == SPEED else "-",
+                share([_welch(data, min(WELCH, fewest)) for data in gates]) if metric == SPEED else "-",
+                f"{statistics.median(data['measuring_seconds'] for data in gates):.0f} s",
+            )
+        )
+    return Table(
+        "Gates of one cell, SmolLM2-135M-Instruct int8wo",
+        "",
+        (
+            "planted",
+            "metric",
+            "new / old, median",
+            "called regressed",
+            "inconclusive",
+            "any primary metric regressed",
+            "one sample, 5 %",
+            "mean of 5, 8 %",
+            "two-sample t-test, 5 %",
+            "a gate measures",
+        ),
+        tuple(rows),
+        (
+            "in brackets the exact 95 % interval of the rate (Clopper and Pearson)",
+            "the last three rules look at the same samples; the first row holds false alarms, the others detections",
+        ),
+    )
+
+
+def _welch(data: dict[str, Any], count: int) -> bool | None:
+    (it,) = of(data, SPEED)
+    old, new = 1 / np.array(it["samples"]["old"]), 1 / np.array(it["samples"]["new"])
+    if len(old) < max(2, count):
+        return None
+    return bool(
+        bench_rules.distributions.ttest_ind(new, old, equal_var=False).pvalue < 0.05 and new.mean() > old.mean()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the gates are kept")
+    parser.add_argument("--arm", action="append", choices=tuple(ARMS))
+    parser.add_argument("--gates", type=int, default=20)
+    parser.add_argument("--budget", default="4m")
+    parser.add_argument("--margin", type=float, default=0.03)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "results" / "gate_calibration.md")
+    arguments = parser.parse_args()
+    if arguments.gates:
+        lock = only_session(machine_lock(), print)
+        try:
+            for arm in arguments.arm or ARMS:
+                measure(arguments, arm)
+        finally:
+            lock.release()
+    tables = [detections(arguments.folder)]
+    if same := outcomes(arguments.folder / "same"):
+        budget = float(same[0]["budget_seconds"])
+        tables.append(calibrate.table(calibrate.summarise(same, "cpu", budget)))
+    text = render(tables, "md", title="How often a gate is wrong")
+    write_text(arguments.output, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

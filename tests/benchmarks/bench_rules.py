@@ -1,0 +1,327 @@
+"""How often verdicts are wrong: the gate's rule against rules that others use, over the same simulated measurements.
+
+Run: PYTHONPATH=. python tests/benchmarks/bench_rules.py [--gates 1000] [--noise FOLDER] [-o results/rules.md]
+
+The noise is that of recorded fresh processes (bench_noise.py). Each rule sees processes drawn from the same noise; the
+new side is slower by a known factor, so every verdict is known to be right or wrong. 1000 gates take some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats as distributions
+
+from harness import stats
+from harness.baseline import MOST_MARGIN, smallest_margin
+from harness.records import Measurement, Run
+from harness.rendering import Table, render
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOWER = (0.0, 0.05, 0.10, 0.20)
+MARGINS = (0.03, 0.05, 0.10)
+BUDGET_SECONDS = 1800
+NIGHTLY_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where simulated processes come from."""
+
+    name: str
+    words: str
+    sd: float
+    draw: Callable[[np.random.Generator, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    verdict: str
+    processes: int
+
+
+def recorded(folder: Path, metric: str) -> tuple[np.ndarray, float]:
+    """Return log deviations from the median of every process of a noise run, and the seconds that a process cost."""
+    rows = [line for line in Run(folder).lines() if isinstance(line, Measurement)]
+    rows = [row for row in rows if row.metric == metric and not row.discarded]
+    logs = -np.log([row.value for row in rows])
+    cost = statistics.median(b.time - a.time for a, b in itertools.pairwise(rows))
+    return logs - np.median(logs), cost
+
+
+def noises(logs: np.ndarray) -> list[Noise]:
+    robust = float(distributions.median_abs_deviation(logs, scale="normal"))
+    whole = float(logs.std(ddof=1))
+    return [
+        Noise(
+            "as measured",
+            f"drawn from the {len(logs)} recorded processes, stragglers included (standard deviation {whole:.1%})",
+            whole,
+            lambda rng, count: rng.choice(logs, count),
+        ),
+        Noise(
+            "without stragglers",
+            f"normal, with the recorded processes' robust standard deviation (MAD, {robust:.1%})",
+            robust,
+            lambda rng, count: rng.normal(0, robust, count),
+        ),
+        Noise(
+            "without stragglers, drifting",
+            f"the same on a machine whose speed also walks at random by {robust / 2:.1%} a process",
+            robust,
+            lambda rng, count: rng.normal(0, robust, count) + np.cumsum(rng.normal(0, robust / 2, count)),
+        ),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to a verdict: how many processes it may take, which of them are new, and what it says of their seconds."""
+
+    name: str
+    processes: int
+    new: slice
+    judge: Callable[[np.ndarray], Outcome]
+
+
+def one_sample(seconds: np.ndarray) -> Outcome:
+    """One process a side; regressed if new takes more than 5 % longer."""
+    return Outcome("regressed" if seconds[1] > 1.05 * seconds[0] else "pass", 2)
+
+
+def mean_tolerance(seconds: np.ndarray) -> Outcome:
+    """Five processes a side, first all old, then all new; regressed if new's mean is more than 8 % longer."""
+    return Outcome("regressed" if seconds[5:].mean() > 1.08 * seconds[:5].mean() else "pass", 10)
+
+
+def t_test(seconds: np.ndarray) -> Outcome:
+    """Ten processes a side, first all old, then all new; regressed if new is slower and Welch's p is below 0.05."""
+    old, new = seconds[:10], seconds[10:]
+    slower = distributions.ttest_ind(new, old, equal_var=False).pvalue < 0.05 and new.mean() > old.mean()
+    return Outcome("regressed" if slower else "pass", 20)
+
+
+def peeking(seconds: np.ndarray) -> Outcome:
+    """A paired t-test asked after every block, stopped as soon as p is below 0.05: stopping on significance."""
+    old, new = _blocks(seconds)
+    means, errors = _running(np.log(new / old))
+    counts = np.arange(1, len(old) + 1)
+    significant = np.abs(means[2:]) > distributions.t.ppf(0.975, counts[2:] - 1) * errors[2:]
+    if not significant.any():
+        return Outcome("pass", len(seconds))
+    stopped = 2 + int(significant.argmax())
+    return Outcome("regressed" if means[stopped] > 0 else "pass", 2 * (stopped + 1))
+
+
+def gate(margin: float) -> Callable[[np.ndarray], Outcome]:
+    """The gate's rule: paired blocks until the interval is narrow enough or the budget is spent."""
+
+    def judge(seconds: np.ndarray) -> Outcome:
+        interval, count = _until_precise(*_blocks(seconds), margin)
+        return Outcome(stats.decide(interval, margin, "lower").verdict, 2 * count)
+
+    return judge
+
+
+def nightly(seconds: np.ndarray) -> Outcome:
+    """A night's block against a baseline of several runs; a regression must recur in a second block."""
+    runs = seconds[:NIGHTLY_RUNS].tolist()
+    margin = max(0.05, smallest_margin(stats.log_sd(runs), NIGHTLY_RUNS))
+    if margin > MOST_MARGIN:
+        return Outcome("inconclusive", 1)
+    first, second = (
+        stats.decide(stats.baseline_ratio(runs, [block], 0.9), margin, "lower").verdict
+        for block in seconds[NIGHTLY_RUNS:].tolist()
+    )
+    if first != "regressed":
+        return Outcome(first, 1)
+    return Outcome("regressed" if second == "regressed" else "inconclusive", 2)
+
+
+def rules(most: int) -> list[Rule]:
+    """Return every rule; those that go on measuring may take ``most`` blocks."""
+    second = slice(1, None, 2)
+    return [
+        Rule("one sample, 5 % threshold", 2, second, one_sample),
+        Rule("mean of 5, 8 % tolerance", 10, slice(5, None), mean_tolerance),
+        Rule("two-sample t-test at 5 %, 10 and 10", 20, slice(10, None), t_test),
+        Rule(f"paired t-test at 5 % after every block, up to {most}", 2 * most, second, peeking),
+        Rule("this gate, margin 10 %", 2 * most, second, gate(0.10)),
+        Rule("this gate, margin 5 %", 2 * most, second, gate(0.05)),
+        Rule(f"nightly, baseline of {NIGHTLY_RUNS} runs", NIGHTLY_RUNS + 2, slice(NIGHTLY_RUNS, None), nightly),
+    ]
+
+
+def _blocks(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return seconds[0::2], seconds[1::2]
+
+
+def _until_precise(old: np.ndarray, new: np.ndarray, margin: float) -> tuple[stats.Interval, int]:
+    _, errors = _running(np.log(new / old))
+    # A bootstrap takes long. Its longer arm is never a tenth shorter than the normal one: until then it need not run.
+    near = 1.96 * errors < 1.1 * stats.PRECISION * math.log1p(margin)
+    for count in range(min(stats.MINIMUM_BLOCKS, len(old)), len(old) + 1):
+        if count == len(old) or near[count - 1]:
+            interval = stats.paired_ratio(old[:count].tolist(), new[:count].tolist())
+            if count == len(old) or stats.precise_enough(interval, margin):
+                break
+    return interval, count
+
+
+def _running(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of the first n values and its standard error, for every n."""
+    count = np.arange(1, len(logs) + 1)
+    means = np.cumsum(logs) / count
+    squares = np.maximum(0, np.cumsum(logs**2) - count * means**2)
+    return means, np.sqrt(squares / np.maximum(1, count - 1) / count)
+
+
+# --------------------------------------------------------------------------------------------------------- simulation
+
+
+def simulate(rule: Rule, noise: Noise, slower: float, gates: int) -> list[Outcome]:
+    """Return the outcomes of a rule over many gates whose new side takes longer by a known share."""
+    outcomes = []
+    for seed in range(gates):
+        seconds = np.exp(noise.draw(np.random.default_rng((seed, round(1000 * slower))), rule.processes))
+        seconds[rule.new] *= 1 + slower
+        outcomes.append(rule.judge(seconds))
+    return outcomes
+
+
+def recorded_table(logs: np.ndarray) -> Table:
+    """The same rules over the recorded processes, in their order: nothing changed, so each alarm is false."""
+    rows = []
+    for rule in rules(len(logs) // 2):
+        windows = [logs[at : at + rule.processes] for at in range(0, len(logs) - rule.processes + 1, rule.processes)]
+        counts = Counter(rule.judge(np.exp(window)).verdict for window in windows)
+        rows.append(
+            (rule.name, str(len(windows)), *(str(counts[name]) for name in ("regressed", "inconclusive", "pass")))
+        )
+    header = ("rule", "verdicts", "regressed (false alarms)", "inconclusive", "pass")
+    return Table(
+        "Rules", f"the {len(logs)} recorded processes themselves, one after another, unchanged", header, tuple(rows)
+    )
+
+
+def rate(count: int, gates: int) -> str:
+    """Return a rate with its 95 % interval (Clopper and Pearson)."""
+    found = stats.proportion(count, gates)
+    return f"{found.estimate:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+def rules_table(noise: Noise, most: int, gates: int) -> Table:
+    rows = []
+    for rule in rules(most):
+        found = {slower: simulate(rule, noise, slower, gates) for slower in SLOWER}
+        verdicts = {slower: Counter(outcome.verdict for outcome in outcomes) for slower, outcomes in found.items()}
+        processes = statistics.median(outcome.processes for outcome in found[0.0])
+        rows.append(
+            (
+                rule.name,
+                f"{processes:g}",
+                rate(verdicts[0.0]["regressed"], gates),
+                *(rate(verdicts[slower]["regressed"], gates) for slower in SLOWER[1:]),
+                *(f"{verdicts[slower]['pass'] / gates:.1%}" for slower in SLOWER[2:]),
+                f"{verdicts[0.0]['inconclusive'] / gates:.1%}",
+            )
+        )
+        print(noise.name, *rows[-1], sep=" | ", flush=True)
+    header = (
+        "rule",
+        "processes (median)",
+        "false alarms: regressed at no change",
+        *(f"regressed at {slower:.0%} slower" for slower in SLOWER[1:]),
+        *(f"missed: pass at {slower:.0%} slower" for slower in SLOWER[2:]),
+        "inconclusive at no change",
+    )
+    return Table("Rules", f"noise {noise.name}: {noise.words}", header, tuple(rows))
+
+
+def stopping_table(every: list[Noise], gates: int) -> Table:
+    """How stopping on precision changes coverage and the error exactly at the margin, where it is largest."""
+    rows = []
+    for noise in every:
+        for margin in MARGINS[1:]:
+            most = 40 * stats.MINIMUM_BLOCKS
+            covered, alarms, blocks = 0, 0, []
+            for seed in range(gates):
+                seconds = np.exp(noise.draw(np.random.default_rng(seed), 2 * most))
+                old, new = _blocks(seconds)
+                interval, count = _until_precise(old, new * (1 + margin), margin)
+                covered += interval.low <= 1 + margin <= interval.high
+                alarms += stats.decide(interval, margin, "lower").verdict == "regressed"
+                blocks.append(count)
+            median = f"{statistics.median(blocks):g}"
+            rows.append((noise.name, f"{margin:.0%}", median, rate(covered, gates), rate(alarms, gates)))
+            print(*rows[-1], sep=" | ", flush=True)
+    header = (
+        "noise",
+        "margin",
+        "blocks (median)",
+        "interval covers the truth (95 % wanted)",
+        "regressed at the margin",
+    )
+    title = "new is slower by exactly the margin; looks after every block, no budget to speak of"
+    return Table("Stopping on precision", title, header, tuple(rows))
+
+
+def cost_table(every: list[Noise], seconds: float) -> Table:
+    """What a verdict costs: blocks for a power of 0.9, and what processes of the recorded kind take."""
+    rows = []
+    for noise in every[:2]:
+        for margin in MARGINS:
+            # Two independent processes make one log ratio.
+            blocks = stats.samples_needed(math.sqrt(2) * noise.sd, margin)
+            assert blocks is not None
+            blocks = max(blocks, stats.MINIMUM_BLOCKS)
+            took = 2 * blocks * seconds
+            rows.append(
+                (noise.name, f"{margin:.0%}", str(blocks), str(2 * blocks), f"{took:.0f} s ({took / 60:.0f} min)")
+            )
+    header = ("noise", "margin", "blocks", "processes", "measurement")
+    title = (
+        f"one verdict with a power of 0.9, at {seconds:.1f} s a process (start, peak memory and generate); all metrics "
+        "of a process are judged from the same blocks"
+    )
+    return Table("Cost", title, header, tuple(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gates", type=int, default=1000, help="simulated gates a rule and effect")
+    parser.add_argument("--noise", type=Path, default=ROOT / "results" / "reference" / "noise-cpu")
+    parser.add_argument("--metric", default="generate_throughput")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "results" / "rules.md")
+    arguments = parser.parse_args()
+    logs, seconds = recorded(arguments.noise, arguments.metric)
+    every = noises(logs)
+    most = int(BUDGET_SECONDS / (2 * seconds))
+    shown = [cost_table(every, seconds), stopping_table(every[:2], arguments.gates)]
+    shown += [rules_table(noise, most, arguments.gates) for noise in every]
+    facts = {
+        "simulated gates": f"{arguments.gates} for each rule, effect and noise; intervals are Clopper-Pearson, 95 %",
+        "noise": f"{arguments.metric} of {len(logs)} fresh processes, results/reference/{arguments.noise.name}",
+        "budget": f"{BUDGET_SECONDS} s, {most} blocks of two processes",
+        "written by": "tests/benchmarks/bench_rules.py",
+    }
+    text = render(
+        [*shown[2:], recorded_table(logs), shown[1], shown[0]], "md", title="How often verdicts are wrong", facts=facts
+    )
+    arguments.output.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Wheels of the installed torchao with a known fault in them, so that a gate can be shown what it must find.
+
+Each keeps torchao's version and adds a local part to it (``0.18.0+slower.10``), so that it is a package of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import zipfile
+from pathlib import Path
+
+_INT8 = "torchao/quantization/quantize_/workflows/int8/int8_tensor.py"
+
+_SLOWER = """
+
+# Planted: every int8 linear takes {share:.0%} longer than it took, by waiting busily after it.
+def _planted_slower():
+    import time
+
+    table = Int8Tensor._ATEN_OP_TABLE, Int8Tensor._TORCH_FN_TABLE
+
+    def wrap(function):
+        def slower(*arguments, **options):
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            end = time.perf_counter()
+            end += {share} * (end - start)
+            while time.perf_counter() < end:
+                pass
+            return result
+
+        return slower
+
+    for operators in table:
+        mine = operators[Int8Tensor]
+        for operator in (aten.linear.default, torch.nn.functional.linear):
+            if operator in mine:
+                mine[operator] = wrap(mine[operator])
+
+
+_planted_slower()
+"""
+
+_SCALES = """
+
+# Planted: every {every}th scale of a weight is {factor} times what it should be.
+_honest_from_hp = Int8Tensor.from_hp.__func__
+
+
+def _planted_from_hp(cls, *arguments, **options):
+    made = _honest_from_hp(cls, *arguments, **options)
+    made.scale.view(-1)[::{every}] *= {factor}
+    return made
+
+
+Int8Tensor.from_hp = classmethod(_planted_from_hp)
+"""
+
+_MEMORY = """
+
+# Planted: {megabytes} MB that nobody needs.
+_planted_memory = torch.ones({megabytes} * 250_000)
+"""
+
+
+def slower(folder: Path, share: float) -> Path:
+    """Write a torchao whose int8 linear takes ``share`` (0.1 for 10 %) longer."""
+    return _patched(folder, f"slower.{round(share * 1000)}", _SLOWER.format(share=share))
+
+
+def worse(folder: Path, factor: float = 1.5, every: int = 16) -> Path:
+    """Write a torchao that makes every ``every``-th scale of an int8 weight ``factor`` times too large."""
+    return _patched(folder, "worse", _SCALES.format(factor=factor, every=every))
+
+
+def larger(folder: Path, megabytes: int) -> Path:
+    """Write a torchao that holds ``megabytes`` of memory for nothing."""
+    return _patched(folder, f"larger.{megabytes}", _MEMORY.format(megabytes=megabytes))
+
+
+def same(folder: Path) -> Path:
+    """Write the installed torchao as it is."""
+    return _patched(folder, "", "")
+
+
+def broken(folder: Path) -> Path:
+    """Write a torchao that cannot be imported."""
+    return _patched(folder, "broken", "\nraise ImportError('planted: this build is broken')\n", "torchao/__init__.py")
+
+
+def _patched(folder: Path, local: str, code: str, file: str = _INT8) -> Path:
+    installed = importlib.metadata.distribution("torchao")
+    version = installed.version.partition("+")[0] + (f"+{local}" if local else "")
+    path = folder / f"torchao-{version}-py3-none-any.whl"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"torchao-{version}.dist-info"
+    names = []
+    with zipfile.ZipFile(path.with_suffix(".part"), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for part in installed.files or ():
+            name = str(part)
+            if not name.startswith("torchao/") or "__pycache__" in name:
+                continue
+            data = Path(str(installed.locate_file(part))).read_bytes()
+            if name == file:
+                data += code.encode()
+            archive.writestr(name, data)
+            names.append(name)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torchao\nVersion: {version}\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        record = [*names, f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD"]
+        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in record))
+    path.with_suffix(".part").rename(path)
+    return path

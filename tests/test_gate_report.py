@@ -1,0 +1,165 @@
+"""What is told of a gate: the table by severity, the walk through a decision, JUnit XML, and margins refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as xml
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import gate_report, hardware
+from harness.calibrate import summarise
+from harness.calibration import Calibration
+from harness.errors import HarnessError
+from harness.gate import exit_status
+from harness.matrix import Matrix
+from harness.selection import Options, units
+from harness.verdict import Margins, Series, Verdict, event, judge
+
+NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
+MODEL = "SmolLM2-135M-Instruct"
+
+
+def speed(factor: float, recipe: str = "int8wo") -> Verdict:
+    values = {"old": [10 * noise for noise in NOISE], "new": [10 * factor * noise for noise in NOISE[::-1]]}
+    return judge(Series(MODEL, recipe, "transformers", "generate_throughput", "", None, values, True), Margins())
+
+
+def gate_json(verdicts: list[Verdict], **more: Any) -> dict[str, Any]:
+    """Return a gate.json as harness.gate writes it."""
+    ordered = sorted(verdicts, key=lambda verdict: verdict.severity)
+    data = {
+        "schema": 1,
+        "package": "torchao",
+        "old": "torchao==0.17.0",
+        "new": "torchao==0.18.0",
+        "hardware": "cpu",
+        "created": "2026-01-01T00:00:00+00:00",
+        "budget_seconds": 1800.0,
+        "seconds": 100.0,
+        "measuring_seconds": 90.0,
+        "differences": ["torchao 0.17.0 -> 0.18.0"],
+        "verdicts": [asdict(verdict) for verdict in ordered],
+        "compatibility": [],
+        "kernels": [],
+        "exit_status": exit_status(ordered),
+        "units": {f"{MODEL}-int8wo-cpu-transformers": {"done": 8, "seconds": 10.0, "measuring": 90.0, "lost": 0}},
+    }
+    made: dict[str, Any] = json.loads(json.dumps(gate_report.finite({**data, **more}), allow_nan=False))
+    return made
+
+
+def test_the_table_has_the_worst_first_with_interval_margin_blocks_and_reason() -> None:
+    text = gate_report.text(gate_json([speed(1.0), speed(0.7, "int8dq")]))
+    rows = [line for line in text.splitlines() if line.startswith(("| regressed", "| pass"))]
+    assert [row.split("|")[1].strip() for row in rows] == ["regressed", "pass"]
+    for part in ("int8dq transformers", "generate_throughput", "0.700 (0.6", "5.0%", "8", "beyond-margin"):
+        assert part in rows[0]
+    assert "exit status 1: regressed" in text
+    assert "taken in turns" in text
+
+
+def test_a_decision_is_walked_through() -> None:
+    text = gate_report.text(gate_json([speed(0.7)]), ["generate_throughput"])
+    assert "  1. old 10, new 7 tok/s: 0.7000" in text
+    assert "the whole interval lies beyond the margin on the worse side" in text
+    assert "Benjamini-Hochberg" in text
+    with pytest.raises(HarnessError, match=r"--explain latency: no verdict on it.*generate_throughput"):
+        gate_report.text(gate_json([speed(0.7)]), ["latency"])
+
+
+def test_what_works_and_what_changed_is_shown() -> None:
+    row = {"model": MODEL, "recipe": "int8wo", "server": None, "stage": "quantize and save"}
+    change = {"model": MODEL, "recipe": "8da4w", "what": "tensor class of 210 linear layers", "old": "A", "new": "B"}
+    told = gate_json(
+        [speed(1.0)],
+        compatibility=[{**row, "old": "fails", "new": "works", "error": "old: Unsupported tensor type"}],
+        kernels=[change],
+    )
+    text = gate_report.text(told)
+    assert "Unsupported tensor type" in text
+    assert "tensor class of 210 linear layers" in text
+
+
+def test_junit_fails_on_regressions_errs_on_errors_skips_the_uncertain_and_only_tells_the_advisory() -> None:
+    about = Series(MODEL, "int8dq", "vllm", "works: load and run", "")
+    verdicts = [
+        speed(1.0),
+        speed(0.7, "int8dq"),
+        event(about, "error", "fails-both", "a <word> \x00 & hf_abcdefghijklmnopqrstuvwxyz"),
+        replace(speed(1.0, "8da4w"), verdict="inconclusive", reason="too-noisy"),
+        replace(speed(0.7, "float8wo"), primary=False),
+    ]
+    suite = xml.fromstring(gate_report.junit(gate_json(verdicts))).find("testsuite")
+    assert suite is not None
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "5",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
+    failed = [case for case in suite.iter("testcase") if case.find("failure") is not None]
+    assert [case.get("classname") for case in failed] == [f"{MODEL}.int8dq.transformers"]
+    assert "hf_abc" not in gate_report.junit(gate_json(verdicts))
+
+
+def test_numbers_that_json_does_not_have_become_null() -> None:
+    assert gate_report.finite({"a": [math.nan, 1.0, (math.inf,)], "b": "x"}) == {"a": [None, 1.0, [None]], "b": "x"}
+
+
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+def calibrated(spread: float, seconds: float = 10.0) -> Calibration:
+    """Return the calibration of two gates of old against old whose blocks' log ratios are all ``spread`` from 0."""
+    signs = [1, -1] * 4
+    gates = []
+    for _ in range(2):
+        values = {"old": [10.0] * 8, "new": [10 * math.exp(sign * spread) for sign in signs]}
+        found = judge(Series(MODEL, "int8wo", "transformers", "generate_throughput", "", None, values), Margins())
+        unit = {"done": 8, "seconds": seconds, "measuring": 90.0, "lost": 0}
+        gates.append(gate_json([found], units={f"{MODEL}-int8wo-cpu-transformers": unit}))
+    return summarise(gates, "cpu", 1800.0)
+
+
+def test_a_calibration_is_the_pooled_noise_and_comes_back_from_the_disk(tmp_path: Path) -> None:
+    made = calibrated(0.02)
+    (noise,) = made.noise
+    assert noise.sd == pytest.approx(0.02)
+    assert (noise.blocks, noise.block_seconds, made.gates, made.alarms) == (16, 10.0, 2, 0)
+    path = made.write(tmp_path)
+    assert path == tmp_path / "calibration" / "cpu.json"
+    assert Calibration.find(tmp_path, "cpu") == made
+    assert made.device == hardware.device("cpu").name
+    made.model_copy(update={"device": "another processor"}).write(tmp_path)
+    assert Calibration.find(tmp_path, "cpu") is None, "another machine's calibration says nothing here"
+    path.write_text("{}")
+    with pytest.raises(HarnessError, match="calibrate anew"):
+        Calibration.find(tmp_path, "cpu")
+
+
+def test_a_margin_that_the_machine_cannot_hold_is_refused(suites_matrix: Matrix) -> None:
+    wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
+    noisy = calibrated(0.10)
+    with pytest.raises(HarnessError, match=r"(?s)generate_throughput of .*int8wo.*margin 3.0%, detectable \d+\.\d%"):
+        noisy.check(Margins(["0.03"]), wanted, budget=100)
+    noisy.check(Margins(["0.5"]), wanted, budget=100)
+    noisy.check(Margins(["0.03"]), wanted, budget=100_000)
+    calibrated(0.001).check(Margins(["0.03"]), wanted, budget=100)
+
+
+def test_what_a_gate_measures_is_selected_as_pytest_selects(suites_matrix: Matrix) -> None:
+    every = units(suites_matrix, Options("a", "b", "cpu"))
+    assert {"bf16", "int8wo", "8da4w-int8emb", "float8wo"} <= {unit.cell.recipe.name for unit in every}
+    assert {unit.cell.server for unit in every} == {"transformers", "vllm"}
+    assert not [unit for unit in every if unit.cell.recipe.name == "float8wo" and unit.cell.server == "vllm"]
+    (one,) = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword="memory and not vllm"))
+    assert one.metrics == {"peak_memory"}
+    with pytest.raises(HarnessError, match="nothing to gate"):
+        units(suites_matrix, Options("a", "b", "cpu", keyword="no_such_thing"))
+    with pytest.raises(HarnessError, match="-k 'and and'"):
+        units(suites_matrix, Options("a", "b", "cpu", keyword="and and"))
