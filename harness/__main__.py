@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import __version__, bundle, tables
+from harness import __version__, bundle, publish, tables
 from harness.errors import HarnessError
 
 
@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, module, words in (
         ("table", tables, "write the tables of one or several runs"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
+        ("publish", publish, "upload a quantized checkpoint to the Hugging Face hub, with a card made from records"),
     ):
         command = commands.add_parser(name, help=words, description=words)
         module.add_arguments(command)
