@@ -105,14 +105,15 @@ import torch
 from torchao.quantization import {", ".join(sorted(found.names))}
 from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
-model_to_quantize = {json.dumps(one_line(model))}
+model_id = {json.dumps(one_line(model))}
+model_to_quantize = model_id
 {untie}
 quant_config = {made}
 quantization_config = TorchAoConfig(quant_type=quant_config{given})
 quantized_model = AutoModelForCausalLM.from_pretrained(
     model_to_quantize, dtype=torch.bfloat16, device_map="auto", quantization_config=quantization_config
 )
-tokenizer = AutoTokenizer.from_pretrained(model_to_quantize)
+tokenizer = AutoTokenizer.from_pretrained(model_id)
 
 quantized_model.save_pretrained({json.dumps(output)})
 tokenizer.save_pretrained({json.dumps(output)})
