@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import __version__, baseline, bisection, bundle, calibrate, gate_command, tables, trend
+from harness import __version__, baseline, bisection, bundle, calibrate, gate_command, publish, tables, trend
 from harness.errors import HarnessError
 
 
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         ("calibrate", calibrate, "hold this environment against itself: what can this machine tell?"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
         ("trend", trend, "look over the stored runs for change points and slow drift"),
+        ("publish", publish, "upload a quantized checkpoint to the Hugging Face hub, with a card made from records"),
     ):
         command = commands.add_parser(name, help=words, description=words)
         module.add_arguments(command)

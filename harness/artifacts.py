@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.errors import ArtifactError
 from harness.records import digest
 
 MANIFEST = "artifact.json"
+_PARTS = ("key", "facts", "files")
 
 
 def default_root() -> Path:
@@ -67,11 +68,11 @@ class Store:
         folder = self.root / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            problem = _problem(folder, verify)
-            made = problem is not None
-            if problem:
+            wrong = problem(folder, verify=verify)
+            made = wrong is not None
+            if wrong:
                 if folder.exists():
-                    self._say(f"{label}: the stored artifact is damaged ({problem}); building it again")
+                    self._say(f"{label}: the stored artifact is damaged ({wrong}); building it again")
                     shutil.rmtree(folder)
                 self._build(folder, key, build, label)
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -82,6 +83,12 @@ class Store:
     def holds(self, kind: str, key: dict[str, Any]) -> bool:
         """Return whether an artifact for ``key`` is there, without checking its contents."""
         return (self.root / kind / digest(key) / MANIFEST).is_file()
+
+    def manifests(self, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield folder and manifest (key, facts, and the files with size and SHA-256) of each artifact of ``kind``."""
+        for path in sorted(self.root.glob(f"{kind}/*/{MANIFEST}")):
+            if found := manifest(path.parent):
+                yield path.parent, found
 
     def _build(
         self, folder: Path, key: dict[str, Any], build: Callable[[Path], dict[str, Any] | None], label: str
@@ -107,6 +114,15 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def manifest(folder: Path) -> dict[str, Any] | None:
+    """Return what the store has written down of an artifact's folder, or None where there is nothing readable."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and all(isinstance(found.get(it), dict) for it in _PARTS) else None
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
@@ -118,8 +134,8 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _problem(folder: Path, verify: bool) -> str | None:
-    """Return what is wrong with a stored artifact, or None if it can be used."""
+def problem(folder: Path, *, verify: bool = True) -> str | None:
+    """Return what is wrong with a stored artifact, or None if it can be used; ``verify=False`` checks sizes only."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         # Manifests of before the digest was kept have none.

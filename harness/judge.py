@@ -45,7 +45,7 @@ class Judge:
 
     def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
         baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
-        what = _name(measurement)
+        what = describe(measurement)
         if threshold.needs_baseline and baseline is None:
             return (
                 f"{what} of {cell.id}: the limit {threshold.comparison} {threshold.limit:g} needs the baseline of the "
@@ -98,8 +98,9 @@ def holds(comparison: str, measured: float, limit: float) -> bool:
     return measured <= limit if comparison.startswith("max") else measured >= limit
 
 
-def _name(measurement: Measurement) -> str:
-    if not measurement.parameters:
-        return measurement.metric
-    parameters = ", ".join(f"{name}={value}" for name, value in measurement.parameters.items())
-    return f"{measurement.metric} ({parameters})"
+def describe(it: Measurement | Judgement) -> str:
+    """Return a metric with its parameters, as errors name it."""
+    if not it.parameters:
+        return it.metric
+    parameters = ", ".join(f"{name}={value}" for name, value in it.parameters.items())
+    return f"{it.metric} ({parameters})"

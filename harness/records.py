@@ -175,10 +175,10 @@ _REMOVED = "[token removed]"
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
 
 
-def redact(text: str) -> str:
-    """Return ``text`` with hub tokens and bearer credentials replaced, as every log tail must be."""
-    for name in _TOKENS:
-        if token := os.environ.get(name):
+def redact(text: str, *secrets: str) -> str:
+    """Return ``text`` with hub tokens, bearer credentials and ``secrets`` replaced, as every log tail must be."""
+    for token in (*secrets, *(os.environ.get(name) for name in _TOKENS)):
+        if token:
             text = text.replace(token, _REMOVED)
     return _SECRET.sub(_REMOVED, text)
 

@@ -47,7 +47,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain texts, nothing escaped yet. Tables of one heading that follow each other share it."""
+    """A table of plain texts, nothing escaped yet.
+
+    Tables of one heading that follow each other share it; an empty one is for tables inside a text of other headings.
+    """
 
     heading: str
     title: str
@@ -64,14 +67,14 @@ def render(tables: Sequence[Table], format: Format, *, title: str = "", facts: M
     """
     if format == "csv":
         return _csv(tables)
-    escape, head, grid = (_md, _md_head, _pipes) if format == "md" else (_rst, _rst_head, _grid)
+    escape, head, grid = (escape_md, _md_head, _pipes) if format == "md" else (_rst, _rst_head, _grid)
     blocks = [head(escape(title), 0)] if title else []
     blocks += ["\n".join(f"- {escape(f'{name}: {text}')}" for name, text in (facts or {}).items())]
     heading = None
     for table in tables:
         if table.heading != heading:
             heading = table.heading
-            blocks.append(head(escape(heading), 1))
+            blocks += [head(escape(heading), 1)] if heading else []
         if table.title:
             blocks.append(head(escape(table.title), 2))
         blocks.append(grid([[escape(text) for text in row] for row in (table.header, *table.rows)]))
@@ -95,7 +98,7 @@ def width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Put spaces for line breaks, control and invisible formatting characters (direction overrides among them)."""
     kept = (" " if unicodedata.category(it) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else it for it in text)
     return " ".join("".join(kept).split())
@@ -107,9 +110,10 @@ def _escape(text: str, escaped: Callable[[str], str]) -> str:
     return "".join(it if it == "_" and safe else escaped(it) for it, safe in zip(text, inside, strict=True))
 
 
-def _md(text: str) -> str:
+def escape_md(text: str) -> str:
+    """Return ``text`` as one line of markdown that shows it as it is and marks nothing up."""
     entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-    return _escape(_one_line(text), lambda it: f"\\{it}" if it in "\\`*_|[]~$" else entities.get(it, it))
+    return _escape(one_line(text), lambda it: f"\\{it}" if it in "\\`*_|[]~$" else entities.get(it, it))
 
 
 def _rst(text: str) -> str:
@@ -117,7 +121,7 @@ def _rst(text: str) -> str:
 
     A combining character that has no composed form becomes U+FFFD: docutils cannot place it in a grid.
     """
-    composed = unicodedata.normalize("NFC", _one_line(text))
+    composed = unicodedata.normalize("NFC", one_line(text))
     plain = "".join("\ufffd" if unicodedata.combining(it) else it for it in composed)
     line = _escape(plain, lambda it: f"\\{it}" if it in "\\`*_|" else it).replace("::", ":\\:")
     if line and not line.strip("\\"):

@@ -26,6 +26,7 @@ __all__ = [
     "add_arguments",
     "collect",
     "comparison_tables",
+    "provenance",
     "published_tables",
     "quality_tables",
     "render",
@@ -124,7 +125,7 @@ def write(
         formats: tuple[Format, ...] = ("md", "rst", "csv")
         for format in formats:
             paths.append(folder / f"{hardware}.{format}")
-            write_text(paths[-1], render(tables, format, title=hardware, facts=_provenance(of, runs)))
+            write_text(paths[-1], render(tables, format, title=hardware, facts=provenance(of, runs)))
     return paths
 
 
@@ -157,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     if not tables:
         print(f"{', '.join(names)}: nothing measured for the layout {args.layout!r}; try --layout all", file=sys.stderr)
         return 1
-    text = render(tables, args.format, facts=_provenance(measurements, names))
+    text = render(tables, args.format, facts=provenance(measurements, names))
     if args.output:
         write_text(args.output, text)
     else:
@@ -193,7 +194,8 @@ def _plain_name(hardware: str) -> str:
     return hardware
 
 
-def _provenance(measurements: Sequence[Measurement], runs: Sequence[str]) -> dict[str, str]:
+def provenance(measurements: Sequence[Measurement], runs: Sequence[str]) -> dict[str, str]:
+    """Return what some records come from, by name: runs, device, packages, and the days they were measured on."""
     days = [time.strftime("%Y-%m-%d", time.gmtime(record.time)) for record in measurements]
     versions = [
         f"{name} {' and '.join(found)}"
