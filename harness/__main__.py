@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import __version__, bundle, tables
+from harness import __version__, bundle, export, tables
 from harness.errors import HarnessError
 
 
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, words in (
         ("table", tables, "write the tables of one or several runs"),
+        ("export", export, "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
     ):
         command = commands.add_parser(name, help=words, description=words)
