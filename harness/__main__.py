@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import __version__, bundle, export, tables
+from harness import __version__, bundle, doctor, export, report, tables
 from harness.errors import HarnessError
 
 
@@ -17,7 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, words in (
         ("table", tables, "write the tables of one or several runs"),
+        ("report", report, "write one self-contained HTML page about runs and gates"),
         ("export", export, "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit"),
+        ("doctor", doctor, "say what this machine can run, why not the rest, and what would mend it"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
     ):
         command = commands.add_parser(name, help=words, description=words)

@@ -206,7 +206,7 @@ def test_csv_and_parquet_hold_every_line_whatever_it_holds(lines: list[Any]) -> 
 
 
 def test_a_figure_too_large_for_the_database_is_named() -> None:
-    with pytest.raises(RecordError, match="latency of .* is 1e\\+300 s"):
+    with pytest.raises(RecordError, match=r"latency of .* is 1e\+300 s"):
         pytorch_v3.records([measured("latency", 1e300)], Documented(), {})
 
 
