@@ -9,7 +9,8 @@ from harness import __version__, bundle, doctor, export, report, tables
 from harness.errors import HarnessError
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
     parser = argparse.ArgumentParser(
         prog="python -m harness", description="torchao benchmarking and regression harness"
     )
@@ -25,7 +26,11 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=words, description=words)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
         return status

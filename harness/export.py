@@ -1,4 +1,4 @@
-"""Runs for other programs: the PyTorch benchmark database's schema v3, CSV and Parquet; a gate's verdicts as JUnit."""
+"""Runs for other programs: the PyTorch database's schema v3, CSV, Parquet; a gate's verdicts as JUnit or markdown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from harness.documented import Documented
 from harness.errors import RecordError
 from harness.records import Measurement, Run
 
-FORMATS = ("pytorch-v3", "csv", "parquet", "junit")
+FORMATS = ("pytorch-v3", "csv", "parquet", "junit", "markdown")
 _PLACES = ("source", "line", "offset", "subject", "place")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness export``."""
-    parser.add_argument("names", metavar="RUN", nargs="+", help="a run, 'last', or a path; for junit: a gate's folder")
+    parser.add_argument(
+        "names", metavar="RUN", nargs="+", help="a run, 'last', or a path; for junit and markdown a gate's folder"
+    )
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write to FILE instead of standard output")
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
@@ -30,10 +32,11 @@ def run(args: argparse.Namespace) -> int:
     CSV and Parquet hold every line of the records, a row each, with the run's name first; the PyTorch records are made
     of every measurement that was not discarded. Raises HarnessError for a run that is not there.
     """
-    if args.format == "junit":
+    if args.format in ("junit", "markdown"):
         from harness import gatefile
 
-        return _write(args, gatefile.junit([gatefile.load(Path(name)) for name in args.names]))
+        write = gatefile.junit if args.format == "junit" else gatefile.markdown
+        return _write(args, write([gatefile.load(Path(name)) for name in args.names]))
     from harness import columns
 
     opened = [Run.open(args.runs, name) for name in args.names]

@@ -1,4 +1,4 @@
-"""gate.json as others read it: checked, and as JUnit XML. It is written by the upgrade gate."""
+"""gate.json as others read it: checked, as JUnit XML and as markdown. It is written by the upgrade gate."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import HarnessError
+from harness.rendering import Table, render
 
 SCHEMA = 1
 
@@ -131,3 +132,28 @@ def junit(gates: Sequence[GateFile]) -> bytes:
     ElementTree.indent(root)
     text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return text + b"\n"
+
+
+def markdown(gates: Sequence[GateFile]) -> bytes:
+    """Return the verdicts as markdown tables, e.g. for the summary of a GitHub Actions step."""
+    tables = []
+    for gate in gates:
+        rows = tuple(
+            (it.name, it.verdict, _number(it.ratio), f"{_number(it.low)} to {_number(it.high)}", it.detail)
+            for it in sorted(gate.verdicts, key=lambda it: (not it.primary, it.verdict == "pass"))
+        )
+        header = ("what", "verdict", "new / old", "interval", "detail")
+        notes = (f"differs: {'; '.join(gate.differences)}",) if gate.differences else ()
+        tables.append(Table(f"{gate.title}: exit status {gate.exit_status}", "Verdicts", header, rows, notes))
+        if gate.compatibility:
+            header = ("what", "stage", "old", "new", "error")
+            broken = tuple(
+                (f"{it.model} {it.recipe} {it.server or ''}", it.stage, it.old, it.new, it.error or "")
+                for it in gate.compatibility
+            )
+            tables.append(Table(tables[-1].heading, "Compatibility", header, broken))
+    return render(tables, "md").encode("utf-8", errors="backslashreplace")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

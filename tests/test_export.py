@@ -290,6 +290,14 @@ def test_a_gates_verdicts_are_junit(tmp_path: Path) -> None:
     assert [[told.tag for told in case] for case in suite] == [[], ["failure"], ["skipped"], ["error"]]
 
 
+def test_a_gates_verdicts_are_markdown(tmp_path: Path) -> None:
+    text = exported(gate_folder(tmp_path), "markdown").read_text()
+    assert "torchao==0.17.0 to torchao==0.18.0 on cpu: exit status 1" in text
+    assert "peak_memory" in text
+    assert "| 1.1000    | 1.0800 to 1.1200 |" in text
+    assert "ValueError: no" in text
+
+
 @FEW
 @given(NAMES)
 def test_junit_stays_sound_whatever_names_hold(name: str) -> None:
