@@ -21,7 +21,8 @@ MOST_SAMPLES = 200
 # Okabe and Ito's colours, which people who see red and green alike can tell apart; black is left out for dark pages.
 _COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a6d9e", "#7a7a7a"]
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-_QUALITY = ("accuracy", "top1_agreement", "perplexity")
+# Those that the baseline has too; agreement with the baseline would leave it out of the picture.
+_QUALITY = ("accuracy", "perplexity")
 _SPEED = ("generate_throughput", "request_throughput", "latency", "decode_throughput")
 _DISTRIBUTIONS = ("latency", "ttft", "tpot", "itl", "generate_throughput")
 _IMPROVED = (*_SPEED, "peak_memory", "weight_size", "ttft", "tpot", "output_throughput")
@@ -51,6 +52,23 @@ def _plot(title: str, caption: str, rows: list[Row], height: int, layer: list[di
         "config": _CONFIG,
     }
     return Plot(title, caption, spec, rows)
+
+
+def sections(subject: Subject) -> list[tuple[str, list[Plot]]]:
+    """Return every plot about one model on one device by heading; a recipe has one colour in all of them."""
+    made = (
+        ("Recipes against their baseline", improvements(subject)),
+        ("Memory", memory(subject)),
+        ("Trade-offs", trade_offs(subject)),
+        ("Distributions of raw samples", distributions(subject)),
+    )
+    names = list(dict.fromkeys(recipe.name for recipe in subject.recipes))
+    for _, found in made:
+        for layer in (layer for plot in found for layer in plot.spec["layer"]):
+            colour = layer["encoding"].get("color", {})
+            if colour.get("field") == "recipe":
+                layer["encoding"] = layer["encoding"] | {"color": colour | {"scale": {"domain": names}}}
+    return [(title, found) for title, found in made if found]
 
 
 _AXIS = {"labelColor": "currentColor", "titleColor": "currentColor", "gridOpacity": 0.25, "labelLimit": 150}
@@ -133,7 +151,7 @@ def improvements(subject: Subject) -> list[Plot]:
             rows.append(row)
         if rows and base:
             caption = f"Times better than {base.cell.recipe.name} ({base.value:.4g} {base.unit}); 1 is no change."
-            layer = [_BARS, *([_INTERVALS] if any("low" in row for row in rows) else []), _NO_CHANGE]
+            layer = [dict(_BARS), *([_INTERVALS] if any("low" in row for row in rows) else []), _NO_CHANGE]
             plots.append(_plot(_label(group[0]), caption, rows, _height(rows), layer))
     return plots
 

@@ -17,7 +17,7 @@ from harness.documented import Documented
 from harness.errors import HarnessError, RecordError
 from harness.gatefile import GateFile
 from harness.gatefile import load as load_gate
-from harness.layout import SECTIONS, Subject
+from harness.layout import SECTIONS
 from harness.records import Failure, Header, Judgement, Measurement, Run, redact
 from harness.rendering import Table, write_text
 
@@ -129,20 +129,10 @@ def _subjects(measurements: Sequence[Measurement], documented: Documented) -> li
                 "random": subject.model.weights == "random",
                 "note": subject.model.note,
                 "tables": [_table(it) for it in every if it.heading == subject.heading],
-                "sections": _sections(subject),
+                "sections": plots.sections(subject),
             }
         )
     return found
-
-
-def _sections(subject: Subject) -> list[tuple[str, list[plots.Plot]]]:
-    made = (
-        ("Recipes against their baseline", plots.improvements(subject)),
-        ("Memory", plots.memory(subject)),
-        ("Trade-offs", plots.trade_offs(subject)),
-        ("Distributions of raw samples", plots.distributions(subject)),
-    )
-    return [(title, found) for title, found in made if found]
 
 
 def _table(table: Table) -> dict[str, Any]:
