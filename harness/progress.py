@@ -54,7 +54,7 @@ class Estimate:
 
 def duration(seconds: float) -> str:
     """Return a duration as people say it: 40 s, 12 min, 2 h 05 min."""
-    if seconds < 90:
+    if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
@@ -104,7 +104,7 @@ class Progress:
     def waiting(self) -> None:
         """Say what runs, if nothing was said for a while; called again and again while the session waits."""
         now = self._clock()
-        if self._write is None or self._now < 0 or now - self._spoke < _HEARTBEAT:
+        if self._write is None or self._now < 0 or now - max(self._spoke, self._since) < _HEARTBEAT:
             return
         test = self._tests[self._now]
         usual = self.estimate.of(test)

@@ -28,7 +28,7 @@ def earlier(folder: Path, name: str, device: str, *outcomes: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (720, "12 min"), (7500, "2 h 05 min")]
+    ("seconds", "words"), [(0, "0 s"), (99, "99 s"), (100, "2 min"), (720, "12 min"), (7500, "2 h 05 min")]
 )
 def test_a_duration_is_told_as_people_do(seconds: float, words: str) -> None:
     assert duration(seconds) == words
@@ -78,7 +78,7 @@ def test_long_silence_is_broken_and_not_too_often() -> None:
     assert said == [
         "a: 30 s so far, usually 2 min [test 1 of 1, about 70 s left]",
         "a: 60 s so far, usually 2 min [test 1 of 1, about 40 s left]",
-        "a: 2 min so far, usually 2 min [test 1 of 1, about 10 s left]",
+        "a: 90 s so far, usually 2 min [test 1 of 1, about 10 s left]",
     ]
 
 
