@@ -5,11 +5,25 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness import __version__, baseline, bisection, bundle, calibrate, gate_command, publish, tables, trend
+from harness import (
+    __version__,
+    baseline,
+    bisection,
+    bundle,
+    calibrate,
+    doctor,
+    export,
+    gate_command,
+    publish,
+    report,
+    tables,
+    trend,
+)
 from harness.errors import HarnessError
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
     parser = argparse.ArgumentParser(
         prog="python -m harness", description="torchao benchmarking and regression harness"
     )
@@ -21,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         ("gate", gate_command, "compare two versions of a package: one verdict a metric"),
         ("bisect", bisection, "find the first release of a package that makes a metric worse"),
         ("calibrate", calibrate, "hold this environment against itself: what can this machine tell?"),
+        ("report", report, "write one self-contained HTML page about runs and gates"),
+        ("export", export, "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit"),
+        ("doctor", doctor, "say what this machine can run, why not the rest, and what would mend it"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
         ("trend", trend, "look over the stored runs for change points and slow drift"),
         ("publish", publish, "upload a quantized checkpoint to the Hugging Face hub, with a card made from records"),
@@ -28,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=words, description=words)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
         return status

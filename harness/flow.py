@@ -74,6 +74,7 @@ class Flow:
         self.data = data
         self.limit = limit
         self.progress = progress
+        self.waiting: Callable[[], None] = lambda: None
         self.plan: list[tuple[str, str]] = []
         self.start_ahead = True
         # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
@@ -380,6 +381,11 @@ class Flow:
             identity = self.identity(cell) if cell and cell.model.name in self._plain else None
             self.run.append(Timing(stage=stage, cell=identity, seconds=seconds))
 
+    @property
+    def known_models(self) -> frozenset[str]:
+        """The names of the models whose weights were found in this session."""
+        return frozenset(self._plain)
+
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""
         return CellIdentity(
@@ -518,6 +524,7 @@ class Flow:
             variables=variables,
             forks=self._fork_server(backend, variables or {}, environment) if forked else None,
             progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
+            waiting=lambda: self.waiting(),
         )
 
     def _fork_server(self, backend: str, variables: dict[str, str], environment: Environment) -> ForkServer | None:

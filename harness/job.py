@@ -43,6 +43,7 @@ class Worker:
         variables: dict[str, str] | None = None,
         forks: ForkServer | None = None,
         progress: Callable[[dict[str, Any]], None] = lambda _: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.label = label
         self.info: dict[str, Any] = {}
@@ -50,6 +51,7 @@ class Worker:
         self.asked = 0
         self._ready = False
         self._progress = progress
+        self._waiting = waiting
         self._buffer = b""
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
@@ -145,6 +147,8 @@ class Worker:
                 self._buffer += data
             elif self.process.exit_code() is not None and not select.select([self._replies], [], [], 0)[0]:
                 return None
+            else:
+                self._waiting()
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 

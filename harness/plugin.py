@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from harness import hardware
 from harness.environment import Environment, at
 from harness.errors import HarnessError, WorkerError
 from harness.matrix import Cell, Matrix, load
+from harness.progress import Progress, terminal
 from harness.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ _session_key = pytest.StashKey["HarnessSession"]()
 _cell_key = pytest.StashKey[Cell]()
 _problem_key = pytest.StashKey[str]()
 _nightly_key = pytest.StashKey["Nightly"]()
+_progress_key = pytest.StashKey[Progress]()
+_running_key = pytest.StashKey[pytest.Item]()
+_reports_key = pytest.StashKey[list[pytest.TestReport]]()
+_summaries_key = pytest.StashKey[list[Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -340,6 +344,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     from harness.session import HarnessSession
 
     config = request.config
+    progress = Progress(terminal(config))
     session = HarnessSession.start(
         matrix=_matrix(config),
         results=_results(config),
@@ -351,7 +356,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
         python=config.getoption("--python"),
         environments=_environments(config),
         command=["pytest", *config.invocation_params.args],
-        progress=_Progress(config),
+        progress=progress,
     )
     session.flow.plan = [
         ("/".join((cell.model.name, cell.recipe.name, cell.hardware)), _stage(item))
@@ -361,6 +366,11 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     nightly: Nightly | None = config.stash.get(_nightly_key, None)
     if nightly:
         nightly.attach(session)
+    session.flow.waiting = progress.waiting
+    tests = [_test(item) for item in request.session.items if _cell_key in item.stash]
+    progress.plan(tests, session.estimate())
+    progress.begin(_test(config.stash[_running_key]))
+    config.stash[_progress_key] = progress
     config.stash[_session_key] = session
     yield session
     session.close()
@@ -419,25 +429,26 @@ def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int]
 # ---------------------------------------------------------------------------------------------------- reporting
 
 
-class _Progress:
-    """Writes a line about long work between pytest's own lines; the same kind of line at most every ten seconds."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    config = item.config
+    config.stash[_running_key] = item
+    if _progress_key in config.stash:
+        config.stash[_progress_key].begin(_test(item))
+    result = yield
+    session = config.stash.get(_session_key, None)
+    reports = item.stash.get(_reports_key, [])
+    if session is not None and _cell_key in item.stash and reports:
+        seconds = sum(report.duration for report in reports)
+        # A disk that refuses the line has been told of by the test itself.
+        with contextlib.suppress(HarnessError):
+            outcome = session.record_outcome(_test(item), item.stash[_cell_key], reports)
+            config.stash[_progress_key].end(_test(item), seconds, outcome == "passed")
+    return result
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._reporter = config.pluginmanager.get_plugin("terminalreporter")
-        self._capture = config.pluginmanager.get_plugin("capturemanager")
-        self._last: dict[str, float] = {}
-        self._quiet = config.option.verbose < 0
 
-    def __call__(self, message: str) -> None:
-        kind = message.split(":")[0]
-        now = time.monotonic()
-        if self._quiet or self._reporter is None or self._capture is None or now - self._last.get(kind, -10.0) < 10:
-            return
-        self._last[kind] = now
-        with self._capture.global_and_fixture_disabled():
-            self._reporter.ensure_newline()
-            self._reporter.write_line(f"  {time.strftime('%H:%M:%S')} {message}", light=True)
-            sys.stdout.flush()
+def _test(item: pytest.Item) -> str:
+    return f"{item.path.name}::{item.name}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -445,6 +456,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    item.stash.setdefault(_reports_key, []).append(report)
     error = call.excinfo.value if call.excinfo else None
     if isinstance(error, HarnessError):
         text = str(error)
@@ -460,16 +472,29 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a pytest-xdist worker's summary to the process that has the terminal."""
+    output = getattr(session.config, "workeroutput", None)
+    ours = session.config.stash.get(_session_key, None)
+    if output is not None and ours is not None:
+        output["harness"] = [[title, lines] for title, lines in ours.summary([])]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    sections = getattr(node, "workeroutput", {}).get("harness", [])
+    node.config.stash.setdefault(_summaries_key, []).extend(sections)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = config.stash.get(_session_key, None)
-    if session is None:
-        return
     skipped = {
         str(report.longrepr[2]).removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])
         if isinstance(report.longrepr, tuple)
     }
-    for title, lines in session.summary(sorted(skipped)):
+    sections = session.summary(sorted(skipped)) if session else config.stash.get(_summaries_key, [])
+    for title, lines in sections:
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)

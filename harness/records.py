@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from harness.errors import RecordError
-
-SCHEMA_VERSION = 1
+from harness.migrations import SCHEMA_VERSION, migrate
 
 Scalar = str | int | float | bool
 
@@ -76,6 +75,7 @@ class Header(_Line):
     command: list[str]
     packages: dict[str, str] = Field(description="Every installed distribution of the planner's environment.")
     device: Device
+    harness: str = Field(default="", description="Version of the harness, with its commit where it is a checkout.")
 
 
 class Measurement(_Line):
@@ -143,7 +143,18 @@ class Timing(_Line):
     seconds: float
 
 
-Line = Annotated[Header | Measurement | Failure | Judgement | Timing, Field(discriminator="kind")]
+class Outcome(_Line):
+    """One test of the suites as it ended: what a later session's estimate of the time left is made of."""
+
+    kind: Literal["outcome"] = "outcome"
+    test: str = Field(description="File, test and parameters, e.g. test_engine.py::test_latency[cell-8].")
+    cell: Cell | None = None
+    outcome: Literal["passed", "failed", "skipped", "error"]
+    seconds: float = Field(description="Wall time of the test with its set-up and tear-down.")
+    reason: str = Field(default="", description="Why it was skipped, or the first line of what it failed with.")
+
+
+Line = Annotated[Header | Measurement | Failure | Judgement | Timing | Outcome, Field(discriminator="kind")]
 _LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
@@ -284,22 +295,38 @@ def read(path: Path) -> tuple[list[Line], list[str]]:
     """
     lines: list[Line] = []
     problems: list[str] = []
+    for number, _, raw in raw_lines(path):
+        try:
+            lines.append(parse(raw, f"{path}, line {number}"))
+        except BrokenLine as error:
+            problems.append(str(error))
+    return lines, problems
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the number (from 1), the offset in bytes and the bytes of each line that is not blank."""
+    offset = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
-            if not raw.strip():
-                continue
-            try:
-                data = json.loads(raw)
-                version = data["schema_version"]
-                if isinstance(version, int) and version > SCHEMA_VERSION:
-                    raise RecordError(
-                        f"{path}, line {number}: schema version {version} is newer than this harness reads "
-                        f"({SCHEMA_VERSION}); upgrade the harness to read this run"
-                    )
-                lines.append(_LINE.validate_python(data))
-            except (ValueError, KeyError, TypeError) as error:
-                problems.append(f"{path}, line {number}: left out, {_reason(error)}")
-    return lines, problems
+            if raw.strip():
+                yield number, offset, raw
+            offset += len(raw)
+
+
+class BrokenLine(RecordError):
+    """A line of a record file is not a record; the message says where and why."""
+
+
+def parse(raw: bytes, where: str) -> Line:
+    """Return one line of a record file, brought to today's schema.
+
+    Raises BrokenLine, which names ``where``, for what is no record, and RecordError for a line of a newer schema,
+    since leaving it out in silence would change a table.
+    """
+    try:
+        return _LINE.validate_python(migrate(json.loads(raw), where))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenLine(f"{where}: left out, {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

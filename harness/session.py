@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import pytest
 from filelock import FileLock, Timeout
 
-from harness import hardware, roofline, tables
+from harness import __version__, hardware, roofline, tables
 from harness.artifacts import Store, default_root
 from harness.budget import tutorial_seconds
 from harness.documented import Documented
@@ -23,8 +25,9 @@ from harness.flow import Flow
 from harness.judge import Judge
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
+from harness.progress import Estimate
 from harness.records import Cell as CellIdentity
-from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Run, Timing
+from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Outcome, Run, Timing, redact
 
 if TYPE_CHECKING:
     from harness.against import Against
@@ -76,7 +79,13 @@ class HarnessSession:
         runs = results / "runs"
         run = Run.open(runs, resume) if resume else Run.create(runs)
         problems = run.read()[1] if resume else []
-        header = Header(run=run.name, command=command, packages=environment.packages(), device=hardware.device("cpu"))
+        header = Header(
+            run=run.name,
+            command=command,
+            packages=environment.packages(),
+            device=hardware.device("cpu"),
+            harness=_harness(),
+        )
         run.append(header)
         flow = Flow(
             store,
@@ -120,6 +129,34 @@ class HarnessSession:
                 log_tail=error.log_tail,
             )
         )
+
+    def record_outcome(self, test: str, cell: Cell, reports: Sequence[pytest.TestReport]) -> str:
+        """Keep how a test ended, what it cost, and why it was skipped or failed; returns the outcome."""
+        ended = [report for report in reports if report.outcome != "passed"]
+        outcome: Literal["passed", "failed", "skipped", "error"] = "passed"
+        reason = ""
+        if ended:
+            outcome = "skipped" if ended[0].skipped else "failed" if ended[0].when == "call" else "error"
+            told = ended[0].longrepr[2] if isinstance(ended[0].longrepr, tuple) else ended[0].longreprtext
+            reason = redact(next(iter(str(told).removeprefix("Skipped: ").strip().splitlines()), ""))
+        known = cell.model.name in self.flow.known_models
+        self.run.append(
+            Outcome(
+                test=test,
+                cell=self.flow.identity(cell) if known else None,
+                outcome=outcome,
+                seconds=sum(report.duration for report in reports),
+                reason=reason,
+            )
+        )
+        return outcome
+
+    def estimate(self) -> Estimate:
+        """Return what earlier runs on this machine say of how long tests take; nothing where they cannot be read."""
+        try:
+            return Estimate.load(self.run.folder.parent, hardware.device("cpu").name)
+        except HarnessError:
+            return Estimate({})
 
     def summary(self, skipped: list[str]) -> list[Section]:
         """Return titled sections for the terminal: tables, failed limits, where the time went, where the files are.
@@ -186,6 +223,19 @@ class HarnessSession:
         return [f"{stage:<14}{seconds:8.1f} s {seconds / total:6.1%}" for stage, seconds in stages.items()] + [
             f"{'total':<14}{total:8.1f} s"
         ]
+
+
+def _harness() -> str:
+    """Return this harness's version, with its commit where it is a checkout and git is there."""
+    folder = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    if not (folder / ".git").exists():
+        return __version__
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__} ({found})"
 
 
 def _speed_of_light(measurements: list[Measurement]) -> list[str]:

@@ -144,15 +144,14 @@ def run(args: argparse.Namespace) -> int:
 
     Returns 1 where the runs hold nothing for the layout. Raises HarnessError for a run that is not there.
     """
-    measurements: list[Measurement] = []
-    failures: list[Failure] = []
+    # Not at the top: a session of the suites need not wait for pyarrow.
+    from harness import columns
+
     opened = {one.folder.resolve(): one for one in (Run.open(args.runs, name) for name in args.names)}.values()
-    for one in opened:
-        lines, problems = one.read()
-        measurements += [line for line in lines if isinstance(line, Measurement)]
-        failures += [line for line in lines if isinstance(line, Failure)]
-        for problem in problems:
-            print(problem, file=sys.stderr)
+    found = columns.load(opened)
+    measurements, failures = found.standing(), found.failures()
+    for problem in found.problems:
+        print(problem, file=sys.stderr)
     names = [one.name for one in opened]
     tables = tables_of(args.layout, measurements, Documented.load(args.documented)) + _failure_tables(failures)
     if not tables:

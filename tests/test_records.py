@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.errors import RecordError
+from harness.migrations import SCHEMA_VERSION
 from harness.records import (
     Cell,
     Device,
@@ -27,6 +28,7 @@ from harness.records import (
     Line,
     Measurement,
     ModelIdentity,
+    Outcome,
     RecipeIdentity,
     Run,
     Timing,
@@ -83,7 +85,18 @@ MEASUREMENTS = st.builds(
 )
 LINES = st.one_of(
     MEASUREMENTS,
-    st.builds(Header, time=FINITE, run=NAMES, command=st.lists(NAMES), packages=PACKAGES, device=DEVICES),
+    st.builds(
+        Header, time=FINITE, run=NAMES, command=st.lists(NAMES), packages=PACKAGES, device=DEVICES, harness=NAMES
+    ),
+    st.builds(
+        Outcome,
+        time=FINITE,
+        test=NAMES,
+        cell=st.none() | CELLS,
+        outcome=st.sampled_from(["passed", "failed", "skipped", "error"]),
+        seconds=FINITE,
+        reason=NAMES,
+    ),
     st.builds(Failure, time=FINITE, cell=CELLS, stage=NAMES, failure=NAMES, message=NAMES, log_tail=NAMES),
     st.builds(
         Judgement,
@@ -201,7 +214,9 @@ def test_a_file_cut_off_anywhere_keeps_its_whole_lines_and_names_the_broken_one(
         ('"seconds":2.5', '"seconds":2.5,"minutes":1', "minutes"),
         ('"seconds":2.5', '"secs":2.5', "sec"),
         ('"kind":"timing"', '"kind":"tming"', "tming"),
-        ('"schema_version":1,', "", "schema_version"),
+        (f'"schema_version":{SCHEMA_VERSION},', "", "schema_version"),
+        (f'"schema_version":{SCHEMA_VERSION}', '"schema_version":0', "schema version 0 does not exist"),
+        (f'"schema_version":{SCHEMA_VERSION}', '"schema_version":true', "schema version True does not exist"),
         ("{", "", "JSON"),
         ("}", "", "JSON"),
     ],
@@ -226,10 +241,31 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
     assert f"{path}, line 2:" in problem
 
 
+def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Path) -> None:
+    """With the records of real runs that were written under it, and what a resumed run then appends to them."""
+    for source in sorted((repository / "results" / "reference").glob("*/records.jsonl")):
+        first = [raw for raw in source.read_bytes().splitlines(keepends=True) if b'"schema_version":1,' in raw]
+        if not first:
+            continue
+        path = tmp_path / source.parent.name / "records.jsonl"
+        path.parent.mkdir()
+        path.write_bytes(b"".join(first))
+        Run(path.parent).append(STEPS[0])
+        lines, problems = read(path)
+        assert problems == []
+        assert len(lines) == len(first) + 1
+        assert {line.schema_version for line in lines} == {SCHEMA_VERSION}
+        (header, *_) = (line for line in lines if isinstance(line, Header))
+        assert header.harness == ""
+        for raw, line in zip(first, lines, strict=False):
+            if isinstance(line, Measurement):
+                assert json.loads(raw) == json.loads(line.model_dump_json()) | {"schema_version": 1}
+
+
 def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_bytes(STEP_BYTES[0] + STEP_BYTES[1].replace(b'"schema_version":1', b'"schema_version":7'))
-    with pytest.raises(RecordError, match=rf"{path}, line 2: schema version 7 is newer.*upgrade"):
+    path.write_bytes(STEP_BYTES[0] + STEP_BYTES[1].replace(b'"schema_version":', b'"schema_version":7'))
+    with pytest.raises(RecordError, match=rf"{path}, line 2: schema version 7\d is newer.*upgrade"):
         read(path)
 
 
