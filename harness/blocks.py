@@ -52,7 +52,7 @@ class CarriedFlow(Flow):
             "device": hardware.torch_device(cell.hardware),
             "trust_remote_code": cell.model.trust_remote_code,
         }
-        return self._once("compatibility", specification, command, cell, **arguments)
+        return self.once("compatibility", specification, command, cell, **arguments)
 
 
 @dataclass

@@ -25,12 +25,14 @@ from harness.servers import SERVERS, ServerBackend
 
 # Packages whose version is part of every artifact's key.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
+_EXPORTERS = ("executorch",)
 _WORKER_KINDS = ("transformers", "engine", "server")
 # Which fork server's family (harness/worker/forkserver.py) a worker's module belongs to; SGLang's has none.
 _FAMILIES = {
     "generate": "transformers",
     "quantize": "transformers",
     "limits": "transformers",
+    "executorch": "transformers",
     "vllm": "vllm",
     "client": "vllm",
 }
@@ -115,7 +117,7 @@ class Flow:
         config = cell.recipe.identity.config
 
         def build(folder: Path) -> dict[str, Any]:
-            return self._once(
+            return self.once(
                 "quantize",
                 {"device": device},
                 "quantize",
@@ -140,11 +142,32 @@ class Flow:
 
         def build(_: Path) -> dict[str, Any]:
             arguments = {"checkpoint": str(checkpoint.folder), "trust_remote_code": cell.model.trust_remote_code}
-            return self._once("quantize", {"device": device}, "facts", cell, **arguments)
+            return self.once("quantize", {"device": device}, "facts", cell, **arguments)
 
         key = {"checkpoint": checkpoint.key, "device": device, **self._versions()}
         with self._tried_once((_base(cell), "facts")), self.timed("quantize", cell):
             return self.store.get("facts", key, build, label=f"facts of {cell.id}").facts
+
+    def program(self, cell: Cell, route: str) -> Artifact:
+        """Return the ExecuTorch program (.pte) of a cell by one of the export's routes, with facts of its making."""
+        checkpoint = self.checkpoint(cell)
+        assert cell.measurements.mobile
+        options: dict[str, Any] = {"context": cell.measurements.mobile.context}
+        if route == "llama":
+            options["model"] = cell.model.executorch
+
+        def build(folder: Path) -> dict[str, Any]:
+            arguments = {"checkpoint": str(checkpoint.folder), "trust_remote_code": cell.model.trust_remote_code}
+            return self.once("export", {}, f"{route}_route", cell, output=str(folder), **arguments, **options)
+
+        key = {
+            "checkpoint": checkpoint.key,
+            "route": route,
+            **options,
+            **self._versions(_EXPORTERS),
+        }
+        with self._tried_once((_base(cell), f"program {route}")), self.timed("export", cell):
+            return self.store.get("program", key, build, label=f"program {cell.id} ({route})")
 
     def prompts(self) -> Artifact:
         """Return the ShareGPT prompts and text."""
@@ -206,9 +229,7 @@ class Flow:
 
     def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
         def build(folder: Path) -> dict[str, Any]:
-            return self._once(
-                "quantize", {"device": "cpu"}, "plain_from_gguf", None, file=str(file), output=str(folder)
-            )
+            return self.once("quantize", {"device": "cpu"}, "plain_from_gguf", None, file=str(file), output=str(folder))
 
         key = {"gguf": identity.revision, "file": file.name, **self._versions()}
         artifact = self.store.get("plain", key, build, label=f"plain checkpoint of {identity.name}")
@@ -231,7 +252,7 @@ class Flow:
 
         def build(folder: Path) -> dict[str, Any]:
             assert model.random
-            return self._once(
+            return self.once(
                 "quantize",
                 {"device": device},
                 "plain_from_shape",
@@ -253,13 +274,14 @@ class Flow:
         )
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
 
-    def _versions(self) -> dict[str, Any]:
+    def _versions(self, more: tuple[str, ...] = ()) -> dict[str, Any]:
         packages = self.environment.decisive()
-        return {"packages": {name: packages.get(name) for name in _MAKERS}}
+        return {"packages": {name: packages.get(name) for name in (*_MAKERS, *more)}}
 
-    def _once(
+    def once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
     ) -> dict[str, Any]:
+        """Ask one command of a worker that is started for it and ends with it."""
         limits = cell.measurements.time_limits if cell else next(iter(self.matrix.measurements.values())).time_limits
         label = f"{command} {cell.id}" if cell else command
         self.progress(f"{label} ...")
@@ -294,6 +316,13 @@ class Flow:
         assert isinstance(server, Server)
         return server
 
+    def executorch(self, cell: Cell, route: str) -> Worker:
+        """Return the worker that has a cell's ExecuTorch program, ready."""
+        self.program(cell, route)
+        worker = self._get(cell, f"executorch {route}")
+        assert isinstance(worker, Worker)
+        return worker
+
     def client(self, cell: Cell) -> Worker:
         """Return the benchmark's client, started once a session."""
         if self._client is None or not self._client.alive:
@@ -308,7 +337,7 @@ class Flow:
 
     def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
         """Return the measured ceilings of the device that a cell runs on; idle workers may stay beside."""
-        return self._once("limits", {"device": hardware.torch_device(cell.hardware)}, "measure", cell, **arguments)
+        return self.once("limits", {"device": hardware.torch_device(cell.hardware)}, "measure", cell, **arguments)
 
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
@@ -483,6 +512,14 @@ class Flow:
             forked = hardware.torch_device(cell.hardware) != "cpu" or not self.whole_processes
             label = f"transformers {cell.id}"
             return self._start("generate", specification, label, self._online_variables(), forked=forked)
+        if kind.startswith("executorch"):
+            program = self.program(cell, kind.split()[1])
+            specification = {
+                "program": str(program.folder / program.facts["file"]),
+                "checkpoint": str(self.checkpoint(cell).folder),
+                "trust_remote_code": cell.model.trust_remote_code,
+            }
+            return self._start("executorch", specification, f"{kind} {cell.id}", self._online_variables())
         cell = _serving(cell)
         backend, environment, options = self.backend(cell), self.environment_of(cell), self.engine_options(cell)
         checkpoint = self.served(cell).folder

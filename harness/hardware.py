@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from harness.warden import descendants
 NAMES = {
     "cpu": "runs on this machine's processor",
     "h100": "needs an NVIDIA H100 GPU",
-    "arm-mobile": "needs an ARM device: a phone, an ARM Linux host, or the emulator",
+    "arm-mobile": "exports to ExecuTorch and runs on ARM: a phone, an ARM Linux host, or the emulator",
 }
 
 
@@ -35,9 +35,12 @@ def missing(hardware: str) -> str:
             return f"the GPU here is {', '.join(gpus) or 'none'}, not an H100"
         return _driver_too_old()
     if hardware == "arm-mobile":
-        if platform.machine() == "aarch64" or shutil.which("adb") or shutil.which("qemu-aarch64-static"):
-            return ""
-        return "no adb, no aarch64 host and no qemu-aarch64-static; on Debian: apt-get install adb qemu-user-static"
+        # Each device says by itself whether it is here; without ExecuTorch there is nothing to run on any.
+        try:
+            importlib.metadata.version("executorch")
+        except importlib.metadata.PackageNotFoundError:
+            return "ExecuTorch is not installed; pip install '.[mobile]', or tox run -e mobile"
+        return ""
     raise ValueError(f"unknown hardware {hardware!r}")
 
 
@@ -190,8 +193,6 @@ def _gpus() -> tuple[tuple[str, ...], str]:
 
 def _driver_too_old() -> str:
     """Return why the driver cannot run this environment's torch, or an empty string."""
-    import importlib.metadata
-
     import pynvml
 
     try:

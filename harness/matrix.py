@@ -17,7 +17,7 @@ from harness.metrics import METRICS
 from harness.records import RecipeIdentity, digest
 
 HardwareName = Literal["cpu", "h100", "arm-mobile"]
-ServerName = Literal["transformers", "vllm", "sglang"]
+ServerName = Literal["transformers", "vllm", "sglang", "executorch"]
 Target = Literal["linear", "embedding", "head"]
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
@@ -43,7 +43,10 @@ class RandomWeights(_Table):
 
 
 class Model(_Table):
-    """What is quantized. The first source that answers is taken: hub, folder, package, random weights."""
+    """What is quantized. The first source that answers is taken: hub, folder, package, random weights.
+
+    ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does.
+    """
 
     name: str
     hub: str | None = None
@@ -53,6 +56,7 @@ class Model(_Table):
     package_note: str = ""
     random: RandomWeights | None = None
     trust_remote_code: bool = False
+    executorch: str | None = None
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -156,6 +160,30 @@ class Engine(_Table):
     max_num_batched_tokens: PositiveInt | None = None
 
 
+class Mobile(_Table):
+    """What an ExecuTorch program is exported for and measured with: lengths in tokens.
+
+    ``context`` is the size of the program's KV cache. ``windows`` of ``window_tokens`` real tokens are compared on a
+    device; ``emulated_windows`` of them where an emulator runs the program.
+    """
+
+    context: PositiveInt
+    prompt_tokens: PositiveInt
+    new_tokens: PositiveInt
+    warmup: int = Field(1, ge=0)
+    rounds: PositiveInt
+    windows: PositiveInt
+    window_tokens: PositiveInt
+    emulated_windows: PositiveInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> Mobile:
+        longest = max(self.prompt_tokens + self.new_tokens, self.window_tokens + 1)
+        if longest > self.context:
+            raise ValueError(f"context: {self.context} tokens do not hold the {longest} that are measured")
+        return self
+
+
 class TimeLimits(_Table):
     """Seconds after which a stage of a worker is ended and recorded as a failure."""
 
@@ -182,6 +210,7 @@ class Measurements(_Table):
     engine: Engine
     time_limits: TimeLimits
     blocks: Blocks = Blocks()
+    mobile: Mobile | None = None
 
 
 class Threshold(_Table):
@@ -306,7 +335,7 @@ class Matrix:
                 config=parsed["config"],
                 arguments=parsed["arguments"],
                 hardware=["cpu", "h100", "arm-mobile"],
-                servers=["transformers", "vllm", "sglang"],
+                servers=["transformers", "vllm", "sglang", "executorch"],
             )
         raise MatrixError(
             f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware, roofline
+from harness.artifacts import Artifact, file_digest
 from harness.errors import HarnessError, WorkerError
 from harness.flow import Flow
 from harness.matrix import Cell
 from harness.metrics import METRICS
-from harness.records import Measurement, Run, Scalar, identity
+from harness.records import Device, Measurement, Run, Scalar, identity
 from harness.servers import SERVED_NAME
 
 
@@ -131,7 +132,7 @@ class Measure:
                 "quantized_layers": Figure(float(quantized)),
             }
 
-        return self._take(cell, {}, take, names=("checkpoint_size", "weight_size", "quantized_layers"), quick=True)
+        return self.take(cell, {}, take, names=("checkpoint_size", "weight_size", "quantized_layers"), quick=True)
 
     # -------------------------------------------------------------------------------------------- transformers
 
@@ -155,7 +156,7 @@ class Measure:
                 )
             }
 
-        return self._take(cell, {"max_new_tokens": tokens}, take, names=("peak_memory",))["peak_memory"]
+        return self.take(cell, {"max_new_tokens": tokens}, take, names=("peak_memory",))["peak_memory"]
 
     def generate(self, cell: Cell, time: Callable[..., Any]) -> Measurement:
         """Measure Transformers' generate throughput; ``time(function, rounds, warmup)`` calls and times it."""
@@ -182,7 +183,7 @@ class Measure:
             return {"generate_throughput": Figure(middle, samples, warmup, percentiles(samples), discarded=note)}
 
         parameters: dict[str, Scalar] = {"max_new_tokens": wanted.max_new_tokens, "batch_size": 1}
-        return self._take(cell, parameters, take, names=("generate_throughput",))["generate_throughput"]
+        return self.take(cell, parameters, take, names=("generate_throughput",))["generate_throughput"]
 
     def text_quality(self, cell: Cell) -> dict[str, Measurement]:
         """Measure perplexity of real text and, for a recipe, its agreement with the baseline over the same text."""
@@ -226,7 +227,7 @@ class Measure:
             "windows": wanted.windows,
             "window_tokens": wanted.window_tokens,
         }
-        return self._take(cell, parameters, take, names=names, inputs=text.key)
+        return self.take(cell, parameters, take, names=names, inputs=text.key)
 
     def task(self, cell: Cell, task: str) -> dict[str, Measurement]:
         """Evaluate one lm-evaluation-harness task, through Transformers or through the served model."""
@@ -273,17 +274,38 @@ class Measure:
             return self.flow.evaluated(of, task, key, ask)
 
         artifact = evaluate(cell)
+        return self._record_task(cell, task, artifact, str(key["data"] or "hub")[:16], cell.server if served else "")
+
+    def task_through(
+        self,
+        cell: Cell,
+        task: str,
+        through: str,
+        key: dict[str, Any],
+        ask: Callable[[str | None, int | None], dict[str, Any]],
+    ) -> dict[str, Measurement]:
+        """Evaluate a task by ``ask(data, limit)``, which ``key`` identifies besides cell, task, data and limit."""
+        digest = _data_digest(self.flow.data, task)
+        key = {"task": task, "definition": METRICS["accuracy"].version, "limit": self.flow.limit, **key}
+        key |= {"data": digest, "through": through}
+        data = str(self.flow.data) if self.flow.data else None
+        artifact = self.flow.evaluated(cell, f"{task} {through}", key, lambda: ask(data, self.flow.limit))
+        return self._record_task(cell, task, artifact, str(digest or "hub")[:16], through)
+
+    def _record_task(
+        self, cell: Cell, task: str, artifact: Artifact, inputs: str, through: str
+    ) -> dict[str, Measurement]:
         result = artifact.facts[task]
         documents = result["documents"]
-        attachment = self._attach(f"{cell.id}-{task}", result)
+        attachment = self._attach("-".join(filter(None, (cell.id, task, through))), result)
         found: dict[str, Measurement] = {}
         for name, value in result["metrics"].items():
             metric = "task_perplexity" if name == "perplexity" else "accuracy"
             if metric == "accuracy" and not name.startswith(("acc", "exact_match", "em", "f1")):
                 continue
             parameters: dict[str, Scalar] = {"task": task, "task_metric": name, "documents": len(documents)}
-            if served:
-                parameters["through"] = cell.server
+            if through:
+                parameters["through"] = through
             error = result["stderr"].get(name)
             figure = Figure(
                 value,
@@ -292,7 +314,7 @@ class Measure:
                 attachment=attachment,
                 from_cache=not artifact.made,
             )
-            found[name] = self._note(cell, parameters, metric, figure, inputs=str(key["data"] or "hub")[:16])
+            found[name] = self._note(cell, parameters, metric, figure, inputs=inputs)
             if metric == "accuracy" and not cell.recipe.baseline:
                 self._flips(cell, found[name])
         if not found:
@@ -335,7 +357,7 @@ class Measure:
             }
 
         names = ("engine_start", "compile_time", "kv_cache_capacity", "quantized_layers")
-        return self._take(cell, {"kind": "engine"}, take, names=names, engine=True)
+        return self.take(cell, {"kind": "engine"}, take, names=names, engine=True)
 
     def server(self, cell: Cell) -> Measurement:
         """Record the start of the HTTP server."""
@@ -346,7 +368,7 @@ class Measure:
             self._note(cell, {"kind": "client"}, "engine_start", Figure(client), engine=True)
             return {"engine_start": Figure(seconds, [seconds])}
 
-        return self._take(cell, {"kind": "server"}, take, names=("engine_start",), engine=True)["engine_start"]
+        return self.take(cell, {"kind": "server"}, take, names=("engine_start",), engine=True)["engine_start"]
 
     def latency(self, cell: Cell, batch_size: int, time: Callable[..., Any]) -> Measurement:
         """Measure the published latency; ``time(function, rounds, warmup)`` calls and times it."""
@@ -376,7 +398,7 @@ class Measure:
             "input_len": wanted.input_len,
             "output_len": wanted.output_len,
         }
-        return self._take(cell, parameters, take, names=("latency",), engine=True)["latency"]
+        return self.take(cell, parameters, take, names=("latency",), engine=True)["latency"]
 
     def kernels(self, cell: Cell) -> dict[str, Measurement]:
         """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own kind.
@@ -401,7 +423,7 @@ class Measure:
             attachment = self._attach(f"{cell.id}-kernels", answer)
             return {"quantized_kernel_share": Figure(own / total if total else 0.0, attachment=attachment)}
 
-        found = self._take(cell, {"pattern": pattern}, take, names=("quantized_kernel_share",), engine=True, quick=True)
+        found = self.take(cell, {"pattern": pattern}, take, names=("quantized_kernel_share",), engine=True, quick=True)
         if not found["quantized_kernel_share"].value:
             longest = ", ".join(f"{name[:80]} ({seconds * 1e3:.2f} ms)" for name, seconds, _ in ran[:5])
             raise WrongKernels(
@@ -457,7 +479,7 @@ class Measure:
                 "decode_step_time": Figure(1000 * step),
             }
 
-        found = self._take(cell, parameters, take, names=("prefill_time", "decode_step_time"), engine=True)
+        found = self.take(cell, parameters, take, names=("prefill_time", "decode_step_time"), engine=True)
         context = wanted.input_len + wanted.output_len / 2
         for phase, cost, measured in (
             ("prefill", roofline.prefill(shape, batch_size, wanted.input_len), found["prefill_time"].value),
@@ -519,7 +541,7 @@ class Measure:
             return {"chat_tokens": Figure(float(answer["usage"]["completion_tokens"]), attachment=attachment)}
 
         parameters: dict[str, Scalar] = {"max_tokens": cell.measurements.serving.chat_tokens}
-        found = self._take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)["chat_tokens"]
+        found = self.take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)["chat_tokens"]
         answer: dict[str, Any] = json.loads((self.run.folder / found.attachment).read_text(encoding="utf-8"))
         return answer
 
@@ -569,11 +591,11 @@ class Measure:
         parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}
         if wanted.output_len is not None:
             parameters["output_len"] = wanted.output_len
-        return self._take(cell, parameters, take, names=names, engine=True, inputs=self.flow.prompts().key)
+        return self.take(cell, parameters, take, names=names, engine=True, inputs=self.flow.prompts().key)
 
     # ------------------------------------------------------------------------------------------------ records
 
-    def _take(
+    def take(
         self,
         cell: Cell,
         parameters: dict[str, Scalar],
@@ -583,11 +605,15 @@ class Measure:
         engine: bool = False,
         quick: bool = False,
         inputs: str = "",
+        device: Device | None = None,
+        state: Callable[[], dict[str, Scalar]] | None = None,
     ) -> dict[str, Measurement]:
         """Measure one block and record every figure of it, unless the run already has them all.
 
-        ``inputs`` names the data that went in by a digest: other data is another measurement.
+        ``inputs`` names the data that went in by a digest: other data is another measurement. ``device`` is where it
+        runs if not here, ``state`` tells that device's state.
         """
+        state = state or functools.partial(hardware.state, cell.hardware)
         flags: dict[str, Scalar] = dict(self.tags)
         if inputs:
             flags["inputs"] = inputs
@@ -597,7 +623,7 @@ class Measure:
             "parameters": parameters,
             "cell": self.flow.identity(cell),
             "packages": self.flow.environment_of(cell).decisive(),
-            "device": hardware.device(cell.hardware),
+            "device": device or hardware.device(cell.hardware),
             "flags": flags,
         }
         standing = {name: self._standing.get(identity(_record(name, 0.0, common))) for name in names}
@@ -610,10 +636,10 @@ class Measure:
                 return self._keep(cell, common, take(), {}, {}, "")
         repeats = cell.measurements.blocks.repeats
         for attempt in range(repeats + 1):
-            before = hardware.state(cell.hardware)
+            before = state()
             with self.flow.timed("measure", cell), hardware.Watch(cell.hardware) as watch:
                 figures = take()
-            after = hardware.state(cell.hardware)
+            after = state()
             found = self._keep(cell, common, figures, before, after, "; ".join(watch.problems))
             if not watch.problems:
                 return found
@@ -637,7 +663,7 @@ class Measure:
     ) -> Measurement:
         """Record a figure that is known already."""
         block = {metric: figure}
-        return self._take(cell, parameters, lambda: block, names=(metric,), engine=engine, quick=True, inputs=inputs)[
+        return self.take(cell, parameters, lambda: block, names=(metric,), engine=engine, quick=True, inputs=inputs)[
             metric
         ]
 
@@ -709,7 +735,5 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _data_digest(data: Path | None, task: str) -> str | None:
-    from harness.artifacts import file_digest
-
     file = data / f"{task}.jsonl" if data else None
     return file_digest(file) if file and file.is_file() else None

@@ -33,6 +33,7 @@ _ALL = (
         "lower",
         "Peak memory of a fresh process that loads the saved checkpoint and generates the tutorial's "
         "prompt with 128 new tokens: max_memory_reserved / 1e9 on a GPU, peak resident set / 1e9 on a CPU. "
+        "Through ExecuTorch: peak resident set / 1e9 of the C++ runner's process that loads and runs the program. "
         f"Source: {TUTORIAL}, Memory Benchmarking.",
     ),
     Metric("checkpoint_size", "B", "lower", "Bytes of the safetensors files of the saved checkpoint."),
@@ -94,8 +95,65 @@ _ALL = (
         "tok/s",
         "higher",
         "New tokens a second of Transformers' generate at batch 1, greedy, prefill included; value: median of the "
-        "rounds.",
+        "rounds. Through ExecuTorch: the same of the C++ runner.",
     ),
+    Metric("program_size", "B", "lower", "Bytes of the ExecuTorch program (.pte)."),
+    Metric(
+        "delegated_arithmetic",
+        "fraction",
+        "higher",
+        "Share of the multiply-adds of all matrix products that a program leaves to its delegates, at the length of "
+        "the export's example.",
+    ),
+    Metric("fallback_nodes", "nodes", "lower", "Operators of a program outside of its delegates."),
+    Metric("export_cpu_time", "s", "lower", "CPU seconds of the process that exported the program, loading included."),
+    Metric("export_peak_memory", "GB", "lower", "Peak resident set / 1e9 of the process that exported the program."),
+    Metric("load_time", "s", "lower", "Seconds from opening the program until its method can run."),
+    Metric(
+        "prefill_throughput",
+        "tok/s",
+        "higher",
+        "Prompt tokens a second until the first new token is known; value: median of the rounds.",
+    ),
+    Metric(
+        "decode_throughput",
+        "tok/s",
+        "higher",
+        "New tokens a second after the first, greedy, one at a time; value: median of the rounds.",
+    ),
+    Metric(
+        "first_token_time",
+        "ms",
+        "lower",
+        "From the prompt's text to the first new token, tokenizing included; value: median of the rounds.",
+    ),
+    Metric(
+        "fallback_time",
+        "fraction",
+        "lower",
+        "Share of the operators' time that is spent outside of delegates, from an etdump of one prompt and its answer.",
+    ),
+    Metric(
+        "program_kl",
+        "nats",
+        "lower",
+        "Mean over tokens of KL(eager || program), the eager model being the same checkpoint in Transformers and "
+        "float32, over the same real text.",
+    ),
+    Metric(
+        "program_top1",
+        "fraction",
+        "higher",
+        "Share of positions where the program's and the eager model's most likely token is the same.",
+    ),
+    Metric("program_perplexity", "1", "lower", "Perplexity of the program, as perplexity is of a model."),
+    Metric(
+        "program_perplexity_change",
+        "fraction",
+        "lower",
+        "Absolute relative difference of the program's perplexity from the eager model's over the same text.",
+    ),
+    Metric("logit_difference", "1", "lower", "Largest absolute difference of any logit from the eager model's."),
     Metric(
         "request_throughput",
         "req/s",

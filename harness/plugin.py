@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -19,13 +20,18 @@ from harness.progress import Progress, terminal
 from harness.servers import SERVERS
 
 if TYPE_CHECKING:
+    from harness.devices import DeviceRunner
     from harness.judge import Judge
     from harness.measure import Measure
+    from harness.mobile import MeasureMobile
     from harness.nightly import Nightly
     from harness.session import HarnessSession
 
 STAGES = ("quantize", "transformers", "engine", "server", "export")
 _SERVING = tuple(SERVERS)
+_PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
+_DEVICES = ("host", "qemu")
+_SERVERS = {"transformers": ("transformers",), "engine": _SERVING, "server": _SERVING, "export": ("executorch",)}
 
 _matrix_key = pytest.StashKey[Matrix]()
 _session_key = pytest.StashKey["HarnessSession"]()
@@ -54,7 +60,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "'Int8WeightOnlyConfig(granularity=PerGroup(32))'; repeatable; the baseline always runs beside it",
     )
     group.addoption(
-        "--server", action="append", choices=("transformers", *_SERVING), help="only this server; repeatable"
+        "--server",
+        action="append",
+        choices=sorted({name for names in _SERVERS.values() for name in names}),
+        help="only this server; repeatable",
     )
     group.addoption(
         "--task",
@@ -85,6 +94,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SERVER=PATH",
         help="run this server in an environment of its own: PATH is the interpreter of a virtual environment, or a "
         "folder of packages to stand before the workers'; repeatable",
+    )
+    group.addoption(
+        "--device",
+        action="append",
+        metavar="NAME",
+        help="run ExecuTorch programs there: host, qemu, ssh:HOST, adb:SERIAL or ios:FILE; repeatable (default: host, "
+        "qemu)",
+    )
+    group.addoption(
+        "--phone-runner", type=Path, metavar="FILE", help="the runner that adb puts on a phone; see the README"
     )
     group.addoption("--matrix", type=Path, metavar="FILE", help="another matrix.toml than suites/matrix.toml")
     group.addoption("--cache", type=Path, metavar="DIR", help="where checkpoints and other artifacts are kept")
@@ -136,7 +155,7 @@ def _matrix(config: pytest.Config) -> Matrix:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" not in metafunc.fixturenames:
         return
-    names: list[str] = [name for name in ("batch_size", "num_prompts", "task") if name in metafunc.fixturenames]
+    names = [name for name in _PARAMETERS if name in metafunc.fixturenames]
     try:
         params = _parameters(metafunc, names)
     except (HarnessError, pytest.UsageError) as error:
@@ -159,31 +178,32 @@ def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
     params = []
     for cell in cells:
         for through in _through(cell, stage, config.getoption("--server")):
-            if names == ["task"] and not tasks:
-                continue
             values: dict[str, list[Any]] = {
                 "batch_size": list(cell.measurements.latency.batch_sizes),
                 "num_prompts": list(cell.measurements.serving.num_prompts),
                 "task": tasks,
+                "route": ["transformers", "llama"] if cell.model.executorch else ["transformers"],
+                "device": config.getoption("--device") or list(_DEVICES),
+                "through": ["eager", "program"],
             }
             marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, cell.hardware)]
             if through.skip:
                 marks.append(pytest.mark.skip(reason=through.skip))
-            if not names:
-                params.append(pytest.param(through, id=through.id, marks=marks))
-            for value in values[names[0]] if names else []:
-                params.append(pytest.param(through, value, id=f"{through.id}-{value}", marks=marks))
+            for chosen in itertools.product(*(values[name] for name in names)):
+                identity = "-".join(map(str, (through.id, *chosen)))
+                params.append(pytest.param(through, *chosen, id=identity, marks=marks))
     return params
 
 
 def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     """Return the cell once for every server that the stage runs on."""
-    if stage in ("quantize", "export"):
+    if stage == "quantize":
         return [cell]
+    fitting = _SERVERS[stage]
     wanted = [name for name in cell.servers if not only or name in only]
     # One that was asked for is not left out in silence.
     wanted += [name for name in only or () if name not in wanted and _unsupported(cell, name)]
-    names = [name for name in wanted if (name in _SERVING) == (stage in ("engine", "server"))]
+    names = [name for name in wanted if name in fitting]
     return [replace(cell, server=name, skip=cell.skip or _refusal(cell, name)) for name in names]
 
 
@@ -355,6 +375,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
         swap=config.getoption("--swap"),
         python=config.getoption("--python"),
         environments=_environments(config),
+        phone_runner=config.getoption("--phone-runner"),
         command=["pytest", *config.invocation_params.args],
         progress=progress,
     )
@@ -387,6 +408,23 @@ def cell(request: pytest.FixtureRequest) -> Cell:
 def measure(harness_session: HarnessSession) -> Measure:
     """Measures and records; see harness.measure.Measure."""
     return harness_session.measure
+
+
+@pytest.fixture(scope="session")
+def mobile(harness_session: HarnessSession) -> MeasureMobile:
+    """Measures ExecuTorch programs and records; see harness.mobile.MeasureMobile."""
+    return harness_session.mobile
+
+
+@pytest.fixture
+def runs_on(request: pytest.FixtureRequest, device: str, mobile: MeasureMobile) -> DeviceRunner:
+    """The device that the test is about; one that was asked for and is not here fails, any other skips."""
+    found = mobile.device(device)
+    if problem := found.missing():
+        if request.config.getoption("--device"):
+            raise HarnessError(f"--device {device}: {problem}")
+        pytest.skip(f"device {device} is not here: {problem}")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ class Timing(_Line):
 
     kind: Literal["timing"] = "timing"
     cell: Cell | None = None
-    stage: str = Field(description="setup, quantize, engine start, compile, measure, evaluate or idle.")
+    stage: str = Field(description="setup, quantize, export, engine start, compile, measure, evaluate or idle.")
     seconds: float
 
 

@@ -45,6 +45,10 @@ def _places(count: int) -> Callable[[float], str]:
     return lambda value: f"{value:.{count}f}"
 
 
+def _significant(value: float) -> str:
+    return f"{value:.2g}"
+
+
 @dataclass(frozen=True)
 class Row:
     """How one metric, or one of its further statistics, is shown."""
@@ -75,14 +79,21 @@ class Row:
 
 _BATCH = ("batch_size",)
 _PROMPTS = ("num_prompts",)
+_ROUTE = ("route",)
+_RUNNER = ("runner", "route")
 
 ROWS = (
     Row("memory", "peak_memory", "Peak Memory (GB)", Words.PERCENT),
     Row("memory", "checkpoint_size", "Checkpoint Size", Words.PERCENT, number=size),
     Row("memory", "weight_size", "Weight Size", Words.PERCENT, number=size),
+    Row("memory", "program_size", "Program Size (.pte)", Words.PERCENT, number=size, shown=_ROUTE),
     Row("performance", "latency", "latency", suffix="s", shown=_BATCH),
     Row("performance", "request_throughput", "serving", suffix=" req/s", shown=_PROMPTS),
     Row("performance", "generate_throughput", "generate", suffix=" tok/s"),
+    Row("performance", "prefill_throughput", "prefill", suffix=" tok/s", shown=_RUNNER),
+    Row("performance", "decode_throughput", "decode", suffix=" tok/s", shown=_RUNNER),
+    Row("performance", "first_token_time", "first token", suffix=" ms", shown=_RUNNER),
+    Row("performance", "load_time", "load", suffix="s", number=_places(3), shown=_RUNNER),
     Row("detail", "output_throughput", "output", suffix=" tok/s", shown=_PROMPTS),
     Row("detail", "ttft", "TTFT median", suffix=" ms", shown=_PROMPTS),
     Row("detail", "ttft", "TTFT p99", suffix=" ms", shown=_PROMPTS, statistic="p99"),
@@ -100,11 +111,21 @@ ROWS = (
     Row("detail", "kv_cache_capacity", "KV cache", Words.SIZE, " tokens", whole),
     Row("detail", "engine_start", "engine start", suffix="s", shown=("kind",)),
     Row("detail", "compile_time", "compile", suffix="s"),
+    Row("detail", "delegated_arithmetic", "arithmetic delegated", Words.ALONE, number=_places(4), shown=_ROUTE),
+    Row("detail", "fallback_nodes", "operators not delegated", Words.ALONE, number=whole, shown=_ROUTE),
+    Row("detail", "fallback_time", "time outside of delegates", Words.ALONE, number=_places(3)),
+    Row("detail", "export_cpu_time", "export, CPU time", Words.ALONE, "s", shown=_ROUTE),
+    Row("detail", "export_peak_memory", "export, peak memory (GB)", Words.ALONE, shown=_ROUTE),
     Row("detail", "quantized_layers", "quantized layers", Words.ALONE, number=whole),
     Row("quality", "perplexity", "perplexity", Words.DIFFERENCE),
     Row("quality", "kl_divergence", "KL divergence (nats)", Words.ALONE, number=_places(4)),
     Row("quality", "top1_agreement", "top-1 agreement", Words.ALONE, number=_places(3)),
     Row("quality", "token_flips", "token flips", Words.ALONE, number=_places(4)),
+    Row("quality", "program_perplexity", "perplexity of the program", Words.DIFFERENCE),
+    Row("quality", "program_perplexity_change", "its change from eager", Words.ALONE, number=_places(4)),
+    Row("quality", "program_kl", "KL(eager || program) (nats)", Words.ALONE, number=_significant),
+    Row("quality", "program_top1", "top-1 agreement with eager", Words.ALONE, number=_places(4)),
+    Row("quality", "logit_difference", "largest difference of a logit", Words.ALONE, number=_significant),
     Row("quality", "accuracy", "", Words.DIFFERENCE, number=_places(3), lead=("task", "task_metric")),
     Row("quality", "task_perplexity", "perplexity", Words.DIFFERENCE, lead=("task",)),
     Row("quality", "answer_flips", "answer flips", Words.ALONE, number=_places(4), lead=("task",)),

@@ -25,6 +25,7 @@ from harness.flow import Flow
 from harness.judge import Judge
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
+from harness.mobile import MeasureMobile
 from harness.progress import Estimate
 from harness.records import Cell as CellIdentity
 from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Outcome, Run, Timing, redact
@@ -43,6 +44,7 @@ class HarnessSession:
     results: Path
     flow: Flow
     measure: Measure
+    mobile: MeasureMobile
     judge: Judge
     documented: Documented
     lock: FileLock
@@ -63,6 +65,7 @@ class HarnessSession:
         swap: str | None,
         python: str | None,
         environments: dict[str, Path],
+        phone_runner: Path | None,
         command: list[str],
         progress: Callable[[str], None],
     ) -> HarnessSession:
@@ -103,7 +106,8 @@ class HarnessSession:
             flow.start_ahead = False
         documented = Documented.load()
         judge = Judge(matrix, measure, run, documented)
-        return cls(run, results, flow, measure, judge, documented, lock, started, problems)
+        mobile = MeasureMobile(flow, measure, run, phone_runner)
+        return cls(run, results, flow, measure, mobile, judge, documented, lock, started, problems)
 
     def close(self) -> None:
         """End every worker and let other sessions measure."""

@@ -120,6 +120,7 @@ def write(
     for hardware in map(_plain_name, dict.fromkeys(seen)):
         of = [record for record in measurements if record.cell.hardware == hardware]
         tables = tables_of("all", of, documented)
+        tables += _publication_tables(hardware, of, documented)
         tables += _failure_tables([it for it in failures if it.cell.hardware == hardware])
         tables += _skip_tables([it for it in skips if it.hardware == hardware])
         formats: tuple[Format, ...] = ("md", "rst", "csv")
@@ -208,6 +209,18 @@ def provenance(measurements: Sequence[Measurement], runs: Sequence[str]) -> dict
         "measured": " to ".join(dict.fromkeys((min(days), max(days)))) + " (UTC)" if days else "",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _publication_tables(hardware: str, measurements: Sequence[Measurement], documented: Documented) -> list[Table]:
+    """Return what was published of models on this hardware that were not measured; the others stand beside theirs."""
+    measured = {record.cell.model.name for record in measurements}
+    rows = tuple(
+        (figure.model, figure.recipe, figure.device, f"{figure.metric} {figure.text} {figure.unit}")
+        for publication in documented.publications
+        if publication.hardware == hardware and not any(publication.is_of(name) for name in measured)
+        for figure in publication.figures
+    )
+    return [Table("Published, of other models", "", ("model", "recipe", "where", "figure"), rows)] if rows else []
 
 
 def _failure_tables(failures: Sequence[Failure]) -> list[Table]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,15 @@ from harness.sources import SHAREGPT_FILE
 
 pytest_plugins = ["pytester"]
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what takes many minutes unless it is asked for by its marker."""
+    if "slow" not in config.getoption("markexpr", ""):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes; run it with -m slow"))
+
+
 # Other work may slow this machine down; that is no failure of a law.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
@@ -41,6 +51,13 @@ CONVERSATIONS = [
     }
     for number in range(24)
 ]
+
+STORIES = [
+    ("Baking", "A woman pours flour into a bowl.", "she"),
+    ("Rowing", "Two men sit in a boat on a lake.", "they"),
+    ("Painting", "A boy holds a brush before a wall.", "he"),
+]
+ENDINGS = ["adds an egg and stirs.", "pulls at the oars.", "paints it blue.", "sings."]
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,26 @@ def sharegpt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for ``--data`` with a small ShareGPT file of the published layout."""
     folder = tmp_path_factory.mktemp("data")
     (folder / SHAREGPT_FILE).write_text(json.dumps(CONVERSATIONS), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory, sharegpt_folder: Path) -> Path:
+    """A folder for ``--data`` with HellaSwag, LAMBADA and ShareGPT.
+
+    HellaSwag has three stories, each once under every of its four labels: whatever a model chooses, it is right
+    about a quarter of the documents.
+    """
+    folder = tmp_path_factory.mktemp("documents")
+    hellaswag = [
+        {"activity_label": label, "ctx_a": context, "ctx_b": subject, "endings": ENDINGS, "label": str(right)}
+        for label, context, subject in STORIES
+        for right in range(4)
+    ]
+    lambada = [{"text": f"{context} {subject} {ENDINGS[0]}".rstrip(".")} for _, context, subject in STORIES]
+    for name, found in (("hellaswag", hellaswag), ("lambada_openai", lambada)):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(one) for one in found), encoding="utf-8")
+    shutil.copytree(sharegpt_folder, folder, dirs_exist_ok=True)
     return folder
 
 

@@ -584,6 +584,18 @@ def test_write_gives_each_hardware_its_files(
     assert "## Failures" in paths[6].read_text(encoding="utf-8")
 
 
+def test_write_puts_what_was_published_of_other_models_beside(tmp_path: Path, repository: Path) -> None:
+    """Where the published model was not measured on a phone, its figures stand in a table of their own."""
+    documented = Documented.load(repository / "results" / "documented")
+    small = measured("peak_memory", 0.1, hardware="arm-mobile", model=SMOL)
+    text = tables.write(tmp_path, [small], documented)[0].read_text(encoding="utf-8")
+    assert "Published, of other models" in text
+    assert "peak_memory \\~3.2 GB" in text
+    assert "generate_throughput \\~17 tok/s" in text
+    phi = measured("peak_memory", 3.0, hardware="arm-mobile", model=PHI)
+    assert "of other models" not in tables.write(tmp_path, [phi], documented)[0].read_text(encoding="utf-8")
+
+
 def test_write_leaves_the_old_file_when_it_cannot_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "h100.md").write_text("old", encoding="utf-8")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +13,6 @@ from harness.job import Worker
 from harness.matrix import Matrix
 
 TIMEOUT = 300
-STORIES = [
-    ("Baking", "A woman pours flour into a bowl.", "she"),
-    ("Rowing", "Two men sit in a boat on a lake.", "they"),
-    ("Painting", "A boy holds a brush before a wall.", "he"),
-]
-ENDINGS = ["adds an egg and stirs.", "pulls at the oars.", "paints it blue.", "sings."]
-
-
-@pytest.fixture(scope="session")
-def documents(tmp_path_factory: pytest.TempPathFactory, sharegpt_folder: Path) -> Path:
-    """A folder for ``--data`` with HellaSwag, LAMBADA and ShareGPT.
-
-    HellaSwag has three stories, each once under every of its four labels: whatever a model chooses, it is right
-    about a quarter of the documents.
-    """
-    folder = tmp_path_factory.mktemp("documents")
-    hellaswag = [
-        {"activity_label": label, "ctx_a": context, "ctx_b": subject, "endings": ENDINGS, "label": str(right)}
-        for label, context, subject in STORIES
-        for right in range(4)
-    ]
-    lambada = [{"text": f"{context} {subject} {ENDINGS[0]}".rstrip(".")} for _, context, subject in STORIES]
-    for name, found in (("hellaswag", hellaswag), ("lambada_openai", lambada)):
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(one) for one in found), encoding="utf-8")
-    shutil.copytree(sharegpt_folder, folder, dirs_exist_ok=True)
-    return folder
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+"""Where a program runs: this machine, an emulated ARM, an ARM host over ssh, Android phones, an iPhone's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.artifacts import Store
+from harness.devices.adb import Adb
+from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
+from harness.devices.ios import Ios
+from harness.devices.linux import Host, Qemu, Ssh
+from harness.environment import Environment
+from harness.errors import MatrixError
+
+__all__ = [
+    "KINDS",
+    "Adb",
+    "DeviceError",
+    "DeviceRunner",
+    "Host",
+    "Ios",
+    "Qemu",
+    "Reading",
+    "Request",
+    "Ssh",
+    "open_device",
+]
+
+KINDS = {
+    "host": "this machine",
+    "qemu": "aarch64 under qemu-user: correctness, memory and load, never speed",
+    "ssh:HOST": "an ARM Linux host over ssh, as `ssh HOST` reaches it",
+    "adb:SERIAL": "an Android phone; needs --phone-runner",
+    "ios:FILE": "the JSON that the XCTest benchmark wrote on an iPhone",
+}
+
+
+def open_device(name: str, store: Store, environment: Environment, phone_runner: Path | None = None) -> DeviceRunner:
+    """Return the device that a command line names; nothing is built or asked yet. Raises MatrixError for another."""
+    kind, _, which = name.partition(":")
+    if name == "host":
+        return Host(store, environment)
+    if name == "qemu":
+        return Qemu(store, environment)
+    if kind == "ssh" and which:
+        return Ssh(store, environment, which)
+    if kind == "adb" and which:
+        return Adb(which, phone_runner)
+    if kind == "ios" and which:
+        return Ios(Path(which))
+    known = "; ".join(f"{form} ({meaning})" for form, meaning in KINDS.items())
+    raise MatrixError(f"--device {name!r} is not one of: {known}")

@@ -1,0 +1,207 @@
+"""Android phones, through the user's adb: push, warm up, run, pull, with thermal state and battery."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from harness.artifacts import file_digest
+from harness.devices.base import DeviceError, DeviceRunner, Reading, Request, read
+from harness.records import Device, Scalar
+
+# Where a program of the shell user may be executed on any Android.
+FOLDER = "/data/local/tmp/torchao-harness"
+BUILD = (
+    "name one with --phone-runner FILE: harness/devices/runner.cpp built with the Android NDK, or ExecuTorch's own "
+    "llama_main (the README says how)"
+)
+_OBSERVER = "PyTorchObserver "
+_GONE = re.compile("device .*not found|device offline|no devices|error: closed|protocol fault|connection reset")
+
+
+class Adb(DeviceRunner):
+    """One phone by its serial. The runner is the user's: the project's own, or ExecuTorch's ``llama_main``.
+
+    ``llama_main`` is told a text and not tokens, so it needs the tokenizer (:attr:`tokenizer`) and a prompt
+    (:attr:`prompt_text`), gives no logits, and runs one round a process; only its PyTorchObserver line is read.
+    """
+
+    def __init__(self, serial: str, runner: Path | None) -> None:
+        self.name = f"adb:{serial}"
+        self.serial = serial
+        self.runner = runner
+        self.tokenizer: Path | None = None
+        self.prompt_text = ""
+
+    @property
+    def is_llama_main(self) -> bool:
+        return self.runner is not None and self.runner.name.startswith("llama_main")
+
+    @property
+    def logits(self) -> bool:
+        return not self.is_llama_main
+
+    def missing(self) -> str:
+        if not shutil.which("adb"):
+            return "no adb; on Debian: apt-get install adb"
+        if self.runner is None:
+            return f"no runner for a phone: {BUILD}"
+        if not self.runner.is_file():
+            return f"--phone-runner {self.runner} is not there"
+        try:
+            state = self._adb(["get-state"], 30).strip()
+        except DeviceError as error:
+            return str(error)
+        return "" if state == "device" else f"{self.name} is {state}"
+
+    def device(self) -> Device:
+        names = ("ro.product.manufacturer", "ro.product.model", "ro.soc.model", "ro.build.version.release")
+        maker, model, soc, release = (self._shell(f"getprop {name}", 30).strip() for name in names)
+        return Device(
+            name=f"{maker} {model}".strip() or self.name,
+            detail={"serial": self.serial, "soc": soc, "system": f"Android {release}"},
+        )
+
+    def state(self) -> dict[str, Scalar]:
+        """Return thermal status (0 none to 6 shutdown), battery level in percent and temperature, and the lock."""
+        battery = self._shell("dumpsys battery", 30)
+        thermal = self._shell("dumpsys thermalservice", 30)
+        found: dict[str, Scalar] = {}
+        for name, text, pattern, scale in (
+            ("thermal_status", thermal, r"Thermal Status: (\d+)", 1.0),
+            ("battery_percent", battery, r"^\s*level: (\d+)", 1.0),
+            ("battery_c", battery, r"^\s*temperature: (\d+)", 0.1),
+        ):
+            if match := re.search(pattern, text, re.MULTILINE):
+                found[name] = round(int(match.group(1)) * scale, 1)
+        found["locked"] = "deviceLocked=1" in self._shell("dumpsys trust", 30)
+        return found
+
+    def throttled(self, before: dict[str, Scalar], after: dict[str, Scalar]) -> str:
+        # ExecuTorch runs on the CPU: Android lowers its clocks from MODERATE (2) on.
+        worst = max(float(before.get("thermal_status", 0)), float(after.get("thermal_status", 0)))
+        return f"throttled: thermal status {worst:g} of the phone" if worst >= 2 else ""
+
+    def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
+        assert self.runner
+        if self.state()["locked"]:
+            raise DeviceError(
+                f"{self.name} is locked: a locked phone runs at other clocks; unlock it and keep it awake "
+                "(`adb shell svc power stayon usb`)",
+                stage="run",
+            )
+        there = self._push(program, f"{file_digest(program)[:16]}.pte")
+        runner = self._push(self.runner, f"runner-{file_digest(self.runner)[:16]}")
+        self._shell(f"chmod 755 {runner}", 30)
+        if self.is_llama_main:
+            return self._llama_main(runner, there, request, timeout)
+        windows = f"{FOLDER}/windows.txt"
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder) / "windows.txt"
+            text.write_text(request.windows_text(), encoding="utf-8")
+            self._adb(["push", str(text), windows], 300)
+        words = shlex.join(request.arguments(there, windows, f"{FOLDER}/logits.bin"))
+        output, errors, status = self._call(["shell", f"cd {FOLDER} && {runner} {words}"], timeout)
+        self._connected(errors, status)
+        if "{" not in output:
+            # adb itself ends with status 0 when the phone goes while a command runs.
+            self._adb(["get-state"], 30)
+        reading = read(output, errors, status, f"{self.name} {program.name}")
+        if logits and request.windows:
+            self._adb(["pull", f"{FOLDER}/logits.bin", str(logits)], 1800)
+        return reading
+
+    def _llama_main(self, runner: str, program: str, request: Request, timeout: float) -> Reading:
+        if self.tokenizer is None or not self.prompt_text:
+            raise DeviceError(f"{self.name}: llama_main needs a tokenizer and a text", stage="run")
+        tokenizer = self._push(self.tokenizer, f"{file_digest(self.tokenizer)[:16]}-tokenizer.json")
+        options = {"model_path": program, "tokenizer_path": tokenizer, "prompt": self.prompt_text, "temperature": "0"}
+        options["max_new_tokens"] = str(request.new_tokens)
+        words = shlex.join(f"--{name}={value}" for name, value in options.items())
+        rounds = []
+        for _ in range(request.warmup + request.rounds):
+            output, errors, status = self._call(["shell", f"cd {FOLDER} && {runner} {words}"], timeout)
+            self._connected(errors, status)
+            lines = [line for line in (output + errors).splitlines() if _OBSERVER in line]
+            if not lines:
+                raise DeviceError(
+                    f"{self.name}: llama_main ended with status {status} and no PyTorchObserver line",
+                    stage="run",
+                    log_tail=(output + errors)[-3000:],
+                )
+            rounds.append(json.loads(lines[-1].split(_OBSERVER, 1)[1]))
+        return observed(rounds, request.warmup)
+
+    def _push(self, file: Path, name: str) -> str:
+        """Put a file on the phone under a name of its contents, unless it is there whole."""
+        there = f"{FOLDER}/{name}"
+        size = self._shell(f"stat -c %s {there} 2>/dev/null || true", 30).strip()
+        if size != str(file.stat().st_size):
+            self._shell(f"mkdir -p {FOLDER}", 30)
+            self._adb(["push", str(file), there], 1800)
+        return there
+
+    def _shell(self, command: str, timeout: float) -> str:
+        return self._adb(["shell", command], timeout)
+
+    def _adb(self, arguments: list[str], timeout: float) -> str:
+        output, errors, status = self._call(arguments, timeout)
+        if status:
+            self._connected(errors + output, status)
+            words = (errors + output).strip()[-500:]
+            if "No space left" in words or "ENOSPC" in words:
+                raise DeviceError(
+                    f"{self.name} is out of storage ({words}): free some, or remove {FOLDER} there", stage=arguments[0]
+                )
+            raise DeviceError(f"{self.name}: adb {arguments[0]}: {words or f'status {status}'}", stage=arguments[0])
+        return output
+
+    def _connected(self, words: str, status: int) -> None:
+        """Raise what adb says when there is no phone to talk to."""
+        if not status:
+            return
+        if "unauthorized" in words:
+            raise DeviceError(
+                f"{self.name} has not allowed this computer: unlock the phone and accept its question", stage="adb"
+            )
+        if _GONE.search(words):
+            raise DeviceError(
+                f"{self.name} is not connected ({words.strip()[-200:]}): look at the cable and at `adb devices`, then "
+                "go on with --resume; what was measured stands",
+                stage="adb",
+            )
+
+    def _call(self, arguments: list[str], timeout: float) -> tuple[str, str, int]:
+        command = ["adb", "-s", self.serial, *arguments]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(
+                f"{self.name}: adb {arguments[0]} did not end within {timeout:g} s", stage=arguments[0], kind="timeout"
+            ) from error
+        return done.stdout, done.stderr, done.returncode
+
+
+def observed(rounds: list[dict[str, int]], warmup: int) -> Reading:
+    """Return the reading of PyTorchObserver objects, as ExecuTorch's runners print them: times in milliseconds."""
+    first = rounds[0]
+
+    def seconds(found: dict[str, int], start: str, end: str) -> float:
+        return (found[end] - found[start]) / found.get("SCALING_FACTOR_UNITS_PER_SECOND", 1000)
+
+    return Reading(
+        load_seconds=seconds(first, "model_load_start_ms", "model_load_end_ms"),
+        prompt_tokens=first["prompt_tokens"],
+        # The first token belongs to the prompt; generated_tokens counts those after it.
+        new_tokens=first["generated_tokens"] + 1,
+        warmup=warmup,
+        prefill_seconds=[seconds(found, "inference_start_ms", "prompt_eval_end_ms") for found in rounds],
+        decode_seconds=[seconds(found, "prompt_eval_end_ms", "inference_end_ms") for found in rounds],
+    )

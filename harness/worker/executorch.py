@@ -1,0 +1,166 @@
+"""An ExecuTorch program on this machine: ExecuTorch's LLM runner, agreement with the eager model, and tasks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy
+import torch
+from transformers import AutoTokenizer
+
+from harness.worker import evaluate
+from harness.worker.backend import Backend
+from harness.worker.export import load_float32
+from harness.worker.program import Program, ProgramLM, constant, explain, fits
+
+
+class Executorch(Backend):
+    """A program and the checkpoint it was made of; either is loaded by the first command that needs it."""
+
+    commands: ClassVar[tuple[str, ...]] = ("run", "windows", "agreement", "tasks", "profile")
+
+    def open(self, program: str, checkpoint: str, trust_remote_code: bool) -> dict[str, Any]:
+        self.file = program
+        self.checkpoint = checkpoint
+        self.trust_remote_code = trust_remote_code
+        self._loaded: Any = None
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+        torch.set_grad_enabled(False)
+        return {"threads": torch.get_num_threads()}
+
+    def run(self, text: str, prompt_tokens: int, new_tokens: int, warmup: int, rounds: int) -> dict[str, Any]:
+        """Generate greedily with ExecuTorch's LLM runner and return its own statistics of every round.
+
+        The prompt is the beginning of ``text``, about ``prompt_tokens`` long; the runner counts its tokens itself.
+        """
+        import executorch.extension.llm.custom_ops.custom_ops
+        import executorch.kernels.quantized  # noqa: F401
+        from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+        tokenizer = Path(self.checkpoint) / "tokenizer.json"
+        if not tokenizer.is_file():
+            raise FileNotFoundError(f"{tokenizer}: ExecuTorch's LLM runner reads tokenizer.json, which is not there")
+        fits(self.tokenizer, constant(self.file, "get_vocab_size"))
+        try:
+            runner = TextLLMRunner(self.file, str(tokenizer))
+            prompt = self.tokenizer.decode(self._ids(text, prompt_tokens))
+            config = GenerationConfig(echo=False, max_new_tokens=new_tokens, temperature=0.0)
+            found: list[dict[str, Any]] = []
+            for _ in range(warmup + rounds):
+                runner.reset()
+                runner.generate(prompt, config, None, lambda stats: found.append(json.loads(stats.to_json_string())))
+                self.report({"done": len(found), "of": warmup + rounds})
+        except RuntimeError as error:
+            raise RuntimeError(explain(self.file, str(error))) from None
+        return {"rounds": found}
+
+    def windows(self, text: str, windows: int, window_tokens: int) -> dict[str, Any]:
+        """Return windows of token ids from the start of a text."""
+        return {"windows": evaluate.windows(self.tokenizer, Path(text), windows, window_tokens).tolist()}
+
+    def agreement(self, text: str, windows: int, window_tokens: int, logits: str | None) -> dict[str, Any]:
+        """Hold the program against the eager checkpoint in float32, teacher-forced over the same real text.
+
+        With ``logits``, a file of float32 (windows, window_tokens, vocabulary) that a device wrote, those are held
+        against it instead of the program in this process. Returns per window: the program's negative log-likelihood
+        (``nll``), the eager model's (``eager_nll``), KL(eager || program), top-1 agreement; and the largest absolute
+        difference of any logit.
+        """
+        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
+        eager = self._eager()
+        vocabulary = int(eager.get_input_embeddings().weight.shape[0])
+        model = Program(self.file) if logits is None else _Written(Path(logits), ids, vocabulary)
+        watched = _Watched(model, eager)
+        found = evaluate.text_quality(
+            watched, watched.eager, ids, lambda done: self.report({"done": done, "of": len(ids)})
+        )
+        parts = found["windows"]
+        return {
+            "windows": {"nll": parts["nll"], "eager_nll": watched.eager_nll, "kl": parts["kl"], "top1": parts["top1"]},
+            "largest_difference": watched.largest,
+        }
+
+    def tasks(self, names: list[str], data: str | None, limit: int | None, eager: bool) -> dict[str, Any]:
+        """Run lm-evaluation-harness tasks over the program, or over the eager checkpoint in float32."""
+        if eager:
+            from lm_eval.models.huggingface import HFLM
+
+            model = HFLM(pretrained=self._eager(), tokenizer=self.tokenizer, batch_size=8, device="cpu")
+            return evaluate.tasks(model, names, data, limit)
+        language_model = ProgramLM(Program(self.file), self.tokenizer)
+        found = evaluate.tasks(language_model, names, data, limit)
+        for name in names:
+            found[name]["truncated"] = language_model.truncated
+        return found
+
+    def profile(self, text: str, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+        """Return milliseconds and calls of every operator over one prompt and its answer, from an etdump."""
+        program = Program(self.file, profile=True)
+        tokens = self._ids(text, prompt_tokens)
+        for _ in range(new_tokens):
+            tokens.append(int(program.logits(tokens, len(tokens) - 1)[-1].argmax()))
+        with tempfile.TemporaryDirectory() as folder:
+            return {"operators": program.operators(Path(folder))}
+
+    def _eager(self) -> Any:
+        if self._loaded is None:
+            self._loaded, _ = load_float32(self.checkpoint, self.trust_remote_code)
+        return self._loaded
+
+    def _ids(self, text: str, tokens: int) -> list[int]:
+        ids: list[int] = evaluate.windows(self.tokenizer, Path(text), 1, tokens)[0].tolist()
+        return ids
+
+
+class _Written:
+    """Logits that a device has written, asked for as a model is."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, file: Path, ids: torch.Tensor, vocabulary: int) -> None:
+        expected = ids.numel() * vocabulary * 4
+        if file.stat().st_size != expected:
+            raise ValueError(
+                f"{file.name} has {file.stat().st_size} bytes of logits, {expected} are due: the device's program has "
+                "another vocabulary, or its run was cut short"
+            )
+        shape = (*ids.shape, vocabulary)
+        self._logits = torch.from_numpy(numpy.fromfile(file, dtype=numpy.float32).reshape(shape))
+        self._next = 0
+
+    def __call__(self, _: torch.Tensor) -> Any:
+        from types import SimpleNamespace
+
+        self._next += 1
+        return SimpleNamespace(logits=self._logits[self._next - 1][None])
+
+
+class _Watched:
+    """Passes a program's logits on and notes how they differ from the eager model's, which is asked once a window."""
+
+    def __init__(self, program: Any, eager: Any) -> None:
+        self._program = program
+        self._eager = eager
+        self._last: torch.Tensor | None = None
+        self.device = torch.device("cpu")
+        self.largest = 0.0
+        self.eager_nll: list[float] = []
+
+    def __call__(self, batch: torch.Tensor) -> Any:
+        found = self._program(batch)
+        self._last = found.logits
+        return found
+
+    def eager(self, batch: torch.Tensor) -> Any:
+        assert self._last is not None
+        found = self._eager(batch)
+        self.largest = max(self.largest, float((found.logits - self._last).abs().max()))
+        log_p = torch.log_softmax(found.logits[0, :-1].float(), dim=-1)
+        self.eager_nll.append(float(-log_p.gather(1, batch[0, 1:, None]).mean()))
+        return found
+
+
+BACKEND = Executorch

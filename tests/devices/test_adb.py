@@ -1,0 +1,118 @@
+"""Phones through the real adb binary: a run, and everything that happens to phones. The phone itself is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.devices import Adb, DeviceError, Host, Request
+from harness.devices.adb import FOLDER
+from tests.devices.adb_server import AdbServer
+
+pytest.importorskip("executorch")
+pytestmark = pytest.mark.skipif(not shutil.which("adb"), reason="no adb; on Debian: apt-get install adb")
+
+REQUEST = Request([10, 11, 12, 13], 3, 1, 2, [[10, 11, 12], [14, 15, 16]])
+
+
+@pytest.fixture
+def adb(phone: AdbServer, phone_runner: Path) -> Adb:
+    return Adb(phone.serials[0], phone_runner)
+
+
+def test_run(adb: Adb, phone: AdbServer, host: Host, pte: Path, tmp_path: Path) -> None:
+    """The program is pushed once, run, and its logits pulled; they are those of this machine's runner."""
+    assert adb.missing() == ""
+    assert adb.device().name == "Stand-in Phone"
+    assert adb.device().detail == {"serial": "emulated-1", "soc": "SoC", "system": "Android 16"}
+    there, here = tmp_path / "there", tmp_path / "here"
+    reading = adb.run(pte, REQUEST, there, 120)
+    assert reading.tokens == host.run(pte, REQUEST, here, 120).tokens
+    assert len(reading.decode_rates) == 3
+    assert there.read_bytes() == here.read_bytes()
+    programs = [path for path in phone.pushed if path.endswith(".pte")]
+    adb.run(pte, REQUEST, there, 120)
+    assert [path for path in phone.pushed if path.endswith(".pte")] == programs
+    assert len(programs) == 1
+
+
+def test_state(adb: Adb, phone: AdbServer) -> None:
+    assert adb.state() == {"thermal_status": 0, "battery_percent": 77, "battery_c": 31.2, "locked": False}
+    assert adb.throttled(adb.state(), adb.state()) == ""
+    cool = adb.state()
+    phone.answers["dumpsys thermalservice"] = "Thermal Status: 3\n"
+    assert adb.throttled(cool, adb.state()) == "throttled: thermal status 3 of the phone"
+
+
+def test_two_phones(phone: AdbServer, phone_runner: Path, pte: Path) -> None:
+    """Each is asked by its serial, whichever others are attached."""
+    phone.serials.append("emulated-2")
+    for serial in phone.serials:
+        assert Adb(serial, phone_runner).missing() == ""
+        assert Adb(serial, phone_runner).device().detail["serial"] == serial
+
+
+def test_locked(adb: Adb, phone: AdbServer, pte: Path) -> None:
+    phone.answers["dumpsys trust"] = "User 0: deviceLocked=1\n"
+    with pytest.raises(DeviceError, match=r"adb:emulated-1 is locked: .* unlock it"):
+        adb.run(pte, REQUEST, None, 60)
+    assert phone.pushed == []
+
+
+def test_out_of_storage(adb: Adb, phone: AdbServer, pte: Path) -> None:
+    phone.full = True
+    with pytest.raises(DeviceError, match=f"(?s)out of storage .*No space left on device.*remove {FOLDER}"):
+        adb.run(pte, REQUEST, None, 60)
+
+
+def test_unplugged_while_it_runs(adb: Adb, phone: AdbServer, pte: Path) -> None:
+    phone.unplug_at = "--program"
+    with pytest.raises(DeviceError, match=r"adb:emulated-1 is not connected .*--resume; what was measured stands"):
+        adb.run(pte, REQUEST, None, 60)
+
+
+def test_not_attached(phone: AdbServer, phone_runner: Path) -> None:
+    assert "adb:other is not connected" in Adb("other", phone_runner).missing()
+
+
+def test_not_allowed(adb: Adb, phone: AdbServer) -> None:
+    phone.refusal = "device unauthorized.\nThis adb server's $ADB_VENDOR_KEYS is not set"
+    assert "has not allowed this computer: unlock the phone and accept" in adb.missing()
+
+
+def test_no_runner(phone: AdbServer, tmp_path: Path) -> None:
+    assert "--phone-runner FILE" in Adb(phone.serials[0], None).missing()
+    assert "is not there" in Adb(phone.serials[0], tmp_path / "none").missing()
+
+
+def test_no_adb(monkeypatch: pytest.MonkeyPatch, phone_runner: Path) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert Adb("any", phone_runner).missing() == "no adb; on Debian: apt-get install adb"
+
+
+def test_llama_main(phone: AdbServer, pte: Path, tmp_path: Path) -> None:
+    """ExecuTorch's own runner is told a text; its PyTorchObserver line is read, milliseconds as they are."""
+    line = {
+        "prompt_tokens": 20,
+        "generated_tokens": 9,
+        "model_load_start_ms": 1000,
+        "model_load_end_ms": 1400,
+        "inference_start_ms": 1400,
+        "prompt_eval_end_ms": 1500,
+        "inference_end_ms": 2000,
+        "SCALING_FACTOR_UNITS_PER_SECOND": 1000,
+    }
+    runner = tmp_path / "llama_main"
+    runner.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/asked\necho 'PyTorchObserver {json.dumps(line)}'\n")
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}", encoding="utf-8")
+    adb = Adb(phone.serials[0], runner)
+    adb.tokenizer, adb.prompt_text = tokenizer, "What's a model?"
+    reading = adb.run(pte, Request([1], 10, 1, 2), None, 60)
+    assert (reading.load_seconds, reading.prefill_rates, reading.decode_rates) == (0.4, [200.0] * 3, [18.0] * 3)
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert len(asked) == 3
+    assert "--prompt=What's a model? --temperature=0 --max_new_tokens=10" in asked[0]

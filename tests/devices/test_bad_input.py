@@ -1,0 +1,125 @@
+"""Programs that cannot run and tokenizers that do not fit are refused with what is wrong and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Artifact
+from harness.devices import DeviceError, Host, Request
+from harness.errors import WorkerError
+from tests.devices.conftest import CONTEXT
+
+pytest.importorskip("executorch")
+
+REQUEST = Request([1, 2, 3], 2, 0, 1)
+# A program whose only operator is one that a library of its own brings.
+_CUSTOM = """
+import sys, torch
+import executorch.extension.llm.custom_ops.custom_ops
+from executorch.exir import EdgeCompileConfig, to_edge
+
+class Custom(torch.nn.Module):
+    def forward(self, ids, positions):
+        value = ids.float().reshape(1, -1, 1, 1).expand(1, 3, 2, 4).contiguous()
+        return torch.ops.llama.custom_sdpa(value, value, value, 0)
+
+example = (torch.zeros((1, 3), dtype=torch.long), torch.arange(3))
+program = to_edge(torch.export.export(Custom(), example), compile_config=EdgeCompileConfig(_check_ir_validity=False))
+program.to_executorch().save(sys.argv[1])
+"""
+
+
+def damaged(pte: Path, folder: Path, how: str) -> Path:
+    data = bytearray(pte.read_bytes())
+    if how == "truncated":
+        data = data[: len(data) // 2]
+    elif how == "another version":
+        # The flatbuffer's file identifier names the schema's version.
+        assert data[4:6] == b"ET"
+        data[4:8] = b"ET99"
+    elif how == "not a program":
+        data = bytearray(b"PK\x03\x04" + bytes(4096))
+    target = folder / "bad.pte"
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("how", ["truncated", "another version", "not a program"])
+def test_a_program_that_is_none(host: Host, pte: Path, how: str, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"bad\.pte: load: .*export it again"):
+        host.run(damaged(pte, tmp_path, how), REQUEST, None, 60)
+
+
+def test_a_worker_refuses_them_too(
+    start_worker: Any, pte: Path, quantized: Artifact, text: str, tmp_path: Path
+) -> None:
+    """One that is cut off, and then, mended under the worker's eyes, one of another version."""
+    bad = damaged(pte, tmp_path, "truncated")
+    worker = start_worker("executorch", program=str(bad), checkpoint=str(quantized.folder), trust_remote_code=False)
+    refusal = r"bad\.pte is not a whole program that ExecuTorch .* reads"
+    lengths = {"text": text, "prompt_tokens": 4, "new_tokens": 2}
+    for how in ("truncated", "another version"):
+        damaged(pte, tmp_path, how)
+        with pytest.raises(WorkerError, match=refusal):
+            worker.ask("profile", 60, **lengths)
+        with pytest.raises(WorkerError, match=refusal):
+            worker.ask("run", 60, **lengths, warmup=0, rounds=1)
+    worker.close()
+
+
+def test_a_prompt_longer_than_the_context(host: Host, pte: Path) -> None:
+    with pytest.raises(
+        DeviceError, match=f"{CONTEXT} tokens and 4 new ones do not fit the program's context of {CONTEXT}"
+    ):
+        host.run(pte, Request([1] * CONTEXT, 4, 0, 1), None, 60)
+
+
+def test_a_token_that_the_program_has_not(host: Host, pte: Path) -> None:
+    with pytest.raises(DeviceError, match="token 99999 is outside of the program's vocabulary of 10240"):
+        host.run(pte, Request([99999], 2, 0, 1), None, 60)
+
+
+def test_a_missing_operator_library(host: Host, tmp_path: Path) -> None:
+    target = tmp_path / "custom.pte"
+    subprocess.run([sys.executable, "-c", _CUSTOM, str(target)], check=True, capture_output=True)
+    with pytest.raises(DeviceError, match=r"an operator of the program is not in the runner .*transformers route"):
+        host.run(target, REQUEST, None, 60)
+
+
+def test_a_runner_that_is_killed(host: Host, pte: Path) -> None:
+    with pytest.raises(DeviceError, match=r"did not finish within 0\.01 s") as failed:
+        host.run(pte, REQUEST, None, 0.01)
+    assert failed.value.kind == "timeout"
+
+
+def test_a_tokenizer_of_another_model(
+    start_worker: Any, pte: Path, quantized: Artifact, text: str, documents: Path, tmp_path: Path
+) -> None:
+    """The vocabularies are compared before anything runs."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(quantized.folder, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"].append({"id": 10240, "content": "<|one too many|>", **special})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    worker = start_worker("executorch", program=str(pte), checkpoint=str(folder), trust_remote_code=False)
+    lengths: dict[str, Any] = {"text": text, "prompt_tokens": 4, "new_tokens": 2, "warmup": 0, "rounds": 1}
+    task: dict[str, Any] = {"names": ["lambada_openai"], "data": str(documents), "limit": 1, "eager": False}
+    for command, arguments in (("run", lengths), ("tasks", task)):
+        with pytest.raises(WorkerError, match="10241 tokens, the program 10240: it belongs to another model"):
+            worker.ask(command, 120, **arguments)
+    worker.close()
+
+
+def test_logits_of_another_program(executorch: Any, text: str, tmp_path: Path) -> None:
+    short = tmp_path / "logits"
+    short.write_bytes(bytes(400))
+    with pytest.raises(WorkerError, match=r"has 400 bytes of logits, .* are due"):
+        executorch("agreement", text=text, windows=1, window_tokens=16, logits=str(short))

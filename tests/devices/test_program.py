@@ -1,0 +1,142 @@
+"""A program is what its checkpoint is: here, emulated on ARM, in ExecuTorch's runner and under a task."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Artifact
+from harness.devices import Host, Qemu, Request
+from tests.devices.conftest import CONTEXT
+
+pytest.importorskip("executorch")
+
+# In a process of its own: the tests' process imports no ExecuTorch.
+_IN_PROCESS = """
+import json, random, sys
+from types import SimpleNamespace
+import torch
+from transformers import AutoTokenizer
+from harness.worker.program import Program, ProgramLM
+
+file, checkpoint, prompt, wanted = sys.argv[1:]
+model = ProgramLM(Program(file), AutoTokenizer.from_pretrained(checkpoint))
+asked = SimpleNamespace(args=(prompt, {"until": [], "max_gen_toks": int(wanted)}))
+(text,) = model.generate_until([asked])
+draw, worst = random.Random(0), 0.0
+for _ in range(20):
+    shared = [draw.randrange(3, 300) for _ in range(draw.randrange(1, 60))]
+    model.program.logits(shared)
+    tokens = shared + [draw.randrange(3, 300) for _ in range(draw.randrange(1, 30))]
+    start = draw.randrange(len(tokens))
+    reused = torch.log_softmax(model.program.logits(tokens, start), -1)
+    model.program._cached = []
+    fresh = torch.log_softmax(model.program.logits(tokens, start), -1)
+    assert reused.shape == fresh.shape == (len(tokens) - start, model.program.vocabulary)
+    worst = max(worst, float((fresh.exp() * (fresh - reused)).sum(-1).mean()))
+tokens = model.tok_encode(prompt)
+generated = []
+for _ in range(int(wanted)):
+    generated.append(int(model.program.logits(tokens + generated, len(tokens + generated) - 1)[-1].argmax()))
+decoded = model.tokenizer.decode(generated, skip_special_tokens=True)
+print(json.dumps({"text": text, "tokens": tokens, "generated": generated, "worst": worst, "decoded": decoded}))
+"""
+
+
+def test_report_of_the_export(program: Artifact, pte: Path) -> None:
+    """The facts say what the file is, that every matrix product was delegated, and what the export cost."""
+    facts = program.facts
+    assert facts["program_bytes"] == pte.stat().st_size
+    assert facts["context"] == CONTEXT
+    assert facts["arithmetic_share"] == 1.0
+    assert facts["fallback_products"] == {}
+    assert facts["delegated_nodes"] > 0 < facts["fallback_nodes"]
+    assert facts["delegates"].keys() == {"XnnpackBackend"}
+    assert facts["quantized_layers"] == facts["layers"] == 2 * 7 + 2
+    assert facts["widened_to_float32"]
+    assert facts["export_cpu_seconds"] == pytest.approx(sum(facts["export_steps"].values()))
+    assert facts["export_peak_bytes"] > pte.stat().st_size
+
+
+def test_program_holds_four_bits_a_weight(program: Artifact, quantized: Artifact) -> None:
+    """Linear weights take half a byte and a scale for 32 of them, the embedding one byte, and little else is there."""
+    layers = quantized.facts["layers"].values()
+    sizes = {"embedding": 0, "linear": 0}
+    for layer in layers:
+        kind = "embedding" if layer["kind"] == "embedding" else "linear"
+        sizes[kind] += layer["shape"][0] * layer["shape"][1]
+    least = sizes["embedding"] + sizes["linear"] * (0.5 + 2 / 32)
+    assert least < program.facts["program_bytes"] < 1.1 * least
+
+
+def test_here_and_on_arm(host: Host, qemu: Qemu, pte: Path, executorch: Any, text: str, tmp_path: Path) -> None:
+    """Both runners say what they did, write the same greedy tokens, and agree with the eager model.
+
+    Random weights have many almost equal most likely tokens: which one is first says nothing of them.
+    """
+    sizes = {"text": text, "windows": 2, "window_tokens": 48}
+    ids = executorch("windows", **sizes)["windows"]
+    answers = []
+    for device in (host, qemu):
+        logits = tmp_path / device.name
+        reading = device.run(pte, Request(ids[0][:12], 6, 1, 2, ids), logits, 300)
+        assert (reading.prompt_tokens, reading.new_tokens, reading.context, reading.windows) == (12, 6, CONTEXT, 2)
+        assert len(reading.prefill_rates) == len(reading.decode_rates) == 3
+        assert reading.load_seconds
+        assert reading.peak_bytes
+        assert pte.stat().st_size * 0.5 < reading.peak_bytes < pte.stat().st_size + 200e6
+        answers.append(reading.tokens)
+        found = executorch("agreement", logits=str(logits), **sizes)
+        assert statistics.fmean(found["windows"]["kl"]) < 0.01
+        assert found["windows"]["nll"] == pytest.approx(found["windows"]["eager_nll"], rel=1e-2)
+    assert answers[0] == answers[1]
+    assert not qemu.speed
+    assert qemu.device().detail["emulated"]
+
+
+def test_llm_runner(executorch: Any, text: str) -> None:
+    """ExecuTorch's own runner gives its statistics for every round, warm-up included."""
+    rounds = executorch("run", text=text, prompt_tokens=16, new_tokens=6, warmup=1, rounds=2)["rounds"]
+    assert len(rounds) == 3
+    for one in rounds:
+        assert one["prefill_token_per_sec"] > 0 < one["decode_token_per_sec"]
+        assert one["inference_start_ms"] <= one["first_token_ms"] <= one["inference_end_ms"]
+
+
+def test_operators(executorch: Any, text: str) -> None:
+    """The profile holds what was delegated and what was not, longest first."""
+    rows = executorch("profile", text=text, prompt_tokens=16, new_tokens=3)["operators"]
+    spent = [row[1] for row in rows]
+    assert spent == sorted(spent, reverse=True)
+    names = {row[0] for row in rows}
+    assert "DELEGATE_CALL" in names
+    assert any(name.startswith("native_call_") for name in names)
+
+
+def test_tasks_as_the_eager_model(executorch: Any, documents: Path) -> None:
+    """The program scores every document of a task as its eager model in float32 does, prefixes shared or not."""
+    asked = {"names": ["hellaswag", "lambada_openai"], "data": str(documents), "limit": None}
+    program, eager = (executorch("tasks", eager=eager, **asked) for eager in (False, True))
+    for name in asked["names"]:
+        assert len(program[name]["documents"]) == len(eager[name]["documents"])
+        for metric, value in program[name]["metrics"].items():
+            assert value == pytest.approx(eager[name]["metrics"][metric], rel=0.02), metric
+    assert program["hellaswag"]["truncated"] == 0
+
+
+def test_generation_and_a_reused_cache(program: Artifact, quantized: Artifact, pte: Path, host: Host) -> None:
+    """Generating for a task is the runner's greedy text, and what the KV cache holds needs no second computing."""
+    prompt, wanted = "Name three colours.", 12
+    command = [sys.executable, "-c", _IN_PROCESS, str(pte), str(quantized.folder), prompt, str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    reading = host.run(pte, Request(found["tokens"], wanted, 0, 1), None, 60)
+    assert found["generated"] == reading.tokens
+    assert found["text"] == found["decoded"]
+    assert found["worst"] < 0.01

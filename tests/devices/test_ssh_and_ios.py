@@ -1,0 +1,129 @@
+"""An ARM host over ssh, with a real sshd on loopback; and what XCTest wrote on an iPhone."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import Store
+from harness.devices import DeviceError, Host, Ios, Request, Ssh, open_device
+from harness.environment import Environment
+from harness.errors import MatrixError
+from harness.job import free_port
+
+REQUEST = Request([10, 11, 12, 13], 5, 0, 2, [[10, 11, 12]])
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A host that ssh reaches on loopback; what is put there goes to a folder of the test."""
+    server = shutil.which("sshd") or "/usr/sbin/sshd"
+    if not Path(server).exists() or not shutil.which("ssh-keygen"):
+        pytest.skip("no sshd; on Debian: apt-get install openssh-server openssh-client")
+    folder = tmp_path / "sshd"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setattr(Ssh, "FOLDER", str(tmp_path / "there"))
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    shutil.copy(folder / "user.pub", folder / "allowed")
+    port = free_port()
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "allowed",
+        "PidFile": folder / "pid",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PasswordAuthentication": "no",
+        "Subsystem": "sftp internal-sftp",
+    }
+    (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()), encoding="utf-8")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen([server, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
+    options = f"-o Port={port} -i {folder}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile={folder}/known"
+    monkeypatch.setenv("HARNESS_SSH_OPTIONS", options)
+    host = f"{getpass.getuser()}@127.0.0.1"
+    for _ in range(50):
+        if not subprocess.run(["ssh", *options.split(), host, "true"], capture_output=True, check=False).returncode:
+            break
+        time.sleep(0.1)
+    yield host
+    process.terminate()
+    process.wait()
+
+
+def test_ssh(sshd: str, kept_store: Store, host: Host, pte: Path, tmp_path: Path) -> None:
+    """Runner, libraries and program are copied once and run there; what comes back is what runs here."""
+    pytest.importorskip("executorch")
+    device = Ssh(kept_store, Environment(), sshd)
+    assert device.missing() == ""
+    assert "cores" in device.device().name
+    there, here = tmp_path / "logits there", tmp_path / "logits here"
+    reading = device.run(pte, REQUEST, there, 120)
+    assert reading.tokens == host.run(pte, REQUEST, here, 120).tokens
+    assert there.read_bytes() == here.read_bytes()
+    copied = list(Path(Ssh.FOLDER).rglob("*.pte"))
+    before = copied[0].stat().st_mtime_ns
+    device.run(pte, REQUEST, None, 120)
+    assert [file.stat().st_mtime_ns for file in copied] == [before]
+
+
+def test_ssh_nobody_there(kept_store: Store) -> None:
+    port = free_port()
+    device = Ssh(kept_store, Environment(), "127.0.0.1")
+    device.options += ["-o", f"Port={port}"]
+    assert "`ssh 127.0.0.1 true` must work" in device.missing()
+
+
+def benchmark(**changes: Any) -> list[dict[str, Any]]:
+    metrics = [
+        {"displayName": "Tokens per second", "unitOfMeasurement": "tokens/s", "measurements": [16.0, 17.0, 18.0]},
+        {"displayName": "Memory Peak Physical", "unitOfMeasurement": "kB", "measurements": [3100000.0, 3200000.0]},
+    ]
+    run = {"device": {"deviceName": "iPhone 15 Pro", "osVersion": "18.1"}, "metrics": metrics, **changes}
+    return [{"testIdentifier": "MetricsTests/test_generate_tokens()", "testRuns": [run]}]
+
+
+def test_ios(tmp_path: Path) -> None:
+    """Rates become decode rates, the highest peak the memory, whatever unit XCTest gave it in."""
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps(benchmark()), encoding="utf-8")
+    device = Ios(file)
+    assert device.missing() == ""
+    assert device.device().name == "iPhone 15 Pro"
+    assert device.device().detail == {"system": "iOS 18.1"}
+    reading = device.run(Path("any.pte"), Request([1] * 64, 33, 1, 3), None, 1)
+    assert reading.decode_rates == pytest.approx([16.0, 17.0, 18.0])
+    assert reading.peak_bytes == 3_200_000_000
+    assert reading.prefill_rates == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("not JSON", "is not the JSON of `xcrun xcresulttool"),
+        ('{"tests": 1}', "is not the JSON of `xcrun xcresulttool"),
+        (json.dumps(benchmark(metrics=[])), "has no metric 'tokens per second'; it has: none"),
+    ],
+)
+def test_ios_other_files(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "metrics.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DeviceError, match=words):
+        Ios(file).run(Path("any.pte"), Request([1], 2, 0, 1), None, 1)
+
+
+def test_unknown_device(kept_store: Store) -> None:
+    with pytest.raises(MatrixError, match=r"--device 'phone' is not one of: host .*adb:SERIAL"):
+        open_device("phone", kept_store, Environment())
