@@ -367,12 +367,15 @@ def trend(history: History) -> Plot | None:
     tips = [{"field": name, "type": "nominal"} for name in ("recipe", "run", "value", "change")]
     layer: list[dict[str, Any]] = [
         {"mark": {"type": "line", "point": {"size": 25}}, "encoding": encoding | {"tooltip": tips}},
-        {
-            "transform": [{"filter": "isValid(datum.change)"}],
-            "mark": {"type": "point", "shape": "diamond", "size": 220, "strokeWidth": 2.5, "fill": None},
-            "encoding": encoding | {"tooltip": tips},
-        },
     ]
+    if told:
+        layer.append(
+            {
+                "transform": [{"filter": "isValid(datum.change)"}],
+                "mark": {"type": "point", "shape": "diamond", "size": 220, "strokeWidth": 2.5, "fill": None},
+                "encoding": encoding | {"tooltip": tips},
+            }
+        )
     caption = f"Change points: {'; '.join(told)}." if told else "No change of level was found."
     return _plot(history.title, caption, rows, 240, layer)
 
@@ -382,9 +385,11 @@ def trend(history: History) -> Plot | None:
 
 def verdicts(gate: GateFile) -> Plot | None:
     """Return each verdict's ratio new / old with its interval and margin."""
+    one_model = len({it.model for it in gate.verdicts}) == 1
     rows: list[Row] = [
         {
-            "name": it.name,
+            # The name is an axis label: a model that all rows share would push the rest of it out of sight.
+            "name": it.name.removeprefix(f"{it.model} ") if one_model else it.name,
             "ratio": it.ratio,
             "low": it.low,
             "high": it.high,

@@ -7,6 +7,7 @@ registers hooks with SGLang's plugin registry that act when the model has been l
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,16 @@ def run_scheduler(recipe: dict[str, Any] | None, *arguments: Any) -> None:
     HookRegistry.register(f"{_LOADER}.load_model", _quantizing(recipe), HookType.AROUND)
     for asked in (tell_layers, start_profile_of_kernels, stop_profile_of_kernels):
         setattr(scheduler.Scheduler, asked.__name__, asked)
+    _own_norms()
     scheduler.run_scheduler_process(*arguments)
+
+
+def _own_norms() -> None:
+    """Have sgl_kernel use its own RMS norms: flashinfer's, which it prefers, are compiled from sources at first use."""
+    with contextlib.suppress(ImportError):
+        from sgl_kernel import elementwise
+
+        elementwise._has_flashinfer = False
 
 
 def is_quantized(folder: Path) -> bool:
