@@ -173,7 +173,7 @@ class BlockRunner:
         for attempt in range(REPEATS + 1):
             tags: dict[str, Scalar] = {"block": unit.done, "attempt": attempt}
             found = self._attempt(unit, order, tags)
-            lost = [side for side, error in found.items() if _was_lost(error)]
+            lost = [side for side, error in found.items() if was_lost(error)]
             for side, error in found.items():
                 if isinstance(error, WorkerError):
                     self._record(unit, side, tags, error)
@@ -263,7 +263,8 @@ class BlockRunner:
         )
 
 
-def _was_lost(error: HarnessError | None) -> bool:
+def was_lost(error: HarnessError | None) -> bool:
+    """Return whether a worker ended otherwise than by an exception of its own, so that another try may succeed."""
     return isinstance(error, WorkerError) and error.kind in ("crash", "out_of_memory", "timeout")
 
 

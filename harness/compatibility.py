@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.blocks import Bench
-from harness.errors import HarnessError
+from harness.blocks import REPEATS, Bench, was_lost
+from harness.errors import HarnessError, WorkerError
+from harness.flow import Flow
 from harness.matrix import Cell
 from harness.measure import Measure
 from harness.metrics import METRICS
@@ -157,7 +158,7 @@ class Compatibility:
         except HarnessError as error:
             row.note("new", error)
 
-    def _serve(self, cell: Cell, maker: Any) -> None:
+    def _serve(self, cell: Cell, maker: Flow) -> None:
         flow = self.bench.carried("new", maker)
         try:
             engine = flow.engine(cell)
@@ -166,13 +167,13 @@ class Compatibility:
         finally:
             flow.end_workers()
 
-    def _compare_logits(self, cell: Cell, maker: Any) -> None:
+    def _compare_logits(self, cell: Cell, maker: Flow) -> None:
         text = str(self.bench.base.prompts().folder / "text.txt")
         common = {"text": text, "windows": _WINDOWS, "window_tokens": _WINDOW_TOKENS}
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "logits.safetensors")
-            itself = self.bench.carried("old", maker).ask_once(cell, "write_logits", output=file, **common)
-            found = self.bench.carried("new", maker).ask_once(cell, "compare_logits", against=file, **common)
+            itself = self._ask("old", maker, cell, "write_logits", output=file, **common)
+            found = self._ask("new", maker, cell, "compare_logits", against=file, **common)
         about = Series(cell.model.name, cell.recipe.name, cell.server, "old checkpoint's logits", "")
         bound = max(LOGITS_BOUND, SELF_FACTOR * itself["kl"])
         words = (
@@ -186,6 +187,17 @@ class Compatibility:
                 about, "pass" if same else "regressed", "checkpoint-reads-same" if same else "checkpoint-differs", words
             )
         )
+
+    def _ask(self, side: Side, maker: Flow, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
+        """Ask a fresh worker about a checkpoint of ``maker``'s; one that is lost says nothing of the version."""
+        for _ in range(REPEATS):
+            try:
+                return self.bench.carried(side, maker).ask_once(cell, command, **arguments)
+            except WorkerError as error:
+                if not was_lost(error):
+                    raise
+                self.bench.progress(f"{command} of {cell.id} lost its worker: repeated")
+        return self.bench.carried(side, maker).ask_once(cell, command, **arguments)
 
     def _layers(self, cell: Cell, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Hold the quantized layers of both sides against each other, by name."""

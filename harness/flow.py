@@ -287,8 +287,7 @@ class Flow:
         self.progress(f"{label} ...")
         if specification.get("device") == "cuda" and backend != "limits":
             # A server or an engine of the cell before holds most of the device.
-            for key in list(self._workers):
-                self._workers.pop(key).close()
+            self._end_lasting()
         worker = self._start(backend, specification, label)
         try:
             worker.wait_ready(limits.start)
@@ -384,12 +383,16 @@ class Flow:
 
     def end_workers(self) -> None:
         """End every worker and server; the next ones can still be forked."""
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
+        self._end_lasting()
         if self._client:
             self._client.close()
             self._client = None
+
+    def _end_lasting(self) -> None:
+        """End what lasts for a cell; the session's client holds nothing of the device and goes on."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
 
     @contextlib.contextmanager
     def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:

@@ -100,12 +100,8 @@ class Gate:
             kept = stored["units"].get(unit.id, {})
             unit.measuring, unit.lost = float(kept.get("measuring", 0.0)), int(kept.get("lost", 0))
             unit.seconds = float(kept.get("seconds", 0.0))
-            blocks = [
-                int(line.flags["block"])
-                for line in self.run.lines()
-                if line.kind == "measurement" and "block" in line.flags and _of(line.cell, unit.cell)
-            ]
-            unit.done = max(blocks, default=-1) + 1
+            # A block that was cut off is measured again under its own number, and its later records count.
+            unit.done = int(kept.get("done", 0))
 
     def __call__(self) -> Outcome:
         """Measure until every verdict is precise enough or the budget is spent."""
@@ -255,14 +251,6 @@ class Gate:
 
 def _is(verdict: Verdict, cell: Cell) -> bool:
     return (verdict.model, verdict.recipe, verdict.server) == (cell.model.name, cell.recipe.name, cell.server)
-
-
-def _of(identity: Any, cell: Cell) -> bool:
-    return (identity.model.name, identity.recipe.name, identity.server) == (
-        cell.model.name,
-        cell.recipe.name,
-        cell.server,
-    )
 
 
 def stored(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import glob
 import importlib
 import importlib.util
 import json
@@ -128,18 +127,12 @@ def _preload() -> None:
     torch, vllm = (importlib.util.find_spec(name) for name in ("torch", "vllm"))
     if torch is None or torch.origin is None or vllm is None or vllm.origin is None:
         return
-    packages = Path(torch.origin).parent, Path(vllm.origin).parent
-    found = []
-    for pattern in (
-        packages[1] / "libs" / "libtcmalloc_minimal*.so*",
-        packages[0].parent / "torch.libs" / "libgomp*.so*",
-        packages[0] / "lib" / "libgomp*.so*",
-    ):
-        found += sorted(glob.glob(str(pattern)))[:1]
-    allocator = [path for path in found if "tcmalloc" in path]
+    site, libraries = Path(torch.origin).parents[1], Path(vllm.origin).parent / "libs"
+    allocator = sorted(libraries.glob("libtcmalloc_minimal*.so*"))[:1]
+    openmp = [*sorted(site.glob("torch.libs/libgomp*.so*")), *sorted(site.glob("torch/lib/libgomp*.so*"))][:1]
     if not allocator or "tcmalloc" in os.environ.get("LD_PRELOAD", ""):
         return
-    wanted = allocator + [path for path in found if "libgomp" in path][:1]
+    wanted = map(str, [*allocator, *openmp])
     os.environ["LD_PRELOAD"] = ":".join(filter(None, [*wanted, os.environ.get("LD_PRELOAD", "")]))
     os.execv(sys.executable, [sys.executable, "-m", "harness.worker.forkserver", *sys.argv[1:]])
 
