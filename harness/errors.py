@@ -26,6 +26,17 @@ class BrokenEnvironment(HarnessError):
     """A worker's environment could not be made or does not work."""
 
 
+class ThresholdFailure(HarnessError):
+    """At least one measurement lies beyond its limit.
+
+    ``known`` says why, where the matrix has it that every one of these limits does not hold; otherwise it is empty.
+    """
+
+    def __init__(self, message: str, known: str = "") -> None:
+        super().__init__(message)
+        self.known = known
+
+
 class SampleError(HarnessError):
     """Samples that a statistical rule cannot use: not finite, zero in a ratio, or unpaired."""
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from harness.documented import Documented
-from harness.errors import HarnessError
+from harness.errors import ThresholdFailure
 from harness.matrix import Cell, Matrix, Threshold
 from harness.measure import Measure
 from harness.records import Judgement, Measurement, Run
-
-
-class ThresholdFailure(HarnessError):
-    """At least one measurement lies beyond its limit."""
 
 
 class Judge:
@@ -24,24 +20,32 @@ class Judge:
         self.run = run
         self.documented = documented
         self.failures: list[str] = []
+        self.known: list[str] = []
 
     def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement]) -> None:
         """Hold each measurement against every threshold that applies to it.
 
         Raises ThresholdFailure that lists all limits that do not hold, and those that need a baseline which this
-        run has not measured.
+        run has not measured. A limit that is known not to hold is judged and recorded as any other.
         """
         if isinstance(measurements, Measurement):
             measurements = [measurements]
-        problems = [
-            problem
-            for measurement in measurements
-            for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters)
-            if (problem := self._hold(cell, measurement, threshold))
-        ]
+        problems, reasons = [], []
+        for measurement in measurements:
+            for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters):
+                problem = self._hold(cell, measurement, threshold)
+                if problem:
+                    problems.append(problem)
+                    reasons.append(threshold.known_failure)
+                    (self.known if threshold.known_failure else self.failures).append(problem)
+                elif threshold.known_failure:
+                    self.known.append(
+                        f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} "
+                        f"{threshold.limit:g} holds now; its known_failure can be taken out of {self.matrix.path.name}"
+                    )
         if problems:
-            self.failures += problems
-            raise ThresholdFailure("\n".join(problems))
+            known = "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
+            raise ThresholdFailure("\n".join(problems), known)
 
     def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
         baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None

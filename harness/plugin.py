@@ -14,7 +14,7 @@ import pytest
 
 from harness import hardware
 from harness.environment import Environment, at
-from harness.errors import HarnessError, WorkerError
+from harness.errors import HarnessError, ThresholdFailure, WorkerError
 from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
 from harness.servers import SERVERS
@@ -501,6 +501,8 @@ def pytest_runtest_makereport(
         if isinstance(error, WorkerError) and error.log_tail:
             text += "\n\nthe end of its log:\n" + error.log_tail
         report.longrepr = text
+        if isinstance(error, ThresholdFailure) and error.known:
+            report.outcome, report.wasxfail = "skipped", error.known
         session = item.config.stash.get(_session_key, None)
         if session is not None and isinstance(error, WorkerError):
             try:

@@ -176,6 +176,8 @@ class HarnessSession:
             sections.append(("results", tables.render(shown, "md").splitlines()))
         if self.judge.failures:
             sections.append(("limits that do not hold", self.judge.failures))
+        if self.judge.known:
+            sections.append(("limits that are known not to hold", self.judge.known))
         if skipped:
             sections.append(("skipped", skipped))
         if self.against:

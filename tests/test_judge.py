@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.documented import Documented
-from harness.judge import Judge, ThresholdFailure, compare, holds
+from harness.errors import ThresholdFailure
+from harness.judge import Judge, compare, holds
 from harness.matrix import COMPARISONS, Cell, Matrix, Threshold
 from harness.measure import Measure
 from harness.records import Cell as CellIdentity
@@ -174,6 +175,34 @@ def test_a_baseline_of_zero_is_judged_and_recorded(bench: Bench, quantized: Cell
         judge(quantized, bench.measured("float8dq", 6.0))
     (judgement,) = bench.judgements()
     assert not judgement.passed
+
+
+KNOWN = {"metric": "peak_memory", "max": 5.0, "unit": "GB", "known_failure": "its cache is large"}
+
+
+def test_a_limit_that_is_known_not_to_hold_is_judged_and_says_why(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge(KNOWN)
+    with pytest.raises(ThresholdFailure, match="measured 6 GB, max 6, limit 5") as raised:
+        judge(quantized, bench.measured("float8dq", 6.0))
+    assert raised.value.known == "its cache is large"
+    assert not judge.failures
+    assert judge.known == [str(raised.value)]
+    assert [judgement.passed for judgement in bench.judgements()] == [False]
+
+
+def test_a_known_failure_beside_another_excuses_nothing(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge(KNOWN, {"metric": "peak_memory", "max": 5.5, "unit": "GB"})
+    with pytest.raises(ThresholdFailure) as raised:
+        judge(quantized, bench.measured("float8dq", 6.0))
+    assert not raised.value.known
+    assert len(judge.failures) == len(judge.known) == 1
+
+
+def test_a_known_failure_that_holds_again_is_told_of(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge(KNOWN)
+    judge(quantized, bench.measured("float8dq", 4.0))
+    (told,) = judge.known
+    assert "the limit max 5 holds now; its known_failure can be taken out of matrix.toml" in told
 
 
 def test_what_no_limit_applies_to_is_not_judged(bench: Bench, quantized: Cell) -> None:

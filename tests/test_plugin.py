@@ -386,3 +386,25 @@ def test_an_error_of_the_harness_is_reported_in_its_own_words_with_the_end_of_th
     result.stdout.fnmatch_lines(["the disk is full; name another with --cache"])
     result.stdout.fnmatch_lines(["engine: start: crashed", "*", "the end of its log:", "last words of the log"])
     assert "raise ArtifactError" not in result.stdout.str()
+
+
+def test_a_limit_that_is_known_not_to_hold_is_an_expected_failure_and_shows_its_figures(
+    run: Run, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(
+        test_limits="""
+        from harness.errors import ThresholdFailure
+
+        def test_known():
+            raise ThresholdFailure("perplexity: measured 17, limit 16", known="a small model")
+
+        def test_new():
+            raise ThresholdFailure("perplexity: measured 18, limit 16")
+        """
+    )
+    result = run("test_limits.py", "-rx", "--xfail-tb")
+    result.assert_outcomes(failed=1, xfailed=1)
+    result.stdout.fnmatch_lines(
+        ["perplexity: measured 17, limit 16", "XFAIL test_limits.py::test_known - a small model"]
+    )
+    assert run("test_limits.py", "-k", "known").ret == pytest.ExitCode.OK
