@@ -12,10 +12,10 @@ from harness import recipe_code, reproduction
 from harness.documented import Documented
 from harness.judge import describe
 from harness.layout import Layout
-from harness.measure import CHAT
 from harness.records import Judgement, Measurement, ModelIdentity, RecipeIdentity
 from harness.rendering import Table, escape_md, one_line, render
 from harness.rows import Section
+from harness.servers import CHAT
 from harness.tables import collect, provenance
 
 # Metrics that a hub's evaluation results are for; the others are relative to a baseline that they cannot name.

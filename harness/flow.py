@@ -389,10 +389,12 @@ class Flow:
             self._client = None
 
     def _end_lasting(self) -> None:
-        """End what lasts for a cell; the session's client holds nothing of the device and goes on."""
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
+        """End what lasts for a cell; the session's client holds nothing of the device and goes on.
+
+        An interrupted gate calls this while the thread of a side may be starting another worker.
+        """
+        while self._workers:
+            self._workers.popitem()[1].close()
 
     @contextlib.contextmanager
     def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:

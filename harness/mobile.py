@@ -15,8 +15,9 @@ from harness.devices import Adb, DeviceRunner, Ios, Reading, Request, open_devic
 from harness.errors import HarnessError
 from harness.flow import Flow
 from harness.matrix import Cell, Mobile
-from harness.measure import Figure, Measure, percentiles
+from harness.measure import Measure
 from harness.metrics import METRICS
+from harness.recorder import Figure, percentiles
 from harness.records import Measurement, Run, Scalar
 
 # The route whose programs give every position's logits and need no operators of their own: it runs on any device.

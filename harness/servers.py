@@ -14,6 +14,13 @@ from harness.matrix import Cell
 from harness.records import Scalar
 
 SERVED_NAME = "model"
+# The tutorial's chat completion.
+CHAT = {
+    "messages": [{"role": "user", "content": "Give me a short introduction to large language models."}],
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "top_k": 20,
+}
 
 
 class ServerBackend(ABC):

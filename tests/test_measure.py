@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from harness import hardware
 from harness.errors import HarnessError
 from harness.matrix import Cell, Matrix
-from harness.measure import Measure, _split, percentiles
+from harness.measure import Measure, _split
+from harness.recorder import percentiles
 from harness.records import Cell as CellIdentity
 from harness.records import Measurement, ModelIdentity, Run
 

