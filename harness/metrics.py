@@ -203,6 +203,19 @@ _ALL = (
         "Share of positions where exactly one of the two models predicts the text's next token. Source: Dutta et al., "
         "Accuracy is Not All You Need, 2024 (flips), applied to next-token prediction.",
     ),
+    Metric(
+        "served_kl",
+        "nats",
+        "lower",
+        "Mean over tokens of KL(Transformers || engine) of the next-token distributions over the same text, the same "
+        "recipe in both, taken over the likeliest 20 tokens and all others together.",
+    ),
+    Metric(
+        "served_top1",
+        "fraction",
+        "higher",
+        "Share of positions where the engine's and Transformers' most likely token is the same.",
+    ),
     Metric("accuracy", "fraction", "higher", "The task's own metric as lm-evaluation-harness reports it."),
     Metric(
         "task_perplexity",

@@ -121,6 +121,8 @@ ROWS = (
     Row("quality", "kl_divergence", "KL divergence (nats)", Words.ALONE, number=_places(4)),
     Row("quality", "top1_agreement", "top-1 agreement", Words.ALONE, number=_places(3)),
     Row("quality", "token_flips", "token flips", Words.ALONE, number=_places(4)),
+    Row("quality", "served_kl", "KL(Transformers || engine) (nats)", Words.ALONE, number=_significant),
+    Row("quality", "served_top1", "top-1 agreement with Transformers", Words.ALONE, number=_places(3)),
     Row("quality", "program_perplexity", "perplexity of the program", Words.DIFFERENCE),
     Row("quality", "program_perplexity_change", "its change from eager", Words.ALONE, number=_places(4)),
     Row("quality", "program_kl", "KL(eager || program) (nats)", Words.ALONE, number=_significant),

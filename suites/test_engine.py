@@ -5,6 +5,11 @@ import pytest
 pytestmark = pytest.mark.stage("engine")
 
 
+def test_agreement(cell, measure, judge):
+    """The engine predicts what Transformers does with the same recipe; first, since it asks Transformers as well."""
+    judge(cell, measure.agreement(cell).values())
+
+
 def test_engine(cell, measure, judge):
     """The engine starts, its linear layers are quantized, and its figures keep their limits."""
     judge(cell, measure.engine(cell).values())

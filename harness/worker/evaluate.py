@@ -52,6 +52,18 @@ def text_quality(
     return {"windows": results, "tokens": ids.numel()}
 
 
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def likeliest(model: Any, ids: torch.Tensor, top: int) -> list[list[list[tuple[int, float]]]]:
+    """Return for each window and each of its tokens but the first the ``top`` likeliest ids with log-probabilities."""
+    found = []
+    for window in ids:
+        log_p = torch.log_softmax(model(window[None].to(model.device)).logits[0, :-1].float(), dim=-1)
+        values, tokens = log_p.topk(top, dim=-1)
+        rows = zip(tokens.tolist(), values.tolist(), strict=True)
+        found.append([list(zip(token, value, strict=True)) for token, value in rows])
+    return found
+
+
 def tasks(model: Any, names: list[str], data: str | None, limit: int | None) -> dict[str, Any]:
     """Evaluate tasks by name and return their metrics and per-document results.
 

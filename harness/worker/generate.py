@@ -21,7 +21,7 @@ MEMORY_PROMPT = "Hey, are you conscious? Can you talk to me?"
 class Generate(Backend):
     """A checkpoint loaded once through AutoModelForCausalLM."""
 
-    commands: ClassVar[tuple[str, ...]] = ("peak_memory", "generate", "text_quality", "tasks")
+    commands: ClassVar[tuple[str, ...]] = ("peak_memory", "generate", "text_quality", "predictions", "tasks")
 
     def open(self, checkpoint: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
         self.checkpoint = checkpoint
@@ -89,6 +89,16 @@ class Generate(Backend):
             self.model, reference, ids, lambda done: self.report({"done": done, "of": len(ids)})
         )
         return found
+
+    def predictions(self, text: str, windows: int, window_tokens: int, top: int) -> dict[str, Any]:
+        """Return windows of a text and what is predicted at each position: the ``top`` likeliest tokens.
+
+        ``ids`` are the windows' token ids; ``top`` holds (token id, log-probability) pairs, likeliest first, for
+        every token but the first of each window.
+        """
+        self.used = True
+        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
+        return {"ids": ids.tolist(), "top": evaluate.likeliest(self.model, ids, top)}
 
     def tasks(self, names: list[str], data: str | None, limit: int | None, batch_size: int) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks through its own Hugging Face backend."""

@@ -26,7 +26,7 @@ from harness.worker.sglang_model import is_quantized, run_scheduler
 class Engine(Backend):
     """A checkpoint in ``sglang.Engine``, started once."""
 
-    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels", "logprobs")
+    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels", "predictions")
 
     def open(self, checkpoint: str, recipe: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
         """Start the engine; ``recipe`` (config and arguments) is applied to a plain checkpoint as it is loaded."""
@@ -87,11 +87,8 @@ class Engine(Backend):
         answer = self.engine.generate(input_ids=ids, sampling_params=parameters)
         return {"text": answer["text"], "tokens": list(answer["output_ids"])}
 
-    def logprobs(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
-        """Return for every token but the first of each sequence its log-probability and those of the ``top`` likeliest.
-
-        ``tokens`` holds the former; ``top`` the latter, for each position a list of (token id, log-probability).
-        """
+    def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
+        """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""
         outputs = self.engine.generate(
             input_ids=sequences,
             sampling_params={"temperature": 0.0, "max_new_tokens": 1},
@@ -99,12 +96,8 @@ class Engine(Backend):
             logprob_start_len=0,
             top_logprobs_num=top,
         )
-        found: dict[str, Any] = {"tokens": [], "top": []}
-        for output in outputs:
-            about = output["meta_info"]
-            found["tokens"].append([row[0] for row in about["input_token_logprobs"][1:]])
-            found["top"].append([[(row[1], row[0]) for row in rows] for rows in about["input_top_logprobs"][1:]])
-        return found
+        told = [output["meta_info"]["input_top_logprobs"][1:] for output in outputs]
+        return {"top": [[[(row[1], row[0]) for row in rows] for rows in window] for window in told]}
 
     def close(self) -> None:
         self.engine.shutdown()

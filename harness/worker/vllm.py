@@ -44,7 +44,7 @@ class Inspect:
 class Engine(Backend):
     """A checkpoint in ``vllm.LLM``, started once; options are as ``vllm bench latency`` sets them."""
 
-    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels")
+    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels", "predictions")
 
     def open(self, checkpoint: str, **options: Any) -> dict[str, Any]:
         from vllm import LLM, SamplingParams
@@ -98,6 +98,22 @@ class Engine(Backend):
         output = self.llm.chat([{"role": "user", "content": prompt}], sampling_params=parameters, use_tqdm=False)
         answer = output[0].outputs[0]
         return {"text": answer.text, "tokens": list(answer.token_ids)}
+
+    def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
+        """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""
+        parameters = self.sampling(temperature=0.0, max_tokens=1, prompt_logprobs=top)
+        prompts = [self.tokens_prompt(prompt_token_ids=sequence) for sequence in sequences]
+        outputs = self.llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
+        # The prompt's own token is told as well, whatever its rank.
+        return {
+            "top": [
+                [
+                    [(token, it.logprob) for token, it in row.items() if it.rank <= top]
+                    for row in output.prompt_logprobs[1:]
+                ]
+                for output in outputs
+            ]
+        }
 
 
 BACKEND = Engine

@@ -2,9 +2,11 @@
 
 Run: python -m pytest -s tests/benchmarks/bench_by_hand.py
 
-Both measure the bf16 baseline of SmolLM2-135M-Instruct with the same options. A pair of latency is a fresh engine of
-the harness and a fresh `vllm bench latency`; a pair of serving is one benchmark of each client against the same server.
-The order of the two changes from pair to pair. The ratio over all pairs is printed with its interval.
+Both measure the bf16 baseline of SmolLM2-135M-Instruct with the same options and environment variables, of which
+VLLM_ENABLE_V1_MULTIPROCESSING=0 matters most on two cores: an engine in a process of its own takes longer there. A pair
+of latency is a fresh engine of the harness and a fresh `vllm bench latency`; a pair of serving is one benchmark of each
+client against the same server. The order of the two changes from pair to pair. The ratio over all pairs is printed with
+its interval.
 """
 
 import json
@@ -51,15 +53,13 @@ def flow(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cell(flow):
+def baseline(flow):
     found = flow.matrix.cells([MODEL])
     return replace(next(it for it in found if it.recipe.baseline and it.hardware == "cpu"), server="vllm")
 
 
 def by_hand(module, cell, arguments):
-    # Engines of the command line run in a process of their own, as its users have it.
     variables = SERVERS["vllm"].variables(cell) | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    del variables["VLLM_ENABLE_V1_MULTIPROCESSING"]
     threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     command = [sys.executable, "-c", COMMAND.format(module=module), *arguments]
     subprocess.run(command, env=os.environ | variables | threads, check=True, capture_output=True)
@@ -81,12 +81,12 @@ def compare(name, ours, hand):
     assert abs(found.estimate - 1) <= 0.03
 
 
-def test_latency_agrees_with_vllm_by_hand(flow, cell, tmp_path):
-    checkpoint = str(flow.checkpoint(cell).folder)
-    engine = ["--enforce-eager", "--max-model-len", str(flow.engine_options(cell)["max_model_len"])]
+def test_latency_agrees_with_vllm_by_hand(flow, baseline, tmp_path):
+    checkpoint = str(flow.checkpoint(baseline).folder)
+    engine = ["--enforce-eager", "--max-model-len", str(flow.engine_options(baseline)["max_model_len"])]
 
     def ours():
-        worker = flow.engine(cell)
+        worker = flow.engine(baseline)
         ask = {"batch_size": 1, "input_len": INPUT, "output_len": OUTPUT}
         seconds = [worker.ask("latency", 600, **ask)["seconds"] for _ in range(ROUNDS + 1)]
         flow.close()
@@ -96,16 +96,16 @@ def test_latency_agrees_with_vllm_by_hand(flow, cell, tmp_path):
         result = tmp_path / "latency.json"
         lengths = ["--input-len", str(INPUT), "--output-len", str(OUTPUT), "--batch-size", "1"]
         rounds = ["--num-iters-warmup", "1", "--num-iters", str(ROUNDS), "--output-json", str(result)]
-        by_hand("latency", cell, ["--model", checkpoint, *engine, *lengths, *rounds])
+        by_hand("latency", baseline, ["--model", checkpoint, *engine, *lengths, *rounds])
         return json.loads(result.read_text(encoding="utf-8"))["avg_latency"]
 
     compare("latency", ours, hand)
 
 
-def test_serving_agrees_with_vllm_by_hand(flow, cell, tmp_path):
-    checkpoint = str(flow.checkpoint(cell).folder)
+def test_serving_agrees_with_vllm_by_hand(flow, baseline, tmp_path):
+    checkpoint = str(flow.checkpoint(baseline).folder)
     prompts = str(flow.prompts().folder / "prompts.json")
-    server, client = flow.server(cell), flow.client(cell)
+    server, client = flow.server(baseline), flow.client(baseline)
 
     def emptied():
         server.tell(SERVERS["vllm"].empty_cache, 60)
@@ -122,7 +122,7 @@ def test_serving_agrees_with_vllm_by_hand(flow, cell, tmp_path):
         asked += ["--served-model-name", SERVED_NAME, "--dataset-name", "sharegpt", "--dataset-path", prompts]
         asked += ["--num-prompts", str(PROMPTS), "--temperature", "0", "--sharegpt-output-len", str(ANSWER)]
         asked += ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "serve.json"]
-        by_hand("serve", cell, asked)
+        by_hand("serve", baseline, asked)
         return json.loads((tmp_path / "serve.json").read_text(encoding="utf-8"))["request_throughput"]
 
     compare("request throughput", ours, hand)
