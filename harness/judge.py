@@ -33,11 +33,15 @@ class Judge:
         problems, reasons = [], []
         for measurement in measurements:
             for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters):
-                problem = self._hold(cell, measurement, threshold)
+                baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
+                if threshold.needs_baseline and baseline is None:
+                    problem, known = self._unjudged(cell, measurement, threshold), ""
+                else:
+                    problem, known = self._hold(cell, measurement, threshold, baseline), threshold.known_failure
                 if problem:
                     problems.append(problem)
-                    reasons.append(threshold.known_failure)
-                    (self.known if threshold.known_failure else self.failures).append(problem)
+                    reasons.append(known)
+                    (self.known if known else self.failures).append(problem)
                 elif threshold.known_failure:
                     self.known.append(
                         f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} "
@@ -47,15 +51,15 @@ class Judge:
             known = "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
             raise ThresholdFailure("\n".join(problems), known)
 
-    def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
-        baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
-        what = describe(measurement)
-        if threshold.needs_baseline and baseline is None:
-            return (
-                f"{what} of {cell.id}: the limit {threshold.comparison} {threshold.limit:g} needs the baseline of the "
-                f"same run, which has not been measured: select {self.matrix.baseline.name} too, or --resume a run "
-                "that has it"
-            )
+    def _unjudged(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
+        return (
+            f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} {threshold.limit:g} needs the "
+            f"baseline of the same run, which has not been measured: select {self.matrix.baseline.name} too, or "
+            "--resume a run that has it"
+        )
+
+    def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold, baseline: Measurement | None) -> str:
+        """Judge and record; returns what is wrong, or an empty string if the limit holds."""
         measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
         passed = holds(threshold.comparison, measured, threshold.limit)
         figure = self.documented.find(
@@ -80,7 +84,7 @@ class Judge:
         against = f" (baseline {baseline.value:.6g} {unit})" if baseline else ""
         published = f"{figure.value:g} {unit}" if figure else "nothing"
         return (
-            f"{what} of {cell.id}: measured {measurement.value:.6g} {unit}{against}, "
+            f"{describe(measurement)} of {cell.id}: measured {measurement.value:.6g} {unit}{against}, "
             f"{threshold.comparison} {measured:.4g}, limit {threshold.limit:g}, published {published}; "
             f"the limit's origin: {threshold.origin}"
         )

@@ -194,9 +194,14 @@ class TimeLimits(_Table):
 
 
 class Blocks(_Table):
-    """How often a block of measurement is repeated when the machine was throttled or shared meanwhile."""
+    """How often a block of measurement is repeated, and how many rounds a block of a gate has."""
 
-    repeats: int = Field(default=2, ge=0)
+    repeats: int = Field(default=2, ge=0, description="Repeats where the machine was throttled or shared meanwhile.")
+    gate_rounds: PositiveInt | None = Field(
+        default=None,
+        description="Timed rounds of generate and latency in a gate's block, where a process's start costs more than "
+        "the rounds and those of the session are too few; none: as many as in a session.",
+    )
 
 
 class Measurements(_Table):

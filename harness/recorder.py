@@ -135,8 +135,10 @@ class Recorder:
             self.measurements += found.values()
             return found
         if quick:
+            before = state()
             with self.flow.timed("measure", cell):
-                return self._keep(cell, common, take(), {}, {}, "")
+                figures = take()
+            return self._keep(cell, common, figures, before, state(), "")
         repeats = cell.measurements.blocks.repeats
         for attempt in range(repeats + 1):
             before = state()

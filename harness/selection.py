@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.blocks import THROUGH, Unit
 from harness.errors import HarnessError
-from harness.matrix import Matrix
+from harness.matrix import Matrix, Measurements
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                 continue
             if cell.recipe.refusal(cell.hardware, server):
                 continue
-            through = replace(cell, server=server)
+            through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
             metrics = frozenset(name for name in THROUGH[server] if _selected(options.keyword, f"{through.id} {name}"))
             if metrics:
                 found.append(Unit(through, metrics))
@@ -65,6 +65,19 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
         )
     return found
+
+
+def _with_rounds(wanted: Measurements) -> Measurements:
+    """Return the measurements with as many rounds as a gate's block has."""
+    rounds = wanted.blocks.gate_rounds
+    if rounds is None:
+        return wanted
+    return wanted.model_copy(
+        update={
+            "generate": wanted.generate.model_copy(update={"rounds": rounds}),
+            "latency": wanted.latency.model_copy(update={"rounds": rounds}),
+        }
+    )
 
 
 def _selected(keyword: str, text: str) -> bool:

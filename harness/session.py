@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -50,6 +50,7 @@ class HarnessSession:
     lock: FileLock
     started: float
     problems: list[str]
+    planner_started: float = field(default_factory=time.process_time)
     against: Against | None = None
 
     @classmethod
@@ -222,12 +223,14 @@ class HarnessSession:
     def _times(self, timings: list[Timing]) -> list[str]:
         now = [timing for timing in timings if timing.time >= time.time() - (time.monotonic() - self.started)]
         total = time.monotonic() - self.started
+        planner = time.process_time() - self.planner_started
         stages: dict[str, float] = defaultdict(float)
         for timing in now:
             stages[timing.stage] += timing.seconds
         stages["idle"] = max(0.0, total - sum(stages.values()))
         return [f"{stage:<14}{seconds:8.1f} s {seconds / total:6.1%}" for stage, seconds in stages.items()] + [
-            f"{'total':<14}{total:8.1f} s"
+            f"{'total':<14}{total:8.1f} s",
+            f"of which the planner's own CPU time: {planner:.1f} s, {planner / total:.1%}",
         ]
 
 

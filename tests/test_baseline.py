@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from harness import __main__ as command_line
 from harness import baseline
 from harness.against import Against, Regression, judge
 from harness.baseline import Baseline, BaselineError, Coverage, Entry
-from harness.errors import HarnessError, TooFewSamples
+from harness.errors import HarnessError, ThresholdFailure, TooFewSamples
 from harness.measure import Measure
 from harness.metrics import METRICS
+from harness.nightly import Nightly
 from harness.records import Cell, Device, Measurement, ModelIdentity, RecipeIdentity, Run, read
 
 MODEL = ModelIdentity(name="small", source="hub:owner/small", revision="abc", weights="pretrained")
@@ -268,6 +270,18 @@ def test_what_an_earlier_session_of_the_run_measured_is_not_missing(tmp_path: Pa
     night.measure.resume()
     assert night.against.missing() == []
     assert [found.verdict for found in night.against.verdicts.values()] == ["pass"]
+
+
+def test_a_regression_beside_a_limit_that_is_known_not_to_hold_is_no_expected_failure() -> None:
+    def check(_: object) -> None:
+        raise HarnessError("latency is worse than the baseline")
+
+    nightly = SimpleNamespace(against=SimpleNamespace(check=check), cells=[test := SimpleNamespace(runtest=None)])
+    call = Nightly.pytest_runtest_call(nightly, test)  # type: ignore[arg-type]
+    next(call)
+    with pytest.raises(ThresholdFailure, match="perplexity\nlatency is worse") as raised:
+        call.throw(ThresholdFailure("perplexity", known="a small model"))
+    assert not raised.value.known
 
 
 def test_what_is_fine_is_measured_once(tmp_path: Path) -> None:

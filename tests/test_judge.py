@@ -198,6 +198,15 @@ def test_a_known_failure_beside_another_excuses_nothing(bench: Bench, quantized:
     assert len(judge.failures) == len(judge.known) == 1
 
 
+def test_a_known_failure_does_not_excuse_a_missing_baseline(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge({"metric": "peak_memory", "max_ratio": 0.5, "known_failure": "its cache is large"})
+    with pytest.raises(ThresholdFailure, match="needs the baseline") as raised:
+        judge(quantized, bench.measured("float8dq", 6.0))
+    assert not raised.value.known
+    assert judge.failures
+    assert not judge.known
+
+
 def test_a_known_failure_that_holds_again_is_told_of(bench: Bench, quantized: Cell) -> None:
     judge = bench.judge(KNOWN)
     judge(quantized, bench.measured("float8dq", 4.0))

@@ -74,6 +74,7 @@ def measure(arguments: argparse.Namespace, arm: str) -> None:
             hardware="cpu",
             recipes=("int8wo",),
             servers=("transformers",),
+            keyword={SPEED: "generate", "peak_memory": "memory"}.get(ARMS[arm][1], ""),
             budget=parse_budget(arguments.budget),
             margins=(str(arguments.margin),),
             seed=seed,
