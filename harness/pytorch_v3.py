@@ -168,7 +168,7 @@ def _record(row: Measurement, statistic: str, value: float, target: float, envir
             "database holds 32-bit floats; leave that run out"
         )
     return Record(
-        timestamp=min(max(0, int(row.time)), 2**64 - 1),
+        timestamp=int(row.time),
         name=environ.get("GITHUB_JOB", "torchao-harness"),
         repo=environ.get("GITHUB_REPOSITORY", ""),
         head_branch=environ.get("GITHUB_REF_NAME", ""),

@@ -62,9 +62,18 @@ class Cell(_Frozen):
     server: str = Field(description="transformers, vllm, sglang or executorch; empty where no server is involved.")
 
 
+# The last second of the year 9999: what comes later has no date in the calendar of Python or of most databases.
+_LAST_SECOND = 253_402_300_799
+
+
 class _Line(_Frozen):
     schema_version: int = SCHEMA_VERSION
-    time: float = Field(default_factory=time.time, description="Seconds since the epoch when the line was written.")
+    time: FiniteFloat = Field(
+        default_factory=time.time,
+        ge=0,
+        le=_LAST_SECOND,
+        description="Seconds since the epoch when the line was written; at most the end of the year 9999.",
+    )
 
 
 class Header(_Line):

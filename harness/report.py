@@ -218,7 +218,7 @@ def _failure(it: Failure) -> list[str]:
 def _environment(header: Header) -> dict[str, Any]:
     return {
         "run": header.run,
-        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(min(max(header.time, 0), 4e9))),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(header.time)),
         "device": header.device.name,
         "detail": ", ".join(f"{name} {value}" for name, value in header.device.detail.items()),
         "harness": header.harness or "not recorded",

@@ -129,6 +129,23 @@ def test_a_run_without_its_baseline_still_gives_a_page(tmp_path: Path) -> None:
     assert "int8wo" in page
 
 
+@pytest.mark.parametrize("command", ["table", "report", "export"])
+def test_a_time_that_is_no_date_costs_its_own_line(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path, [measured("latency", 1.25), measured("latency", 2.5, "int8wo")])
+    lines = run.path.read_text(encoding="utf-8").splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"time": 1e18})
+    run.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = {"table": ["--layout", "all"], "report": [], "export": ["--format", "pytorch-v3"]}[command]
+    assert main([command, str(run.folder), *options, "-o", str(tmp_path / "made")]) == 0
+    told = capsys.readouterr()
+    assert f"line {len(lines)}: left out, measurement.time" in told.err + told.out
+    made = (tmp_path / "made").read_text(encoding="utf-8")
+    assert "1.25" in made
+    assert '"int8wo"' not in made
+
+
 def test_a_page_over_the_limit_is_refused_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
