@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from harness import notation
 from harness.errors import MatrixError, nearest
 from harness.metrics import METRICS
 from harness.records import RecipeIdentity, digest
@@ -559,16 +560,21 @@ def _parts(dotted: str) -> list[str]:
 def parse_config(text: str) -> dict[str, Any]:
     """Parse ``Class(argument=value, ...)`` into the ``config`` and ``arguments`` of a recipe, without evaluating it.
 
-    Values are literals, torch dtypes (``torch.int4``), granularities (``PerGroup(32)``) and nested configs.
+    Values are literals, torch dtypes (``torch.int4``), granularities (``PerGroup(32)``), members of torchao's enums
+    (``MappingType.SYMMETRIC``), nested configs, and lists and dictionaries of all these.
     """
     try:
         node = ast.parse(text, mode="eval").body
+        return _config(node, text)
     except SyntaxError as error:
         raise MatrixError(f"--recipe {text!r}: {error.msg} at column {error.offset}") from error
     except (ValueError, MemoryError, RecursionError) as error:
         raise MatrixError(
             f"--recipe {text[:200]!r}: cannot be parsed ({error or 'it is nested too deeply'})"
         ) from error
+
+
+def _config(node: ast.expr, text: str) -> dict[str, Any]:
     if isinstance(node, ast.Name):
         return {"config": node.id, "arguments": {}}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -580,14 +586,27 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def _value(node: ast.expr, text: str) -> Any:
+    named = node.func if isinstance(node, ast.Call) else node
+    if isinstance(named, ast.Name) and named.id.endswith("Config"):
+        return _config(node, text)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(part, text) for part in node.elts]
+    if isinstance(node, ast.Dict) and all(_is_text(key) for key in node.keys):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        return dict(zip(keys, (_value(part, text) for part in node.values), strict=True))
     source = ast.unparse(node)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Config"):
-        return parse_config(source)
-    if isinstance(node, (ast.Call, ast.Attribute)):
+    if notation.granularity(source) or notation.is_dtype(source) or notation.member(source):
         return source
     try:
         value = ast.literal_eval(node)
         json.dumps(value, allow_nan=False)
         return value
     except (ValueError, TypeError, RecursionError) as error:
-        raise MatrixError(f"--recipe {text!r}: {source} is not a literal, a torch dtype or a granularity") from error
+        raise MatrixError(
+            f"--recipe {text!r}: {source} is not a literal, a torch dtype, a granularity such as PerGroup(32), "
+            "a member of an enum such as MappingType.SYMMETRIC, or a config"
+        ) from error
+
+
+def _is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -359,6 +359,19 @@ def test_whatever_changes_the_weights_changes_the_identity(matrix: Matrix, chang
             "AConfig",
             {"inner": {"config": "BConfig", "arguments": {"weight_dtype": "torch.int8", "g": "PerAxis(0)"}}},
         ),
+        (
+            "FqnToConfig(fqn_to_config={'re:.*q_proj': None, '_default': Int8WeightOnlyConfig()})",
+            "FqnToConfig",
+            {"fqn_to_config": {"re:.*q_proj": None, "_default": {"config": "Int8WeightOnlyConfig", "arguments": {}}}},
+        ),
+        ("AConfig(g=[PerRow(), PerRow(dim=-1)])", "AConfig", {"g": ["PerRow()", "PerRow(dim=-1)"]}),
+        ("AConfig(g=PerGroup(group_size=32))", "AConfig", {"g": "PerGroup(group_size=32)"}),
+        ("AConfig(g=PerBlock((1, 128)))", "AConfig", {"g": "PerBlock((1, 128))"}),
+        (
+            "AConfig(m=MappingType.SYMMETRIC, f=[Float8PackingFormat.PLAIN])",
+            "AConfig",
+            {"m": "MappingType.SYMMETRIC", "f": ["Float8PackingFormat.PLAIN"]},
+        ),
     ],
 )
 def test_a_config_is_parsed_into_data(text: str, config: str, arguments: dict[str, object]) -> None:
@@ -401,6 +414,16 @@ def test_whatever_is_given_is_refused_or_can_be_kept_as_json(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    ["PerGroup(x)", "PerGroup(PerRow())", "PerGroup(*[1])", "Other(1)", "a.b", "os.path", "None.X", "torch.X(1)"],
+)
+@pytest.mark.parametrize("template", ["AConfig(x={})", "AConfig(x=[{}])", "AConfig(x={{'a': {}}})"])
+def test_what_is_no_value_of_a_config_is_refused_wherever_it_stands(template: str, value: str) -> None:
+    with pytest.raises(MatrixError, match="is not a literal, a torch dtype, a granularity such as"):
+        parse_config(template.format(value))
+
+
+@pytest.mark.parametrize(
     "text", ["AConfig(x=" + "(" * 5000 + ")", "AConfig(x=" + "-" * 20000 + "1)", "AConfig(x='\0')"]
 )
 def test_a_text_that_the_parser_cannot_take_is_refused(text: str) -> None:
@@ -426,6 +449,10 @@ def test_a_text_that_the_parser_cannot_take_is_refused(text: str) -> None:
         "AConfig(x=1 if {} else 2)",
         "AConfig(x={}.stat)",
         "AConfig(x=PerGroup({}))",
+        "AConfig(x=PerGroup(group_size={}))",
+        "AConfig(x=[PerRow(), {}])",
+        "AConfig(x={{'a': BConfig(y={})}})",
+        "AConfig(x={}.SYMMETRIC)",
         "{}Config()",
     ],
 )
