@@ -354,18 +354,20 @@ class Matrix:
     def cells(self, models: list[str] | None = None, recipes: list[str] | None = None) -> list[Cell]:
         """Return the cells to run, baseline first for each model, not yet through a server.
 
-        ``models`` and ``recipes`` replace those of the matrix: a listed model keeps its own [[cells]] tables, any
-        other goes through all of them. The baseline is always among the recipes, since ratios need it.
+        ``models`` and ``recipes`` replace those of the matrix. Alone, each keeps to the [[cells]] tables that list it,
+        and goes through all of a hardware where none does. A model and a recipe that were both asked for run together
+        on every hardware, through the servers of the tables that list both, or else the model, or else the recipe, or
+        else through all. The baseline is always among the recipes, since ratios need it.
         """
         chosen: dict[tuple[str, str, str], Cell] = {}
         for entry in self.entries:
-            entry_recipes = self._recipes(entry, recipes)
-            if not entry_recipes:
-                continue
-            if all(not recipe.baseline for recipe in entry_recipes):
-                entry_recipes.insert(0, self.baseline)
-            entry_recipes.sort(key=lambda recipe: not recipe.baseline)
-            for model in self._models(entry, models):
+            for model in self._models(entry, models, together=recipes is not None):
+                entry_recipes = self._recipes(entry, recipes, model if models is not None else None)
+                if not entry_recipes:
+                    continue
+                if all(not recipe.baseline for recipe in entry_recipes):
+                    entry_recipes.insert(0, self.baseline)
+                entry_recipes.sort(key=lambda recipe: not recipe.baseline)
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
                     before = chosen[key].servers if key in chosen else ()
@@ -385,21 +387,29 @@ class Matrix:
                     )
         return list(chosen.values())
 
-    def _recipes(self, entry: CellEntry, given: list[str] | None) -> list[Recipe]:
-        """Return the recipes of one [[cells]] table, or those of the given ones that belong to it."""
-        if given is None:
-            return [self.recipes[name] for name in entry.recipes]
-        listed = {name for other in self.entries if other.hardware == entry.hardware for name in other.recipes}
-        found = [self.recipe(name) for name in given]
-        return [recipe for recipe in found if recipe.name in entry.recipes or recipe.name not in listed]
-
-    def _models(self, entry: CellEntry, given: list[str] | None) -> list[Model]:
-        """Return the models of one [[cells]] table, or those of the given ones that belong to it."""
+    def _models(self, entry: CellEntry, given: list[str] | None, *, together: bool) -> list[Model]:
+        """Return the models of one [[cells]] table, or those of the given ones that may belong to it."""
         if given is None:
             return [self.models[name] for name in entry.models]
-        listed = {name for other in self.entries if other.hardware == entry.hardware for name in other.models}
         found = [self.model(name) for name in given]
-        return [model for model in found if model.name in entry.models or model.name not in listed]
+        return found if together else [it for it in found if self._belongs(entry, model=it.name)]
+
+    def _recipes(self, entry: CellEntry, given: list[str] | None, model: Model | None) -> list[Recipe]:
+        """Return the recipes of one [[cells]] table, or those of the given ones that belong to it and the model."""
+        if given is None:
+            return [self.recipes[name] for name in entry.recipes]
+        found = [self.recipe(name) for name in given]
+        return [it for it in found if self._belongs(entry, model=model.name if model else "", recipe=it.name)]
+
+    def _belongs(self, entry: CellEntry, *, model: str = "", recipe: str = "") -> bool:
+        """Return whether a table is of those of its hardware that fit best what was asked for."""
+        here = [other for other in self.entries if other.hardware == entry.hardware]
+        for names in ({"model": model, "recipe": recipe}, {"model": model}, {"recipe": recipe}):
+            wanted = {kind: name for kind, name in names.items() if name}
+            fitting = [other for other in here if wanted and _lists(other, **wanted)]
+            if fitting:
+                return entry in fitting
+        return True
 
     def limits(self, cell: Cell, metric: str, parameters: dict[str, Any]) -> list[Threshold]:
         """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones."""
@@ -414,6 +424,10 @@ class Matrix:
             and all(parameters.get(name) == value for name, value in threshold.parameters.items())
             and not (threshold.needs_baseline and cell.recipe.baseline)
         ]
+
+
+def _lists(entry: CellEntry, model: str = "", recipe: str = "") -> bool:
+    return (not model or model in entry.models) and (not recipe or recipe in entry.recipes)
 
 
 def load(path: Path) -> Matrix:

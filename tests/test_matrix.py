@@ -533,3 +533,35 @@ def test_limits_apply_where_they_say(matrix: Matrix) -> None:
     assert (absolute.comparison, absolute.limit, absolute.needs_baseline) == ("max", 2.0, False)
     assert matrix.limits(cells["bf16"], "latency", {"batch_size": 1}) == []
     assert matrix.limits(cells["bf16"], "latency", {}) == []
+
+
+@QUICK
+@given(st.data())
+def test_a_model_and_a_recipe_that_are_asked_for_together_run_on_every_hardware(
+    suites_matrix: Matrix, data: st.DataObject
+) -> None:
+    models = data.draw(st.lists(st.sampled_from(sorted(suites_matrix.models)), min_size=1, unique=True))
+    recipes = data.draw(st.lists(st.sampled_from(sorted(suites_matrix.recipes)), min_size=1, unique=True))
+    cells = suites_matrix.cells(models, recipes)
+    for hardware in suites_matrix.measurements:
+        here = [cell for cell in cells if cell.hardware == hardware]
+        assert {(cell.model.name, cell.recipe.name) for cell in here} == {
+            (model, recipe) for model in models for recipe in {*recipes, "bf16"}
+        }
+        for cell in here:
+            assert cell.servers
+            assert bool(cell.skip) == (hardware not in cell.recipe.hardware)
+
+
+def test_a_pair_that_no_table_lists_goes_through_the_models_own_servers(suites_matrix: Matrix) -> None:
+    cells = suites_matrix.cells(["Phi-4-mini-instruct"], ["int8dq"])
+    found = {(cell.recipe.name, cell.hardware): cell.servers for cell in cells}
+    assert found["int8dq", "h100"] == found["bf16", "h100"] == ("transformers", "vllm", "sglang")
+    (listed,) = [it for it in suites_matrix.cells(["SmolLM2-135M-Instruct"], ["float8wo"]) if it.id.endswith("wo-cpu")]
+    assert listed.servers == ("transformers",), "a pair that is listed keeps to its table"
+
+
+def test_a_recipe_alone_keeps_to_the_tables_that_list_it(suites_matrix: Matrix) -> None:
+    found = {(cell.hardware, cell.model.name) for cell in suites_matrix.cells(recipes=["int8dq"])}
+    assert ("h100", "SmolLM2-135M-Instruct") in found
+    assert ("h100", "Phi-4-mini-instruct") not in found
