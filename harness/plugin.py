@@ -41,6 +41,7 @@ _nightly_key = pytest.StashKey["Nightly"]()
 _progress_key = pytest.StashKey[Progress]()
 _running_key = pytest.StashKey[pytest.Item]()
 _reports_key = pytest.StashKey[list[pytest.TestReport]]()
+_refusal_key = pytest.StashKey[str]()
 _summaries_key = pytest.StashKey[list[Any]]()
 
 
@@ -251,6 +252,9 @@ def pytest_collection_modifyitems(
         callspec = getattr(item, "callspec", None)
         if callspec and isinstance(callspec.params.get("cell"), Cell):
             item.stash[_cell_key] = callspec.params["cell"]
+    if _workers(config) > 1:
+        _measure_nothing(config, items)
+        return
     _add_baselines(everything, items)
     _order(everything, items)
     _check_hardware(config, items)
@@ -258,6 +262,24 @@ def pytest_collection_modifyitems(
     if _nightly_key in config.stash:
         cells = {item: item.stash[_cell_key] for item in everything if _cell_key in item.stash}
         config.stash[_nightly_key].plan(cells, items)
+
+
+def _workers(config: pytest.Config) -> int:
+    """Return how many pytest-xdist workers run tests beside each other, this one among them; 1 without it."""
+    return int(getattr(config, "workerinput", {}).get("workercount", 1))
+
+
+def _measure_nothing(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out whatever measures, and let the process that has the terminal say so once."""
+    measuring = [item for item in items if _cell_key in item.stash]
+    if not measuring:
+        return
+    config.hook.pytest_deselected(items=measuring)
+    items[:] = [item for item in items if _cell_key not in item.stash]
+    config.workeroutput["harness_refusal"] = (  # type: ignore[attr-defined]
+        f"-n {_workers(config)}: {len(measuring)} tests measure, and would measure each other where {_workers(config)} "
+        "workers run at once. Nothing was measured: leave out -n, or give -n 1."
+    )
 
 
 def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
@@ -444,9 +466,10 @@ def pretrained(cell: Cell, measure: Measure) -> None:
 def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int], None]:
     """Times a function through pytest-benchmark: ``timed(function, rounds, warmup_rounds)``.
 
-    pytest-benchmark takes one timing a test: that of a second block is in the records alone.
+    pytest-benchmark takes one timing a test: that of a second block is in the records alone. Where it is disabled, by
+    ``--benchmark-disable`` or in a worker of pytest-xdist, it would call the function once: the records get all rounds.
     """
-    taken = False
+    taken = bool(benchmark.disabled)
 
     def run(function: Callable[[], None], rounds: int, warmup: int) -> None:
         nonlocal taken
@@ -514,6 +537,8 @@ def pytest_runtest_makereport(
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hand a pytest-xdist worker's summary to the process that has the terminal."""
+    if session.config.stash.get(_refusal_key, ""):
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
     output = getattr(session.config, "workeroutput", None)
     ours = session.config.stash.get(_session_key, None)
     if output is not None and ours is not None:
@@ -522,11 +547,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    sections = getattr(node, "workeroutput", {}).get("harness", [])
-    node.config.stash.setdefault(_summaries_key, []).extend(sections)
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(_summaries_key, []).extend(output.get("harness", []))
+    if refusal := output.get("harness_refusal", ""):
+        node.config.stash[_refusal_key] = refusal
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if refusal := config.stash.get(_refusal_key, ""):
+        terminalreporter.write_line(f"ERROR: {refusal}", red=True)
     session = config.stash.get(_session_key, None)
     skipped = {
         str(report.longrepr[2]).removeprefix("Skipped: ")
