@@ -61,6 +61,13 @@ def test_every_harness_command_is_one(path: Path) -> None:
         parser().parse_args([values.get(word, word) for word in command])
 
 
+def test_exports_to_the_benchmark_database_know_the_job_that_github_does_not_name() -> None:
+    exporting = [step for path in WORKFLOWS for step in steps(path) if "pytorch-v3" in step.get("run", "")]
+    assert len(exporting) == 2
+    for step in exporting:
+        assert step["env"]["JOB_ID"] == "${{ job.check_run_id }}"
+
+
 def gate_job(folder: Path, old: str) -> tuple[list[int], str]:
     """Run the gate's own steps as a runner does, in a checkout that holds committed gates.
 
