@@ -17,6 +17,7 @@ from harness.environment import Environment, at
 from harness.errors import HarnessError, ThresholdFailure, WorkerError
 from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
+from harness.records import Run
 from harness.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def pytest_collection_modifyitems(
     _add_baselines(everything, items)
     _order(everything, items)
     _check_hardware(config, items)
+    _check_given(config, items)
     _check_installed(config, items)
     if _nightly_key in config.stash:
         cells = {item: item.stash[_cell_key] for item in everything if _cell_key in item.stash}
@@ -351,6 +353,22 @@ def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"{name} is not here: {problem}"))
 
 
+def _check_given(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse a run or an interpreter that is not there: once, rather than in every test."""
+    measuring = any(_cell_key in item.stash and not item.get_closest_marker("skip") for item in items)
+    if config.option.collectonly or not measuring:
+        return
+    for option, check in (
+        ("--python", lambda given: Environment(python=given).packages()),
+        ("--resume", lambda given: Run.open(_results(config) / "runs", given)),
+    ):
+        if given := config.getoption(option):
+            try:
+                check(given)
+            except HarnessError as error:
+                raise pytest.UsageError(f"{option} {given}: {error}") from error
+
+
 def _check_installed(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what goes through a server that is not installed; where the command line names that server, fail."""
     if config.option.collectonly:
@@ -387,20 +405,24 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
 
     config = request.config
     progress = Progress(terminal(config))
-    session = HarnessSession.start(
-        matrix=_matrix(config),
-        results=_results(config),
-        cache=config.getoption("--cache"),
-        data=config.getoption("--data"),
-        limit=config.getoption("--limit"),
-        resume=config.getoption("--resume"),
-        swap=config.getoption("--swap"),
-        python=config.getoption("--python"),
-        environments=_environments(config),
-        phone_runner=config.getoption("--phone-runner"),
-        command=["pytest", *config.invocation_params.args],
-        progress=progress,
-    )
+    try:
+        session = HarnessSession.start(
+            matrix=_matrix(config),
+            results=_results(config),
+            cache=config.getoption("--cache"),
+            data=config.getoption("--data"),
+            limit=config.getoption("--limit"),
+            resume=config.getoption("--resume"),
+            swap=config.getoption("--swap"),
+            python=config.getoption("--python"),
+            environments=_environments(config),
+            phone_runner=config.getoption("--phone-runner"),
+            command=["pytest", *config.invocation_params.args],
+            progress=progress,
+        )
+    except HarnessError as error:
+        # No test can run without it: said once, and not by each of them.
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
     session.flow.plan = [
         ("/".join((cell.model.name, cell.recipe.name, cell.hardware)), _stage(item))
         for item in request.session.items

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import hardware
+from harness import hardware, session
 from harness.servers import VLLM
 
 MEASUREMENTS = """
@@ -336,6 +336,8 @@ def test_missing_hardware_that_nobody_asked_for_is_skipped(run: Run, markers: st
         (["--server", "vlm"], ["--server", "'vlm'", "'vllm'"]),
         (["--matrix", "suites/matrx.toml"], ["suites/matrx.toml", "cannot be read"]),
         (["--data", "nowhere"], ["--data nowhere", "no such folder"]),
+        (["--python", "/no/such"], ["--python /no/such", "not an interpreter that can be started"]),
+        (["--resume=nope"], ["--resume nope", "no run 'nope' under", "the latest are: none yet"]),
     ],
 )
 def test_a_misspelt_option_is_a_usage_error_that_offers_what_there_is(
@@ -345,7 +347,9 @@ def test_a_misspelt_option_is_a_usage_error_that_offers_what_there_is(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     said = result.stderr.str()
     assert all(word in said for word in words), said
+    assert said.count("ERROR: ") == 1 or "error: " in said
     assert "Traceback" not in said + result.stdout.str()
+    assert "INTERNALERROR" not in said + result.stdout.str()
 
 
 def test_a_broken_matrix_is_a_usage_error_with_file_line_and_key(run: Run, folder: Path) -> None:
@@ -386,6 +390,26 @@ def test_an_error_of_the_harness_is_reported_in_its_own_words_with_the_end_of_th
     result.stdout.fnmatch_lines(["the disk is full; name another with --cache"])
     result.stdout.fnmatch_lines(["engine: start: crashed", "*", "the end of its log:", "last words of the log"])
     assert "raise ArtifactError" not in result.stdout.str()
+
+
+def test_a_session_that_cannot_start_says_so_once(
+    run: Run, pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        test_second="""
+        import pytest
+
+        @pytest.mark.stage("quantize")
+        def test_checkpoint(cell, measure): pass
+        """
+    )
+    (folder / "file").write_text("")
+    # Whoever measures on this machine need not be waited for.
+    monkeypatch.setattr(session, "machine_lock", lambda: folder / "lock")
+    result = run("-m", "cpu", "--cache", "file/cache")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.stdout.str().count("file/cache: cannot be made (Not a directory); name another with --cache") == 1
+    assert "errors" not in result.parseoutcomes()
 
 
 def test_a_limit_that_is_known_not_to_hold_is_an_expected_failure_and_shows_its_figures(
