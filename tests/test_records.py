@@ -309,6 +309,26 @@ def test_the_disks_own_words_are_in_the_error(tmp_path: Path) -> None:
         Run(tmp_path).append(LATENCY)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_attachment_on_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.append(LATENCY)
+    run.attachments.mkdir()
+    (run.attachments / "answers.tmp").symlink_to("/dev/full")
+    with pytest.raises(RecordError, match=r"answers\.json: cannot write an attachment \(No space left.*--resume"):
+        run.attach("answers", {"text": "x" * 100_000})
+    assert list(run.attachments.iterdir()) == []
+    assert run.read() == ([LATENCY], [])
+
+
+def test_a_folder_that_cannot_hold_runs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match=r"file/runs: no run can be kept there \(Not a directory"):
+        Run.create(tmp_path / "file" / "runs")
+    with pytest.raises(RecordError, match=r"records\.jsonl: cannot write a record \(Not a directory"):
+        Run(tmp_path / "file" / "run").append(LATENCY)
+
+
 def test_a_kill_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _APPEND, str(tmp_path), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
