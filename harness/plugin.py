@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from harness import hardware
 from harness.environment import Environment, at
 from harness.errors import HarnessError, ThresholdFailure, WorkerError
+from harness.expressions import asked_for
 from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
 from harness.records import Run
@@ -335,8 +335,7 @@ def _stage(item: pytest.Item) -> str:
 
 
 def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = re.findall(r"[\w-]+", config.getoption("markexpr", ""))
-    asked = any(name in chosen for name in hardware.NAMES)
+    asked = asked_for(config.getoption("markexpr", ""), hardware.NAMES)
     for name in hardware.NAMES:
         needing = [item for item in items if _cell_key in item.stash and item.stash[_cell_key].hardware == name]
         if not needing or config.option.collectonly:
@@ -344,7 +343,7 @@ def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
         problem = hardware.missing(name)
         if not problem:
             continue
-        if asked and not config.getoption("--allow-missing-hardware"):
+        if name in asked and not config.getoption("--allow-missing-hardware"):
             raise pytest.UsageError(
                 f"-m selects {len(needing)} tests for {name}, which is not here: {problem}. "
                 "Use --allow-missing-hardware to skip them."

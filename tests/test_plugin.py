@@ -10,8 +10,11 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness import hardware, session
+from harness.expressions import asked_for, selects
 from harness.servers import VLLM
 
 MEASUREMENTS = """
@@ -315,13 +318,41 @@ def test_missing_hardware_may_be_allowed(run: Run) -> None:
     result.stdout.fnmatch_lines(["SKIPPED*h100 is not here: there is no h100 in this test"])
 
 
-@pytest.mark.parametrize("markers", ["", "not xfail"])
+@pytest.mark.parametrize("markers", ["", "not xfail", "not xfail or not (h100 or arm-mobile)", "not (xfail and h100)"])
 def test_missing_hardware_that_nobody_asked_for_is_skipped(run: Run, markers: str) -> None:
     result = run("-rs", "-m", markers, "-k", "checkpoint and small")
     result.assert_outcomes(passed=3, skipped=4)
     skipped = [line for line in result.outlines if line.startswith("SKIPPED")]
     assert any("h100 is not here" in line for line in skipped)
     assert any("arm-mobile is not here" in line for line in skipped)
+
+
+@pytest.mark.parametrize("markers", ["not h100", "cpu or (arm-mobile and not arm-mobile)"])
+def test_hardware_that_an_expression_rules_out_is_not_asked_for(run: Run, markers: str) -> None:
+    result = run("-rs", "-m", markers, "-k", "checkpoint and small")
+    assert result.ret == pytest.ExitCode.OK
+    assert "h100 is not here" not in result.stdout.str()
+    assert result.parseoutcomes()["passed"] == 3
+
+
+@given(
+    st.recursive(
+        st.sampled_from(["cpu", "h100", "arm-mobile", "slow"]),
+        lambda inner: st.one_of(
+            inner.map(lambda it: f"not ({it})"),
+            st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(lambda it: f"({it[0]}) {it[1]} {it[2]}"),
+        ),
+        max_leaves=5,
+    )
+)
+def test_who_rules_out_what_was_asked_for_asks_for_nothing(expression: str) -> None:
+    names = {"cpu", "h100", "arm-mobile"}
+    asked = asked_for(expression, names)
+    assert asked_for(f"not (not ({expression}))", names) == asked
+    assert {name for name in names if selects(expression, {name}) and not selects(expression, set())} <= asked
+    if "not" not in expression:
+        assert asked_for(f"not ({expression})", names) == set()
+        assert {name for name in names if not selects(expression, {*names, "slow"} - {name})} <= asked
 
 
 # ------------------------------------------------------------------------------------------------------- errors
