@@ -173,6 +173,9 @@ class HarnessSession:
 
         The tables are written to the results folder as well.
         """
+        # Not at the top: collecting the suites need not wait for pyarrow.
+        from harness import columns
+
         sections: list[Section] = []
         lines = self.run.read()[0]
         measurements = [line for line in lines if isinstance(line, Measurement)]
@@ -197,8 +200,8 @@ class HarnessSession:
             sections.append(("what the table cost", self._cost(lines)))
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
         if measurements:
-            failures = [line for line in lines if isinstance(line, Failure)]
             try:
+                failures = columns.load([self.run]).failures()
                 written = tables.write(
                     self.results / "tables", measurements, self.documented, runs=[self.run.name], failures=failures
                 )
