@@ -486,6 +486,14 @@ def _check_names(matrix: Matrix, text: str) -> None:
         for name in threshold.recipes or ():
             if name not in matrix.recipes:
                 _raise_name(matrix, text, ("thresholds", index, "recipes"), name, matrix.recipes)
+        known = METRICS[threshold.metric].parameters
+        for name in threshold.parameters:
+            if name not in known:
+                line = locate(text, ("thresholds", index, "parameters", name))
+                raise MatrixError(
+                    f"{matrix.path}, line {line}: thresholds.{index}.parameters.{name}: {threshold.metric} has no such "
+                    f"parameter, so the limit would never apply; {nearest(name, known)}"
+                )
     for model in matrix.models.values():
         if model.random and model.random.tokenizer not in matrix.models:
             key = ("models", model.name, "random")

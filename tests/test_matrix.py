@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from harness.errors import MatrixError
 from harness.matrix import Cell, Matrix, Recipe, load, locate, parse_config
+from harness.metrics import METRICS
+from harness.records import Measurement, read
 
 TEXT = """\
 # A small matrix.
@@ -463,6 +465,41 @@ def test_a_config_is_never_run(matrix: Matrix, tmp_path: Path, template: str) ->
         with contextlib.suppress(MatrixError):
             parse(text)
         assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "line", "words"),
+    [
+        ("parameters = { batchsize = 1 }", 1, "did you mean batch_size"),
+        ("[thresholds.parameters]\nnum_prompts = 1", 2, "known: batch_size, input_len, output_len"),
+        ('parameters = { batch_size = 1, task = "piqa" }', 1, "latency has no such parameter"),
+    ],
+)
+def test_a_limit_on_a_parameter_that_the_metric_does_not_have_is_refused(
+    tmp_path: Path, written: str, line: int, words: str
+) -> None:
+    text = TEXT.replace("parameters = { batch_size = 8 }\nmax = 2.0", f"max = 2.0\n{written}", 1)
+    if written.startswith("["):
+        text = text.replace(f"{written}\n", "") + written + "\n"
+        text = text.replace('unit = "s"\n', "", 1).replace("max = 2.0\n", 'max = 2.0\nunit = "s"\n', 1)
+    (tmp_path / "matrix.toml").write_text(text)
+    number = text[: text.index(written)].count("\n") + line
+    name = next(it for it in ("batchsize", "num_prompts", "task") if it in written)
+    with pytest.raises(MatrixError) as caught:
+        load(tmp_path / "matrix.toml")
+    assert f"matrix.toml, line {number}: thresholds.1.parameters.{name}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_every_metric_names_the_parameters_that_its_records_have(repository: Path) -> None:
+    """Otherwise a limit that does apply would be refused."""
+    seen = 0
+    for path in (repository / "results").glob("*/*/records.jsonl"):
+        for it in read(path)[0]:
+            if isinstance(it, Measurement):
+                assert set(it.parameters) <= set(METRICS[it.metric].parameters), (path, it.metric, it.parameters)
+                seen += 1
+    assert seen > 300
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
