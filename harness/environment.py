@@ -110,9 +110,14 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
     environ = os.environ | {"PYTHONNOUSERSITE": "1"}
     if overlay:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [overlay, environ.get("PYTHONPATH", "")]))
-    result = subprocess.run(
-        [python, "-c", _LIST_PACKAGES], capture_output=True, text=True, env=environ, timeout=60, check=False
-    )
+    try:
+        result = subprocess.run(
+            [python, "-c", _LIST_PACKAGES], capture_output=True, text=True, env=environ, timeout=60, check=False
+        )
+    except OSError as error:
+        raise BrokenEnvironment(f"{python} is not an interpreter that can be started ({error.strerror})") from error
+    except subprocess.TimeoutExpired as error:
+        raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
     if result.returncode:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
     found: dict[str, str] = json.loads(result.stdout)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.documented import Documented
-from harness.errors import RecordError
 from harness.records import Measurement, Run
+from harness.rendering import write_bytes
 
 FORMATS = ("pytorch-v3", "csv", "parquet", "junit", "markdown")
 _PLACES = ("source", "line", "offset", "subject", "place")
@@ -90,11 +90,5 @@ def _write(args: argparse.Namespace, data: bytes) -> int:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
         return 0
-    temporary = args.output.with_name(f".{args.output.name}.tmp")
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(args.output)
-    except OSError as error:
-        raise RecordError(f"{args.output}: cannot be written ({error.strerror})") from error
+    write_bytes(args.output, data)
     return 0

@@ -15,6 +15,7 @@ from harness import hardware, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
 from harness.errors import ArtifactError, MatrixError, WorkerError
+from harness.failures import REPEATED
 from harness.job import Server, Worker, free_port
 from harness.matrix import Cell, Matrix, Model
 from harness.process import ForkServer, Process
@@ -468,7 +469,7 @@ class Flow:
         if key in self._failed:
             first = self._failed[key]
             raise WorkerError(
-                f"{first} (it failed before in this session and is not tried again)",
+                f"{first}{REPEATED}",
                 stage=first.stage,
                 kind=first.kind,
                 log_tail=first.log_tail,

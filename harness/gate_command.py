@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import gate_report, hardware
+from harness import gate_report, gatefile, hardware
 from harness.artifacts import Store, default_root
 from harness.blocks import THROUGH, SharedRun, Unit
 from harness.calibration import Calibration
@@ -169,7 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
     write_text(outcome.folder / "report.md", gate_report.text(outcome.data))
     print(gate_report.text(outcome.data, arguments.explain), end="")
     if arguments.junit:
-        write_text(arguments.junit, gate_report.junit(outcome.data))
+        found = gatefile.GateFile.model_validate(outcome.data)
+        write_text(arguments.junit, gatefile.junit([found]).decode())
     if arguments.json:
         write_text(arguments.json, json.dumps(outcome.data, indent=1) + "\n")
     print(f"gate: {outcome.folder}")

@@ -1,15 +1,13 @@
-"""What a gate found, for people and for CI: the table by severity, the walk through one decision, JUnit XML."""
+"""What a gate found, for people: the table by severity, and the walk through one decision."""
 
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from harness.errors import HarnessError, nearest
-from harness.records import redact
 from harness.rendering import Table, render
 from harness.rows import decimal
 from harness.verdict import REASONS
@@ -144,40 +142,6 @@ def _walk(it: dict[str, Any]) -> list[str]:
     if it["detail"] != REASONS.get(it["reason"]):
         lines.append(f"  {it['detail']}")
     return lines
-
-
-def junit(data: dict[str, Any]) -> str:
-    """Return JUnit XML: a test case a verdict; regressed fails, an error errs, inconclusive is skipped.
-
-    Advisory verdicts never fail: what they found stands in the case's output.
-    """
-    title = f"gate {data['old']} {data['new']} on {data['hardware']}"
-    suite = xml.Element("testsuite", name=title, timestamp=data["created"], time=str(data["seconds"]))
-    counts: Counter[str] = Counter()
-    for it in data["verdicts"]:
-        cell = ".".join(part for part in (it["model"], it["recipe"], it["server"]) if part)
-        label = f"[{it['label']}]" if it.get("label") else ""
-        case = xml.SubElement(suite, "testcase", classname=cell, name=it["metric"] + label)
-        words = _xml(
-            f"{it['reason']}: new / old {interval(it)}, margin {_margin(it)}, {it['blocks']} blocks. {it['detail']}"
-        )
-        kind = {"regressed": "failure", "error": "error", "inconclusive": "skipped"}.get(it["verdict"])
-        if kind and it["primary"]:
-            counts[kind] += 1
-            xml.SubElement(case, kind, message=words[:300])
-        xml.SubElement(case, "system-out").text = words
-    suite.set("tests", str(len(data["verdicts"])))
-    for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        suite.set(attribute, str(counts[kind]))
-    root = xml.Element("testsuites")
-    root.append(suite)
-    xml.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + xml.tostring(root, encoding="unicode") + "\n"
-
-
-def _xml(words: str) -> str:
-    """Return text without credentials and without what XML cannot hold."""
-    return "".join(it for it in redact(words) if it in "\t\n\r" or (ord(it) >= 32 and it not in "\ufffe\uffff"))
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import HarnessError
+from harness.records import redact
 from harness.rendering import Table, render
 
 SCHEMA = 1
@@ -46,10 +47,17 @@ class Verdict(_Part):
     blocks: int
     reason: str
     detail: str
+    label: str = ""
+
+    @property
+    def what(self) -> str:
+        """The metric, with its parameters or task where it has any."""
+        label = self.label or self.task
+        return f"{self.metric} ({label})" if label else self.metric
 
     @property
     def name(self) -> str:
-        return " ".join(part for part in (self.model, self.recipe, self.server, self.metric, self.task) if part)
+        return " ".join(part for part in (self.model, self.recipe, self.server, self.what) if part)
 
 
 class Compatibility(_Part):
@@ -104,34 +112,48 @@ _UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def _xml(text: str) -> str:
-    return _UNPRINTABLE.sub("\ufffd", text)
+    """Return text without credentials and without what XML cannot hold."""
+    return _UNPRINTABLE.sub("\ufffd", redact(text))
+
+
+_OUTCOMES = {"regressed": "failure", "error": "error", "inconclusive": "skipped"}
 
 
 def junit(gates: Sequence[GateFile]) -> bytes:
-    """Return verdicts as JUnit XML: regressed is a failure, error an error, inconclusive skipped with its reason."""
+    """Return verdicts as JUnit XML: a suite a gate, a test case a verdict.
+
+    Failures and errors are what the exit status is: a primary verdict that regressed is a failure, one that could not
+    be judged an error, one that is inconclusive skipped with its reason. Advisory verdicts pass, and what they found
+    stands in the case's output. A gate that could not judge for want of a primary verdict has a case that says so.
+    """
     root = ElementTree.Element("testsuites")
     for gate in gates:
-        outcomes = {"regressed": "failure", "error": "error", "inconclusive": "skipped"}
-        count = {name: sum(it.verdict == verdict for it in gate.verdicts) for verdict, name in outcomes.items()}
-        suite = ElementTree.SubElement(
-            root,
-            "testsuite",
-            name=_xml(gate.title),
-            tests=str(len(gate.verdicts)),
-            failures=str(count["failure"]),
-            errors=str(count["error"]),
-            skipped=str(count["skipped"]),
-            time=f"{gate.seconds:.3f}",
-            timestamp=_xml(gate.created),
-        )
+        suite = ElementTree.SubElement(root, "testsuite", name=_xml(f"gate {gate.title}"))
         for it in gate.verdicts:
-            case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"gate.{it.model}"), name=_xml(it.name))
-            if it.verdict in outcomes:
-                told = ElementTree.SubElement(case, outcomes[it.verdict], message=_xml(f"{it.reason}: {it.detail}"))
-                told.text = _xml(f"ratio {it.ratio}, interval {it.low} to {it.high}, margin {it.margin}")
+            cell = ".".join(part for part in (it.model, it.recipe, it.server) if part)
+            words = (
+                f"{it.reason}: new / old {_number(it.ratio)}, interval {_number(it.low)} to {_number(it.high)}, "
+                f"margin {it.margin:g}, {it.blocks} blocks. {it.detail}"
+            )
+            advisory = "" if it.primary else f"advisory, {it.verdict}: "
+            _case(suite, cell, it.what, _OUTCOMES.get(it.verdict, "") if it.primary else "", advisory + words)
+        if gate.exit_status == 2 and not suite.findall("testcase/error"):
+            _case(suite, "gate", "exit status", "error", "could not be judged: no primary verdict")
+        for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
+        suite.set("tests", str(len(suite)))
+        suite.set("time", f"{gate.seconds:.3f}")
+        suite.set("timestamp", _xml(gate.created))
     ElementTree.indent(root)
     text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return text + b"\n"
+
+
+def _case(suite: ElementTree.Element, classname: str, name: str, outcome: str, words: str) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(classname), name=_xml(name))
+    if outcome:
+        ElementTree.SubElement(case, outcome, message=_xml(words)[:300])
+    ElementTree.SubElement(case, "system-out").text = _xml(words)
 
 
 def markdown(gates: Sequence[GateFile]) -> bytes:
@@ -139,7 +161,7 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
     tables = []
     for gate in gates:
         rows = tuple(
-            (it.name, it.verdict, _number(it.ratio), f"{_number(it.low)} to {_number(it.high)}", it.detail)
+            (it.name, _shown(it), _number(it.ratio), f"{_number(it.low)} to {_number(it.high)}", it.detail)
             for it in sorted(gate.verdicts, key=lambda it: (not it.primary, it.verdict == "pass"))
         )
         header = ("what", "verdict", "new / old", "interval", "detail")
@@ -153,6 +175,10 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
             )
             tables.append(Table(tables[-1].heading, "Compatibility", header, broken))
     return render(tables, "md").encode("utf-8", errors="backslashreplace")
+
+
+def _shown(verdict: Verdict) -> str:
+    return verdict.verdict if verdict.primary else f"{verdict.verdict} (advisory)"
 
 
 def _number(value: float | None) -> str:

@@ -49,8 +49,9 @@ def upload(repository: str, card: str, files: Iterable[Path], *, private: bool, 
     """Make ``repository`` hold the files and the card in one commit, and return the commit's address.
 
     Large files are sent before the commit; of an interrupted upload the next one sends what has not arrived yet. The
-    hub's own account of sizes and digests is checked at the end. Raises HubError for what the hub refuses, for other
-    weights that are there already unless ``replace``, and for an answer that is not what was sent.
+    hub's own account of sizes and digests is checked at the end. Raises HubError for what the hub refuses, for a
+    repository that is public already where ``private`` is asked for, for other weights that are there already unless
+    ``replace``, and for an answer that is not what was sent.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -75,6 +76,8 @@ def upload(repository: str, card: str, files: Iterable[Path], *, private: bool, 
         hashed = list(operations)
         with _explained(repository, secret):
             _steadily(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
+            if private:
+                _check_private(api, repository)
             _check_free(_remote(api, repository), operations, repository, replace)
             total = sum(path.stat().st_size for path in files)
             print(f"uploading {len(files)} files ({total / 1e6:.1f} MB) to {repository}", file=sys.stderr)
@@ -90,6 +93,15 @@ def _check_secret(files: Iterable[Path], card: str, secret: str) -> None:
     held = [path.name for path in texts if secret.encode() in path.read_bytes()] + ["README.md"] * (secret in card)
     if held:
         raise HubError(f"{', '.join(held)} holds the hub's token itself: take it out, and make a new token")
+
+
+def _check_private(api: Any, repository: str) -> None:
+    """Refuse a repository that the world sees: one that exists already keeps the visibility that it has."""
+    if not _steadily(lambda: api.repo_info(repository)).private:
+        raise HubError(
+            f"{repository} is there already and is public, so --private would not hold: nothing was sent. Make "
+            f"it private (`hf repos settings {repository} --private`), or choose another name."
+        )
 
 
 def _remote(api: Any, repository: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from harness import notation
 from harness.errors import MatrixError, nearest
 from harness.metrics import METRICS
 from harness.records import RecipeIdentity, digest
@@ -353,18 +354,20 @@ class Matrix:
     def cells(self, models: list[str] | None = None, recipes: list[str] | None = None) -> list[Cell]:
         """Return the cells to run, baseline first for each model, not yet through a server.
 
-        ``models`` and ``recipes`` replace those of the matrix: a listed model keeps its own [[cells]] tables, any
-        other goes through all of them. The baseline is always among the recipes, since ratios need it.
+        ``models`` and ``recipes`` replace those of the matrix. Alone, each keeps to the [[cells]] tables that list it,
+        and goes through all of a hardware where none does. A model and a recipe that were both asked for run together
+        on every hardware, through the servers of the tables that list both, or else the model, or else the recipe, or
+        else through all. The baseline is always among the recipes, since ratios need it.
         """
         chosen: dict[tuple[str, str, str], Cell] = {}
         for entry in self.entries:
-            entry_recipes = self._recipes(entry, recipes)
-            if not entry_recipes:
-                continue
-            if all(not recipe.baseline for recipe in entry_recipes):
-                entry_recipes.insert(0, self.baseline)
-            entry_recipes.sort(key=lambda recipe: not recipe.baseline)
-            for model in self._models(entry, models):
+            for model in self._models(entry, models, together=recipes is not None):
+                entry_recipes = self._recipes(entry, recipes, model if models is not None else None)
+                if not entry_recipes:
+                    continue
+                if all(not recipe.baseline for recipe in entry_recipes):
+                    entry_recipes.insert(0, self.baseline)
+                entry_recipes.sort(key=lambda recipe: not recipe.baseline)
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
                     before = chosen[key].servers if key in chosen else ()
@@ -384,21 +387,29 @@ class Matrix:
                     )
         return list(chosen.values())
 
-    def _recipes(self, entry: CellEntry, given: list[str] | None) -> list[Recipe]:
-        """Return the recipes of one [[cells]] table, or those of the given ones that belong to it."""
-        if given is None:
-            return [self.recipes[name] for name in entry.recipes]
-        listed = {name for other in self.entries if other.hardware == entry.hardware for name in other.recipes}
-        found = [self.recipe(name) for name in given]
-        return [recipe for recipe in found if recipe.name in entry.recipes or recipe.name not in listed]
-
-    def _models(self, entry: CellEntry, given: list[str] | None) -> list[Model]:
-        """Return the models of one [[cells]] table, or those of the given ones that belong to it."""
+    def _models(self, entry: CellEntry, given: list[str] | None, *, together: bool) -> list[Model]:
+        """Return the models of one [[cells]] table, or those of the given ones that may belong to it."""
         if given is None:
             return [self.models[name] for name in entry.models]
-        listed = {name for other in self.entries if other.hardware == entry.hardware for name in other.models}
         found = [self.model(name) for name in given]
-        return [model for model in found if model.name in entry.models or model.name not in listed]
+        return found if together else [it for it in found if self._belongs(entry, model=it.name)]
+
+    def _recipes(self, entry: CellEntry, given: list[str] | None, model: Model | None) -> list[Recipe]:
+        """Return the recipes of one [[cells]] table, or those of the given ones that belong to it and the model."""
+        if given is None:
+            return [self.recipes[name] for name in entry.recipes]
+        found = [self.recipe(name) for name in given]
+        return [it for it in found if self._belongs(entry, model=model.name if model else "", recipe=it.name)]
+
+    def _belongs(self, entry: CellEntry, *, model: str = "", recipe: str = "") -> bool:
+        """Return whether a table is of those of its hardware that fit best what was asked for."""
+        here = [other for other in self.entries if other.hardware == entry.hardware]
+        for names in ({"model": model, "recipe": recipe}, {"model": model}, {"recipe": recipe}):
+            wanted = {kind: name for kind, name in names.items() if name}
+            fitting = [other for other in here if wanted and _lists(other, **wanted)]
+            if fitting:
+                return entry in fitting
+        return True
 
     def limits(self, cell: Cell, metric: str, parameters: dict[str, Any]) -> list[Threshold]:
         """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones."""
@@ -413,6 +424,10 @@ class Matrix:
             and all(parameters.get(name) == value for name, value in threshold.parameters.items())
             and not (threshold.needs_baseline and cell.recipe.baseline)
         ]
+
+
+def _lists(entry: CellEntry, model: str = "", recipe: str = "") -> bool:
+    return (not model or model in entry.models) and (not recipe or recipe in entry.recipes)
 
 
 def load(path: Path) -> Matrix:
@@ -471,6 +486,14 @@ def _check_names(matrix: Matrix, text: str) -> None:
         for name in threshold.recipes or ():
             if name not in matrix.recipes:
                 _raise_name(matrix, text, ("thresholds", index, "recipes"), name, matrix.recipes)
+        known = METRICS[threshold.metric].parameters
+        for name in threshold.parameters:
+            if name not in known:
+                line = locate(text, ("thresholds", index, "parameters", name))
+                raise MatrixError(
+                    f"{matrix.path}, line {line}: thresholds.{index}.parameters.{name}: {threshold.metric} has no such "
+                    f"parameter, so the limit would never apply; {nearest(name, known)}"
+                )
     for model in matrix.models.values():
         if model.random and model.random.tokenizer not in matrix.models:
             key = ("models", model.name, "random")
@@ -559,16 +582,21 @@ def _parts(dotted: str) -> list[str]:
 def parse_config(text: str) -> dict[str, Any]:
     """Parse ``Class(argument=value, ...)`` into the ``config`` and ``arguments`` of a recipe, without evaluating it.
 
-    Values are literals, torch dtypes (``torch.int4``), granularities (``PerGroup(32)``) and nested configs.
+    Values are literals, torch dtypes (``torch.int4``), granularities (``PerGroup(32)``), members of torchao's enums
+    (``MappingType.SYMMETRIC``), nested configs, and lists and dictionaries of all these.
     """
     try:
         node = ast.parse(text, mode="eval").body
+        return _config(node, text)
     except SyntaxError as error:
         raise MatrixError(f"--recipe {text!r}: {error.msg} at column {error.offset}") from error
     except (ValueError, MemoryError, RecursionError) as error:
         raise MatrixError(
             f"--recipe {text[:200]!r}: cannot be parsed ({error or 'it is nested too deeply'})"
         ) from error
+
+
+def _config(node: ast.expr, text: str) -> dict[str, Any]:
     if isinstance(node, ast.Name):
         return {"config": node.id, "arguments": {}}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -580,14 +608,27 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def _value(node: ast.expr, text: str) -> Any:
+    named = node.func if isinstance(node, ast.Call) else node
+    if isinstance(named, ast.Name) and named.id.endswith("Config"):
+        return _config(node, text)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(part, text) for part in node.elts]
+    if isinstance(node, ast.Dict) and all(_is_text(key) for key in node.keys):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        return dict(zip(keys, (_value(part, text) for part in node.values), strict=True))
     source = ast.unparse(node)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Config"):
-        return parse_config(source)
-    if isinstance(node, (ast.Call, ast.Attribute)):
+    if notation.granularity(source) or notation.is_dtype(source) or notation.member(source):
         return source
     try:
         value = ast.literal_eval(node)
         json.dumps(value, allow_nan=False)
         return value
     except (ValueError, TypeError, RecursionError) as error:
-        raise MatrixError(f"--recipe {text!r}: {source} is not a literal, a torch dtype or a granularity") from error
+        raise MatrixError(
+            f"--recipe {text!r}: {source} is not a literal, a torch dtype, a granularity such as PerGroup(32), "
+            "a member of an enum such as MappingType.SYMMETRIC, or a config"
+        ) from error
+
+
+def _is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -23,6 +23,11 @@ class Metric:
     definition: str
     version: int = 1
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters that its records may have, which a threshold may then ask for."""
+        return _PARAMETERS.get(self.name, ())
+
 
 TUTORIAL = "torchao tutorial, part 3 (serving)"
 
@@ -230,5 +235,31 @@ _ALL = (
         "Share of documents answered correctly by exactly one of baseline and recipe. Source: Dutta et al., 2024.",
     ),
 )
+
+_TEXT = ("text", "windows", "window_tokens")
+_BATCH = ("batch_size", "input_len", "output_len")
+_SERVING = ("num_prompts", "dataset", "output_len")
+_PROGRAM = ("runner", "route", "prompt_tokens", "new_tokens")
+_TASK = ("task", "task_metric", "documents", "through")
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "peak_memory": ("max_new_tokens", "runner", "prompt_tokens", "new_tokens"),
+    "generate_throughput": ("max_new_tokens", "batch_size", *_PROGRAM),
+    "quantized_kernel_share": ("pattern",),
+    "matrix_rate": ("dtype",),
+    "limit_fraction": (*_BATCH, "phase"),
+    "chat_tokens": ("max_tokens",),
+    "fallback_time": ("prompt_tokens",),
+    **dict.fromkeys(("latency", "prefill_time", "decode_step_time"), _BATCH),
+    **dict.fromkeys(("request_throughput", "output_throughput", "ttft", "tpot", "itl"), _SERVING),
+    **dict.fromkeys(("engine_start", "compile_time", "kv_cache_capacity", "quantized_layers"), ("kind",)),
+    **dict.fromkeys(("perplexity", "kl_divergence", "top1_agreement", "token_flips"), _TEXT),
+    **dict.fromkeys(("served_kl", "served_top1"), _TEXT),
+    **dict.fromkeys(("program_size", "delegated_arithmetic", "fallback_nodes"), ("route",)),
+    **dict.fromkeys(("export_cpu_time", "export_peak_memory"), ("route",)),
+    **dict.fromkeys(("load_time", "prefill_throughput", "decode_throughput", "first_token_time"), _PROGRAM),
+    **dict.fromkeys(("program_kl", "program_top1", "program_perplexity", "program_perplexity_change"), _TEXT[1:]),
+    "logit_difference": _TEXT[1:],
+    **dict.fromkeys(("accuracy", "task_perplexity", "answer_flips"), _TASK),
+}
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

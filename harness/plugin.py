@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,10 @@ import pytest
 from harness import hardware
 from harness.environment import Environment, at
 from harness.errors import HarnessError, ThresholdFailure, WorkerError
+from harness.expressions import asked_for
 from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
+from harness.records import Run
 from harness.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _nightly_key = pytest.StashKey["Nightly"]()
 _progress_key = pytest.StashKey[Progress]()
 _running_key = pytest.StashKey[pytest.Item]()
 _reports_key = pytest.StashKey[list[pytest.TestReport]]()
+_refusal_key = pytest.StashKey[str]()
 _summaries_key = pytest.StashKey[list[Any]]()
 
 
@@ -251,13 +253,35 @@ def pytest_collection_modifyitems(
         callspec = getattr(item, "callspec", None)
         if callspec and isinstance(callspec.params.get("cell"), Cell):
             item.stash[_cell_key] = callspec.params["cell"]
+    if _workers(config) > 1:
+        _measure_nothing(config, items)
+        return
     _add_baselines(everything, items)
     _order(everything, items)
     _check_hardware(config, items)
+    _check_given(config, items)
     _check_installed(config, items)
     if _nightly_key in config.stash:
         cells = {item: item.stash[_cell_key] for item in everything if _cell_key in item.stash}
         config.stash[_nightly_key].plan(cells, items)
+
+
+def _workers(config: pytest.Config) -> int:
+    """Return how many pytest-xdist workers run tests beside each other, this one among them; 1 without it."""
+    return int(getattr(config, "workerinput", {}).get("workercount", 1))
+
+
+def _measure_nothing(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out whatever measures, and let the process that has the terminal say so once."""
+    measuring = [item for item in items if _cell_key in item.stash]
+    if not measuring:
+        return
+    config.hook.pytest_deselected(items=measuring)
+    items[:] = [item for item in items if _cell_key not in item.stash]
+    config.workeroutput["harness_refusal"] = (  # type: ignore[attr-defined]
+        f"-n {_workers(config)}: {len(measuring)} tests measure, and would measure each other where {_workers(config)} "
+        "workers run at once. Nothing was measured: leave out -n, or give -n 1."
+    )
 
 
 def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
@@ -311,8 +335,7 @@ def _stage(item: pytest.Item) -> str:
 
 
 def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = re.findall(r"[\w-]+", config.getoption("markexpr", ""))
-    asked = any(name in chosen for name in hardware.NAMES)
+    asked = asked_for(config.getoption("markexpr", ""), hardware.NAMES)
     for name in hardware.NAMES:
         needing = [item for item in items if _cell_key in item.stash and item.stash[_cell_key].hardware == name]
         if not needing or config.option.collectonly:
@@ -320,13 +343,29 @@ def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
         problem = hardware.missing(name)
         if not problem:
             continue
-        if asked and not config.getoption("--allow-missing-hardware"):
+        if name in asked and not config.getoption("--allow-missing-hardware"):
             raise pytest.UsageError(
                 f"-m selects {len(needing)} tests for {name}, which is not here: {problem}. "
                 "Use --allow-missing-hardware to skip them."
             )
         for item in needing:
             item.add_marker(pytest.mark.skip(reason=f"{name} is not here: {problem}"))
+
+
+def _check_given(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse a run or an interpreter that is not there: once, rather than in every test."""
+    measuring = any(_cell_key in item.stash and not item.get_closest_marker("skip") for item in items)
+    if config.option.collectonly or not measuring:
+        return
+    for option, check in (
+        ("--python", lambda given: Environment(python=given).packages()),
+        ("--resume", lambda given: Run.open(_results(config) / "runs", given)),
+    ):
+        if given := config.getoption(option):
+            try:
+                check(given)
+            except HarnessError as error:
+                raise pytest.UsageError(f"{option} {given}: {error}") from error
 
 
 def _check_installed(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -365,20 +404,24 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
 
     config = request.config
     progress = Progress(terminal(config))
-    session = HarnessSession.start(
-        matrix=_matrix(config),
-        results=_results(config),
-        cache=config.getoption("--cache"),
-        data=config.getoption("--data"),
-        limit=config.getoption("--limit"),
-        resume=config.getoption("--resume"),
-        swap=config.getoption("--swap"),
-        python=config.getoption("--python"),
-        environments=_environments(config),
-        phone_runner=config.getoption("--phone-runner"),
-        command=["pytest", *config.invocation_params.args],
-        progress=progress,
-    )
+    try:
+        session = HarnessSession.start(
+            matrix=_matrix(config),
+            results=_results(config),
+            cache=config.getoption("--cache"),
+            data=config.getoption("--data"),
+            limit=config.getoption("--limit"),
+            resume=config.getoption("--resume"),
+            swap=config.getoption("--swap"),
+            python=config.getoption("--python"),
+            environments=_environments(config),
+            phone_runner=config.getoption("--phone-runner"),
+            command=["pytest", *config.invocation_params.args],
+            progress=progress,
+        )
+    except HarnessError as error:
+        # No test can run without it: said once, and not by each of them.
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
     session.flow.plan = [
         ("/".join((cell.model.name, cell.recipe.name, cell.hardware)), _stage(item))
         for item in request.session.items
@@ -444,9 +487,10 @@ def pretrained(cell: Cell, measure: Measure) -> None:
 def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int], None]:
     """Times a function through pytest-benchmark: ``timed(function, rounds, warmup_rounds)``.
 
-    pytest-benchmark takes one timing a test: that of a second block is in the records alone.
+    pytest-benchmark takes one timing a test: that of a second block is in the records alone. Where it is disabled, by
+    ``--benchmark-disable`` or in a worker of pytest-xdist, it would call the function once: the records get all rounds.
     """
-    taken = False
+    taken = bool(benchmark.disabled)
 
     def run(function: Callable[[], None], rounds: int, warmup: int) -> None:
         nonlocal taken
@@ -514,6 +558,8 @@ def pytest_runtest_makereport(
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hand a pytest-xdist worker's summary to the process that has the terminal."""
+    if session.config.stash.get(_refusal_key, ""):
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
     output = getattr(session.config, "workeroutput", None)
     ours = session.config.stash.get(_session_key, None)
     if output is not None and ours is not None:
@@ -522,11 +568,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    sections = getattr(node, "workeroutput", {}).get("harness", [])
-    node.config.stash.setdefault(_summaries_key, []).extend(sections)
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(_summaries_key, []).extend(output.get("harness", []))
+    if refusal := output.get("harness_refusal", ""):
+        node.config.stash[_refusal_key] = refusal
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if refusal := config.stash.get(_refusal_key, ""):
+        terminalreporter.write_line(f"ERROR: {refusal}", red=True)
     session = config.stash.get(_session_key, None)
     skipped = {
         str(report.longrepr[2]).removeprefix("Skipped: ")

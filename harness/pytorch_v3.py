@@ -141,6 +141,8 @@ def records(
     """Return the database's records of all measurements that were not discarded.
 
     Where the job runs on GitHub its own variables say which commit and workflow it was; else those fields are empty.
+    GitHub sets none for a job's number and for the commit of a pull request, where its own is that of the merge: a
+    workflow gives them as ``JOB_ID`` and ``HEAD_SHA``. Raises RecordError for a variable that is no number.
     """
     found = []
     for row in measurements:
@@ -168,14 +170,14 @@ def _record(row: Measurement, statistic: str, value: float, target: float, envir
             "database holds 32-bit floats; leave that run out"
         )
     return Record(
-        timestamp=min(max(0, int(row.time)), 2**64 - 1),
-        name=environ.get("GITHUB_JOB", "torchao-harness"),
+        timestamp=int(row.time),
+        name=environ.get("GITHUB_JOB") or "torchao-harness",
         repo=environ.get("GITHUB_REPOSITORY", ""),
-        head_branch=environ.get("GITHUB_REF_NAME", ""),
-        head_sha=environ.get("GITHUB_SHA", ""),
-        workflow_id=int(environ.get("GITHUB_RUN_ID", "0")),
-        run_attempt=int(environ.get("GITHUB_RUN_ATTEMPT", "1")),
-        job_id=int(environ.get("GITHUB_JOB_ID", "0")),
+        head_branch=environ.get("GITHUB_HEAD_REF") or environ.get("GITHUB_REF_NAME", ""),
+        head_sha=environ.get("HEAD_SHA") or environ.get("GITHUB_SHA", ""),
+        workflow_id=_number(environ, "GITHUB_RUN_ID", 0, 2**64),
+        run_attempt=_number(environ, "GITHUB_RUN_ATTEMPT", 1, 2**32),
+        job_id=_number(environ, "JOB_ID", 0, 2**64),
         runners=[_runner(row.device, row.cell.hardware)],
         benchmark=Benchmark(name="TorchAO benchmark", dtype=row.cell.recipe.name, extra_info=_benchmark(row)),
         model=Model(
@@ -200,6 +202,13 @@ def _record(row: Measurement, statistic: str, value: float, target: float, envir
             extra_info={"unit": row.unit, "direction": row.direction, "definition": str(row.definition)},
         ),
     )
+
+
+def _number(environ: Mapping[str, str], name: str, without: int, limit: int) -> int:
+    given = environ.get(name) or str(without)
+    if not (given.isascii() and given.isdecimal() and len(given) <= 20 and int(given) < limit):
+        raise RecordError(f"{name} is {given!r}: not a number that the benchmark database holds; unset it")
+    return int(given)
 
 
 def _benchmark(row: Measurement) -> Extra:

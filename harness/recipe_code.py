@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import keyword
 import re
@@ -10,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness import notation
 from harness.rendering import one_line
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_DTYPE = re.compile(r"torch\.[a-z0-9_]+\Z")
 
 _UNTIE = """\
 # Give the output head a weight of its own, since tied weights cannot be quantized apart.
@@ -31,13 +30,13 @@ model_to_quantize = "untied"
 
 @dataclass
 class _Expression:
-    """Python source of a value, and the names of ``torchao.quantization`` in it."""
+    """Python source of a value, and the names of torchao in it."""
 
     names: set[str] = field(default_factory=set)
 
     def of(self, value: Any) -> str:
         if isinstance(value, Mapping):
-            if "config" in value:
+            if notation.is_config(value):
                 return self.config(value)
             return "{" + ", ".join(f"{self.of(str(key))}: {self.of(inner)}" for key, inner in value.items()) + "}"
         if isinstance(value, (list, tuple)):
@@ -55,24 +54,22 @@ class _Expression:
         return f"{name}({', '.join(f'{key}={self.of(inner)}' for key, inner in arguments.items())})"
 
     def text(self, value: str) -> str:
-        if _DTYPE.match(value):
+        if notation.is_dtype(value):
             return value
-        if granularity := _granularity(value):
-            self.names.add(granularity)
+        if value.isascii() and (granularity := notation.granularity(value)):
+            self.names.add(granularity.name)
+            return value
+        if member := notation.member(value):
+            self.names.add(member[0])
             return value
         return ascii(value)
 
-
-def _granularity(value: str) -> str:
-    """Return the class that a text such as ``PerGroup(32)`` calls with nothing but literals, or an empty text."""
-    try:
-        node = ast.parse(value, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return ""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("Per")):
-        return ""
-    parts = [*node.args, *(given.value for given in node.keywords)]
-    return node.func.id if all(isinstance(part, ast.Constant) for part in parts) and value.isascii() else ""
+    def imports(self) -> str:
+        """Return the import statements of every name, torchao's first module first."""
+        modules: dict[str, list[str]] = {}
+        for name in sorted(self.names, key=lambda name: (notation.MODULES.index(notation.module_of(name)), name)):
+            modules.setdefault(notation.module_of(name), []).append(name)
+        return "\n".join(f"from {module} import {', '.join(names)}" for module, names in modules.items())
 
 
 def _check(*names: str) -> None:
@@ -102,7 +99,7 @@ def quantization(config: Mapping[str, Any], model: str, output: str) -> str:
     untie = f"\n{_UNTIE}" if config.get("untie_embeddings") else ""
     return f"""\
 import torch
-from torchao.quantization import {", ".join(sorted(found.names))}
+{found.imports()}
 from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
 model_id = {json.dumps(one_line(model))}

@@ -62,9 +62,18 @@ class Cell(_Frozen):
     server: str = Field(description="transformers, vllm, sglang or executorch; empty where no server is involved.")
 
 
+# The last second of the year 9999: what comes later has no date in the calendar of Python or of most databases.
+_LAST_SECOND = 253_402_300_799
+
+
 class _Line(_Frozen):
     schema_version: int = SCHEMA_VERSION
-    time: float = Field(default_factory=time.time, description="Seconds since the epoch when the line was written.")
+    time: FiniteFloat = Field(
+        default_factory=time.time,
+        ge=0,
+        le=_LAST_SECOND,
+        description="Seconds since the epoch when the line was written; at most the end of the year 9999.",
+    )
 
 
 class Header(_Line):
@@ -213,7 +222,7 @@ class Run:
 
     @classmethod
     def create(cls, root: Path) -> Run:
-        """Make a new run folder under ``root``, named by the time in UTC."""
+        """Make a new run folder under ``root``, named by the time in UTC; RecordError says why there can be none."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         for attempt in range(100):
             folder = root / (stamp if not attempt else f"{stamp}-{attempt}")
@@ -221,6 +230,8 @@ class Run:
                 folder.mkdir(parents=True)
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise RecordError(f"{root}: no run can be kept there ({error.strerror})") from error
             return cls(folder)
         raise RecordError(f"no free run folder under {root} for {stamp}")
 
@@ -247,22 +258,20 @@ class Run:
         keeps whole lines only.
         """
         data = (line.model_dump_json(exclude_defaults=False) + "\n").encode()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:
-            start = file.seek(0, os.SEEK_END)
-            if start and not _ends_whole(self.path):
-                data = b"\n" + data
-            try:
-                while data:
-                    data = data[file.write(data) :]
-                os.fsync(file.fileno())
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.truncate(self.path, start)
-                raise RecordError(
-                    f"{self.path}: cannot write a record ({error.strerror}); what was recorded before is kept. "
-                    "Free some space and go on with --resume."
-                ) from error
+        with _kept(self.path, "a record"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                start = file.seek(0, os.SEEK_END)
+                if start and not _ends_whole(self.path):
+                    data = b"\n" + data
+                try:
+                    while data:
+                        data = data[file.write(data) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.truncate(self.path, start)
+                    raise
 
     def read(self) -> tuple[list[Line], list[str]]:
         """Return every whole line of the run and a message for each line that could not be read."""
@@ -273,13 +282,34 @@ class Run:
         yield from self.read()[0]
 
     def attach(self, name: str, data: Mapping[str, Any] | list[Any]) -> str:
-        """Write bulky detail beside the records and return its path relative to the run folder."""
-        self.attachments.mkdir(parents=True, exist_ok=True)
+        """Write bulky detail beside the records and return its path relative to the run folder.
+
+        Raises RecordError when the disk refuses it; nothing half-written is left behind.
+        """
         target = self.attachments / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.json"
         temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(data), encoding="utf-8")
-        os.replace(temporary, target)
+        with _kept(target, "an attachment"):
+            self.attachments.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(json.dumps(data), encoding="utf-8")
+                os.replace(temporary, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
         return str(target.relative_to(self.folder))
+
+
+@contextlib.contextmanager
+def _kept(path: Path, what: str) -> Iterator[None]:
+    """Turn what the disk says while ``what`` is written into an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot write {what} ({error.strerror}); what was recorded before is kept. "
+            "Free some space and go on with --resume."
+        ) from error
 
 
 def _ends_whole(path: Path) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from harness.errors import HarnessError
+
 Format = Literal["md", "rst", "csv"]
 
 FIRST_COLUMN_WIDTH = 17
@@ -83,14 +85,25 @@ def render(tables: Sequence[Table], format: Format, *, title: str = "", facts: M
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` in one step: whoever reads the file sees it as it was or as it is, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``text`` to ``path`` as :func:`write_bytes` does, whatever it holds."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` in one step: whoever reads the file sees it as it was or as it is, never half.
+
+    Raises HarnessError that names the path where it cannot be written, e.g. since it is a folder or the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror or error}); name another file") from error
 
 
 def width(text: str) -> int:

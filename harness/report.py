@@ -15,6 +15,7 @@ from typing import Any
 from harness import plots, tables
 from harness.documented import Documented
 from harness.errors import HarnessError, RecordError
+from harness.failures import counted
 from harness.gatefile import GateFile
 from harness.gatefile import load as load_gate
 from harness.layout import SECTIONS
@@ -82,7 +83,7 @@ def render(
         failed=_thresholds(judged),
         held=sum(line.passed for line in judged),
         judged=len(judged),
-        failures=[_failure(line) for line in found.failures()],
+        failures=[_failure(line, times) for line, times in counted(found.failures())],
         problems=found.problems,
         environments=[_environment(header) for header in headers[-_ENVIRONMENTS:]],
         more_environments=max(0, len(headers) - _ENVIRONMENTS),
@@ -210,15 +211,16 @@ def _thresholds(judged: Iterable[Judgement]) -> list[list[str]]:
     ]
 
 
-def _failure(it: Failure) -> list[str]:
+def _failure(it: Failure, times: int) -> list[str]:
     cell = f"{it.cell.model.name} {it.cell.recipe.name} on {it.cell.hardware} {it.cell.server}".strip()
-    return [cell, it.stage, it.failure, it.message, it.log_tail]
+    kind = it.failure if times == 1 else f"{it.failure}, {times} times"
+    return [cell, it.stage, kind, it.message, it.log_tail]
 
 
 def _environment(header: Header) -> dict[str, Any]:
     return {
         "run": header.run,
-        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(min(max(header.time, 0), 4e9))),
+        "time": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(header.time)),
         "device": header.device.name,
         "detail": ", ".join(f"{name} {value}" for name, value in header.device.detail.items()),
         "harness": header.harness or "not recorded",

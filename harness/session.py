@@ -20,7 +20,7 @@ from harness.artifacts import Store, default_root
 from harness.budget import tutorial_seconds
 from harness.documented import Documented
 from harness.environment import Environment, at, overlay
-from harness.errors import HarnessError, WorkerError
+from harness.errors import ArtifactError, HarnessError, WorkerError
 from harness.flow import Flow
 from harness.judge import Judge
 from harness.matrix import Cell, Matrix
@@ -73,7 +73,12 @@ class HarnessSession:
         """Open a new run, or go on with an old one, once no other session measures on this machine."""
         started = time.monotonic()
         store = Store((cache or default_root()).resolve(), say=progress)
-        store.root.mkdir(parents=True, exist_ok=True)
+        try:
+            store.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(
+                f"{store.root}: cannot be made ({error.strerror}); name another with --cache"
+            ) from error
         lock = only_session(machine_lock(), progress)
         environment = Environment(python=python) if python else Environment()
         if swap:
@@ -168,6 +173,9 @@ class HarnessSession:
 
         The tables are written to the results folder as well.
         """
+        # Not at the top: collecting the suites need not wait for pyarrow.
+        from harness import columns
+
         sections: list[Section] = []
         lines = self.run.read()[0]
         measurements = [line for line in lines if isinstance(line, Measurement)]
@@ -192,13 +200,13 @@ class HarnessSession:
             sections.append(("what the table cost", self._cost(lines)))
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
         if measurements:
-            failures = [line for line in lines if isinstance(line, Failure)]
             try:
+                failures = columns.load([self.run]).failures()
                 written = tables.write(
                     self.results / "tables", measurements, self.documented, runs=[self.run.name], failures=failures
                 )
                 files += [f"table: {path}" for path in written]
-            except OSError as error:
+            except HarnessError as error:
                 files.append(f"no tables: {error}; the records are kept: python -m harness table")
         last = {
             (line.cell.model_dump_json(), line.metric, str(line.parameters), line.comparison, line.limit): line

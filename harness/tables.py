@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.documented import Documented
 from harness.errors import RecordError
+from harness.failures import counted
 from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
 from harness.records import Failure, Measurement, Run
 from harness.rendering import Entry, Format, Table, render, write_text
@@ -224,8 +225,10 @@ def _publication_tables(hardware: str, measurements: Sequence[Measurement], docu
 
 
 def _failure_tables(failures: Sequence[Failure]) -> list[Table]:
-    rows = tuple((_cell_name(it), it.stage, it.failure, _first_line(it.message)) for it in failures)
-    return [Table("Failures", "", ("cell", "stage", "kind", "message"), rows)] if rows else []
+    rows = tuple(
+        (_cell_name(it), it.stage, it.failure, str(times), _first_line(it.message)) for it, times in counted(failures)
+    )
+    return [Table("Failures", "", ("cell", "stage", "kind", "times", "message"), rows)] if rows else []
 
 
 def _skip_tables(skips: Sequence[Skip]) -> list[Table]:

@@ -333,6 +333,9 @@ HOSTILE = st.one_of(
 )
 
 
+NAMED = st.sampled_from(["MappingType.SYMMETRIC", "None.X", "os.SEP", "A.B.C", "PerRow(dim=-1)", "PerRow(open('x'))"])
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_a_card_holds_whatever_the_names_hold(data: st.DataObject) -> None:
@@ -401,13 +404,13 @@ def test_a_card_holds_whatever_the_names_hold(data: st.DataObject) -> None:
 
 @given(
     st.recursive(
-        HOSTILE | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False),
+        HOSTILE | NAMED | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE | st.just("config"), inner, max_size=3),
         max_leaves=8,
     )
 )
 def test_a_recipes_code_calls_nothing_but_configs(value: Any) -> None:
-    """Whatever a record's arguments are, the code has literals, names of torch and calls by plain names in it."""
+    """Whatever a record's arguments are, the code has literals, torch's dtypes, enums and calls by plain names."""
     try:
         source = recipe_code.expression({"config": "Some", "arguments": {"value": value}})
     except ValueError:
@@ -416,7 +419,8 @@ def test_a_recipes_code_calls_nothing_but_configs(value: Any) -> None:
         if isinstance(node, ast.Call):
             assert isinstance(node.func, ast.Name)
         if isinstance(node, ast.Attribute):
-            assert ast.unparse(node.value) == "torch"
+            assert isinstance(node.value, ast.Name)
+            assert node.value.id == "torch" or node.attr.isupper(), "a dtype, or a member of an enum"
     assert "\n" not in source
 
 

@@ -82,6 +82,13 @@ def test_an_interpreter_that_does_not_work_is_an_error(tmp_path: Path) -> None:
         Environment(python=str(python)).packages()
 
 
+@pytest.mark.parametrize("name", ["no/such", ".", "notes.txt"])
+def test_what_is_no_interpreter_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("not a program")
+    with pytest.raises(BrokenEnvironment, match="is not an interpreter that can be started"):
+        Environment(python=str(tmp_path / name)).packages()
+
+
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"])
 def test_the_hub_token_stays_with_the_planner(monkeypatch: pytest.MonkeyPatch, store: Store, name: str) -> None:
     monkeypatch.setenv(name, "secret-token")

@@ -1,4 +1,4 @@
-"""What is told of a gate: the table by severity, the walk through a decision, JUnit XML, and margins refused."""
+"""What is told of a gate: the table by severity, the walk through a decision, JUnit, and margins refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import gate_report, hardware
+from harness import gate_report, gatefile, hardware
 from harness.calibrate import summarise
 from harness.calibration import Calibration
 from harness.errors import HarnessError
@@ -94,7 +94,8 @@ def test_junit_fails_on_regressions_errs_on_errors_skips_the_uncertain_and_only_
         replace(speed(1.0, "8da4w"), verdict="inconclusive", reason="too-noisy"),
         replace(speed(0.7, "float8wo"), primary=False),
     ]
-    suite = xml.fromstring(gate_report.junit(gate_json(verdicts))).find("testsuite")
+    made = gatefile.junit([gatefile.GateFile.model_validate(gate_json(verdicts))])
+    suite = xml.fromstring(made).find("testsuite")
     assert suite is not None
     assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
         "tests": "5",
@@ -104,7 +105,29 @@ def test_junit_fails_on_regressions_errs_on_errors_skips_the_uncertain_and_only_
     }
     failed = [case for case in suite.iter("testcase") if case.find("failure") is not None]
     assert [case.get("classname") for case in failed] == [f"{MODEL}.int8dq.transformers"]
-    assert "hf_abc" not in gate_report.junit(gate_json(verdicts))
+    assert b"hf_abc" not in made
+    told = {case.get("classname"): case.findtext("system-out") for case in suite.iter("testcase")}
+    assert str(told[f"{MODEL}.float8wo.transformers"]).startswith("advisory, regressed: beyond-margin: new / old 0.7")
+
+
+@pytest.mark.parametrize("verdict", ["pass", "regressed", "error", "inconclusive"])
+@pytest.mark.parametrize("primary", [True, False])
+def test_junit_fails_where_the_exit_status_does(verdict: Any, primary: bool) -> None:
+    """A failure is exit status 1, an error 2 and a skip 3, of the same gate, whichever command writes it."""
+    data = gate_json([replace(speed(1.0), verdict=verdict, primary=primary)])
+    suite = xml.fromstring(gatefile.junit([gatefile.GateFile.model_validate(data)]))[0]
+    bad = {"failures": 1, "errors": 2, "skipped": 3}
+    status = next((status for name, status in bad.items() if suite.get(name) != "0"), 0)
+    assert status == data["exit_status"]
+
+
+def test_junit_tells_the_batch_sizes_of_one_metric_apart() -> None:
+    data = gate_json([replace(speed(1.0), label="batch_size=1"), replace(speed(1.0), label="batch_size=8")])
+    cases = xml.fromstring(gatefile.junit([gatefile.GateFile.model_validate(data)])).iter("testcase")
+    assert {case.get("name") for case in cases} == {
+        "generate_throughput (batch_size=1)",
+        "generate_throughput (batch_size=8)",
+    }
 
 
 def test_numbers_that_json_does_not_have_become_null() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import TOKEN, Hub, serving
+from hub_server import TOKEN, Hub, Repository, serving
 
 from harness import hub as uploads
 from harness.hub import HubError
@@ -98,6 +98,23 @@ def test_everything_arrives_in_one_commit(hub: Hub, files: list[Path]) -> None:
     assert hub.sent() == large(files)
     # The token goes to the hub and not to where large files are stored.
     assert not any("authorization" in map(str.lower, it.headers) for it in hub.requests("PUT", "/storage/"))
+
+
+def test_private_into_a_public_repository_is_refused_before_anything_is_sent(hub: Hub, files: list[Path]) -> None:
+    hub.repositories[REPOSITORY] = Repository(private=False)
+    told = f"{REPOSITORY} is there already and is public.*nothing was sent. Make it private.*another name"
+    with pytest.raises(HubError, match=told):
+        upload(files, private=True)
+    assert hub.sent() == 0
+    assert not hub.requests("POST", "/(commit|preupload|batch)")
+    assert not hub.repositories[REPOSITORY].files
+
+
+def test_private_into_a_private_repository_stays_private(hub: Hub, files: list[Path]) -> None:
+    hub.repositories[REPOSITORY] = Repository(private=True)
+    upload(files, private=True)
+    assert hub.repositories[REPOSITORY].private
+    assert hub.sent() == large(files)
 
 
 def test_again_sends_and_commits_nothing(hub: Hub, files: list[Path]) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from harness.errors import MatrixError
 from harness.matrix import Cell, Matrix, Recipe, load, locate, parse_config
+from harness.metrics import METRICS
+from harness.records import Measurement, read
 
 TEXT = """\
 # A small matrix.
@@ -359,6 +361,19 @@ def test_whatever_changes_the_weights_changes_the_identity(matrix: Matrix, chang
             "AConfig",
             {"inner": {"config": "BConfig", "arguments": {"weight_dtype": "torch.int8", "g": "PerAxis(0)"}}},
         ),
+        (
+            "FqnToConfig(fqn_to_config={'re:.*q_proj': None, '_default': Int8WeightOnlyConfig()})",
+            "FqnToConfig",
+            {"fqn_to_config": {"re:.*q_proj": None, "_default": {"config": "Int8WeightOnlyConfig", "arguments": {}}}},
+        ),
+        ("AConfig(g=[PerRow(), PerRow(dim=-1)])", "AConfig", {"g": ["PerRow()", "PerRow(dim=-1)"]}),
+        ("AConfig(g=PerGroup(group_size=32))", "AConfig", {"g": "PerGroup(group_size=32)"}),
+        ("AConfig(g=PerBlock((1, 128)))", "AConfig", {"g": "PerBlock((1, 128))"}),
+        (
+            "AConfig(m=MappingType.SYMMETRIC, f=[Float8PackingFormat.PLAIN])",
+            "AConfig",
+            {"m": "MappingType.SYMMETRIC", "f": ["Float8PackingFormat.PLAIN"]},
+        ),
     ],
 )
 def test_a_config_is_parsed_into_data(text: str, config: str, arguments: dict[str, object]) -> None:
@@ -401,6 +416,16 @@ def test_whatever_is_given_is_refused_or_can_be_kept_as_json(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    ["PerGroup(x)", "PerGroup(PerRow())", "PerGroup(*[1])", "Other(1)", "a.b", "os.path", "None.X", "torch.X(1)"],
+)
+@pytest.mark.parametrize("template", ["AConfig(x={})", "AConfig(x=[{}])", "AConfig(x={{'a': {}}})"])
+def test_what_is_no_value_of_a_config_is_refused_wherever_it_stands(template: str, value: str) -> None:
+    with pytest.raises(MatrixError, match="is not a literal, a torch dtype, a granularity such as"):
+        parse_config(template.format(value))
+
+
+@pytest.mark.parametrize(
     "text", ["AConfig(x=" + "(" * 5000 + ")", "AConfig(x=" + "-" * 20000 + "1)", "AConfig(x='\0')"]
 )
 def test_a_text_that_the_parser_cannot_take_is_refused(text: str) -> None:
@@ -426,6 +451,10 @@ def test_a_text_that_the_parser_cannot_take_is_refused(text: str) -> None:
         "AConfig(x=1 if {} else 2)",
         "AConfig(x={}.stat)",
         "AConfig(x=PerGroup({}))",
+        "AConfig(x=PerGroup(group_size={}))",
+        "AConfig(x=[PerRow(), {}])",
+        "AConfig(x={{'a': BConfig(y={})}})",
+        "AConfig(x={}.SYMMETRIC)",
         "{}Config()",
     ],
 )
@@ -436,6 +465,41 @@ def test_a_config_is_never_run(matrix: Matrix, tmp_path: Path, template: str) ->
         with contextlib.suppress(MatrixError):
             parse(text)
         assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "line", "words"),
+    [
+        ("parameters = { batchsize = 1 }", 1, "did you mean batch_size"),
+        ("[thresholds.parameters]\nnum_prompts = 1", 2, "known: batch_size, input_len, output_len"),
+        ('parameters = { batch_size = 1, task = "piqa" }', 1, "latency has no such parameter"),
+    ],
+)
+def test_a_limit_on_a_parameter_that_the_metric_does_not_have_is_refused(
+    tmp_path: Path, written: str, line: int, words: str
+) -> None:
+    text = TEXT.replace("parameters = { batch_size = 8 }\nmax = 2.0", f"max = 2.0\n{written}", 1)
+    if written.startswith("["):
+        text = text.replace(f"{written}\n", "") + written + "\n"
+        text = text.replace('unit = "s"\n', "", 1).replace("max = 2.0\n", 'max = 2.0\nunit = "s"\n', 1)
+    (tmp_path / "matrix.toml").write_text(text)
+    number = text[: text.index(written)].count("\n") + line
+    name = next(it for it in ("batchsize", "num_prompts", "task") if it in written)
+    with pytest.raises(MatrixError) as caught:
+        load(tmp_path / "matrix.toml")
+    assert f"matrix.toml, line {number}: thresholds.1.parameters.{name}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_every_metric_names_the_parameters_that_its_records_have(repository: Path) -> None:
+    """Otherwise a limit that does apply would be refused."""
+    seen = 0
+    for path in (repository / "results").glob("*/*/records.jsonl"):
+        for it in read(path)[0]:
+            if isinstance(it, Measurement):
+                assert set(it.parameters) <= set(METRICS[it.metric].parameters), (path, it.metric, it.parameters)
+                seen += 1
+    assert seen > 300
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
@@ -506,3 +570,35 @@ def test_limits_apply_where_they_say(matrix: Matrix) -> None:
     assert (absolute.comparison, absolute.limit, absolute.needs_baseline) == ("max", 2.0, False)
     assert matrix.limits(cells["bf16"], "latency", {"batch_size": 1}) == []
     assert matrix.limits(cells["bf16"], "latency", {}) == []
+
+
+@QUICK
+@given(st.data())
+def test_a_model_and_a_recipe_that_are_asked_for_together_run_on_every_hardware(
+    suites_matrix: Matrix, data: st.DataObject
+) -> None:
+    models = data.draw(st.lists(st.sampled_from(sorted(suites_matrix.models)), min_size=1, unique=True))
+    recipes = data.draw(st.lists(st.sampled_from(sorted(suites_matrix.recipes)), min_size=1, unique=True))
+    cells = suites_matrix.cells(models, recipes)
+    for hardware in suites_matrix.measurements:
+        here = [cell for cell in cells if cell.hardware == hardware]
+        assert {(cell.model.name, cell.recipe.name) for cell in here} == {
+            (model, recipe) for model in models for recipe in {*recipes, "bf16"}
+        }
+        for cell in here:
+            assert cell.servers
+            assert bool(cell.skip) == (hardware not in cell.recipe.hardware)
+
+
+def test_a_pair_that_no_table_lists_goes_through_the_models_own_servers(suites_matrix: Matrix) -> None:
+    cells = suites_matrix.cells(["Phi-4-mini-instruct"], ["int8dq"])
+    found = {(cell.recipe.name, cell.hardware): cell.servers for cell in cells}
+    assert found["int8dq", "h100"] == found["bf16", "h100"] == ("transformers", "vllm", "sglang")
+    (listed,) = [it for it in suites_matrix.cells(["SmolLM2-135M-Instruct"], ["float8wo"]) if it.id.endswith("wo-cpu")]
+    assert listed.servers == ("transformers",), "a pair that is listed keeps to its table"
+
+
+def test_a_recipe_alone_keeps_to_the_tables_that_list_it(suites_matrix: Matrix) -> None:
+    found = {(cell.hardware, cell.model.name) for cell in suites_matrix.cells(recipes=["int8dq"])}
+    assert ("h100", "SmolLM2-135M-Instruct") in found
+    assert ("h100", "Phi-4-mini-instruct") not in found

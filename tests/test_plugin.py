@@ -10,8 +10,11 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness import hardware
+from harness import hardware, session
+from harness.expressions import asked_for, selects
 from harness.servers import VLLM
 
 MEASUREMENTS = """
@@ -315,13 +318,41 @@ def test_missing_hardware_may_be_allowed(run: Run) -> None:
     result.stdout.fnmatch_lines(["SKIPPED*h100 is not here: there is no h100 in this test"])
 
 
-@pytest.mark.parametrize("markers", ["", "not xfail"])
+@pytest.mark.parametrize("markers", ["", "not xfail", "not xfail or not (h100 or arm-mobile)", "not (xfail and h100)"])
 def test_missing_hardware_that_nobody_asked_for_is_skipped(run: Run, markers: str) -> None:
     result = run("-rs", "-m", markers, "-k", "checkpoint and small")
     result.assert_outcomes(passed=3, skipped=4)
     skipped = [line for line in result.outlines if line.startswith("SKIPPED")]
     assert any("h100 is not here" in line for line in skipped)
     assert any("arm-mobile is not here" in line for line in skipped)
+
+
+@pytest.mark.parametrize("markers", ["not h100", "cpu or (arm-mobile and not arm-mobile)"])
+def test_hardware_that_an_expression_rules_out_is_not_asked_for(run: Run, markers: str) -> None:
+    result = run("-rs", "-m", markers, "-k", "checkpoint and small")
+    assert result.ret == pytest.ExitCode.OK
+    assert "h100 is not here" not in result.stdout.str()
+    assert result.parseoutcomes()["passed"] == 3
+
+
+@given(
+    st.recursive(
+        st.sampled_from(["cpu", "h100", "arm-mobile", "slow"]),
+        lambda inner: st.one_of(
+            inner.map(lambda it: f"not ({it})"),
+            st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(lambda it: f"({it[0]}) {it[1]} {it[2]}"),
+        ),
+        max_leaves=5,
+    )
+)
+def test_who_rules_out_what_was_asked_for_asks_for_nothing(expression: str) -> None:
+    names = {"cpu", "h100", "arm-mobile"}
+    asked = asked_for(expression, names)
+    assert asked_for(f"not (not ({expression}))", names) == asked
+    assert {name for name in names if selects(expression, {name}) and not selects(expression, set())} <= asked
+    if "not" not in expression:
+        assert asked_for(f"not ({expression})", names) == set()
+        assert {name for name in names if not selects(expression, {*names, "slow"} - {name})} <= asked
 
 
 # ------------------------------------------------------------------------------------------------------- errors
@@ -336,6 +367,8 @@ def test_missing_hardware_that_nobody_asked_for_is_skipped(run: Run, markers: st
         (["--server", "vlm"], ["--server", "'vlm'", "'vllm'"]),
         (["--matrix", "suites/matrx.toml"], ["suites/matrx.toml", "cannot be read"]),
         (["--data", "nowhere"], ["--data nowhere", "no such folder"]),
+        (["--python", "/no/such"], ["--python /no/such", "not an interpreter that can be started"]),
+        (["--resume=nope"], ["--resume nope", "no run 'nope' under", "the latest are: none yet"]),
     ],
 )
 def test_a_misspelt_option_is_a_usage_error_that_offers_what_there_is(
@@ -345,7 +378,9 @@ def test_a_misspelt_option_is_a_usage_error_that_offers_what_there_is(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     said = result.stderr.str()
     assert all(word in said for word in words), said
+    assert said.count("ERROR: ") == 1 or "error: " in said
     assert "Traceback" not in said + result.stdout.str()
+    assert "INTERNALERROR" not in said + result.stdout.str()
 
 
 def test_a_broken_matrix_is_a_usage_error_with_file_line_and_key(run: Run, folder: Path) -> None:
@@ -386,6 +421,26 @@ def test_an_error_of_the_harness_is_reported_in_its_own_words_with_the_end_of_th
     result.stdout.fnmatch_lines(["the disk is full; name another with --cache"])
     result.stdout.fnmatch_lines(["engine: start: crashed", "*", "the end of its log:", "last words of the log"])
     assert "raise ArtifactError" not in result.stdout.str()
+
+
+def test_a_session_that_cannot_start_says_so_once(
+    run: Run, pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        test_second="""
+        import pytest
+
+        @pytest.mark.stage("quantize")
+        def test_checkpoint(cell, measure): pass
+        """
+    )
+    (folder / "file").write_text("")
+    # Whoever measures on this machine need not be waited for.
+    monkeypatch.setattr(session, "machine_lock", lambda: folder / "lock")
+    result = run("-m", "cpu", "--cache", "file/cache")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.stdout.str().count("file/cache: cannot be made (Not a directory); name another with --cache") == 1
+    assert "errors" not in result.parseoutcomes()
 
 
 def test_a_limit_that_is_known_not_to_hold_is_an_expected_failure_and_shows_its_figures(

@@ -173,6 +173,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 # -------------------------------------------------------------------------------------------------------- goes out
 
 
+def test_a_record_whose_time_is_no_date_is_left_out_and_named(place: Place) -> None:
+    lines = place.run.path.read_text(encoding="utf-8").splitlines()
+    edited = json.dumps(json.loads(lines[-1]) | {"time": 1e18})
+    place.run.path.write_text("\n".join([*lines, edited]) + "\n", encoding="utf-8")
+    status, said = place.publish()
+    assert status == 0
+    assert f"line {len(lines) + 1}: left out, measurement.time" in said
+    assert place.card.content
+
+
 def test_dry_run_writes_it_all_and_asks_nobody(place: Place, hub: Hub) -> None:
     status, said = place.publish()
     assert (status, hub.seen) == (0, [])

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -42,6 +43,8 @@ NAMES = st.text(
     max_size=12,
 )
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+TIMES = st.floats(0, LAST_SECOND)
 SCALARS = NAMES | st.integers() | FINITE | st.booleans()
 OPTIONS = st.dictionaries(NAMES, SCALARS, max_size=3)
 CONFIGS = st.dictionaries(
@@ -63,7 +66,7 @@ DEVICES = st.builds(Device, name=NAMES, detail=OPTIONS)
 PACKAGES = st.dictionaries(NAMES, NAMES, max_size=3)
 MEASUREMENTS = st.builds(
     Measurement,
-    time=FINITE,
+    time=TIMES,
     metric=NAMES,
     unit=NAMES,
     direction=st.sampled_from(["lower", "higher", "none"]),
@@ -85,22 +88,20 @@ MEASUREMENTS = st.builds(
 )
 LINES = st.one_of(
     MEASUREMENTS,
-    st.builds(
-        Header, time=FINITE, run=NAMES, command=st.lists(NAMES), packages=PACKAGES, device=DEVICES, harness=NAMES
-    ),
+    st.builds(Header, time=TIMES, run=NAMES, command=st.lists(NAMES), packages=PACKAGES, device=DEVICES, harness=NAMES),
     st.builds(
         Outcome,
-        time=FINITE,
+        time=TIMES,
         test=NAMES,
         cell=st.none() | CELLS,
         outcome=st.sampled_from(["passed", "failed", "skipped", "error"]),
         seconds=FINITE,
         reason=NAMES,
     ),
-    st.builds(Failure, time=FINITE, cell=CELLS, stage=NAMES, failure=NAMES, message=NAMES, log_tail=NAMES),
+    st.builds(Failure, time=TIMES, cell=CELLS, stage=NAMES, failure=NAMES, message=NAMES, log_tail=NAMES),
     st.builds(
         Judgement,
-        time=FINITE,
+        time=TIMES,
         cell=CELLS,
         metric=NAMES,
         parameters=OPTIONS,
@@ -111,7 +112,7 @@ LINES = st.one_of(
         origin=NAMES,
         published=st.none() | FINITE,
     ),
-    st.builds(Timing, time=FINITE, cell=st.none() | CELLS, stage=NAMES, seconds=FINITE),
+    st.builds(Timing, time=TIMES, cell=st.none() | CELLS, stage=NAMES, seconds=FINITE),
 )
 QUICK = settings(max_examples=15)
 
@@ -308,6 +309,26 @@ def test_the_disks_own_words_are_in_the_error(tmp_path: Path) -> None:
         Run(tmp_path).append(LATENCY)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_attachment_on_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.append(LATENCY)
+    run.attachments.mkdir()
+    (run.attachments / "answers.tmp").symlink_to("/dev/full")
+    with pytest.raises(RecordError, match=r"answers\.json: cannot write an attachment \(No space left.*--resume"):
+        run.attach("answers", {"text": "x" * 100_000})
+    assert list(run.attachments.iterdir()) == []
+    assert run.read() == ([LATENCY], [])
+
+
+def test_a_folder_that_cannot_hold_runs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match=r"file/runs: no run can be kept there \(Not a directory"):
+        Run.create(tmp_path / "file" / "runs")
+    with pytest.raises(RecordError, match=r"records\.jsonl: cannot write a record \(Not a directory"):
+        Run(tmp_path / "file" / "run").append(LATENCY)
+
+
 def test_a_kill_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _APPEND, str(tmp_path), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
@@ -323,6 +344,28 @@ def test_a_kill_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
     assert len(problems) <= 1
     run.append(LATENCY)
     assert run.read() == ([*lines, LATENCY], problems)
+
+
+@given(TIMES | st.floats() | st.integers() | st.just(10**400))
+@example(1e18)
+@example(-1.0)
+@example(LAST_SECOND)
+@example(LAST_SECOND + 1)
+def test_a_time_without_a_date_is_named_and_the_other_lines_are_read(
+    tmp_path_factory: pytest.TempPathFactory, seconds: float
+) -> None:
+    run = Run(tmp_path_factory.mktemp("run"))
+    edited = json.dumps(json.loads(LATENCY.model_dump_json()) | {"time": seconds})
+    run.path.write_text(f"{LATENCY.model_dump_json()}\n{edited}\n{LATENCY.model_dump_json()}\n", encoding="utf-8")
+    lines, problems = run.read()
+    if 0 <= seconds <= LAST_SECOND:
+        assert (len(lines), problems) == (3, [])
+        assert datetime.fromtimestamp(lines[1].time, UTC).year <= 9999
+    else:
+        assert lines == [LATENCY, LATENCY]
+        assert len(problems) == 1
+        assert "line 2: left out" in problems[0]
+        assert "time" in problems[0] or "not a whole JSON record" in problems[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ identity

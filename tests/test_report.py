@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import random
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -127,6 +128,38 @@ def test_a_token_never_reaches_the_page(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_run_without_its_baseline_still_gives_a_page(tmp_path: Path) -> None:
     page = page_of([written(tmp_path, [measured("latency", 1.0, "int8wo")])])
     assert "int8wo" in page
+
+
+@pytest.mark.parametrize("command", ["table", "report", "export"])
+def test_a_time_that_is_no_date_costs_its_own_line(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path, [measured("latency", 1.25), measured("latency", 2.5, "int8wo")])
+    lines = run.path.read_text(encoding="utf-8").splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"time": 1e18})
+    run.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = {"table": ["--layout", "all"], "report": [], "export": ["--format", "pytorch-v3"]}[command]
+    assert main([command, str(run.folder), *options, "-o", str(tmp_path / "made")]) == 0
+    told = capsys.readouterr()
+    assert f"line {len(lines)}: left out, measurement.time" in told.err + told.out
+    made = (tmp_path / "made").read_text(encoding="utf-8")
+    assert "1.25" in made
+    assert '"int8wo"' not in made
+
+
+@pytest.mark.parametrize(("where", "why"), [(".", "a directory"), ("file/page", "Not a directory|File exists")])
+@pytest.mark.parametrize("command", ["table", "report", "export"])
+def test_an_output_that_cannot_be_written_is_one_error(
+    tmp_path: Path, command: str, where: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path, [measured("latency", 1.0)])
+    (tmp_path / "file").write_text("kept")
+    options = {"export": ["--format", "csv"]}.get(command, [])
+    assert main([command, str(run.folder), *options, "-o", str(tmp_path / where)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: {re.escape(str(tmp_path / where))}: cannot be written \(.*({why})", told)
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_page_over_the_limit_is_refused_with_what_to_do(

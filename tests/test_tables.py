@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness import tables
 from harness.documented import Documented, Publication
-from harness.errors import RecordError
+from harness.errors import HarnessError, RecordError
 from harness.metrics import METRICS, Direction
 from harness.records import Cell, Device, Failure, Header, Measurement, ModelIdentity, RecipeIdentity, Run, Scalar
 from harness.rendering import Format, Table, render
@@ -603,7 +603,7 @@ def test_write_leaves_the_old_file_when_it_cannot_finish(tmp_path: Path, monkeyp
         raise OSError("disk is gone")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="disk is gone"):
+    with pytest.raises(HarnessError, match=r"h100\.md: cannot be written \(disk is gone\)"):
         tables.write(tmp_path, [measured("peak_memory", 1)], Documented())
     assert [path.name for path in tmp_path.iterdir()] == ["h100.md"]
     assert (tmp_path / "h100.md").read_text(encoding="utf-8") == "old"

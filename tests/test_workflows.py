@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +52,64 @@ def test_every_harness_command_is_one(path: Path) -> None:
     commands = [
         shlex.split(re.sub(r">>.*", "", line.split("-m harness ", 1)[1]))
         for step in steps(path)
-        for line in step.get("run", "").splitlines()
+        for line in step.get("run", "").replace("\\\n", " ").splitlines()
         if "-m harness " in line
     ]
     assert commands
     for command in commands:
-        values = {"$OLD": "torchao==0.17.0", "$NEW": "torchao==0.18.0", "$BUDGET": "30m", "$gate": "results/gates/1"}
+        values = {"$OLD": "torchao==0.17.0", "$NEW": "torchao==0.18.0", "$BUDGET": "30m"}
         parser().parse_args([values.get(word, word) for word in command])
+
+
+def test_exports_to_the_benchmark_database_know_the_job_that_github_does_not_name() -> None:
+    exporting = [step for path in WORKFLOWS for step in steps(path) if "pytorch-v3" in step.get("run", "")]
+    assert len(exporting) == 2
+    for step in exporting:
+        assert step["env"]["JOB_ID"] == "${{ job.check_run_id }}"
+
+
+def gate_job(folder: Path, old: str) -> tuple[list[int], str]:
+    """Run the gate's own steps as a runner does, in a checkout that holds committed gates.
+
+    Returns the steps' exit statuses and the summary of the run.
+    """
+    repository = WORKFLOWS[0].parents[2]
+    shutil.copytree(repository / "results" / "gates", folder / "results" / "gates")
+    shutil.copytree(repository / "suites", folder / "suites")
+    (folder / ".tox" / "cpu" / "bin").mkdir(parents=True)
+    (folder / ".tox" / "cpu" / "bin" / "activate").write_text("")
+    (workflow,) = (path for path in WORKFLOWS if path.stem == "upgrade-gate")
+    environment = os.environ | {
+        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(repository),
+        "TMPDIR": str(folder),
+        **{"OLD": old, "NEW": "torchao==0.18.0", "BUDGET": "30m", "XDG_CACHE_HOME": str(folder / "cache")},
+    }
+    statuses = []
+    for step in steps(workflow):
+        if "-m harness " in step.get("run", "") and (not any(statuses) or step.get("if") == "always()"):
+            command = ["bash", "-e", "-c", step["run"]]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            statuses.append(done.returncode)
+    return statuses, (folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_a_gate_that_never_began_shows_no_committed_one_as_its_own(tmp_path: Path) -> None:
+    assert list((WORKFLOWS[0].parents[2] / "results" / "gates").glob("*/gate.json")), "a gate is committed"
+    statuses, summary = gate_job(tmp_path, old="torchao==")
+    assert statuses == [2, 0]
+    assert summary == "The gate gave no verdicts: see the log of its step.\n"
+    assert not (tmp_path / "junit").exists()
+    assert not list(tmp_path.glob("out/**/*.json")) + list(tmp_path.glob("out/**/*.html"))
+
+
+def test_a_gates_summary_and_page_are_of_what_it_wrote(tmp_path: Path) -> None:
+    """The summary of a gate that gave verdicts, here a committed one where the gate's step would have put its own."""
+    (gate,) = sorted((WORKFLOWS[0].parents[2] / "results" / "gates").glob("*/gate.json"))[-1:]
+    (tmp_path / "out" / "gate").mkdir(parents=True)
+    shutil.copy(gate, tmp_path / "out" / "gate")
+    statuses, summary = gate_job(tmp_path, old="torchao==")
+    assert statuses == [2, 0]
+    assert ": exit status " in summary
+    assert (tmp_path / "out" / "gate.html").stat().st_size > 100_000

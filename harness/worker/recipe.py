@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import ast
+import enum
+import importlib
 import inspect
-import re
+from collections import OrderedDict
 from typing import Any
 
-_GRANULARITY = re.compile(r"^(Per\w+)\((.*)\)$")
+from harness import notation
 
 
 def build(config: str, arguments: dict[str, Any]) -> Any:
     """Return the torchao config ``config(**arguments)``.
 
-    Strings of the form ``torch.NAME`` become dtypes, ``PerGroup(32)`` and its like granularities, and tables with
-    a ``config`` key nested configs; torchao's own enums take their plain string values. Raises ValueError for a
-    class or an argument that this torchao does not have.
+    The texts of :mod:`harness.notation` become dtypes, granularities and members of torchao's enums, tables with a
+    ``config`` key nested configs; an enum of strings takes its plain values too. Raises ValueError for a class, an
+    argument or a value that this torchao does not have.
     """
-    import torchao.prototype.quantization as prototype
-    import torchao.quantization as stable
-
-    kind = getattr(stable, config, None) or getattr(prototype, config, None)
-    if kind is None:
-        known = ", ".join(sorted(name for name in dir(stable) if name.endswith("Config")))
+    kind = _named(config)
+    if not isinstance(kind, type):
+        stable = dir(importlib.import_module(notation.MODULES[0]))
+        known = ", ".join(sorted(name for name in stable if name.endswith("Config")))
         raise ValueError(f"torchao has no config class {config!r}; it has: {known}")
     signature = inspect.signature(kind)
     for name in arguments:
@@ -31,26 +30,55 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
     return kind(**{name: _value(value) for name, value in arguments.items()})
 
 
+def _named(name: str) -> Any:
+    """Return what torchao has under a name, in the first of its modules that has it, or None."""
+    for module in notation.MODULES:
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError:  # not in every release
+            continue
+        if found is not None:
+            return found
+    return None
+
+
 def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, dict):
+        if notation.is_config(value):
+            return build(value["config"], value.get("arguments", {}))
+        return OrderedDict((name, _value(inner)) for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_value(inner) for inner in value]
+    return value
+
+
+def _text(value: str) -> Any:
     import torch
     import torchao.quantization.granularity as granularities
 
-    if isinstance(value, str) and value.startswith("torch."):
+    if value.startswith("torch."):
         found = getattr(torch, value.removeprefix("torch."), None)
         if not isinstance(found, torch.dtype):
             raise ValueError(f"{value!r} is not a torch dtype")
         return found
-    if isinstance(value, str) and (match := _GRANULARITY.match(value)):
-        kind = getattr(granularities, match.group(1), None)
+    if notation.looks_like_granularity(value):
+        parsed = notation.granularity(value)
+        if parsed is None:
+            raise ValueError(f"{value!r} is not of the form PerGroup(32) or PerGroup(group_size=32)")
+        kind = getattr(granularities, parsed.name, None)
         if kind is None:
             raise ValueError(f"{value!r} is not a granularity of torchao")
-        return kind(*ast.literal_eval(f"({match.group(2)},)" if match.group(2) else "()"))
-    if isinstance(value, dict):
-        if "config" in value:
-            return build(value["config"], value.get("arguments", {}))
-        from collections import OrderedDict
-
-        return OrderedDict((name, _value(inner)) for name, inner in value.items())
-    if isinstance(value, list):
-        return [_value(inner) for inner in value]
+        try:
+            return kind(*parsed.values, **parsed.named)
+        except TypeError as error:
+            raise ValueError(f"{value!r}: {error}") from error
+    if parts := notation.member(value):
+        kind = _named(parts[0])
+        if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+            raise ValueError(f"{value!r}: torchao has no enum {parts[0]}")
+        if parts[1] not in kind.__members__:
+            raise ValueError(f"{value!r}: {parts[0]} has {', '.join(kind.__members__)}")
+        return kind[parts[1]]
     return value

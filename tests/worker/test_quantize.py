@@ -29,7 +29,18 @@ def stored(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------------- what is quantized
 
 
-@pytest.mark.parametrize("recipe", ["int8wo", "int8dq", "8da4w", "Int8WeightOnlyConfig(granularity=PerGroup(32))"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "int8wo",
+        "int8dq",
+        "8da4w",
+        "Int8WeightOnlyConfig(granularity=PerGroup(32))",
+        "FqnToConfig(fqn_to_config={'_default': Int8WeightOnlyConfig(granularity=PerGroup(group_size=32))})",
+        "Int8DynamicActivationInt8WeightConfig(granularity=[PerRow(), PerRow()])",
+        "IntxWeightOnlyConfig(weight_dtype=torch.int8, mapping_type=MappingType.SYMMETRIC)",
+    ],
+)
 def test_a_recipe_for_linear_layers_quantizes_every_one_and_nothing_else(quantizing, tiny_model, recipe):
     made = quantizing.by(recipe)
     linear = made.layers("linear")

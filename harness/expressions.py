@@ -1,0 +1,36 @@
+"""pytest's -m and -k expressions: which names they select by."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+
+_MOST = 12
+
+
+def selects(expression: str, names: Iterable[str]) -> bool:
+    """Return whether an expression holds where exactly these names do. Raises SyntaxError where it is none."""
+    from _pytest.mark.expression import Expression
+
+    there = frozenset(names)
+
+    def matches(name: str, /, **_: str | int | bool | None) -> bool:
+        return name in there
+
+    return bool(Expression.compile(expression).evaluate(matches))
+
+
+def asked_for(expression: str, names: Iterable[str]) -> set[str]:
+    """Return those of some names that an expression asks for: with the name something is selected that was not without.
+
+    ``not h100`` names h100 and does not ask for it; ``cpu or not (slow or not h100)`` does.
+    """
+    words = set(re.findall(r"[^\s()]+", expression)) - {"and", "or", "not"}
+    found = set()
+    for name in set(names) & words:
+        others = sorted(words - {name})[:_MOST]
+        sets = (set(them) for count in range(len(others) + 1) for them in itertools.combinations(others, count))
+        if any(selects(expression, them | {name}) and not selects(expression, them) for them in sets):
+            found.add(name)
+    return found

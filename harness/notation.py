@@ -1,0 +1,90 @@
+"""How a recipe's data names what JSON and TOML have no value for: torch dtypes, torchao's granularities and enums.
+
+They are texts, as Python writes them: ``torch.int4``, ``PerGroup(32)``, ``PerRow(dim=-1)``, ``MappingType.SYMMETRIC``.
+Nothing here runs such a text; planner and workers read it as data.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_DTYPE = re.compile(r"torch\.[a-z][a-z0-9_]*\Z")
+_MEMBER = re.compile(r"([A-Z][A-Za-z0-9_]*)\.([A-Z][A-Z0-9_]*)\Z")
+_GRANULARITY = re.compile(r"Per[A-Z]\w*\(.*\)\Z", re.ASCII | re.DOTALL)
+
+MODULES = (
+    "torchao.quantization",
+    "torchao.prototype.quantization",
+    "torchao.quantization.quantize_.common",
+    "torchao.quantization.quantize_.workflows",
+)
+"""Where torchao has its configs, granularities and enums; the first module that has a name is meant."""
+
+_ELSEWHERE = {
+    "GGUFWeightOnlyConfig": MODULES[1],
+    "Int8DynamicActivationUIntxWeightConfig": MODULES[1],
+    "UIntxWeightOnlyConfig": MODULES[1],
+    "KernelPreference": MODULES[2],
+    "PackingFormat": MODULES[2],
+    "Float8PackingFormat": MODULES[3],
+    "Int4ChooseQParamsAlgorithm": MODULES[3],
+    "Int4PackingFormat": MODULES[3],
+    "IntxChooseQParamsAlgorithm": MODULES[3],
+    "IntxPackingFormat": MODULES[3],
+}
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """A call such as ``PerGroup(32)`` or ``PerGroup(group_size=32)``, taken apart; its arguments are literals."""
+
+    name: str
+    values: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+def is_dtype(text: str) -> bool:
+    """Return whether a text has the form of a torch dtype."""
+    return bool(_DTYPE.match(text))
+
+
+def looks_like_granularity(text: str) -> bool:
+    """Return whether a text is meant as a granularity, be it a sound one or not."""
+    return bool(_GRANULARITY.match(text))
+
+
+def granularity(text: str) -> Granularity | None:
+    """Return the granularity that a text names, or None if it is none whose arguments are all literals."""
+    if not looks_like_granularity(text):
+        return None
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            return None
+        named = {given.arg: ast.literal_eval(given.value) for given in node.keywords if given.arg}
+        if len(named) < len(node.keywords):
+            return None
+        return Granularity(node.func.id, tuple(ast.literal_eval(value) for value in node.args), named)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def member(text: str) -> tuple[str, str] | None:
+    """Return the class and the member that a text such as ``MappingType.SYMMETRIC`` names, or None."""
+    found = _MEMBER.match(text)
+    return None if found is None or keyword.iskeyword(found[1]) else (found[1], found[2])
+
+
+def is_config(value: Mapping[str, Any]) -> bool:
+    """Return whether a table is a nested config: its class under ``config``, its arguments under ``arguments``."""
+    return isinstance(value.get("config"), str) and set(value) <= {"config", "arguments"}
+
+
+def module_of(name: str) -> str:
+    """Return the module that torchao has a class in, by its name alone."""
+    return _ELSEWHERE.get(name, MODULES[0])
