@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import Artifact
+from harness.artifacts import Artifact, file_digest
 from harness.devices import Adb, DeviceRunner, Ios, Reading, Request, open_device
 from harness.errors import HarnessError
 from harness.flow import Flow
@@ -126,15 +126,15 @@ class MeasureMobile:
 
     def on_device(self, cell: Cell, device: DeviceRunner) -> dict[str, Measurement]:
         """Run a program on a device: peak memory and load time and, unless it is emulated, speed."""
+        if isinstance(device, Ios):
+            return self._told(cell, device)
         wanted = _wanted(cell)
         program = self.flow.program(cell, PORTABLE)
         self._admit(cell, program, wanted)
         names = ["peak_memory", "load_time"]
         if device.speed:
             names += ["prefill_throughput", "decode_throughput", "generate_throughput"]
-        if isinstance(device, Ios):
-            names = ["peak_memory", "decode_throughput"]
-        elif isinstance(device, Adb) and device.is_llama_main:
+        if isinstance(device, Adb) and device.is_llama_main:
             names.remove("peak_memory")
         states: list[dict[str, Scalar]] = []
 
@@ -157,6 +157,23 @@ class MeasureMobile:
                 f"{cell.id} on {device.name}: {void}; its speed is kept as discarded. Let it cool, then --resume"
             )
         return found
+
+    def _told(self, cell: Cell, device: Ios) -> dict[str, Measurement]:
+        """Record what a file of an iPhone says; nothing is exported for it, and nothing of this machine counts."""
+        told = device.told()
+        figures = {"decode_throughput": _figure(told.rates, 0)}
+        if told.peak_bytes:
+            figures["peak_memory"] = Figure(told.peak_bytes / 1e9)
+        inputs = file_digest(device.file)[:16]
+        return self.measure.take(
+            cell,
+            {"runner": "ios"},
+            lambda: figures,
+            names=list(figures),
+            quick=True,
+            inputs=inputs,
+            device=device.device(),
+        )
 
     # ---------------------------------------------------------------------------------------------- agreement
 

@@ -17,7 +17,7 @@ def test_llm_runner(cell, route, mobile, judge):
 
 def test_device(cell, runs_on, mobile, judge):
     """The program runs on the device within its memory limit and, on a real one, as fast as it should."""
-    judge(cell, mobile.on_device(cell, runs_on).values())
+    judge(cell, mobile.on_device(cell, runs_on).values(), alone=runs_on.alone)
 
 
 @pytest.mark.usefixtures("pretrained")

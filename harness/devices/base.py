@@ -75,11 +75,12 @@ class DeviceRunner(ABC):
     """One device.
 
     ``speed`` says whether its times are figures of a real device, which an emulator's never are; ``logits`` whether it
-    can give those of a request's windows.
+    can give those of a request's windows; ``alone`` why a baseline may be missing beside what it measured, if it may.
     """
 
     name: str
     speed: bool = True
+    alone: str = ""
 
     @property
     def logits(self) -> bool:
