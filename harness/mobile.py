@@ -7,6 +7,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,15 @@ class MeasureMobile:
             self._tell(device, cell)
             reading = device.run(_file(program), self._request(cell, device), None, _limit(cell))
             void = device.throttled(states[-1] if states else {}, device.state())
-            return _figures(reading, names, void)
+            attachment = self.run.attach(f"{cell.id}-{device.name}", reading.model_dump()) if reading.new_counts else ""
+            return _figures(reading, names, void, attachment)
 
         parameters: dict[str, Scalar] = {"runner": device.name.partition(":")[0]}
-        parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
+        if isinstance(device, Adb) and device.is_llama_main:
+            # It counts the tokens of a text itself, and may end its answer early: see the records' statistics.
+            parameters |= {"prompt_words": _words(wanted), "max_new_tokens": wanted.new_tokens}
+        else:
+            parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
         where = device.device()
         found = self.measure.take(cell, parameters, take, names=names, inputs=program.key, device=where, state=state)
         if void := next((record.discarded for record in found.values() if record.discarded), ""):
@@ -281,7 +287,7 @@ class MeasureMobile:
         if isinstance(device, Adb) and device.is_llama_main:
             device.tokenizer = self.flow.checkpoint(cell).folder / "tokenizer.json"
             text = (self.flow.prompts().folder / "text.txt").read_text(encoding="utf-8")
-            words = re.findall(r"\S+", text)[: _wanted(cell).prompt_tokens * 3 // 4]
+            words = re.findall(r"\S+", text)[: _words(_wanted(cell))]
             device.prompt_text = " ".join(words)
 
 
@@ -324,13 +330,26 @@ def _figure(values: list[float], warmup: int, void: str = "") -> Figure:
     )
 
 
-def _figures(reading: Reading, names: list[str], void: str) -> dict[str, Figure]:
-    whole = [a + b for a, b in zip(reading.prefill_seconds, reading.decode_seconds, strict=False)]
+def _words(wanted: Mobile) -> int:
+    """Return how many words stand for a prompt's tokens where only the phone has the tokenizer."""
+    return wanted.prompt_tokens * 3 // 4
+
+
+def _figures(reading: Reading, names: list[str], void: str, attachment: str) -> dict[str, Figure]:
+    counts = {}
+    if reading.new_counts:
+        counts = {"prompt_tokens": float(statistics.median(reading.prompt_counts[reading.warmup :]))}
+        counts |= {"new_tokens": float(statistics.median(reading.new_counts[reading.warmup :]))}
+
+    def rates(values: list[float]) -> Figure:
+        figure = _figure(values, reading.warmup, void)
+        return replace(figure, statistics=figure.statistics | counts, attachment=attachment)
+
     made: Mapping[str, Callable[[], Figure]] = {
         "peak_memory": lambda: Figure((reading.peak_bytes or 0) / 1e9),
         "load_time": lambda: Figure(reading.load_seconds or 0.0),
-        "prefill_throughput": lambda: _figure(reading.prefill_rates, reading.warmup, void),
-        "decode_throughput": lambda: _figure(reading.decode_rates, reading.warmup, void),
-        "generate_throughput": lambda: _figure([reading.new_tokens / one for one in whole], reading.warmup, void),
+        "prefill_throughput": lambda: rates(reading.prefill_rates),
+        "decode_throughput": lambda: rates(reading.decode_rates),
+        "generate_throughput": lambda: rates(reading.whole_rates),
     }
     return {name: made[name]() for name in names if name != "peak_memory" or reading.peak_bytes}
