@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Artifact, file_digest
-from harness.devices import Adb, DeviceRunner, Ios, Reading, Request, open_device
+from harness.devices import Adb, DeviceRunner, Host, Ios, Reading, Request, open_device
 from harness.errors import HarnessError
 from harness.flow import Flow
 from harness.matrix import Cell, Mobile
@@ -125,18 +125,23 @@ class MeasureMobile:
             cell, parameters, take, names=("fallback_time",), quick=True, inputs=self.flow.program(cell, PORTABLE).key
         )
 
-    def on_device(self, cell: Cell, device: DeviceRunner) -> dict[str, Measurement]:
-        """Run a program on a device: peak memory and load time and, unless it is emulated, speed."""
+    def on_device(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
+        """Run a program on a device: peak memory and load time and, unless it is emulated, speed.
+
+        Here the custom SDPA of the published route comes with PyTorch, whose memory and loading are not the program's.
+        """
         if isinstance(device, Ios):
             return self._told(cell, device)
         wanted = _wanted(cell)
-        program = self.flow.program(cell, PORTABLE)
+        program = self.flow.program(cell, route)
         self._admit(cell, program, wanted)
         names = ["peak_memory", "load_time"]
         if device.speed:
             names += ["prefill_throughput", "decode_throughput", "generate_throughput"]
         if isinstance(device, Adb) and device.is_llama_main:
             names.remove("peak_memory")
+        elif isinstance(device, Host) and route != PORTABLE:
+            names = names[2:]
         states: list[dict[str, Scalar]] = []
 
         def state() -> dict[str, Scalar]:
@@ -145,12 +150,13 @@ class MeasureMobile:
 
         def take() -> dict[str, Figure]:
             self._tell(device, cell)
-            reading = device.run(_file(program), self._request(cell, device), None, _limit(cell))
+            reading = device.run(_file(program), self._request(cell, route, device), None, _limit(cell))
             void = device.throttled(states[-1] if states else {}, device.state())
-            attachment = self.run.attach(f"{cell.id}-{device.name}", reading.model_dump()) if reading.new_counts else ""
+            name = f"{cell.id}-{route}-{device.name}"
+            attachment = self.run.attach(name, reading.model_dump()) if reading.new_counts else ""
             return _figures(reading, names, void, attachment)
 
-        parameters: dict[str, Scalar] = {"runner": device.name.partition(":")[0]}
+        parameters: dict[str, Scalar] = {"runner": device.name.partition(":")[0], **_by(route)}
         if isinstance(device, Adb) and device.is_llama_main:
             # It counts the tokens of a text itself, and may end its answer early: see the records' statistics.
             parameters |= {"prompt_words": _words(wanted), "max_new_tokens": wanted.new_tokens}
@@ -183,10 +189,10 @@ class MeasureMobile:
 
     # ---------------------------------------------------------------------------------------------- agreement
 
-    def agreement(self, cell: Cell, device: DeviceRunner) -> dict[str, Measurement]:
+    def agreement(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
         """Hold what a device computes against the eager checkpoint in float32, teacher-forced over real text."""
         wanted = _wanted(cell)
-        program = self.flow.program(cell, PORTABLE)
+        program = self.flow.program(cell, route)
         windows = wanted.windows if device.speed else min(wanted.windows, wanted.emulated_windows)
         text = self.flow.prompts()
         where = device.device()
@@ -197,12 +203,12 @@ class MeasureMobile:
         }
 
         def ask() -> dict[str, Any]:
-            ids = self._ask(cell, PORTABLE, "windows", **sizes)["windows"]
+            ids = self._ask(cell, route, "windows", **sizes)["windows"]
             request = Request(ids[0][:8], 1, 0, 1, windows=ids)
             with tempfile.TemporaryDirectory(dir=self.run.folder) as folder:
                 logits = Path(folder) / "logits.bin"
                 device.run(_file(program), request, logits, _limit(cell))
-                return self._ask(cell, PORTABLE, "agreement", logits=str(logits), **sizes)
+                return self._ask(cell, route, "agreement", logits=str(logits), **sizes)
 
         def take() -> dict[str, Figure]:
             key: dict[str, Any] = {
@@ -225,7 +231,7 @@ class MeasureMobile:
             }
 
         names = ("program_kl", "program_top1", "program_perplexity", "program_perplexity_change", "logit_difference")
-        parameters: dict[str, Scalar] = {"windows": windows, "window_tokens": wanted.window_tokens}
+        parameters: dict[str, Scalar] = {"windows": windows, "window_tokens": wanted.window_tokens, **_by(route)}
         return self.measure.take(
             cell, parameters, take, names=names, quick=True, inputs=f"{program.key} {text.key}", device=where
         )
@@ -252,7 +258,7 @@ class MeasureMobile:
         names = ("prompt_tokens", "new_tokens", "warmup", "rounds")
         return {"text": text, **{name: getattr(wanted, name) for name in names}}
 
-    def _request(self, cell: Cell, device: DeviceRunner) -> Request:
+    def _request(self, cell: Cell, route: str, device: DeviceRunner) -> Request:
         wanted = _wanted(cell)
         sizes = _EMULATED if not device.speed else {name: getattr(wanted, name) for name in _EMULATED}
         text = str(self.flow.prompts().folder / "text.txt")
@@ -264,7 +270,7 @@ class MeasureMobile:
         artifact = self.flow.store.get(
             "prompt",
             key,
-            lambda _: self._ask(cell, PORTABLE, "windows", text=text, windows=1, window_tokens=wanted.prompt_tokens),
+            lambda _: self._ask(cell, route, "windows", text=text, windows=1, window_tokens=wanted.prompt_tokens),
             label=f"prompt of {cell.id}",
         )
         return Request(
@@ -317,6 +323,11 @@ def _limit(cell: Cell) -> float:
 
 def _shape(wanted: Mobile) -> dict[str, Scalar]:
     return {"prompt_tokens": wanted.prompt_tokens, "new_tokens": wanted.new_tokens}
+
+
+def _by(route: str) -> dict[str, Scalar]:
+    """Return what records of a route's program say besides; those of the one for any device say nothing."""
+    return {} if route == PORTABLE else {"route": route}
 
 
 def _file(program: Artifact) -> Path:

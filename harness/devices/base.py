@@ -110,6 +110,10 @@ class DeviceRunner(ABC):
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         """Run a program; the logits of the request's windows go to ``logits``. Raises DeviceError."""
 
+    def lacks(self, route: str) -> str:
+        """Return why programs of one of the export's routes cannot run there, or an empty string."""
+        return ""
+
     def state(self) -> dict[str, Scalar]:
         """Return the device's state now: temperature, battery, throttling, as far as it tells."""
         return {}

@@ -45,6 +45,13 @@ def test_run(adb: Adb, phone: AdbServer, host: Host, pte: Path, tmp_path: Path) 
     assert len(programs) == 1
 
 
+def test_a_program_of_the_published_route(adb: Adb, host: Host, custom: Path) -> None:
+    """A phone takes it whose runner has the custom SDPA."""
+    request = Request([7, 7, 7], 3, 0, 1)
+    assert adb.lacks("llama") == ""
+    assert adb.run(custom, request, None, 60).tokens == host.run(custom, request, None, 60).tokens == [0, 3, 4]
+
+
 def test_state(adb: Adb, phone: AdbServer) -> None:
     assert adb.state() == {"thermal_status": 0, "battery_percent": 77, "battery_c": 31.2, "locked": False}
     assert adb.throttled(adb.state(), adb.state()) == ""

@@ -140,3 +140,18 @@ def test_generation_and_a_reused_cache(program: Artifact, quantized: Artifact, p
     assert found["generated"] == reading.tokens
     assert found["text"] == found["decoded"]
     assert found["worst"] < 0.01
+
+
+def test_a_program_as_the_published_route_makes_it(host: Host, qemu: Qemu, custom: Path, tmp_path: Path) -> None:
+    """The runner loads the custom SDPA for a program that has it, counts positions up, and scores token by token."""
+    assert host.lacks("llama") == ""
+    logits = tmp_path / "logits"
+    reading = host.run(custom, Request([7, 7, 7, 7], 3, 1, 2, [[5, 5, 5], [6, 6, 6]]), logits, 60)
+    assert reading.tokens == [0, 4, 5]
+    assert reading.windows == 2
+    found = memoryview(logits.read_bytes()).cast("f").tolist()
+    rows = [found[start : start + 8] for start in range(0, len(found), 8)]
+    assert [row.index(max(row)) for row in rows] == [0, 1, 2] * 2
+    assert [row[7] for row in rows] == [5.0] * 3 + [6.0] * 3
+    assert "whose library in ExecuTorch's wheel loads PyTorch" in qemu.lacks("llama")
+    assert host.lacks("transformers") == qemu.lacks("transformers") == ""

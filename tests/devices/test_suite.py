@@ -49,6 +49,16 @@ def test_a_device_that_was_asked_for_fails(suite: Any, tmp_path: Path) -> None:
     assert "--device adb:none: no adb; on Debian: apt-get install adb" in done.stdout
 
 
+def test_both_routes_go_to_a_phone(repository: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "suites", "-m", "arm-mobile", "--collect-only", "-q"]
+    command += ["--device", "adb:one", "-k", "test_device or test_agreement"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    cell = "SmolLM2-135M-Instruct-8da4w-int8emb-arm-mobile-executorch"
+    for test in ("test_device", "test_agreement"):
+        for route in ("transformers", "llama"):
+            assert f"{test}[{cell}-{route}-adb:one]" in done.stdout
+
+
 def test_an_unknown_device(suite: Any) -> None:
     done = suite("-k", "test_device and bf16", "--device", "phone", path=os.environ["PATH"])
     assert done.returncode == 1, done.stdout
