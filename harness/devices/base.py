@@ -142,7 +142,7 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
         raise DeviceError(
             f"{what}: {explain(str(found['error']), str(found.get('stage')))}",
             stage=str(found.get("stage", "run")),
-            log_tail=errors[-3000:],
+            log_tail=(errors or output)[-3000:],
         )
     try:
         return Reading.model_validate(found)

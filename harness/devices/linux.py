@@ -15,6 +15,7 @@ from harness.artifacts import Store, file_digest
 from harness.devices import build
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request, read
 from harness.environment import Environment
+from harness.process import Process
 from harness.records import Device
 
 QEMU = "qemu-aarch64-static"
@@ -177,11 +178,13 @@ class Ssh(DeviceRunner):
 
 
 def _run(command: list[str], what: str, timeout: float) -> Reading:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, errors="replace")
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(
-            f"{what}: did not finish within {timeout:g} s and was ended", stage="run", kind="timeout"
-        ) from error
-    status = 128 - done.returncode if done.returncode < 0 else done.returncode
-    return read(done.stdout, done.stderr, status, what)
+    """Run a command that ends with this process, however that ends, and return what it printed last."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = Process(command, environ=dict(os.environ), log=Path(folder) / "output")
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.end()
+        if status is None:
+            raise DeviceError(f"{what}: did not finish within {timeout:g} s and was ended", stage="run", kind="timeout")
+        return read(process.log_text(), "", status, what)

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact
+from harness.artifacts import Artifact, Store
 from harness.devices import DeviceError, Host, Request
 from harness.errors import WorkerError
+from harness.warden import descendants
 from tests.devices.conftest import CONTEXT
+from tests.test_warden import gone, until
 
 pytest.importorskip("executorch")
 
 REQUEST = Request([1, 2, 3], 2, 0, 1)
+# Runs more rounds than any test waits for.
+_FOREVER = """
+import sys
+from pathlib import Path
+from harness import devices
+from harness.artifacts import Store
+from harness.environment import Environment
+
+device = getattr(devices, sys.argv[1])(Store(Path(sys.argv[2])), Environment())
+device.run(Path(sys.argv[3]), devices.Request([1, 2, 3], 8, 0, 10**9), None, 600)
+"""
 
 
 def damaged(pte: Path, folder: Path, how: str) -> Path:
@@ -79,6 +95,42 @@ def test_a_runner_that_is_killed(host: Host, pte: Path) -> None:
     with pytest.raises(DeviceError, match=r"did not finish within 0\.01 s") as failed:
         host.run(pte, REQUEST, None, 0.01)
     assert failed.value.kind == "timeout"
+
+
+@pytest.mark.parametrize("name", ["host", "qemu"])
+def test_nothing_goes_on_when_the_session_is_killed(
+    name: str, request: pytest.FixtureRequest, kept_store: Store, pte: Path
+) -> None:
+    """The runner, here or emulated, ends with the process that asked for it, which has no time to end it."""
+    device = request.getfixturevalue(name)
+    asking = subprocess.Popen([sys.executable, "-c", _FOREVER, type(device).__name__, str(kept_store.root), str(pte)])
+    try:
+        assert until(lambda: runners(asking.pid), 60)
+        (runner,) = runners(asking.pid)
+        # By then it has loaded the program and writes nothing, so that no broken pipe ends it.
+        assert until(lambda: cpu_seconds(runner) > 2, 60)
+        asking.kill()
+        asking.wait()
+        assert until(lambda: gone(runner))
+    finally:
+        asking.kill()
+
+
+def runners(pid: int) -> list[int]:
+    """Return those of a process's descendants that run a program."""
+    return [one for one in descendants(pid) if b"--program" in command(one) and b"warden" not in command(one)]
+
+
+def cpu_seconds(pid: int) -> float:
+    user = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11]
+    return int(user) / os.sysconf("SC_CLK_TCK")
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_tokenizer_of_another_model(
