@@ -6,13 +6,15 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact
+from harness.artifacts import Artifact, Store, file_digest
 from harness.devices import Host, Qemu, Request
+from harness.environment import Environment
 from tests.devices.conftest import CONTEXT
 
 pytest.importorskip("executorch")
@@ -47,6 +49,57 @@ for _ in range(int(wanted)):
 decoded = model.tokenizer.decode(generated, skip_special_tokens=True)
 print(json.dumps({"text": text, "tokens": tokens, "generated": generated, "worst": worst, "decoded": decoded}))
 """
+
+# The published route over one layer of random weights, and what Transformers predicts greedily with the same weights.
+_PUBLISHED = """
+import json, sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from harness.worker.export import Export
+
+folder, output = sys.argv[1:]
+sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, max_position_embeddings=64)
+heads = dict(num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True)
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.3)).eval()
+model.save_pretrained(folder)
+prompt = torch.tensor([[10, 11, 12, 13]])
+greedy = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)[0, 4:].tolist()
+progress = []
+export = Export(progress.append)
+facts = export.llama_route(folder, output, 64, "smollm2", False)
+with open(output + "/said.json", "w") as file:
+    json.dump({"progress": progress, "facts": facts, "greedy": greedy}, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def published(kept_store: Store, repository: Path) -> Path:
+    """A folder with a program of the published route, and ``said.json``: progress, facts, greedy tokens."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as checkpoint:
+            command = [sys.executable, "-c", _PUBLISHED, checkpoint, str(folder)]
+            done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    code = [file_digest(repository / "harness" / "worker" / name) for name in ("export.py", "llama_export.py")]
+    key = {"script": _PUBLISHED, "code": code, "packages": Environment().decisive()}
+    return kept_store.get("test-published", key, build, label="the tests' published program").folder
+
+
+def test_the_published_route(host: Host, published: Path) -> None:
+    """Its stages are told as they begin, each with its own CPU time, and here it predicts what Transformers does."""
+    said = json.loads((published / "said.json").read_text(encoding="utf-8"))
+    steps = ["load the checkpoint", "torch.export", "lower to XNNPACK", "to ExecuTorch", "write"]
+    assert [line["done"] for line in said["progress"]] == [f"{step}: {index}" for index, step in enumerate(steps)]
+    spent = said["facts"]["export_steps"]
+    assert list(spent) == steps
+    assert max(spent.values()) < said["facts"]["export_cpu_seconds"] == pytest.approx(sum(spent.values()))
+    assert spent["lower to XNNPACK"] > 0.1
+    reading = host.run(published / "model.pte", Request([10, 11, 12, 13], 5, 0, 1), None, 60)
+    assert reading.tokens == said["greedy"]
+    assert reading.context == 64
 
 
 def test_report_of_the_export(program: Artifact, pte: Path) -> None:
