@@ -126,22 +126,13 @@ class MeasureMobile:
         )
 
     def on_device(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
-        """Run a program on a device: peak memory and load time and, unless it is emulated, speed.
-
-        Here the custom SDPA of the published route comes with PyTorch, whose memory and loading are not the program's.
-        """
+        """Run a program on a device: peak memory and, unless it is emulated, the time to load it and its speed."""
         if isinstance(device, Ios):
             return self._told(cell, device)
         wanted = _wanted(cell)
         program = self.flow.program(cell, route)
         self._admit(cell, program, wanted)
-        names = ["peak_memory", "load_time"]
-        if device.speed:
-            names += ["prefill_throughput", "decode_throughput", "generate_throughput"]
-        if isinstance(device, Adb) and device.is_llama_main:
-            names.remove("peak_memory")
-        elif isinstance(device, Host) and route != PORTABLE:
-            names = names[2:]
+        names = metrics_on(device, route)
         states: list[dict[str, Scalar]] = []
 
         def state() -> dict[str, Scalar]:
@@ -295,6 +286,22 @@ class MeasureMobile:
             text = (self.flow.prompts().folder / "text.txt").read_text(encoding="utf-8")
             words = re.findall(r"\S+", text)[: _words(_wanted(cell))]
             device.prompt_text = " ".join(words)
+
+
+def metrics_on(device: DeviceRunner, route: str) -> list[str]:
+    """Return the metrics that a run on a device gives: of an emulator no time at all.
+
+    Here the custom SDPA of the published route comes with PyTorch, whose memory and loading are not the program's;
+    llama_main does not tell its memory.
+    """
+    if not device.speed:
+        return ["peak_memory"]
+    rates = ["prefill_throughput", "decode_throughput", "generate_throughput"]
+    if isinstance(device, Adb) and device.is_llama_main:
+        return ["load_time", *rates]
+    if isinstance(device, Host) and route != PORTABLE:
+        return rates
+    return ["peak_memory", "load_time", *rates]
 
 
 def fallbacks(facts: dict[str, Any]) -> str:

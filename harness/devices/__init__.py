@@ -29,7 +29,7 @@ __all__ = [
 
 KINDS = {
     "host": "this machine",
-    "qemu": "aarch64 under qemu-user: correctness, memory and load, never speed",
+    "qemu": "aarch64 under qemu-user: correctness and memory, never speed",
     "ssh:HOST": "an ARM Linux host over ssh, as `ssh HOST` reaches it",
     "adb:SERIAL": "an Android phone; needs --phone-runner",
     "ios:[RECIPE=]FILE": "the JSON that the XCTest benchmark wrote on an iPhone, of one recipe's program",

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Artifact, Store, file_digest
-from harness.devices import Host, Qemu, Request
+from harness.devices import Adb, Host, Qemu, Request
 from harness.environment import Environment
+from harness.mobile import metrics_on
 from tests.devices.conftest import CONTEXT
 
 pytest.importorskip("executorch")
@@ -100,6 +101,17 @@ def test_the_published_route(host: Host, published: Path) -> None:
     reading = host.run(published / "model.pte", Request([10, 11, 12, 13], 5, 0, 1), None, 60)
     assert reading.tokens == said["greedy"]
     assert reading.context == 64
+
+
+def test_what_is_measured_where(kept_store: Store) -> None:
+    """An emulator gives no time, a process that loads PyTorch no memory, llama_main no memory either."""
+    here, emulated = Host(kept_store, Environment()), Qemu(kept_store, Environment())
+    rates = {"prefill_throughput", "decode_throughput", "generate_throughput"}
+    assert metrics_on(emulated, "transformers") == ["peak_memory"]
+    assert {*metrics_on(here, "transformers")} == {"peak_memory", "load_time", *rates}
+    assert {*metrics_on(here, "llama")} == rates
+    assert {*metrics_on(Adb("any", Path("llama_main")), "llama")} == {"load_time", *rates}
+    assert {*metrics_on(Adb("any", Path("runner")), "llama")} == {"peak_memory", "load_time", *rates}
 
 
 def test_report_of_the_export(program: Artifact, pte: Path) -> None:
