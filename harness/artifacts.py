@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,14 @@ class Store:
         *,
         label: str,
         verify: bool = True,
+        facts: Sequence[str] = (),
     ) -> Artifact:
         """Return the artifact of ``kind`` for ``key``, building it if it is not there or does not check out.
 
         ``build`` fills an empty folder and may return facts (JSON) to keep with it. The folder becomes visible
         only when it is complete and on the disk. A stored artifact is verified once a session: every file's size
-        and SHA-256 (``verify=False`` checks sizes only, for folders that may gain files); a damaged one is
-        thrown away and rebuilt. Raises ArtifactError when the disk is full.
+        and SHA-256 (``verify=False`` checks sizes only, for folders that may gain files); a damaged one, or one that
+        lacks one of ``facts``, is thrown away and rebuilt. Raises ArtifactError when the disk is full.
         """
         name = f"{kind}/{digest(key)}"
         if name in self._trusted:
@@ -68,11 +69,13 @@ class Store:
         folder = self.root / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            wrong = problem(folder, verify=verify)
+            damage = problem(folder, verify=verify)
+            wrong = damage or _lacking(folder, facts)
             made = wrong is not None
             if wrong:
                 if folder.exists():
-                    self._say(f"{label}: the stored artifact is damaged ({wrong}); building it again")
+                    what = "damaged" if damage else "of an older version"
+                    self._say(f"{label}: the stored artifact is {what} ({wrong}); building it again")
                     shutil.rmtree(folder)
                 self._build(folder, key, build, label)
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -121,6 +124,13 @@ def manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and all(isinstance(found.get(it), dict) for it in _PARTS) else None
+
+
+def _lacking(folder: Path, facts: Sequence[str]) -> str | None:
+    """Return which facts a sound artifact lacks, as one that was made by an older version may, or None."""
+    told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    lacking = ", ".join(name for name in facts if name not in told)
+    return f"its facts lack: {lacking}" if lacking else None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     matrix = load(args.matrix) if args.matrix.is_file() else None
     findings = [*machine(), *devices(), *emulators(), *packages(imported=not args.quick)]
     able = summary(findings, matrix)
-    for line in rendered([*findings, *able]):
+    for line in rendered([*findings, *(recipes(matrix) if matrix else ()), *able]):
         print(line)
     return 0 if any(not it.problem for it in able) else 1
 
@@ -242,6 +242,20 @@ def _extra(on: str, names: Sequence[str], asked: Mapping[str, Sequence[Requireme
     wanted = {canonicalize_name(name) for name in names}
     having = [extra for extra, them in asked.items() if wanted & {canonicalize_name(it.name) for it in them}]
     return on if on in having else next(iter(having), on)
+
+
+def recipes(matrix: Matrix) -> list[Finding]:
+    """Say of each quantized recipe where and through what it can be run, and why not through the rest."""
+    quantized = [recipe for recipe in matrix.recipes.values() if not recipe.baseline]
+    servers = list(dict.fromkeys(server for recipe in quantized for server in recipe.servers))
+    found = []
+    for recipe in quantized:
+        told = f"on {', '.join(recipe.hardware)} through {', '.join(recipe.servers)}"
+        left = [f"on {name}" for name in hardware.NAMES if name not in recipe.hardware]
+        left += [f"through {server}" for server in servers if server not in recipe.servers]
+        told += f"; not {', '.join(left)}" if left else ""
+        found.append(Finding("recipes", recipe.name, told + (f": {recipe.reason}" if left and recipe.reason else "")))
+    return found
 
 
 def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]:

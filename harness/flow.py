@@ -23,6 +23,7 @@ from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
 from harness.servers import SERVERS, ServerBackend
+from harness.worker import versions
 
 # Packages whose version is part of every artifact's key.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
@@ -129,9 +130,10 @@ class Flow:
                 **config,
             )
 
-        key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._versions()}
+        key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._makers()}
         with self._tried_once((_base(cell), "checkpoint")), self.timed("quantize", cell):
-            artifact = self.store.get("checkpoint", key, build, label=f"checkpoint {cell.id}")
+            label = f"checkpoint {cell.id}"
+            artifact = self.store.get("checkpoint", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
         return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
 
     def facts(self, cell: Cell) -> dict[str, Any]:
@@ -147,7 +149,8 @@ class Flow:
 
         key = {"checkpoint": checkpoint.key, "device": device, **self._versions()}
         with self._tried_once((_base(cell), "facts")), self.timed("quantize", cell):
-            return self.store.get("facts", key, build, label=f"facts of {cell.id}").facts
+            label = f"facts of {cell.id}"
+            return self.store.get("facts", key, build, label=label, facts=versions.CHECKPOINT_FACTS).facts
 
     def program(self, cell: Cell, route: str) -> Artifact:
         """Return the ExecuTorch program (.pte) of a cell by one of the export's routes, with facts of its making."""
@@ -166,6 +169,7 @@ class Flow:
             "route": route,
             **options,
             **self._versions(_EXPORTERS),
+            **versions.in_key("lowering", versions.LOWERING[route]),
         }
         with self._tried_once((_base(cell), f"program {route}")), self.timed("export", cell):
             return self.store.get("program", key, build, label=f"program {cell.id} ({route})")
@@ -232,8 +236,9 @@ class Flow:
         def build(folder: Path) -> dict[str, Any]:
             return self.once("quantize", {"device": "cpu"}, "plain_from_gguf", None, file=str(file), output=str(folder))
 
-        key = {"gguf": identity.revision, "file": file.name, **self._versions()}
-        artifact = self.store.get("plain", key, build, label=f"plain checkpoint of {identity.name}")
+        key = {"gguf": identity.revision, "file": file.name, **self._makers()}
+        label = f"plain checkpoint of {identity.name}"
+        artifact = self.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
 
     def _from_shape(self, model: Model, on: str) -> Checkpoint:
@@ -248,7 +253,7 @@ class Flow:
             "seed": model.random.seed,
             "tokenizer": lender.key,
             "device": device,
-            **self._versions(),
+            **self._makers(),
         }
 
         def build(folder: Path) -> dict[str, Any]:
@@ -264,7 +269,8 @@ class Flow:
                 output=str(folder),
             )
 
-        artifact = self.store.get("plain", key, build, label=f"random weights of {model.name}")
+        label = f"random weights of {model.name}"
+        artifact = self.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
         identity = ModelIdentity(
             name=model.name,
             source=f"random:{shape.name}",
@@ -274,6 +280,10 @@ class Flow:
             f"tokenizer of {model.random.tokenizer}, so prompts have other token counts",
         )
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+    def _makers(self) -> dict[str, Any]:
+        """Return what of the code that makes checkpoints is part of their keys."""
+        return {**self._versions(), **versions.in_key("checkpoint", versions.CHECKPOINT)}
 
     def _versions(self, more: tuple[str, ...] = ()) -> dict[str, Any]:
         packages = self.environment.decisive()

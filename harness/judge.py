@@ -21,9 +21,12 @@ class Judge:
         self.documented = documented
         self.failures: list[str] = []
         self.known: list[str] = []
+        self.unjudged: list[str] = []
 
-    def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement]) -> None:
+    def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement], alone: str = "") -> None:
         """Hold each measurement against every threshold that applies to it.
+
+        ``alone`` says why a baseline may be missing: limits that need it are then told of as not judged.
 
         Raises ThresholdFailure that lists all limits that do not hold, and those that need a baseline which this
         run has not measured. A limit that is known not to hold is judged and recorded as any other.
@@ -34,6 +37,10 @@ class Judge:
         for measurement in measurements:
             for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters):
                 baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
+                if alone and threshold.needs_baseline and baseline is None:
+                    what = f"{describe(measurement)} of {cell.id}: {threshold.comparison} {threshold.limit:g}"
+                    self.unjudged.append(f"{what}: {alone}")
+                    continue
                 if threshold.needs_baseline and baseline is None:
                     problem, known = self._unjudged(cell, measurement, threshold), ""
                 else:

@@ -7,11 +7,12 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import Artifact
-from harness.devices import Adb, DeviceRunner, Ios, Reading, Request, open_device
+from harness.artifacts import Artifact, file_digest
+from harness.devices import Adb, DeviceRunner, Host, Ios, Reading, Request, open_device
 from harness.errors import HarnessError
 from harness.flow import Flow
 from harness.matrix import Cell, Mobile
@@ -124,18 +125,14 @@ class MeasureMobile:
             cell, parameters, take, names=("fallback_time",), quick=True, inputs=self.flow.program(cell, PORTABLE).key
         )
 
-    def on_device(self, cell: Cell, device: DeviceRunner) -> dict[str, Measurement]:
-        """Run a program on a device: peak memory and load time and, unless it is emulated, speed."""
-        wanted = _wanted(cell)
-        program = self.flow.program(cell, PORTABLE)
-        self._admit(cell, program, wanted)
-        names = ["peak_memory", "load_time"]
-        if device.speed:
-            names += ["prefill_throughput", "decode_throughput", "generate_throughput"]
+    def on_device(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
+        """Run a program on a device: peak memory and, unless it is emulated, the time to load it and its speed."""
         if isinstance(device, Ios):
-            names = ["peak_memory", "decode_throughput"]
-        elif isinstance(device, Adb) and device.is_llama_main:
-            names.remove("peak_memory")
+            return self._told(cell, device)
+        wanted = _wanted(cell)
+        program = self.flow.program(cell, route)
+        self._admit(cell, program, wanted)
+        names = metrics_on(device, route)
         states: list[dict[str, Scalar]] = []
 
         def state() -> dict[str, Scalar]:
@@ -144,12 +141,18 @@ class MeasureMobile:
 
         def take() -> dict[str, Figure]:
             self._tell(device, cell)
-            reading = device.run(_file(program), self._request(cell, device), None, _limit(cell))
+            reading = device.run(_file(program), self._request(cell, route, device), None, _limit(cell))
             void = device.throttled(states[-1] if states else {}, device.state())
-            return _figures(reading, names, void)
+            name = f"{cell.id}-{route}-{device.name}"
+            attachment = self.run.attach(name, reading.model_dump()) if reading.new_counts else ""
+            return _figures(reading, names, void, attachment)
 
-        parameters: dict[str, Scalar] = {"runner": device.name.partition(":")[0]}
-        parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
+        parameters: dict[str, Scalar] = {"runner": device.name.partition(":")[0], **_by(route)}
+        if isinstance(device, Adb) and device.is_llama_main:
+            # It counts the tokens of a text itself, and may end its answer early: see the records' statistics.
+            parameters |= {"prompt_words": _words(wanted), "max_new_tokens": wanted.new_tokens}
+        else:
+            parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
         where = device.device()
         found = self.measure.take(cell, parameters, take, names=names, inputs=program.key, device=where, state=state)
         if void := next((record.discarded for record in found.values() if record.discarded), ""):
@@ -158,12 +161,29 @@ class MeasureMobile:
             )
         return found
 
+    def _told(self, cell: Cell, device: Ios) -> dict[str, Measurement]:
+        """Record what a file of an iPhone says; nothing is exported for it, and nothing of this machine counts."""
+        told = device.told()
+        figures = {"decode_throughput": _figure(told.rates, 0)}
+        if told.peak_bytes:
+            figures["peak_memory"] = Figure(told.peak_bytes / 1e9)
+        inputs = file_digest(device.file)[:16]
+        return self.measure.take(
+            cell,
+            {"runner": "ios"},
+            lambda: figures,
+            names=list(figures),
+            quick=True,
+            inputs=inputs,
+            device=device.device(),
+        )
+
     # ---------------------------------------------------------------------------------------------- agreement
 
-    def agreement(self, cell: Cell, device: DeviceRunner) -> dict[str, Measurement]:
+    def agreement(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
         """Hold what a device computes against the eager checkpoint in float32, teacher-forced over real text."""
         wanted = _wanted(cell)
-        program = self.flow.program(cell, PORTABLE)
+        program = self.flow.program(cell, route)
         windows = wanted.windows if device.speed else min(wanted.windows, wanted.emulated_windows)
         text = self.flow.prompts()
         where = device.device()
@@ -174,12 +194,12 @@ class MeasureMobile:
         }
 
         def ask() -> dict[str, Any]:
-            ids = self._ask(cell, PORTABLE, "windows", **sizes)["windows"]
+            ids = self._ask(cell, route, "windows", **sizes)["windows"]
             request = Request(ids[0][:8], 1, 0, 1, windows=ids)
             with tempfile.TemporaryDirectory(dir=self.run.folder) as folder:
                 logits = Path(folder) / "logits.bin"
                 device.run(_file(program), request, logits, _limit(cell))
-                return self._ask(cell, PORTABLE, "agreement", logits=str(logits), **sizes)
+                return self._ask(cell, route, "agreement", logits=str(logits), **sizes)
 
         def take() -> dict[str, Figure]:
             key: dict[str, Any] = {
@@ -202,7 +222,7 @@ class MeasureMobile:
             }
 
         names = ("program_kl", "program_top1", "program_perplexity", "program_perplexity_change", "logit_difference")
-        parameters: dict[str, Scalar] = {"windows": windows, "window_tokens": wanted.window_tokens}
+        parameters: dict[str, Scalar] = {"windows": windows, "window_tokens": wanted.window_tokens, **_by(route)}
         return self.measure.take(
             cell, parameters, take, names=names, quick=True, inputs=f"{program.key} {text.key}", device=where
         )
@@ -229,7 +249,7 @@ class MeasureMobile:
         names = ("prompt_tokens", "new_tokens", "warmup", "rounds")
         return {"text": text, **{name: getattr(wanted, name) for name in names}}
 
-    def _request(self, cell: Cell, device: DeviceRunner) -> Request:
+    def _request(self, cell: Cell, route: str, device: DeviceRunner) -> Request:
         wanted = _wanted(cell)
         sizes = _EMULATED if not device.speed else {name: getattr(wanted, name) for name in _EMULATED}
         text = str(self.flow.prompts().folder / "text.txt")
@@ -241,7 +261,7 @@ class MeasureMobile:
         artifact = self.flow.store.get(
             "prompt",
             key,
-            lambda _: self._ask(cell, PORTABLE, "windows", text=text, windows=1, window_tokens=wanted.prompt_tokens),
+            lambda _: self._ask(cell, route, "windows", text=text, windows=1, window_tokens=wanted.prompt_tokens),
             label=f"prompt of {cell.id}",
         )
         return Request(
@@ -264,8 +284,24 @@ class MeasureMobile:
         if isinstance(device, Adb) and device.is_llama_main:
             device.tokenizer = self.flow.checkpoint(cell).folder / "tokenizer.json"
             text = (self.flow.prompts().folder / "text.txt").read_text(encoding="utf-8")
-            words = re.findall(r"\S+", text)[: _wanted(cell).prompt_tokens * 3 // 4]
+            words = re.findall(r"\S+", text)[: _words(_wanted(cell))]
             device.prompt_text = " ".join(words)
+
+
+def metrics_on(device: DeviceRunner, route: str) -> list[str]:
+    """Return the metrics that a run on a device gives: of an emulator no time at all.
+
+    Here the custom SDPA of the published route comes with PyTorch, whose memory and loading are not the program's;
+    llama_main does not tell its memory.
+    """
+    if not device.speed:
+        return ["peak_memory"]
+    rates = ["prefill_throughput", "decode_throughput", "generate_throughput"]
+    if isinstance(device, Adb) and device.is_llama_main:
+        return ["load_time", *rates]
+    if isinstance(device, Host) and route != PORTABLE:
+        return rates
+    return ["peak_memory", "load_time", *rates]
 
 
 def fallbacks(facts: dict[str, Any]) -> str:
@@ -296,6 +332,11 @@ def _shape(wanted: Mobile) -> dict[str, Scalar]:
     return {"prompt_tokens": wanted.prompt_tokens, "new_tokens": wanted.new_tokens}
 
 
+def _by(route: str) -> dict[str, Scalar]:
+    """Return what records of a route's program say besides; those of the one for any device say nothing."""
+    return {} if route == PORTABLE else {"route": route}
+
+
 def _file(program: Artifact) -> Path:
     return program.folder / str(program.facts["file"])
 
@@ -307,13 +348,26 @@ def _figure(values: list[float], warmup: int, void: str = "") -> Figure:
     )
 
 
-def _figures(reading: Reading, names: list[str], void: str) -> dict[str, Figure]:
-    whole = [a + b for a, b in zip(reading.prefill_seconds, reading.decode_seconds, strict=False)]
+def _words(wanted: Mobile) -> int:
+    """Return how many words stand for a prompt's tokens where only the phone has the tokenizer."""
+    return wanted.prompt_tokens * 3 // 4
+
+
+def _figures(reading: Reading, names: list[str], void: str, attachment: str) -> dict[str, Figure]:
+    counts = {}
+    if reading.new_counts:
+        counts = {"prompt_tokens": float(statistics.median(reading.prompt_counts[reading.warmup :]))}
+        counts |= {"new_tokens": float(statistics.median(reading.new_counts[reading.warmup :]))}
+
+    def rates(values: list[float]) -> Figure:
+        figure = _figure(values, reading.warmup, void)
+        return replace(figure, statistics=figure.statistics | counts, attachment=attachment)
+
     made: Mapping[str, Callable[[], Figure]] = {
         "peak_memory": lambda: Figure((reading.peak_bytes or 0) / 1e9),
         "load_time": lambda: Figure(reading.load_seconds or 0.0),
-        "prefill_throughput": lambda: _figure(reading.prefill_rates, reading.warmup, void),
-        "decode_throughput": lambda: _figure(reading.decode_rates, reading.warmup, void),
-        "generate_throughput": lambda: _figure([reading.new_tokens / one for one in whole], reading.warmup, void),
+        "prefill_throughput": lambda: rates(reading.prefill_rates),
+        "decode_throughput": lambda: rates(reading.decode_rates),
+        "generate_throughput": lambda: rates(reading.whole_rates),
     }
     return {name: made[name]() for name in names if name != "peak_memory" or reading.peak_bytes}

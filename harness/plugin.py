@@ -101,8 +101,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         action="append",
         metavar="NAME",
-        help="run ExecuTorch programs there: host, qemu, ssh:HOST, adb:SERIAL or ios:FILE; repeatable (default: host, "
-        "qemu)",
+        help="run ExecuTorch programs there: host, qemu, ssh:HOST, adb:SERIAL or ios:[RECIPE=]FILE; repeatable "
+        "(default: host, qemu)",
     )
     group.addoption(
         "--phone-runner", type=Path, metavar="FILE", help="the runner that adb puts on a phone; see the README"
@@ -185,7 +185,7 @@ def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
                 "num_prompts": list(cell.measurements.serving.num_prompts),
                 "task": tasks,
                 "route": ["transformers", "llama"] if cell.model.executorch else ["transformers"],
-                "device": config.getoption("--device") or list(_DEVICES),
+                "device": _devices(config, cell, cells) if "device" in names else [],
                 "through": ["eager", "program"],
             }
             marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, cell.hardware)]
@@ -195,6 +195,16 @@ def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
                 identity = "-".join(map(str, (through.id, *chosen)))
                 params.append(pytest.param(through, *chosen, id=identity, marks=marks))
     return params
+
+
+def _devices(config: pytest.Config, cell: Cell, cells: list[Cell]) -> list[str]:
+    """Return the devices that a cell's program runs on; an iPhone's file is of one cell alone."""
+    given: list[str] = config.getoption("--device") or list(_DEVICES)
+    if "executorch" not in cell.servers or not any(name.startswith("ios:") for name in given):
+        return given
+    from harness.devices import counts_for
+
+    return [name for name in given if not name.startswith("ios:") or counts_for(name, cell, cells)]
 
 
 def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:

@@ -64,7 +64,11 @@ class Process:
 
     def wait_exit(self) -> int | None:
         """Return the exit status of a command whose pipes or connections have broken, which it outlives a little."""
-        self._wait(5)
+        return self.wait(5)
+
+    def wait(self, timeout: float) -> int | None:
+        """Return the exit status, or None if the command still runs after ``timeout`` seconds."""
+        self._wait(timeout)
         return self.exit_code()
 
     def _wait(self, timeout: float | None) -> bool:

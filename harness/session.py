@@ -187,6 +187,8 @@ class HarnessSession:
             sections.append(("limits that do not hold", self.judge.failures))
         if self.judge.known:
             sections.append(("limits that are known not to hold", self.judge.known))
+        if self.judge.unjudged:
+            sections.append(("limits that were not judged, for want of a baseline", self.judge.unjudged))
         if skipped:
             sections.append(("skipped", skipped))
         if self.against:

@@ -16,6 +16,7 @@ from harness.failures import counted
 from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
 from harness.records import Failure, Measurement, Run
 from harness.rendering import Entry, Format, Table, render, write_text
+from harness.rows import Words, rows_of
 
 __all__ = [
     "LAYOUTS",
@@ -53,10 +54,13 @@ def collect(measurements: Iterable[Measurement]) -> list[Subject]:
 
     Discarded records are set apart. Of several records of one cell, metric, definition and parameters the latest
     stands, whichever run it is from: repeats of one identity, and measurements under other package versions or
-    flags, are not averaged. Give the records of one environment alone to see that environment.
+    flags, are not averaged. Give the records of one environment alone to see that environment. What an emulator took
+    time for says nothing of a device, and is left out.
     """
     groups: dict[tuple[str, ...], list[Measurement]] = {}
     for record in measurements:
+        if record.device.detail.get("emulated") and _is_speed(record):
+            continue
         model = record.cell.model
         of = (model.name, model.revision, model.weights, record.cell.hardware, record.device.name)
         groups.setdefault(of, []).append(record)
@@ -165,6 +169,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(text)
     return 0
+
+
+def _is_speed(record: Measurement) -> bool:
+    return any(row.words is Words.SPEED for row in rows_of(record.metric, record.unit))
 
 
 def _subject(group: Sequence[Measurement]) -> Subject:

@@ -15,17 +15,19 @@ def test_llm_runner(cell, route, mobile, judge):
     judge(cell, mobile.llm_runner(cell, route).values())
 
 
-def test_device(cell, runs_on, mobile, judge):
+def test_device(cell, route, runs_on, mobile, judge):
     """The program runs on the device within its memory limit and, on a real one, as fast as it should."""
-    judge(cell, mobile.on_device(cell, runs_on).values())
+    if lacking := runs_on.lacks(route):
+        pytest.skip(lacking)
+    judge(cell, mobile.on_device(cell, route, runs_on).values(), alone=runs_on.alone)
 
 
 @pytest.mark.usefixtures("pretrained")
-def test_agreement(cell, runs_on, mobile, judge):
+def test_agreement(cell, route, runs_on, mobile, judge):
     """What the device computes agrees with the eager model over real text."""
-    if not runs_on.logits:
-        pytest.skip(f"{runs_on.name} gives no logits")
-    judge(cell, mobile.agreement(cell, runs_on).values())
+    if lacking := runs_on.lacks(route) or ("" if runs_on.logits else f"{runs_on.name} gives no logits"):
+        pytest.skip(lacking)
+    judge(cell, mobile.agreement(cell, route, runs_on).values())
 
 
 @pytest.mark.usefixtures("pretrained")

@@ -128,6 +128,19 @@ def test_a_missing_file_is_made_again_and_said(tmp_path: Path, name: str) -> Non
     assert said[0].startswith("a thing: the stored artifact is damaged (")
 
 
+def test_one_that_an_older_version_said_less_of_is_made_again(tmp_path: Path) -> None:
+    def build_of_before(folder: Path) -> dict[str, Any]:
+        return {name: value for name, value in build(folder).items() if name != "layers"}
+
+    Store(tmp_path).get("thing", KEY, build_of_before, label="a thing")
+    assert not Store(tmp_path).get("thing", KEY, refuse, label="a thing", facts=["bytes"]).made
+    said: list[str] = []
+    artifact = Store(tmp_path, said.append).get("thing", KEY, build, label="a thing", facts=[*FACTS])
+    assert artifact.facts == FACTS
+    assert said == ["a thing: the stored artifact is of an older version (its facts lack: layers); building it again"]
+    assert not Store(tmp_path).get("thing", KEY, refuse, label="a thing", facts=[*FACTS]).made
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"files": [], "facts": {}}', '{"files": {}}', "\x00"])
 def test_a_manifest_that_is_none_is_not_trusted(tmp_path: Path, text: str) -> None:
     (Store(tmp_path).get("thing", KEY, build, label="a thing").folder / "artifact.json").write_text(text)

@@ -14,7 +14,7 @@ import pytest
 
 from harness import doctor, hardware
 from harness.__main__ import main
-from harness.doctor import Finding
+from harness.doctor import Finding, recipes, rendered
 from harness.matrix import Matrix
 
 Hide = Callable[..., None]
@@ -160,3 +160,12 @@ def test_without_a_matrix_nothing_can_run_and_it_says_so(
     monkeypatch.chdir(tmp_path)
     assert main(["doctor", "--quick"]) == 1
     assert "there is no suites/matrix.toml here" in capsys.readouterr().out
+
+
+def test_recipes_that_a_server_cannot_take_are_listed_with_the_reason(suites_matrix: Matrix) -> None:
+    lines = rendered(recipes(suites_matrix))
+    assert lines[0] == "recipes"
+    assert len(lines) == 1 + sum(not recipe.baseline for recipe in suites_matrix.recipes.values())
+    (line,) = [line for line in lines[1:] if line.split()[1] == "8da4w-int8emb"]
+    assert "on cpu, arm-mobile through transformers, executorch; not on h100, through vllm, through sglang: " in line
+    assert line.endswith(suites_matrix.recipe("8da4w-int8emb").reason)

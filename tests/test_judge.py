@@ -207,6 +207,20 @@ def test_a_known_failure_does_not_excuse_a_missing_baseline(bench: Bench, quanti
     assert not judge.known
 
 
+def test_a_general_limit_is_known_not_to_hold_for_one_recipe_alone(bench: Bench, quantized: Cell) -> None:
+    """The equal limit for all is not judged beside it; for another recipe it fails as ever."""
+    general = {"metric": "peak_memory", "max": 5.0, "unit": "GB"}
+    judge = bench.judge(general, KNOWN | {"recipes": ["float8dq"]})
+    with pytest.raises(ThresholdFailure) as raised:
+        judge(quantized, bench.measured("float8dq", 6.0))
+    assert raised.value.known == "its cache is large"
+    assert len(bench.judgements()) == 1
+    other = bench.judge(general, KNOWN | {"recipes": ["int8wo"]})
+    with pytest.raises(ThresholdFailure) as failed:
+        other(quantized, bench.measured("float8dq", 6.0))
+    assert not failed.value.known
+
+
 def test_a_known_failure_that_holds_again_is_told_of(bench: Bench, quantized: Cell) -> None:
     judge = bench.judge(KNOWN)
     judge(quantized, bench.measured("float8dq", 4.0))

@@ -408,6 +408,21 @@ def test_rows_without_a_publication_and_servers_without_one(documented: Document
     assert not any(title.startswith("int8wo") for title in found)
 
 
+def test_no_time_of_an_emulator_is_shown(documented: Documented) -> None:
+    """Records of an earlier version hold what an emulator took to load a program: no speedup comes of it."""
+    emulated = Device(name="aarch64 under qemu-user", detail={"emulated": True})
+    for device, expected in ((emulated, ["Peak Memory (GB)"]), (Device(name="phone"), ["Peak Memory (GB)", "load"])):
+        records = [
+            measured(metric, value, of, server="executorch", hardware="arm-mobile").model_copy(
+                update={"device": device}
+            )
+            for of, scale in (("bf16", 1.0), ("8da4w", 0.5))
+            for metric, value in (("peak_memory", 0.7 * scale), ("load_time", 2.0 * scale))
+        ]
+        shown = tables.published_tables(records, documented)
+        assert [row[0] for table in shown for row in table.rows] == expected
+
+
 def test_phone_figures_show_without_a_verdict(documented: Documented) -> None:
     records = [measured("peak_memory", 3.0, "8da4w", server="executorch", hardware="arm-mobile", device="qemu")]
     (table,) = tables.comparison_tables(records, documented)

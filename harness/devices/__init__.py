@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.artifacts import Store
 from harness.devices.adb import Adb
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
-from harness.devices.ios import Ios
+from harness.devices.ios import Ios, counts_for, named
 from harness.devices.linux import Host, Qemu, Ssh
 from harness.environment import Environment
 from harness.errors import MatrixError
@@ -23,15 +23,16 @@ __all__ = [
     "Reading",
     "Request",
     "Ssh",
+    "counts_for",
     "open_device",
 ]
 
 KINDS = {
     "host": "this machine",
-    "qemu": "aarch64 under qemu-user: correctness, memory and load, never speed",
+    "qemu": "aarch64 under qemu-user: correctness and memory, never speed",
     "ssh:HOST": "an ARM Linux host over ssh, as `ssh HOST` reaches it",
     "adb:SERIAL": "an Android phone; needs --phone-runner",
-    "ios:FILE": "the JSON that the XCTest benchmark wrote on an iPhone",
+    "ios:[RECIPE=]FILE": "the JSON that the XCTest benchmark wrote on an iPhone, of one recipe's program",
 }
 
 
@@ -47,6 +48,6 @@ def open_device(name: str, store: Store, environment: Environment, phone_runner:
     if kind == "adb" and which:
         return Adb(which, phone_runner)
     if kind == "ios" and which:
-        return Ios(Path(which))
+        return Ios(named(which)[1])
     known = "; ".join(f"{form} ({meaning})" for form, meaning in KINDS.items())
     raise MatrixError(f"--device {name!r} is not one of: {known}")

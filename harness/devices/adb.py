@@ -21,6 +21,7 @@ BUILD = (
     "llama_main (the README says how)"
 )
 _OBSERVER = "PyTorchObserver "
+_COUNTS = (("prompt_tokens", 0), ("generated_tokens", 1))
 _GONE = re.compile("device .*not found|device offline|no devices|error: closed|protocol fault|connection reset")
 
 
@@ -79,7 +80,7 @@ class Adb(DeviceRunner):
         ):
             if match := re.search(pattern, text, re.MULTILINE):
                 found[name] = round(int(match.group(1)) * scale, 1)
-        found["locked"] = "deviceLocked=1" in self._shell("dumpsys trust", 30)
+        found["locked"] = locked(self._shell("dumpsys trust", 30))
         return found
 
     def throttled(self, before: dict[str, Scalar], after: dict[str, Scalar]) -> str:
@@ -189,18 +190,36 @@ class Adb(DeviceRunner):
         return done.stdout, done.stderr, done.returncode
 
 
+def locked(trust: str) -> bool:
+    """Return whether the current user has the phone locked; other users and work profiles have locks of their own."""
+    told = [line for line in trust.splitlines() if "deviceLocked=" in line]
+    current = [line for line in told if "(current)" in line] or told[:1]
+    return any("deviceLocked=1" in line for line in current)
+
+
 def observed(rounds: list[dict[str, int]], warmup: int) -> Reading:
-    """Return the reading of PyTorchObserver objects, as ExecuTorch's runners print them: times in milliseconds."""
-    first = rounds[0]
+    """Return the reading of PyTorchObserver objects, as ExecuTorch's runners print them: times in milliseconds.
+
+    Every round has the token counts that the runner reports of it. Raises DeviceError if an answer ended with its first
+    token, after which nothing is decoded.
+    """
 
     def seconds(found: dict[str, int], start: str, end: str) -> float:
         return (found[end] - found[start]) / found.get("SCALING_FACTOR_UNITS_PER_SECOND", 1000)
 
+    if short := [index for index, found in enumerate(rounds) if found["generated_tokens"] < 1]:
+        raise DeviceError(
+            f"llama_main: the answer of round {short[0] + 1} ended with its first token: there is no decoding to time",
+            stage="run",
+        )
+    # The first token belongs to the prompt; generated_tokens counts those after it.
+    prompts, news = ([found[name] + more for found in rounds] for name, more in _COUNTS)
     return Reading(
-        load_seconds=seconds(first, "model_load_start_ms", "model_load_end_ms"),
-        prompt_tokens=first["prompt_tokens"],
-        # The first token belongs to the prompt; generated_tokens counts those after it.
-        new_tokens=first["generated_tokens"] + 1,
+        load_seconds=seconds(rounds[0], "model_load_start_ms", "model_load_end_ms"),
+        prompt_tokens=prompts[0],
+        new_tokens=max(news),
+        prompt_counts=prompts,
+        new_counts=news,
         warmup=warmup,
         prefill_seconds=[seconds(found, "inference_start_ms", "prompt_eval_end_ms") for found in rounds],
         decode_seconds=[seconds(found, "prompt_eval_end_ms", "inference_end_ms") for found in rounds],

@@ -39,16 +39,28 @@ class Reading(BaseModel):
     prefill_seconds: list[NonNegativeFloat]
     decode_seconds: list[NonNegativeFloat]
     tokens: list[int] = []
+    # Of every round, warm-up included, from a runner that counts tokens itself and may end an answer early.
+    prompt_counts: list[PositiveInt] = []
+    new_counts: list[PositiveInt] = []
 
     @property
     def prefill_rates(self) -> list[float]:
         """Prompt tokens a second of every round, warm-up included; the first new token counts to the prompt."""
-        return [self.prompt_tokens / seconds for seconds in self.prefill_seconds if seconds]
+        counts = self.prompt_counts or [self.prompt_tokens] * len(self.prefill_seconds)
+        return [count / seconds for count, seconds in zip(counts, self.prefill_seconds, strict=True) if seconds]
 
     @property
     def decode_rates(self) -> list[float]:
         """New tokens a second after the first, of every round, warm-up included."""
-        return [(self.new_tokens - 1) / seconds for seconds in self.decode_seconds if seconds]
+        counts = self.new_counts or [self.new_tokens] * len(self.decode_seconds)
+        return [(count - 1) / seconds for count, seconds in zip(counts, self.decode_seconds, strict=True) if seconds]
+
+    @property
+    def whole_rates(self) -> list[float]:
+        """New tokens a second of prompt and answer together, of every round, warm-up included."""
+        counts = self.new_counts or [self.new_tokens] * len(self.decode_seconds)
+        seconds = [sum(pair) for pair in zip(self.prefill_seconds, self.decode_seconds, strict=True)]
+        return [count / whole for count, whole in zip(counts, seconds, strict=True) if whole]
 
 
 @dataclass(frozen=True)
@@ -75,11 +87,12 @@ class DeviceRunner(ABC):
     """One device.
 
     ``speed`` says whether its times are figures of a real device, which an emulator's never are; ``logits`` whether it
-    can give those of a request's windows.
+    can give those of a request's windows; ``alone`` why a baseline may be missing beside what it measured, if it may.
     """
 
     name: str
     speed: bool = True
+    alone: str = ""
 
     @property
     def logits(self) -> bool:
@@ -96,6 +109,10 @@ class DeviceRunner(ABC):
     @abstractmethod
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         """Run a program; the logits of the request's windows go to ``logits``. Raises DeviceError."""
+
+    def lacks(self, route: str) -> str:
+        """Return why programs of one of the export's routes cannot run there, or an empty string."""
+        return ""
 
     def state(self) -> dict[str, Scalar]:
         """Return the device's state now: temperature, battery, throttling, as far as it tells."""
@@ -125,7 +142,7 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
         raise DeviceError(
             f"{what}: {explain(str(found['error']), str(found.get('stage')))}",
             stage=str(found.get("stage", "run")),
-            log_tail=errors[-3000:],
+            log_tail=(errors or output)[-3000:],
         )
     try:
         return Reading.model_validate(found)

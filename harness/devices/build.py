@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ _LIBRARIES = (
 # As the wheel's executorch-config.cmake has it; CMake itself would have to be 3.28 or later for its targets.
 _FLAGS = ["-std=c++17", "-O2", "-w", "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED"]
 _FLAGS += ["-DET_USE_THREADPOOL"]
+_OPERATORS = Path("extension/llm/custom_ops/libcustom_ops_aot_lib.so")
+_BINDINGS = "extension/pybindings/_C.*.so"
 _LOCATE = (
     "import importlib.util as u, sys; s = u.find_spec('executorch');"
     "sys.exit('executorch is not installed') if s is None else print(list(s.submodule_search_locations)[0])"
@@ -62,7 +65,7 @@ def runner(store: Store, environment: Environment, machine: str) -> Artifact:
     key = {"source": file_digest(SOURCE), "machine": machine, "executorch": version, "compiler": _version(machine)}
 
     def build(folder: Path) -> dict[str, Any]:
-        package = _installed(environment) if machine == platform.machine() else _wheel(store, version, machine)
+        package = _installed(environment.python) if machine == platform.machine() else _wheel(store, version, machine)
         libraries = folder / "lib"
         libraries.mkdir()
         for name in _LIBRARIES:
@@ -71,13 +74,32 @@ def runner(store: Store, environment: Environment, machine: str) -> Artifact:
         command = [compiler(machine), *_FLAGS, f"-I{include}"]
         command += [f"-I{include}/executorch/runtime/core/portable_type/c10", str(SOURCE), "-o", str(folder / RUNNER)]
         command += [f"-L{libraries}", "-Wl,--no-as-needed", *(f"-l{name}" for name in _LIBRARIES)]
-        command += ["-Wl,-rpath,$ORIGIN/lib"]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise ArtifactError(f"the runner for {machine} does not compile: {made.stderr.strip()[-1500:]}")
+        command += ["-Wl,-rpath,$ORIGIN/lib", "-ldl"]
+        _compile(command, machine)
+        for bindings in package.glob(_BINDINGS):
+            named = [f"-Wl,-soname,{bindings.name}", "-o", str(libraries / bindings.name)]
+            _compile([compiler(machine), "-shared", "-fPIC", "-xc", os.devnull, *named], machine)
         return {"machine": machine, "executorch": version}
 
     return store.get("runner", key, build, label=f"runner for {machine}")
+
+
+def operators(store: Store, environment: Environment) -> list[Path]:
+    """Return the libraries, in the order of their loading, that bring the custom SDPA to this machine's runner.
+
+    Empty where the wheel has none. Its library is made for Python: it registers the same kernels with PyTorch, which it
+    loads, and names ExecuTorch's Python bindings, of which it needs no symbol: an empty library of that name stands in
+    for them, so that a process without Python can load it.
+    """
+    found = [_installed(environment.python) / _OPERATORS]
+    stand_ins = sorted((runner(store, environment, platform.machine()).folder / "lib").glob("_C.*"))
+    return [*stand_ins, *found] if found[0].is_file() and stand_ins else []
+
+
+def _compile(command: list[str], machine: str) -> None:
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise ArtifactError(f"the runner for {machine} does not compile: {made.stderr.strip()[-1500:]}")
 
 
 @functools.cache
@@ -86,8 +108,9 @@ def _version(machine: str) -> str:
     return done.stdout.strip()
 
 
-def _installed(environment: Environment) -> Path:
-    found = subprocess.run([environment.python, "-c", _LOCATE], capture_output=True, text=True, check=False)
+@functools.cache
+def _installed(python: str) -> Path:
+    found = subprocess.run([python, "-c", _LOCATE], capture_output=True, text=True, check=False)
     if found.returncode:
         raise ArtifactError(f"the runner needs ExecuTorch's wheel ({found.stderr.strip()}): pip install '.[mobile]'")
     return Path(found.stdout.strip())

@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
+from harness.errors import MatrixError
+from harness.matrix import Cell
 from harness.records import Device
 
 # Names of the metrics of ExecuTorch's iOS benchmark app (LLaMA.swift, MetricsTests), and of XCTest's own.
 _RATE = "tokens per second"
+_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 _MEMORY = ("memory peak physical", "peak memory", "memory physical, peak")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one benchmark on an iPhone measured: tokens a second of each iteration, and the highest peak in bytes."""
+
+    rates: list[float]
+    peak_bytes: int | None
+
+
+def named(which: str) -> tuple[str, Path]:
+    """Return recipe and file of ``RECIPE=FILE``; the recipe is empty where a file alone is named."""
+    recipe, _, file = which.rpartition("=")
+    return ("", Path(which)) if not recipe or Path(which).is_file() else (recipe, Path(file))
+
+
+def counts_for(name: str, cell: Cell, cells: Sequence[Cell]) -> bool:
+    """Return whether the JSON of ``ios:[RECIPE=]FILE`` is of this cell, which it is of exactly one of ``cells``.
+
+    Without a recipe it is of the only one that is no baseline. Raises MatrixError where none or several could be meant.
+    """
+    recipe, file = named(name.partition(":")[2])
+    programs = [one for one in cells if "executorch" in one.servers]
+    fitting = [one for one in programs if (one.recipe.name == recipe if recipe else not one.recipe.baseline)]
+    if len(fitting) != 1:
+        what = ", ".join(f"{one.model.name} {one.recipe.name}" for one in (fitting or programs)) or "no program"
+        raise MatrixError(
+            f"--device {name}: the file is of one program on one iPhone, and {len(fitting)} of the selected cells "
+            f"could be meant ({what}): say which by --device ios:RECIPE={file}, or select one with --model and --recipe"
+        )
+    return fitting[0] == cell
 
 
 class Ios(DeviceRunner):
     """The JSON of one benchmark's measurements, e.g. ``xcrun xcresulttool get test-results metrics``.
 
-    Read: per test run the device, and for each metric its name, unit and measurements. Nothing is run from here; the
-    program and lengths of the phone's run are the user's to match.
+    Read: the device of the one test run that measured tokens a second, and for each of its metrics the name, unit and
+    measurements. Nothing is run from here, nor exported; the program and lengths of the phone's run are the user's.
     """
+
+    alone = "an iPhone's file is of one program; that of the baseline can be given too: --device ios:BASELINE=FILE"
 
     def __init__(self, file: Path) -> None:
         self.name = f"ios:{file.name}"
@@ -33,37 +71,45 @@ class Ios(DeviceRunner):
         return "" if self.file.is_file() else f"{self.file} is not there: export it with xcrun xcresulttool"
 
     def device(self) -> Device:
-        found = next((run["device"] for run in self._runs() if isinstance(run.get("device"), dict)), None)
-        if not found:
+        found = self._run().get("device")
+        if not isinstance(found, dict):
             raise DeviceError(f"{self.file.name} names no device", stage="read")
         name = found.get("deviceName") or found.get("modelName") or "iPhone"
         return Device(name=str(name), detail={"system": f"iOS {found.get('osVersion', 'unknown')}"})
 
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
-        rates = self._measurements(lambda name: _RATE in name)
-        peaks = self._measurements(lambda name: name in _MEMORY)
-        if not rates:
-            known = ", ".join(sorted({str(metric.get("displayName")) for metric in self._metrics()})) or "none"
+        raise DeviceError(f"{self.name} is a file of what ran before: nothing can be run there", stage="run")
+
+    def told(self) -> Told:
+        """Return what the benchmark measured. Raises DeviceError for any other file, and for one of several runs."""
+        run = self._run()
+        rates = self._measurements(run, lambda name: _RATE in name)
+        peaks = self._measurements(run, lambda name: name in _MEMORY)
+        assert rates
+        return Told(rates[0], int(max(peaks[0]) * _BYTES[peaks[1]]) if peaks else None)
+
+    def _run(self) -> dict[str, Any]:
+        """Return the one test run that measured tokens a second."""
+        found = [(test, run) for test, run in self._runs() if any(_RATE in name for name in _names(run))]
+        if not found:
+            known = ", ".join(sorted({name for _, run in self._runs() for name in _names(run)}))
             raise DeviceError(
-                f"{self.file.name} has no metric {_RATE!r}; it has: {known}. It is ExecuTorch's LLM benchmark that "
-                "measures it",
+                f"{self.file.name} has no metric {_RATE!r}; it has: {known or 'none'}. It is ExecuTorch's LLM "
+                "benchmark that measures it",
                 stage="read",
             )
-        values, _ = rates
-        peak = int(max(peaks[0]) * _BYTES[peaks[1]]) if peaks else None
-        decode = [(request.new_tokens - 1) / value for value in values]
-        return Reading(
-            peak_bytes=peak,
-            prompt_tokens=len(request.prompt),
-            new_tokens=request.new_tokens,
-            warmup=0,
-            prefill_seconds=[],
-            decode_seconds=decode,
-        )
+        if len(found) > 1:
+            raise DeviceError(
+                f"{self.file.name} holds {len(found)} runs that measured {_RATE} "
+                f"({', '.join(dict.fromkeys(test for test, _ in found))}), and a file counts for one program: keep one "
+                "(xcresulttool has --test-id)",
+                stage="read",
+            )
+        return found[0][1]
 
-    def _measurements(self, wanted: Any) -> tuple[list[float], str] | None:
-        for metric in self._metrics():
-            if wanted(str(metric.get("displayName", "")).lower()):
+    def _measurements(self, run: dict[str, Any], wanted: Callable[[str], bool]) -> tuple[list[float], str] | None:
+        for metric, name in zip(_of(run), _names(run), strict=True):
+            if wanted(name):
                 values = [float(value) for value in metric.get("measurements", [])]
                 unit = str(metric.get("unitOfMeasurement", ""))
                 if not values or min(values) <= 0:
@@ -73,19 +119,21 @@ class Ios(DeviceRunner):
                 return values, unit
         return None
 
-    def _metrics(self) -> list[dict[str, Any]]:
-        return [metric for run in self._runs() for metric in run.get("metrics", [])]
-
-    def _runs(self) -> list[dict[str, Any]]:
+    def _runs(self) -> list[tuple[str, dict[str, Any]]]:
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             tests = found if isinstance(found, list) else [found]
-            return [run for test in tests for run in test["testRuns"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return [(str(test.get("testIdentifier", "unnamed")), run) for test in tests for run in test["testRuns"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DeviceError(
                 f"{self.file.name} is not the JSON of `xcrun xcresulttool get test-results metrics` ({error!r})",
                 stage="read",
             ) from error
 
 
-_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+def _of(run: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(run.get("metrics", []))
+
+
+def _names(run: dict[str, Any]) -> list[str]:
+    return [str(metric.get("displayName", "")).lower() for metric in _of(run)]

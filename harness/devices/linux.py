@@ -15,9 +15,17 @@ from harness.artifacts import Store, file_digest
 from harness.devices import build
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request, read
 from harness.environment import Environment
+from harness.process import Process
 from harness.records import Device
 
 QEMU = "qemu-aarch64-static"
+# The route of the export whose programs use ExecuTorch's custom SDPA.
+PUBLISHED = "llama"
+# The aarch64 PyTorch of the package index is for CUDA alone, so an emulated ARM has none to load.
+_ELSEWHERE = (
+    "a program of the llama route needs the custom SDPA, whose library in ExecuTorch's wheel loads PyTorch: it runs "
+    "where both are installed (the device host, also of an ARM machine), or on a phone whose runner has it linked"
+)
 
 
 class Host(DeviceRunner):
@@ -39,12 +47,22 @@ class Host(DeviceRunner):
     def command(self) -> list[str]:
         return [str(build.runner(self.store, self.environment, self.machine).folder / build.RUNNER)]
 
+    def lacks(self, route: str) -> str:
+        if route == PUBLISHED and not build.operators(self.store, self.environment):
+            return f"ExecuTorch's wheel for {self.machine} has no library of the custom SDPA"
+        return ""
+
+    def operators(self) -> list[str]:
+        """Return the runner's arguments for the libraries that a program with the custom SDPA needs."""
+        found = build.operators(self.store, self.environment)
+        return ["--operators", ",".join(map(str, found))] if found else []
+
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         with tempfile.TemporaryDirectory() as folder:
             windows = Path(folder) / "windows.txt"
             windows.write_text(request.windows_text(), encoding="utf-8")
             written = str(logits) if logits else str(Path(folder) / "logits")
-            command = [*self.command(), *request.arguments(str(program), str(windows), written)]
+            command = [*self.command(), *request.arguments(str(program), str(windows), written), *self.operators()]
             return _run(command, f"{self.name} {program.name}", timeout)
 
 
@@ -68,6 +86,12 @@ class Qemu(Host):
     def device(self) -> Device:
         host = hardware.device("cpu")
         return Device(name=f"aarch64 under qemu-user on {host.name}", detail={**host.detail, "emulated": True})
+
+    def lacks(self, route: str) -> str:
+        return _ELSEWHERE if route == PUBLISHED else ""
+
+    def operators(self) -> list[str]:
+        return []
 
     def command(self) -> list[str]:
         return [QEMU, "-L", str(build.SYSROOT), *super().command()]
@@ -98,6 +122,9 @@ class Ssh(DeviceRunner):
             return build.missing(self.machine())
         except DeviceError as error:
             return str(error)
+
+    def lacks(self, route: str) -> str:
+        return _ELSEWHERE if route == PUBLISHED else ""
 
     def machine(self) -> str:
         if not self._machine:
@@ -151,11 +178,13 @@ class Ssh(DeviceRunner):
 
 
 def _run(command: list[str], what: str, timeout: float) -> Reading:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, errors="replace")
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(
-            f"{what}: did not finish within {timeout:g} s and was ended", stage="run", kind="timeout"
-        ) from error
-    status = 128 - done.returncode if done.returncode < 0 else done.returncode
-    return read(done.stdout, done.stderr, status, what)
+    """Run a command that ends with this process, however that ends, and return what it printed last."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = Process(command, environ=dict(os.environ), log=Path(folder) / "output")
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.end()
+        if status is None:
+            raise DeviceError(f"{what}: did not finish within {timeout:g} s and was ended", stage="run", kind="timeout")
+        return read(process.log_text(), "", status, what)

@@ -1,10 +1,13 @@
 // Runs an ExecuTorch language model program and reports what it cost, as one JSON object on standard output.
 //
 //   runner --program model.pte --prompt 1,2,3 [--new 16] [--warmup 1] [--rounds 3] [--windows FILE --logits FILE]
+//          [--operators LIBRARY,LIBRARY]
 //
-// The program takes token ids (1, n) and positions (n), both int64, and gives logits, float32, of every position
-// (1, n, vocabulary) or of the last one. --windows names a text file with a window of token ids a line; the logits of
-// every window go to the file of --logits as float32 (windows, tokens, vocabulary). Errors are JSON too, status 1.
+// The program takes token ids (1, n) and positions (n), or the first position (1), all int64, and gives logits, float32,
+// of every position (1, n, vocabulary) or of the last one. --windows names a text file with a window of token ids a
+// line; the logits of every window go to the file of --logits as float32 (windows, tokens, vocabulary). --operators
+// names libraries that are loaded, in this order, if the program has operators that are not here. Errors are JSON too,
+// status 1.
 
 #include <chrono>
 #include <cmath>
@@ -17,6 +20,8 @@
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include <dlfcn.h>
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
@@ -74,15 +79,39 @@ std::vector<int64_t> numbers(const std::string& text) {
   return found;
 }
 
+std::vector<std::string> paths(const std::string& text) {
+  std::vector<std::string> found;
+  std::stringstream in(text);
+  for (std::string path; std::getline(in, path, ',');) {
+    found.push_back(path);
+  }
+  return found;
+}
+
 class Model {
  public:
-  explicit Model(const std::string& program) : module_(program, Module::LoadMode::Mmap) {
+  Model(const std::string& program, const std::vector<std::string>& operators)
+      : module_(program, Module::LoadMode::Mmap) {
     check(module_.load(), "load");
     const auto names = module_.method_names();
     check(names.error(), "load");
     context = names->count("get_max_context_len") ? constant("get_max_context_len") : 0;
     vocabulary = names->count("get_vocab_size") ? constant("get_vocab_size") : 0;
-    check(module_.load_method("forward"), "load");
+    Error loaded = module_.load_method("forward");
+    if (loaded == Error::OperatorMissing && !operators.empty()) {
+      for (const auto& path : operators) {
+        if (!dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+          fail("operators", dlerror());
+        }
+      }
+      loaded = module_.load_method("forward");
+    }
+    check(loaded, "load");
+    const auto meta = module_.method_meta("forward");
+    check(meta.error(), "load");
+    const auto positions = meta->input_tensor_meta(1);
+    check(positions.error(), "load");
+    first_position_ = positions->sizes().size() == 1 && positions->sizes()[0] == 1;
   }
 
   // Run tokens from a position on; the returned tensor lives until the next call.
@@ -91,7 +120,7 @@ class Model {
     std::iota(positions.begin(), positions.end(), position);
     const auto count = static_cast<int>(tokens.size());
     auto ids = from_blob(tokens.data(), {1, count}, ScalarType::Long);
-    auto at = from_blob(positions.data(), {count}, ScalarType::Long);
+    auto at = from_blob(positions.data(), {first_position_ ? 1 : count}, ScalarType::Long);
     auto outputs = module_.forward({EValue(ids), EValue(at)});
     check(outputs.error(), stage);
     Tensor logits = outputs->at(0).toTensor();
@@ -112,6 +141,7 @@ class Model {
   }
 
   Module module_;
+  bool first_position_ = false;
 };
 
 int64_t most_likely(const Tensor& logits) {
@@ -155,7 +185,7 @@ void admit(const Model& model, const std::vector<int64_t>& tokens, int64_t more)
 } // namespace
 
 int main(int argc, char** argv) {
-  std::string program, prompt, windows, logits;
+  std::string program, prompt, windows, logits, operators;
   int64_t wanted = 16, warmup = 1, rounds = 3;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
@@ -163,6 +193,7 @@ int main(int argc, char** argv) {
     else if (flag == "--prompt") prompt = value;
     else if (flag == "--windows") windows = value;
     else if (flag == "--logits") logits = value;
+    else if (flag == "--operators") operators = value;
     else if (flag == "--new") wanted = std::atoll(value.c_str());
     else if (flag == "--warmup") warmup = std::atoll(value.c_str());
     else if (flag == "--rounds") rounds = std::atoll(value.c_str());
@@ -174,7 +205,7 @@ int main(int argc, char** argv) {
   }
   executorch::runtime::runtime_init();
   const double start = now();
-  Model model(program);
+  Model model(program, paths(operators));
   const double loaded = now();
   admit(model, tokens, wanted);
 
@@ -206,11 +237,18 @@ int main(int argc, char** argv) {
       std::vector<int64_t> window = numbers(line);
       if (window.empty()) continue;
       admit(model, window, 1);
-      const Tensor found = model.forward(window, 0, "windows");
-      if (found.numel() / found.size(found.dim() - 1) != static_cast<int64_t>(window.size())) {
-        fail("windows", "the program gives the logits of its last position only; export it with all of them");
+      std::vector<int64_t> part(window.begin(), window.begin() + 1);
+      const Tensor probe = model.forward(window, 0, "windows");
+      if (probe.numel() / probe.size(probe.dim() - 1) == static_cast<int64_t>(window.size())) {
+        out.write(reinterpret_cast<const char*>(probe.const_data_ptr<float>()), probe.nbytes());
+      } else {
+        // The program gives the logits of its last position only: one token at a time.
+        for (size_t position = 0; position < window.size(); ++position) {
+          part[0] = window[position];
+          const Tensor found = model.forward(part, static_cast<int64_t>(position), "windows");
+          out.write(reinterpret_cast<const char*>(found.const_data_ptr<float>()), found.nbytes());
+        }
       }
-      out.write(reinterpret_cast<const char*>(found.const_data_ptr<float>()), found.nbytes());
       ++scored;
     }
     if (!out.flush()) fail("windows", "the logits could not be written");

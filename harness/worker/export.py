@@ -81,7 +81,13 @@ class Export(Backend):
         clock.step(1)
         with uncollected():
             report = llama_export.export(
-                model, converted, Path(output) / PROGRAM, context, special, quantized=facts["quantized_layers"] > 0
+                model,
+                converted,
+                Path(output) / PROGRAM,
+                context,
+                special,
+                quantized=facts["quantized_layers"] > 0,
+                begun=lambda stage: clock.step(2 + stage),
             )
         converted.remove()
         return clock.facts({**facts, **report, "context": context, **_file_facts(Path(output) / PROGRAM)})

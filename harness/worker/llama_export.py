@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -68,12 +70,23 @@ def convert(checkpoint: str, folder: Path, trust_remote_code: bool) -> tuple[Con
     return Converted(folder), facts
 
 
+# The stages of ``export_llama`` after torch.export, by the methods of its builder that begin them.
+_STAGES = ("to_edge_transform_and_lower", "to_executorch", "save_to_pte")
+
+
 def export(
-    model: str, converted: Converted, program: Path, context: int, special: dict[str, Any], quantized: bool
+    model: str,
+    converted: Converted,
+    program: Path,
+    context: int,
+    special: dict[str, Any],
+    quantized: bool,
+    begun: Callable[[int], None],
 ) -> dict[str, Any]:
     """Run ``export_llama`` with the published options and return what was delegated.
 
-    The published options delegate quantized layers alone; a model without any gets ``--xnnpack-extended-ops`` besides.
+    ``begun`` is told when its stages begin: 0 lowering, 1 making the program, 2 writing it. The published options
+    delegate quantized layers alone; a model without any gets ``--xnnpack-extended-ops`` besides.
     """
     from executorch.examples.models.llama import export_llama_lib
     from executorch.extension.llm.export.config.llm_config import LlmConfig
@@ -85,13 +98,32 @@ def export(
         *("--output-dir", ".", "--output_name", program.name),
         *(() if quantized else ("--xnnpack-extended-ops",)),
     ]
-    with _inside(converted.folder):
+    with _inside(converted.folder), _watched(begun):
         arguments = export_llama_lib.build_args_parser().parse_args(options)
         builder = export_llama_lib._export_llama(LlmConfig.from_args(arguments))
         saved = Path(builder.get_saved_pte_filename())
         if saved.resolve() != program.resolve():
             saved.rename(program.name)
     return delegation.report(builder.edge_manager.exported_program())
+
+
+@contextlib.contextmanager
+def _watched(begun: Callable[[int], None]) -> Iterator[None]:
+    """Tell when a builder's methods of :data:`_STAGES` are called; one command runs them all."""
+    from executorch.extension.llm.export.builder import LLMEdgeManager
+
+    def telling(number: int, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def told(*arguments: Any, **named: Any) -> Any:
+            begun(number)
+            return method(*arguments, **named)
+
+        return told
+
+    with contextlib.ExitStack() as stack:
+        for number, name in enumerate(_STAGES):
+            stack.enter_context(patch.object(LLMEdgeManager, name, telling(number, getattr(LLMEdgeManager, name))))
+        yield
 
 
 @contextlib.contextmanager

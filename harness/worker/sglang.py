@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
 from harness.worker.backend import Backend
-from harness.worker.sglang_model import is_quantized, run_scheduler
+from harness.worker.sglang_model import admit, is_quantized, run_scheduler
 
 
 class Engine(Backend):
@@ -30,6 +30,7 @@ class Engine(Backend):
 
     def open(self, checkpoint: str, recipe: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
         """Start the engine; ``recipe`` (config and arguments) is applied to a plain checkpoint as it is loaded."""
+        admit(Path(checkpoint), recipe)
         from sglang.srt.entrypoints.engine import Engine as SGLang
 
         _end_plainly()
@@ -145,6 +146,7 @@ def serve(argv: list[str]) -> None:
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--port", type=int, required=True)
     own, others = parser.parse_known_args(argv)
+    admit(Path(own.model_path), own.recipe)
     # No gRPC server is asked for, but its port is checked; by default it is 10,000 above, which may be above them all.
     os.environ.setdefault("SGLANG_GRPC_PORT", str(own.port - 1))
     from sglang.srt.entrypoints.http_server import launch_server

@@ -60,17 +60,26 @@ def is_quantized(folder: Path) -> bool:
     return method == "torchao"
 
 
+def admit(folder: Path, recipe: dict[str, Any] | None) -> None:
+    """Raise ValueError for a recipe on a quantized checkpoint: it would change nothing but what the records say."""
+    if recipe is not None and is_quantized(folder):
+        raise ValueError(
+            f"{folder} is quantized already, so {recipe['config']} cannot be applied to it: serve the plain checkpoint "
+            "with the recipe, or this one without a recipe (as the baseline)"
+        )
+
+
 def _quantizing(recipe: dict[str, Any] | None) -> Callable[..., torch.nn.Module]:
     def load_model(original: Any, self: Any, **arguments: Any) -> torch.nn.Module:
         model: torch.nn.Module = original(self, **arguments)
         folder = Path(arguments["model_config"].model_path)
         device = str(arguments["device_config"].device)
+        admit(folder, recipe)
         if is_quantized(folder):
             put_quantized(model, folder, device)
-        elif recipe is not None:
-            quantize(model, **recipe)
-        else:
+        if recipe is None:
             return model
+        quantize(model, **recipe)
         plain = [name for name, tensor in layers(model).items() if tensor == "Tensor"]
         if plain:
             shown = ", ".join(plain[:6]) + (f" and {len(plain) - 6} more" if len(plain) > 6 else "")
@@ -120,7 +129,11 @@ def quantize(model: torch.nn.Module, config: str, arguments: dict[str, Any]) -> 
 
 
 def put_quantized(model: torch.nn.Module, folder: Path, device: str) -> None:
-    """Give every linear module its torchao tensor of a checkpoint; what a module merges is joined row by row."""
+    """Give every linear module its torchao tensor of a checkpoint; what a module merges is joined row by row.
+
+    A layer that is plain in the checkpoint stays so. Raises ValueError naming quantized layers for which there is no
+    place, such as an embedding or an output head: SGLang would go on with whatever was in their memory.
+    """
     from safetensors import safe_open
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
@@ -135,18 +148,29 @@ def put_quantized(model: torch.nn.Module, folder: Path, device: str) -> None:
             data |= {name: opened.get_tensor(name) for name in set(opened.keys()).difference(whole)}
     metadata["tensor_names"] = json.dumps(names)
     found, _ = unflatten_tensor_state_dict(data, metadata)
+    if not found:
+        raise ValueError(f"{folder} says that it is quantized with torchao, and holds no torchao tensor")
+    placed: set[str] = set()
     for name, module in linear_modules(model).items():
         prefix, _, last = name.rpartition(".")
         parts = [f"{prefix}.{part}.weight" for part in _PARTS.get(last, ())]
         if f"{name}.weight" in found:
             weight = found[f"{name}.weight"]
+            placed.add(f"{name}.weight")
         elif parts and all(part in found for part in parts):
             weight = join([found[part] for part in parts], name)
+            placed.update(parts)
         else:
             continue
         if weight.shape != module.weight.shape:
             raise ValueError(f"{name}: the checkpoint's {tuple(weight.shape)}, SGLang's {tuple(module.weight.shape)}")
         module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if left := sorted(name.removesuffix(".weight") for name in found.keys() - placed):
+        shown = ", ".join(left[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
+        raise ValueError(
+            f"SGLang has no place for {len(left)} quantized layers of {folder.name}: {shown}. It takes them in "
+            "linear layers alone, and a part of a merged one (query, key, value; gate, up) only if all of it is so"
+        )
 
 
 def join(parts: list[torch.Tensor], name: str) -> torch.Tensor:

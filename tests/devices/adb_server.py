@@ -25,7 +25,7 @@ PHONE = {
     "getprop ro.build.version.release": "16",
     "dumpsys battery": "Current Battery Service state:\n  level: 77\n  temperature: 312\n",
     "dumpsys thermalservice": "IsStatusOverride: false\nThermal Status: 0\n",
-    "dumpsys trust": "Trust manager state:\n User 0: deviceLocked=0\n",
+    "dumpsys trust": 'Trust manager state:\n User "Owner" (id=0, flags=0x4c13) (current): trusted=0, deviceLocked=0\n',
 }
 
 

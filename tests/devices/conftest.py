@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,22 @@ from harness.devices import Host, Qemu
 from harness.environment import Environment
 from tests.devices.adb_server import AdbServer
 
+_CUSTOM = """
+import sys, torch
+import executorch.extension.llm.custom_ops.custom_ops
+from executorch.exir import EdgeCompileConfig, to_edge
+
+class Custom(torch.nn.Module):
+    def forward(self, ids, position):
+        value = ids.float().reshape(1, -1, 1, 1).expand(1, -1, 2, 4).contiguous()
+        last = torch.ops.llama.custom_sdpa(value, value, value, 0)[:, -1].reshape(1, 8)
+        return last + 1e4 * (torch.arange(8) == position % 8)
+
+length = torch.export.Dim("n", max=64)
+example = (torch.zeros((1, 3), dtype=torch.long), torch.zeros(1, dtype=torch.long))
+exported = torch.export.export(Custom(), example, dynamic_shapes=({1: length}, None))
+to_edge(exported, compile_config=EdgeCompileConfig(_check_ir_validity=False)).to_executorch().save(sys.argv[1])
+"""
 CONTEXT = 96
 TIMEOUT = 600
 WORKERS = Path(__file__).resolve().parents[2] / "harness" / "worker"
@@ -50,6 +69,20 @@ def pte(program: Artifact) -> Path:
 
 
 @pytest.fixture(scope="session")
+def custom(kept_store: Store) -> Path:
+    """A program of the shape of the llama route's: custom SDPA, the first position alone, the last logits alone.
+
+    Of its 8 tokens the most likely one is its first position modulo 8.
+    """
+
+    def build(folder: Path) -> None:
+        subprocess.run([sys.executable, "-c", _CUSTOM, str(folder / "custom.pte")], check=True, capture_output=True)
+
+    key = {"code": _CUSTOM, "packages": Environment().decisive()}
+    return kept_store.get("test-custom", key, build, label="the tests' custom SDPA").folder / "custom.pte"
+
+
+@pytest.fixture(scope="session")
 def executorch(start_worker: Any, pte: Path, quantized: Artifact) -> Any:
     """``executorch(command, **arguments)`` asks a worker that has the program and its checkpoint."""
     worker = start_worker("executorch", program=str(pte), checkpoint=str(quantized.folder), trust_remote_code=False)
@@ -84,9 +117,13 @@ def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdbServer
 
 @pytest.fixture
 def phone_runner(tmp_path: Path, host: Host) -> Path:
-    """What the phone executes: a script around this machine's runner, since the phone is a folder of this machine."""
+    """What the phone executes: a script around this machine's runner, since the phone is a folder of this machine.
+
+    It is given the custom SDPA, as a runner that has it linked.
+    """
     file = tmp_path / "phone-runner"
-    file.write_text(f'#!/bin/sh\nexec {host.command()[0]} "$@"\n', encoding="utf-8")
+    words = shlex.join(host.operators())
+    file.write_text(f'#!/bin/sh\nexec {host.command()[0]} "$@" {words}\n', encoding="utf-8")
     file.chmod(0o755)
     return file
 

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 
 from harness.devices import Adb, DeviceError, Host, Request
-from harness.devices.adb import FOLDER
+from harness.devices.adb import FOLDER, observed
 from tests.devices.adb_server import AdbServer
 
 pytest.importorskip("executorch")
 pytestmark = pytest.mark.skipif(not shutil.which("adb"), reason="no adb; on Debian: apt-get install adb")
 
+# As TrustManagerService of Android 14 and later dumps it.
+TRUST = """Trust manager state:
+ User "Owner" (id=0, flags=0x4c13) (current): trustState=UNTRUSTED, trustManaged=0, deviceLocked={owner}
+   Enabled agents:
+ User "Work" (id=10, flags=0x1030): trustState=UNTRUSTED, trustManaged=0, deviceLocked={profile}
+"""
 REQUEST = Request([10, 11, 12, 13], 3, 1, 2, [[10, 11, 12], [14, 15, 16]])
 
 
@@ -39,6 +45,13 @@ def test_run(adb: Adb, phone: AdbServer, host: Host, pte: Path, tmp_path: Path) 
     assert len(programs) == 1
 
 
+def test_a_program_of_the_published_route(adb: Adb, host: Host, custom: Path) -> None:
+    """A phone takes it whose runner has the custom SDPA."""
+    request = Request([7, 7, 7], 3, 0, 1)
+    assert adb.lacks("llama") == ""
+    assert adb.run(custom, request, None, 60).tokens == host.run(custom, request, None, 60).tokens == [0, 3, 4]
+
+
 def test_state(adb: Adb, phone: AdbServer) -> None:
     assert adb.state() == {"thermal_status": 0, "battery_percent": 77, "battery_c": 31.2, "locked": False}
     assert adb.throttled(adb.state(), adb.state()) == ""
@@ -56,10 +69,15 @@ def test_two_phones(phone: AdbServer, phone_runner: Path, pte: Path) -> None:
 
 
 def test_locked(adb: Adb, phone: AdbServer, pte: Path) -> None:
-    phone.answers["dumpsys trust"] = "User 0: deviceLocked=1\n"
+    phone.answers["dumpsys trust"] = TRUST.format(owner=1, profile=0)
     with pytest.raises(DeviceError, match=r"adb:emulated-1 is locked: .* unlock it"):
         adb.run(pte, REQUEST, None, 60)
     assert phone.pushed == []
+
+
+def test_a_locked_work_profile_locks_no_phone(adb: Adb, phone: AdbServer) -> None:
+    phone.answers["dumpsys trust"] = TRUST.format(owner=0, profile=1)
+    assert adb.state()["locked"] is False
 
 
 def test_out_of_storage(adb: Adb, phone: AdbServer, pte: Path) -> None:
@@ -93,11 +111,10 @@ def test_no_adb(monkeypatch: pytest.MonkeyPatch, phone_runner: Path) -> None:
     assert Adb("any", phone_runner).missing() == "no adb; on Debian: apt-get install adb"
 
 
-def test_llama_main(phone: AdbServer, pte: Path, tmp_path: Path) -> None:
-    """ExecuTorch's own runner is told a text; its PyTorchObserver line is read, milliseconds as they are."""
-    line = {
+ROUNDS = [
+    {
         "prompt_tokens": 20,
-        "generated_tokens": 9,
+        "generated_tokens": generated,
         "model_load_start_ms": 1000,
         "model_load_end_ms": 1400,
         "inference_start_ms": 1400,
@@ -105,14 +122,37 @@ def test_llama_main(phone: AdbServer, pte: Path, tmp_path: Path) -> None:
         "inference_end_ms": 2000,
         "SCALING_FACTOR_UNITS_PER_SECOND": 1000,
     }
+    for generated in (9, 9, 4)
+]
+
+
+@pytest.fixture
+def llama_main(phone: AdbServer, tmp_path: Path) -> Adb:
+    """A phone whose llama_main prints one of the rounds after the other, and notes what it was asked."""
+    lines = tmp_path / "lines"
+    lines.write_text("".join(f"PyTorchObserver {json.dumps(line)}\n" for line in ROUNDS), encoding="utf-8")
     runner = tmp_path / "llama_main"
-    runner.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/asked\necho 'PyTorchObserver {json.dumps(line)}'\n")
+    asked = tmp_path / "asked"
+    runner.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nsed -n "$(wc -l < {asked})p" {lines}\n', encoding="utf-8")
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}", encoding="utf-8")
     adb = Adb(phone.serials[0], runner)
     adb.tokenizer, adb.prompt_text = tokenizer, "What's a model?"
-    reading = adb.run(pte, Request([1], 10, 1, 2), None, 60)
-    assert (reading.load_seconds, reading.prefill_rates, reading.decode_rates) == (0.4, [200.0] * 3, [18.0] * 3)
+    return adb
+
+
+def test_llama_main(llama_main: Adb, pte: Path, tmp_path: Path) -> None:
+    """ExecuTorch's own runner is told a text; each round has its own counts: an answer may end early."""
+    reading = llama_main.run(pte, Request([1], 10, 1, 2), None, 60)
+    assert (reading.load_seconds, reading.prefill_rates) == (0.4, [200.0] * 3)
+    assert (reading.prompt_counts, reading.new_counts) == ([20] * 3, [10, 10, 5])
+    assert reading.decode_rates == [18.0, 18.0, 8.0]
+    assert reading.whole_rates == pytest.approx([10 / 0.6, 10 / 0.6, 5 / 0.6])
     asked = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
     assert len(asked) == 3
     assert "--prompt=What's a model? --temperature=0 --max_new_tokens=10" in asked[0]
+
+
+def test_an_answer_that_ends_at_once() -> None:
+    with pytest.raises(DeviceError, match="the answer of round 2 ended with its first token"):
+        observed([ROUNDS[0], ROUNDS[1] | {"generated_tokens": 0}], 0)

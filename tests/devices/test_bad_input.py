@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,28 +12,26 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact
+from harness.artifacts import Artifact, Store
 from harness.devices import DeviceError, Host, Request
 from harness.errors import WorkerError
+from harness.warden import descendants
 from tests.devices.conftest import CONTEXT
+from tests.test_warden import gone, until
 
 pytest.importorskip("executorch")
 
 REQUEST = Request([1, 2, 3], 2, 0, 1)
-# A program whose only operator is one that a library of its own brings.
-_CUSTOM = """
-import sys, torch
-import executorch.extension.llm.custom_ops.custom_ops
-from executorch.exir import EdgeCompileConfig, to_edge
+# Runs more rounds than any test waits for.
+_FOREVER = """
+import sys
+from pathlib import Path
+from harness import devices
+from harness.artifacts import Store
+from harness.environment import Environment
 
-class Custom(torch.nn.Module):
-    def forward(self, ids, positions):
-        value = ids.float().reshape(1, -1, 1, 1).expand(1, 3, 2, 4).contiguous()
-        return torch.ops.llama.custom_sdpa(value, value, value, 0)
-
-example = (torch.zeros((1, 3), dtype=torch.long), torch.arange(3))
-program = to_edge(torch.export.export(Custom(), example), compile_config=EdgeCompileConfig(_check_ir_validity=False))
-program.to_executorch().save(sys.argv[1])
+device = getattr(devices, sys.argv[1])(Store(Path(sys.argv[2])), Environment())
+device.run(Path(sys.argv[3]), devices.Request([1, 2, 3], 8, 0, 10**9), None, 600)
 """
 
 
@@ -86,17 +85,52 @@ def test_a_token_that_the_program_has_not(host: Host, pte: Path) -> None:
         host.run(pte, Request([99999], 2, 0, 1), None, 60)
 
 
-def test_a_missing_operator_library(host: Host, tmp_path: Path) -> None:
-    target = tmp_path / "custom.pte"
-    subprocess.run([sys.executable, "-c", _CUSTOM, str(target)], check=True, capture_output=True)
+def test_a_missing_operator_library(host: Host, custom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Host, "operators", lambda _: [])
     with pytest.raises(DeviceError, match=r"an operator of the program is not in the runner .*transformers route"):
-        host.run(target, REQUEST, None, 60)
+        host.run(custom, REQUEST, None, 60)
 
 
 def test_a_runner_that_is_killed(host: Host, pte: Path) -> None:
     with pytest.raises(DeviceError, match=r"did not finish within 0\.01 s") as failed:
         host.run(pte, REQUEST, None, 0.01)
     assert failed.value.kind == "timeout"
+
+
+@pytest.mark.parametrize("name", ["host", "qemu"])
+def test_nothing_goes_on_when_the_session_is_killed(
+    name: str, request: pytest.FixtureRequest, kept_store: Store, pte: Path
+) -> None:
+    """The runner, here or emulated, ends with the process that asked for it, which has no time to end it."""
+    device = request.getfixturevalue(name)
+    asking = subprocess.Popen([sys.executable, "-c", _FOREVER, type(device).__name__, str(kept_store.root), str(pte)])
+    try:
+        assert until(lambda: runners(asking.pid), 60)
+        (runner,) = runners(asking.pid)
+        # By then it has loaded the program and writes nothing, so that no broken pipe ends it.
+        assert until(lambda: cpu_seconds(runner) > 2, 60)
+        asking.kill()
+        asking.wait()
+        assert until(lambda: gone(runner))
+    finally:
+        asking.kill()
+
+
+def runners(pid: int) -> list[int]:
+    """Return those of a process's descendants that run a program."""
+    return [one for one in descendants(pid) if b"--program" in command(one) and b"warden" not in command(one)]
+
+
+def cpu_seconds(pid: int) -> float:
+    user = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11]
+    return int(user) / os.sysconf("SC_CLK_TCK")
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_tokenizer_of_another_model(

@@ -6,13 +6,16 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact
-from harness.devices import Host, Qemu, Request
+from harness.artifacts import Artifact, Store, file_digest
+from harness.devices import Adb, Host, Qemu, Request
+from harness.environment import Environment
+from harness.mobile import metrics_on
 from tests.devices.conftest import CONTEXT
 
 pytest.importorskip("executorch")
@@ -47,6 +50,68 @@ for _ in range(int(wanted)):
 decoded = model.tokenizer.decode(generated, skip_special_tokens=True)
 print(json.dumps({"text": text, "tokens": tokens, "generated": generated, "worst": worst, "decoded": decoded}))
 """
+
+# The published route over one layer of random weights, and what Transformers predicts greedily with the same weights.
+_PUBLISHED = """
+import json, sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from harness.worker.export import Export
+
+folder, output = sys.argv[1:]
+sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, max_position_embeddings=64)
+heads = dict(num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True)
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.3)).eval()
+model.save_pretrained(folder)
+prompt = torch.tensor([[10, 11, 12, 13]])
+greedy = model.generate(prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)[0, 4:].tolist()
+progress = []
+export = Export(progress.append)
+facts = export.llama_route(folder, output, 64, "smollm2", False)
+with open(output + "/said.json", "w") as file:
+    json.dump({"progress": progress, "facts": facts, "greedy": greedy}, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def published(kept_store: Store, repository: Path) -> Path:
+    """A folder with a program of the published route, and ``said.json``: progress, facts, greedy tokens."""
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as checkpoint:
+            command = [sys.executable, "-c", _PUBLISHED, checkpoint, str(folder)]
+            done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    code = [file_digest(repository / "harness" / "worker" / name) for name in ("export.py", "llama_export.py")]
+    key = {"script": _PUBLISHED, "code": code, "packages": Environment().decisive()}
+    return kept_store.get("test-published", key, build, label="the tests' published program").folder
+
+
+def test_the_published_route(host: Host, published: Path) -> None:
+    """Its stages are told as they begin, each with its own CPU time, and here it predicts what Transformers does."""
+    said = json.loads((published / "said.json").read_text(encoding="utf-8"))
+    steps = ["load the checkpoint", "torch.export", "lower to XNNPACK", "to ExecuTorch", "write"]
+    assert [line["done"] for line in said["progress"]] == [f"{step}: {index}" for index, step in enumerate(steps)]
+    spent = said["facts"]["export_steps"]
+    assert list(spent) == steps
+    assert max(spent.values()) < said["facts"]["export_cpu_seconds"] == pytest.approx(sum(spent.values()))
+    assert spent["lower to XNNPACK"] > 0.1
+    reading = host.run(published / "model.pte", Request([10, 11, 12, 13], 5, 0, 1), None, 60)
+    assert reading.tokens == said["greedy"]
+    assert reading.context == 64
+
+
+def test_what_is_measured_where(kept_store: Store) -> None:
+    """An emulator gives no time, a process that loads PyTorch no memory, llama_main no memory either."""
+    here, emulated = Host(kept_store, Environment()), Qemu(kept_store, Environment())
+    rates = {"prefill_throughput", "decode_throughput", "generate_throughput"}
+    assert metrics_on(emulated, "transformers") == ["peak_memory"]
+    assert {*metrics_on(here, "transformers")} == {"peak_memory", "load_time", *rates}
+    assert {*metrics_on(here, "llama")} == rates
+    assert {*metrics_on(Adb("any", Path("llama_main")), "llama")} == {"load_time", *rates}
+    assert {*metrics_on(Adb("any", Path("runner")), "llama")} == {"peak_memory", "load_time", *rates}
 
 
 def test_report_of_the_export(program: Artifact, pte: Path) -> None:
@@ -140,3 +205,18 @@ def test_generation_and_a_reused_cache(program: Artifact, quantized: Artifact, p
     assert found["generated"] == reading.tokens
     assert found["text"] == found["decoded"]
     assert found["worst"] < 0.01
+
+
+def test_a_program_as_the_published_route_makes_it(host: Host, qemu: Qemu, custom: Path, tmp_path: Path) -> None:
+    """The runner loads the custom SDPA for a program that has it, counts positions up, and scores token by token."""
+    assert host.lacks("llama") == ""
+    logits = tmp_path / "logits"
+    reading = host.run(custom, Request([7, 7, 7, 7], 3, 1, 2, [[5, 5, 5], [6, 6, 6]]), logits, 60)
+    assert reading.tokens == [0, 4, 5]
+    assert reading.windows == 2
+    found = memoryview(logits.read_bytes()).cast("f").tolist()
+    rows = [found[start : start + 8] for start in range(0, len(found), 8)]
+    assert [row.index(max(row)) for row in rows] == [0, 1, 2] * 2
+    assert [row[7] for row in rows] == [5.0] * 3 + [6.0] * 3
+    assert "whose library in ExecuTorch's wheel loads PyTorch" in qemu.lacks("llama")
+    assert host.lacks("transformers") == qemu.lacks("transformers") == ""

@@ -96,17 +96,17 @@ def benchmark(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_ios(tmp_path: Path) -> None:
-    """Rates become decode rates, the highest peak the memory, whatever unit XCTest gave it in."""
+    """Rates are as they are, the highest peak is the memory, whatever unit XCTest gave it in; nothing can be run."""
     file = tmp_path / "metrics.json"
     file.write_text(json.dumps(benchmark()), encoding="utf-8")
     device = Ios(file)
     assert device.missing() == ""
     assert device.device().name == "iPhone 15 Pro"
     assert device.device().detail == {"system": "iOS 18.1"}
-    reading = device.run(Path("any.pte"), Request([1] * 64, 33, 1, 3), None, 1)
-    assert reading.decode_rates == pytest.approx([16.0, 17.0, 18.0])
-    assert reading.peak_bytes == 3_200_000_000
-    assert reading.prefill_rates == []
+    assert device.told().rates == [16.0, 17.0, 18.0]
+    assert device.told().peak_bytes == 3_200_000_000
+    with pytest.raises(DeviceError, match="nothing can be run there"):
+        device.run(Path("any.pte"), REQUEST, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,14 @@ def test_ios(tmp_path: Path) -> None:
         ("not JSON", "is not the JSON of `xcrun xcresulttool"),
         ('{"tests": 1}', "is not the JSON of `xcrun xcresulttool"),
         (json.dumps(benchmark(metrics=[])), "has no metric 'tokens per second'; it has: none"),
+        (json.dumps(benchmark() * 2), "holds 2 runs that measured tokens per second .*counts for one program"),
     ],
 )
 def test_ios_other_files(tmp_path: Path, text: str, words: str) -> None:
     file = tmp_path / "metrics.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(DeviceError, match=words):
-        Ios(file).run(Path("any.pte"), Request([1], 2, 0, 1), None, 1)
+        Ios(file).told()
 
 
 def test_unknown_device(kept_store: Store) -> None:

@@ -1,14 +1,16 @@
 """Builds the linear layers of a Llama as SGLang holds them (merged), both ways that sglang_model.py quantizes them.
 
-Run in a worker's environment: ``python merged_model.py PLAIN`` with a list of (quantized checkpoint, recipe) as JSON on
-its standard input. Prints for each pair what went wrong, or for each layer the tensor class, whether the recipe applied
-to the merged plain weights gave the same bytes as the checkpoint's parts joined, and the same output.
+Run in a worker's environment: ``python merged_model.py PLAIN`` with JSON on its standard input. ``compare`` is a list
+of (quantized checkpoint, recipe): for each pair it prints what went wrong, or for each layer the tensor class, whether
+the recipe applied to the merged plain weights gave the same bytes as the checkpoint's parts joined, and the same
+output. ``load`` is a list of (checkpoint, recipe or null) that go through the hook around SGLang's loading: for each it
+prints what went wrong, or for each layer the tensor class.
 """
 
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,6 +62,15 @@ def compare(plain: dict[str, torch.Tensor], quantized: str, recipe: dict[str, An
     return {"layers": found, "head": tensors.tensor_class(at_load.lm_head.weight)}
 
 
+def load(plain: dict[str, torch.Tensor], folder: str, recipe: dict[str, Any] | None) -> dict[str, Any]:
+    arguments = {"model_config": SimpleNamespace(model_path=folder), "device_config": SimpleNamespace(device="cpu")}
+    try:
+        model = sglang_model._quantizing(recipe)(lambda *_, **__: merged(plain, 2), None, **arguments)
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"layers": sglang_model.layers(model)}
+
+
 if __name__ == "__main__":
     linear = ModuleType("sglang.srt.layers.linear")
     linear.LinearBase = LinearBase
@@ -68,4 +79,5 @@ if __name__ == "__main__":
     from harness.worker import sglang_model, tensors
 
     weights = load_file(str(Path(sys.argv[1]) / "model.safetensors"))
-    print(json.dumps([compare(weights, *pair) for pair in json.load(sys.stdin)]))
+    asked = json.load(sys.stdin)
+    print(json.dumps({how.__name__: [how(weights, *pair) for pair in asked[how.__name__]] for how in (compare, load)}))

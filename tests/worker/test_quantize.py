@@ -8,11 +8,13 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.artifacts import file_digest
 from harness.errors import WorkerError
+from harness.worker.versions import CHECKPOINT_FACTS
 
 LINEAR_LAYERS = 14
 
@@ -172,3 +174,7 @@ def test_a_tokenizer_larger_than_the_shape_is_refused(quantizing, tiny_model, tm
     (tmp_path / "small.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(WorkerError, match=r"has 10240 tokens, the model 100"):
         quantizing.ask("plain_from_shape", shape=str(tmp_path / "small.json"), seed=0, tokenizer=str(tiny_model.folder))
+
+
+def test_everything_is_said_that_a_cached_checkpoint_must_say(quantizing: Any) -> None:
+    assert set(quantizing.by("int8wo").facts) == set(CHECKPOINT_FACTS)

@@ -13,12 +13,32 @@ import pytest
 from harness.matrix import Matrix
 
 MERGED_LAYERS = 2 * 4
+SPARED = ("model.layers.0.self_attn.o_proj", "model.layers.1.mlp.down_proj")
 SCRIPT = Path(__file__).with_name("merged_model.py")
 TENSORS = {"int8dq": "Int8Tensor", "8da4w": "IntxUnpackedToInt8Tensor", "float8wo": "Float8Tensor"}
 
 
 @pytest.fixture(scope="module")
-def found(tiny_model: Any, quantizing: Any, suites_matrix: Matrix, repository: Path) -> dict[str, dict[str, Any]]:
+def merged(tiny_model: Any, repository: Path) -> Any:
+    """``merged(compare=[...], load=[...])`` asks the script."""
+
+    def ask(**asked: list[Any]) -> Any:
+        result = subprocess.run(
+            [sys.executable, str(SCRIPT), str(tiny_model.folder)],
+            input=json.dumps({"compare": [], "load": []} | asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": str(repository)},
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return json.loads(result.stdout)
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def found(merged: Any, quantizing: Any, suites_matrix: Matrix) -> dict[str, dict[str, Any]]:
     """What the script says of each recipe."""
     names = [*TENSORS, "8da4w-int8emb"]
     asked = []
@@ -26,16 +46,28 @@ def found(tiny_model: Any, quantizing: Any, suites_matrix: Matrix, repository: P
         recipe = suites_matrix.recipe(name)
         checkpoint = quantizing.by(name if name in TENSORS else "int8dq").folder
         asked.append((str(checkpoint), {"config": recipe.config, "arguments": recipe.arguments}))
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tiny_model.folder)],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": str(repository)},
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return dict(zip(names, json.loads(result.stdout), strict=True))
+    return dict(zip(names, merged(compare=asked)["compare"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def loaded(merged: Any, quantizing: Any, suites_matrix: Matrix, tiny_model: Any) -> dict[str, dict[str, Any]]:
+    """What comes of checkpoints and recipes through the hook around SGLang's loading."""
+    config = suites_matrix.recipe("int8wo").identity.config
+    spared = {"modules_to_not_convert": [*SPARED, "lm_head"]}
+    some = quantizing.ask(**config | {"quantizes": [], "transformers_options": spared})
+    part = {"modules_to_not_convert": ["model.layers.0.self_attn.k_proj", "lm_head"]}
+    torn = quantizing.ask(**config | {"quantizes": [], "transformers_options": part})
+    recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}}
+    asked = {
+        "embedding": (quantizing.by("8da4w-int8emb").folder, None),
+        "some plain": (some.folder, None),
+        "one of three plain": (torn.folder, None),
+        "twice": (quantizing.by("int8wo").folder, recipe),
+        "recipe": (tiny_model.folder, recipe),
+        "plain": (tiny_model.folder, None),
+    }
+    answers = merged(load=[(str(folder), given) for folder, given in asked.values()])["load"]
+    return dict(zip(asked, answers, strict=True))
 
 
 @pytest.mark.parametrize("name", list(TENSORS))
@@ -48,3 +80,38 @@ def test_a_recipe_at_load_and_the_saved_checkpoint_are_the_same_tensors(found: A
 
 def test_a_config_that_names_modules_is_refused(found: Any) -> None:
     assert found["8da4w-int8emb"] == {"error": "FqnToConfig names modules, and SGLang's merged ones have other names"}
+
+
+def test_a_quantized_embedding_or_head_is_refused_by_name(loaded: Any) -> None:
+    """SGLang's own loading has left them out: served, they would hold whatever was in their memory."""
+    assert "no place for 2 quantized layers" in loaded["embedding"]["error"]
+    assert "lm_head, model.embed_tokens." in loaded["embedding"]["error"]
+
+
+def test_layers_that_a_checkpoint_leaves_plain_stay_plain(loaded: Any) -> None:
+    layers = loaded["some plain"]["layers"]
+    assert len(layers) == MERGED_LAYERS
+    assert {name for name, tensor in layers.items() if tensor == "Tensor"} == set(SPARED)
+
+
+def test_a_merged_layer_that_is_quantized_in_part_is_refused(loaded: Any) -> None:
+    error = loaded["one of three plain"]["error"]
+    assert "no place for 2 quantized layers" in error
+    assert "model.layers.0.self_attn.q_proj, model.layers.0.self_attn.v_proj." in error
+
+
+def test_a_recipe_on_a_quantized_checkpoint_is_refused(loaded: Any, quantizing: Any) -> None:
+    """Before anything is loaded, too."""
+    words = "is quantized already, so Int8WeightOnlyConfig cannot be applied to it"
+    assert words in loaded["twice"]["error"]
+    recipe = json.dumps({"config": "Int8WeightOnlyConfig", "arguments": {}})
+    command = [sys.executable, "-m", "harness.worker.sglang", "--recipe", recipe, "--port", "30000"]
+    command += ["--model-path", str(quantizing.by("int8wo").folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_a_plain_checkpoint_with_and_without_a_recipe(loaded: Any) -> None:
+    assert set(loaded["recipe"]["layers"].values()) == {"Int8Tensor"}
+    assert set(loaded["plain"]["layers"].values()) == {"Tensor"}

@@ -1,0 +1,31 @@
+"""Versions of what workers make, and the facts that go with it; read by the planner too, so it imports nothing.
+
+A version is part of an artifact's key from 2 on: raise it with a change of code that makes other weights or programs of
+the same input, and what older code made is not taken for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+LOWERING: Mapping[str, int] = {"transformers": 1, "llama": 1}
+"""By route of the export: harness/worker/export.py, llama_export.py and llama_parameters.py."""
+
+CHECKPOINT = 1
+"""Plain and quantized checkpoints: harness/worker/quantize.py."""
+
+CHECKPOINT_FACTS = (
+    "checkpoint_bytes",
+    "weight_bytes",
+    "parameters",
+    "layers",
+    "linear",
+    "quantization_config",
+    "architecture",
+)
+"""What is said of every checkpoint; one of which an older version said less is made again."""
+
+
+def in_key(name: str, version: int) -> dict[str, int]:
+    """Return what a version adds to an artifact's key: nothing for the first, which keys of before had not."""
+    return {} if version == 1 else {name: version}
