@@ -80,6 +80,7 @@ class Bench:
             data=self.data,
             limit=self.limit,
             progress=self.progress,
+            apart=self.pair.apart(side),
         )
         made.share_plain(self.base)
         if side in self._roots:

@@ -23,7 +23,7 @@ from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
 from harness.servers import SERVERS, ServerBackend
 
-# Packages whose version is part of every artifact's key.
+# Packages whose version is part of every artifact's key; a gate adds what else tells its sides apart.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _EXPORTERS = ("executorch",)
 _WORKER_KINDS = ("transformers", "engine", "server")
@@ -67,6 +67,7 @@ class Flow:
         data: Path | None = None,
         limit: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        apart: Mapping[str, str | None] | None = None,
     ) -> None:
         self.store = store
         self.run = run
@@ -76,6 +77,8 @@ class Flow:
         self.data = data
         self.limit = limit
         self.progress = progress
+        # What tells the environment of one side of a gate from the other's beyond the makers' versions.
+        self._apart = {name: it for name, it in (apart or {}).items() if name.replace("-", "_") not in _MAKERS}
         self.waiting: Callable[[], None] = lambda: None
         self.plan: list[tuple[str, str]] = []
         self.start_ahead = True
@@ -276,7 +279,8 @@ class Flow:
 
     def _versions(self, more: tuple[str, ...] = ()) -> dict[str, Any]:
         packages = self.environment.decisive()
-        return {"packages": {name: packages.get(name) for name in (*_MAKERS, *more)}}
+        found: dict[str, Any] = {"packages": {name: packages.get(name) for name in (*_MAKERS, *more)}}
+        return found | ({"apart": self._apart} if self._apart else {})
 
     def once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
