@@ -81,6 +81,7 @@ class Bench:
             limit=self.limit,
             progress=self.progress,
             apart=self.pair.apart(side),
+            side=side,
         )
         made.share_plain(self.base)
         if side in self._roots:

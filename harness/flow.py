@@ -68,6 +68,7 @@ class Flow:
         limit: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
         apart: Mapping[str, str | None] | None = None,
+        side: str = "",
     ) -> None:
         self.store = store
         self.run = run
@@ -77,6 +78,7 @@ class Flow:
         self.data = data
         self.limit = limit
         self.progress = progress
+        self._side = side
         # What tells the environment of one side of a gate from the other's beyond the makers' versions.
         self._apart = {name: it for name, it in (apart or {}).items() if name.replace("-", "_") not in _MAKERS}
         self.waiting: Callable[[], None] = lambda: None
@@ -595,6 +597,8 @@ class Flow:
         return {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
 
     def _log(self, label: str) -> Path:
+        """Return a log's file; the two sides of a gate have one each, so that neither tells the other's errors."""
+        label = f"{self._side}-{label}" if self._side else label
         return self.run.logs / ("".join(c if c.isalnum() or c in "-._" else "-" for c in label) + ".log")
 
 

@@ -130,3 +130,8 @@ def test_a_package_beside_the_makers_tells_the_sides_apart(bench: Bench, monkeyp
     assert not {*old} & {*new}
     packages |= {"old": {"torchao": "0.17.0"}, "new": {"torchao": "0.18.0"}}
     assert bench.flow("new")._versions() == bench.base._versions(), "a maker's version stands in the key already"
+
+
+def test_the_logs_of_the_two_sides_are_two_files(bench: Bench) -> None:
+    logs = {bench.flow(side)._log("quantize m-int8wo-cpu").name for side in SIDES}
+    assert logs == {"old-quantize-m-int8wo-cpu.log", "new-quantize-m-int8wo-cpu.log"}
