@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +14,15 @@ from typing import Any
 
 from harness import hardware
 from harness.artifacts import Store
-from harness.errors import HarnessError, WorkerError
+from harness.errors import (
+    ArtifactError,
+    BrokenEnvironment,
+    DiscardedBlocks,
+    HarnessError,
+    MatrixError,
+    RecordError,
+    WorkerError,
+)
 from harness.flow import Checkpoint, Flow
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
@@ -21,6 +31,9 @@ from harness.records import Failure, Line, Measurement, Run, Scalar
 from harness.schedule import SIDES, Side, Turns
 from harness.verdict import RULES, Series
 
+# What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.
+_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, RecordError)
+_FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 # A machine that loses more than this many workers in one block has another problem than bad luck.
 REPEATS = 2
 
@@ -102,17 +115,20 @@ class Bench:
         flow.maker = maker
         return flow
 
+    def guarded(self, work: Callable[[Side], Any], side: Side) -> Any:
+        """Do something on one side; returns its result, or the HarnessError that it raised."""
+        try:
+            return work(side)
+        except HarnessError as error:
+            return error
+        except OSError as error:
+            return RecordError(f"{self.run.folder}: {error}")
+
     def both(self, work: Callable[[Side], Any], abort: Callable[[], None] = lambda: None) -> dict[Side, Any]:
         """Do something on both sides at once; returns each side's result, or the HarnessError that it raised."""
 
-        def guarded(side: Side) -> Any:
-            try:
-                return work(side)
-            except HarnessError as error:
-                return error
-
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="side") as pool:
-            futures: dict[Side, Future[Any]] = {side: pool.submit(guarded, side) for side in SIDES}
+            futures: dict[Side, Future[Any]] = {side: pool.submit(self.guarded, work, side) for side in SIDES}
             try:
                 wait(futures.values())
             except BaseException:
@@ -127,7 +143,8 @@ class Unit:
     """What is measured block by block: one cell through one server, and how far it has come.
 
     ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
-    of them is enough (memory, quality, kernels). A ``closed`` unit is not measured any more: it fails.
+    of them is enough (memory, quality, kernels). A ``closed`` unit is not measured any more: the recipe fails, or
+    something else went wrong, which ``reason`` (a code of verdict.REASONS) and ``problem`` name.
     """
 
     cell: Cell
@@ -138,6 +155,12 @@ class Unit:
     measuring: float = 0.0
     lost: int = 0
     closed: bool = False
+    reason: str = ""
+    problem: str = ""
+
+    def close(self, reason: str = "", problem: str = "") -> None:
+        """Measure it no more, for a reason that the compatibility matrix does not tell."""
+        self.closed, self.reason, self.problem = True, reason, problem
 
     @property
     def id(self) -> str:
@@ -223,12 +246,10 @@ class BlockRunner:
             if each != side:
                 turns.leave(each)
         try:
-            work(side)
-        except HarnessError as error:
-            return error
+            found: HarnessError | None = self.bench.guarded(work, side)
+            return found
         finally:
             flow.end_workers()
-        return None
 
     def _transformers(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
         cell = unit.cell
@@ -268,6 +289,13 @@ class BlockRunner:
 def was_lost(error: HarnessError | None) -> bool:
     """Return whether a worker ended otherwise than by an exception of its own, so that another try may succeed."""
     return isinstance(error, WorkerError) and error.kind in ("crash", "out_of_memory", "timeout")
+
+
+def of_the_machine(error: HarnessError | None) -> bool:
+    """Return whether a failure says nothing of the recipe: a full disk, or a machine that was throttled or shared."""
+    if isinstance(error, WorkerError):
+        return any(words in f"{error} {error.log_tail[-500:]}" for words in _FULL_DISK)
+    return isinstance(error, _OF_THE_MACHINE)
 
 
 def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:

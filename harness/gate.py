@@ -5,26 +5,28 @@ from __future__ import annotations
 import datetime
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import gate_report, hardware
 from harness.artifacts import Store
-from harness.blocks import TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, series
+from harness.blocks import TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, of_the_machine, series
 from harness.compatibility import Compatibility
 from harness.environment import Environment
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RecordError
 from harness.flow import Flow
 from harness.matrix import Cell, Matrix
 from harness.pair import Pair
 from harness.rendering import write_text
-from harness.schedule import Budget, block_order
+from harness.schedule import SIDES, Budget, Side, block_order
 from harness.selection import Options, units
-from harness.verdict import RULES, Margins, Verdict, control, judge, settled
+from harness.verdict import RULES, Margins, Series, Verdict, control, event, judge, settled
 
 SCHEMA = 1
+# What a verdict is called that says why a cell could not be measured further.
+MEASURING = "measuring"
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
 # The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
 _WORST = ("regressed", "error", "inconclusive", "pass")
@@ -102,6 +104,9 @@ class Gate:
             unit.seconds = float(kept.get("seconds", 0.0))
             # A block that was cut off is measured again under its own number, and its later records count.
             unit.done = int(kept.get("done", 0))
+            # What the machine was in the way of is tried again; what is closed otherwise stays so.
+            if kept.get("closed") and kept.get("reason") != "machine-trouble":
+                unit.close(kept["reason"], kept["problem"])
 
     def __call__(self) -> Outcome:
         """Measure until every verdict is precise enough or the budget is spent."""
@@ -121,20 +126,34 @@ class Gate:
         for unit in self.units:
             cells.setdefault((unit.cell.model.name, unit.cell.recipe.name), []).append(unit)
         for through in cells.values():
-            have = self.compatibility.quantize(replace(through[0].cell, server=""))
-            for unit in through:
-                if all(have.values()):
-                    if not unit.done:
-                        self._block(unit)
-                    self.compatibility.old_checkpoint(unit.cell)
-                else:
-                    unit.closed = True
-                    for side, there in have.items():
-                        if there:
-                            self.compatibility.alone(unit.cell, side)
-                    if have["old"]:
-                        self.compatibility.old_checkpoint(unit.cell)
-                self.write()
+            if pending := [unit for unit in through if not unit.closed]:
+                errors = self.compatibility.quantize(replace(pending[0].cell, server=""))
+                for unit in pending:
+                    try:
+                        self._try(unit, errors)
+                    except HarnessError as error:
+                        if not of_the_machine(error):
+                            raise
+                        unit.close("machine-trouble", str(error))
+                    self.write()
+
+    def _try(self, unit: Unit, errors: Mapping[Side, HarnessError | None]) -> None:
+        """Run a cell's first block, or what can be run of it after ``errors`` of quantization."""
+        for error in errors.values():
+            if error and of_the_machine(error):
+                raise error
+        if not any(errors.values()):
+            if not unit.done:
+                self._block(unit)
+            if not unit.reason:
+                self.compatibility.old_checkpoint(unit.cell)
+            return
+        for side in SIDES:
+            if not errors[side]:
+                self.compatibility.alone(unit.cell, side)
+        if not errors["old"]:
+            self.compatibility.old_checkpoint(unit.cell)
+        unit.close()
 
     def _rounds(self, units: list[Unit]) -> None:
         """Measure block after block of every cell that is not settled, the cells in a new random order each time."""
@@ -152,15 +171,22 @@ class Gate:
     def _block(self, unit: Unit) -> bool:
         """Measure one block; returns whether the cell can go on."""
         unit.once = self._missing(unit)
+        first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
         errors = self.runner(unit, order)
-        if unit.done == 1 or any(errors.values()):
+        found = [f"{side} side, block {unit.done}: {error}" for side, error in errors.items() if error]
+        if any(map(of_the_machine, errors.values())):
+            # Says nothing of the recipe: the block is measured again when the gate is resumed.
+            unit.done -= 1
+            unit.close("machine-trouble", "; ".join(found))
+        elif first:
             self.compatibility.served(unit.cell, errors)
-        if any(errors.values()):
-            unit.closed = True
-            return False
-        return True
+            if found:
+                unit.close()
+        elif found:
+            unit.close("later-block-failed", "; ".join(found))
+        return not unit.closed
 
     def _missing(self, unit: Unit) -> frozenset[str]:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
@@ -207,6 +233,7 @@ class Gate:
     def verdicts(self) -> list[Verdict]:
         """Return every verdict, the worst first."""
         events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
+        events += [event(_about(unit.cell), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
         found = control(self._judged()) + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
@@ -240,13 +267,24 @@ class Gate:
                     "seconds": round(unit.seconds, 2),
                     "measuring": round(unit.measuring, 2),
                     "lost": unit.lost,
+                    "closed": unit.closed,
+                    "reason": unit.reason,
+                    "problem": unit.problem,
                 }
                 for unit in self.units
             },
         }
         data = gate_report.finite(data)
-        write_text(self.run.folder / "gate.json", json.dumps(data, indent=1) + "\n")
+        path = self.run.folder / "gate.json"
+        try:
+            write_text(path, json.dumps(data, indent=1) + "\n")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
         return Outcome(self.run.folder, verdicts, data)
+
+
+def _about(cell: Cell) -> Series:
+    return Series(cell.model.name, cell.recipe.name, cell.server, MEASURING, "")
 
 
 def _is(verdict: Verdict, cell: Cell) -> bool:
