@@ -79,7 +79,6 @@ class Bench:
     base: Flow
     data: Path | None = None
     limit: int | None = None
-    tasks: tuple[str, ...] = ()
     progress: Callable[[str], None] = lambda _: None
     _roots: dict[Side, Flow] = field(default_factory=dict)
 
@@ -143,13 +142,15 @@ class Unit:
     """What is measured block by block: one cell through one server, and how far it has come.
 
     ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
-    of them is enough (memory, quality, kernels). A ``closed`` unit is not measured any more: the recipe fails, or
-    something else went wrong, which ``reason`` (a code of verdict.REASONS) and ``problem`` name.
+    of them is enough (memory, quality, kernels), and ``tasks`` the tasks that it evaluates. A ``closed`` unit is not
+    measured any more: the recipe fails, or something else went wrong, which ``reason`` (a code of verdict.REASONS) and
+    ``problem`` name.
     """
 
     cell: Cell
     metrics: frozenset[str]
     once: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ()
     done: int = 0
     seconds: float = 0.0
     measuring: float = 0.0
@@ -260,7 +261,7 @@ class BlockRunner:
         turns.meet(side)
         if unit.once & TEXT_QUALITY:
             measure.text_quality(cell)
-        for task in self.bench.tasks if unit.once & TASKS else ():
+        for task in unit.tasks:
             measure.task(cell, task)
 
     def _engine(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:

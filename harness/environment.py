@@ -82,6 +82,10 @@ class Environment:
         """Return the version of every distribution that a worker of this environment sees."""
         return _packages(self.python, str(self.overlay or ""))
 
+    def interpreter(self) -> str:
+        """Return the interpreter's implementation, version and build."""
+        return _interpreter(self.python)
+
     def has(self, *names: str) -> bool:
         """Say whether a distribution of one of these names is installed."""
         known = {_normal(name) for name in self.packages()}
@@ -117,6 +121,15 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
     found: dict[str, str] = json.loads(result.stdout)
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _interpreter(python: str) -> str:
+    code = "import sys; print(sys.implementation.name, sys.version.replace(chr(10), ' '))"
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise BrokenEnvironment(f"{python} does not work: {result.stderr.strip()[-500:]}")
+    return result.stdout.strip()
 
 
 def _code_folder(store: Store) -> Path:

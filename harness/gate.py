@@ -82,7 +82,6 @@ class Gate:
             run=run,
             matrix=matrix,
             base=Flow(store, run, matrix, environment=base, **common),
-            tasks=options.tasks,
             **common,
         )
         self.runner = BlockRunner(self.bench)
@@ -93,7 +92,7 @@ class Gate:
 
     def resume(self, stored: dict[str, Any]) -> None:
         """Take over what an earlier session of this gate has done."""
-        if changed := self.options.changed(stored["options"]):
+        if changed := self.options.changed(stored["options"]) + self._changed(stored):
             raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
         self.created = stored["created"]
         self.budget = Budget(self.options.budget, spent_before=float(stored["seconds"]))
@@ -107,6 +106,32 @@ class Gate:
             # What the machine was in the way of is tried again; what is closed otherwise stays so.
             if kept.get("closed") and kept.get("reason") != "machine-trouble":
                 unit.close(kept["reason"], kept["problem"])
+
+    def _made_of(self) -> dict[str, Any]:
+        """Return what a gate's samples depend on beside its options, as gate.json holds it."""
+        cells = {unit.id: unit.cell for unit in self.units}
+        found: dict[str, Any] = {
+            "environments": {side: self.pair.side(side).packages() for side in SIDES},
+            "contents": dict(self.pair.contents),
+            "interpreter": self.bench.base.environment.interpreter(),
+            "matrix": {
+                "cells": dict.fromkeys(cells, "measured"),
+                "models": {cell.model.name: cell.model.model_dump(mode="json") for cell in cells.values()},
+                "recipes": {cell.recipe.name: cell.recipe.model_dump(mode="json") for cell in cells.values()},
+                "measurements": next(iter(cells.values())).measurements.model_dump(mode="json"),
+            },
+        }
+        return found
+
+    def _changed(self, stored: dict[str, Any]) -> list[str]:
+        """Return what is not as it was when the gate was begun: packages, contents, interpreter, matrix."""
+        now = self._made_of()
+        if "matrix" not in stored:
+            return ["it was begun by an older version of the harness"]
+        before, after = (_flat({name: data[name] for name in now}) for data in (stored, now))
+        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        shown = [f"{name}: {before.get(name, 'none')} then, {after.get(name, 'none')} now" for name in names[:8]]
+        return shown + ([f"and {len(names) - 8} more"] if len(names) > 8 else [])
 
     def __call__(self) -> Outcome:
         """Measure until every verdict is precise enough or the budget is spent."""
@@ -170,7 +195,7 @@ class Gate:
 
     def _block(self, unit: Unit) -> bool:
         """Measure one block; returns whether the cell can go on."""
-        unit.once = self._missing(unit)
+        unit.once, unit.tasks = self._missing(unit), self._missing_tasks(unit)
         first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
@@ -198,15 +223,25 @@ class Gate:
             for verdict in found
             if verdict.metric == "peak_memory" and verdict.verdict != "pass" and verdict.blocks < 2
         }
-        if self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random":
-            wanted -= TEXT_QUALITY | TASKS
-        if not self.options.tasks or have & TASKS:
-            wanted -= TASKS
+        if self._random(unit):
+            wanted -= TEXT_QUALITY
+        wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
         if unit.cell.recipe.baseline:
             wanted -= TEXT_QUALITY - {"perplexity"}
         if unit.cell.server == "vllm" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
             wanted |= {"quantized_kernel_share"}
         return frozenset(wanted)
+
+    def _missing_tasks(self, unit: Unit) -> tuple[str, ...]:
+        """Return the tasks that no block has evaluated on both sides, whichever metrics they give."""
+        if not unit.metrics & TASKS or self._random(unit):
+            return ()
+        have = {one.task for one in self._series() if one.values["old"] and _is(one, unit.cell)}
+        return tuple(task for task in dict.fromkeys(self.options.tasks) if task not in have)
+
+    def _random(self, unit: Unit) -> bool:
+        """Return whether the cell's weights are random, which have no quality."""
+        return self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random"
 
     def _settled(self, unit: Unit) -> bool:
         if self._missing(unit):
@@ -218,12 +253,14 @@ class Gate:
         ]
         return not unit.timed or (bool(timed) and all(settled(verdict) for verdict in timed))
 
+    def _series(self) -> list[Series]:
+        return series(self.run.lines(), hardware.torch_device(self.options.hardware) == "cpu")
+
     def _judged(self) -> list[Verdict]:
-        interleaved = hardware.torch_device(self.options.hardware) == "cpu"
         wanted = frozenset().union(*(unit.metrics for unit in self.units)) | {"checkpoint_size", "weight_size"}
         return [
             judge(one, self.margins)
-            for one in series(self.run.lines(), interleaved)
+            for one in self._series()
             if one.metric in wanted
             and one.values["old"]
             # Where nothing is compiled, every compile time is zero.
@@ -254,7 +291,7 @@ class Gate:
             "seconds": round(self.budget.spent, 1),
             "measuring_seconds": round(sum(unit.measuring for unit in self.units), 1),
             "seed": self.options.seed,
-            "environments": {"old": self.pair.old.packages(), "new": self.pair.new.packages()},
+            **self._made_of(),
             "differences": list(self.pair.differences),
             "verdicts": [asdict(verdict) for verdict in verdicts],
             "compatibility": matrix,
@@ -283,12 +320,21 @@ class Gate:
         return Outcome(self.run.folder, verdicts, data)
 
 
+def _flat(data: Any, name: str = "") -> dict[str, Any]:
+    """Return nested JSON as one level of dotted names."""
+    if not isinstance(data, dict):
+        return {name: data}
+    return {
+        inner: value for key, part in data.items() for inner, value in _flat(part, f"{name}.{key}".strip(".")).items()
+    }
+
+
 def _about(cell: Cell) -> Series:
     return Series(cell.model.name, cell.recipe.name, cell.server, MEASURING, "")
 
 
-def _is(verdict: Verdict, cell: Cell) -> bool:
-    return (verdict.model, verdict.recipe, verdict.server) == (cell.model.name, cell.recipe.name, cell.server)
+def _is(about: Verdict | Series, cell: Cell) -> bool:
+    return (about.model, about.recipe, about.server) == (cell.model.name, cell.recipe.name, cell.server)
 
 
 def stored(folder: Path) -> dict[str, Any]:

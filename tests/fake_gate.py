@@ -68,13 +68,15 @@ class Machine:
 
     ``rate`` gives a side's throughput or latency in one block; ``fault`` the error that a side's block ends with,
     ``broken`` that of one command of a worker on one side. ``measured`` lists every block as (unit id, block number,
-    what it took once), ``asked`` every command as (side, command).
+    what it took once), ``asked`` every command as (side, command). ``accuracy`` has both sides' answers to each task;
+    after ``stop_after`` the user interrupts.
     """
 
     rate: Callable[[Side, int], float] = lambda side, block: 10.0 + 0.01 * ((block * 7 + len(side)) % 5)
     fault: Fault = lambda unit, side, block: None
     broken: Callable[[str, str], HarnessError | None] = lambda side, command: None
     accuracy: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    stop_after: str = ""
     block_seconds: Callable[[Unit], float] = lambda unit: 10.0
     now: float = 0.0
     measured: list[tuple[str, int, frozenset[str]]] = field(default_factory=list)
@@ -101,6 +103,14 @@ class Machine:
             found[side] = self.fault(unit, side, block)
             if found[side] is None:
                 self._records(gate, unit, side, tags)
+        for task in unit.tasks:
+            for side in (side for side in order if not found[side]):
+                self.evaluated.append((side, task))
+                answers = self.accuracy[task][SIDES.index(side)]
+                about = {"parameters": {"task": task, "task_metric": "acc"}, "flags": {"side": side, **tags}}
+                gate.run.append(record(unit, "accuracy", sum(answers) / len(answers), samples=answers, **about))
+            if self.stop_after == task:
+                raise KeyboardInterrupt
         return found
 
     def _records(self, gate: Gate, unit: Unit, side: Side, tags: dict[str, Any]) -> None:
@@ -114,12 +124,6 @@ class Machine:
             gate.run.append(record(unit, metric, 1.0, samples=[1.0], flags=flags))
         for metric in sorted(unit.once & {"perplexity", "kl_divergence", "top1_agreement", "token_flips"}):
             gate.run.append(record(unit, metric, 0.1, samples=[0.1 + 0.001 * i for i in range(16)], flags=flags))
-        for task in getattr(unit, "tasks", gate.options.tasks) if unit.once & {"accuracy"} else ():
-            self.evaluated.append((side, task))
-            answers = self.accuracy[task][SIDES.index(side)]
-            parameters = {"task": task, "task_metric": "acc"}
-            mean = sum(answers) / len(answers)
-            gate.run.append(record(unit, "accuracy", mean, samples=answers, parameters=parameters, flags=flags))
 
 
 def make(

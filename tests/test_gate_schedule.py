@@ -6,6 +6,7 @@ Its workers are functions (tests/fake_gate.py), so that many blocks take no time
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import fake_gate
 import pytest
 from fake_gate import Machine
 
+from harness.environment import Environment
 from harness.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
 from harness.gate import Gate, Outcome
 from harness.matrix import Matrix
@@ -147,3 +149,55 @@ def test_a_recipe_that_can_no_longer_be_quantized_has_stopped_working(gate: Call
     outcome = gate(machine, budget=1e6, pair=fake_gate.apart())()
     assert of(outcome, "works: quantize and save").reason == "stopped-working"
     assert outcome.exit_status == 1
+
+
+RIGHT = [1.0] * 300 + [0.0] * 100
+ANSWERS = {"hellaswag": (RIGHT, RIGHT), "piqa": (RIGHT, RIGHT)}
+
+
+def test_a_gate_that_is_stopped_between_two_tasks_measures_the_second_one_when_resumed(
+    gate: Callable[..., Gate],
+) -> None:
+    machine = Machine(accuracy=ANSWERS, stop_after="hellaswag")
+    with pytest.raises(KeyboardInterrupt):
+        gate(machine, tasks=("hellaswag", "piqa"), keyword="accuracy")()
+    assert {task for _, task in machine.evaluated} == {"hellaswag"}
+    again = Machine(accuracy=ANSWERS)
+    outcome = gate(again, tasks=("hellaswag", "piqa"), keyword="accuracy", resume=True)()
+    assert {task for _, task in again.evaluated} == {"piqa"}, "what is there is not evaluated again"
+    assert {verdict.task for verdict in outcome.verdicts if verdict.task} == {"hellaswag", "piqa"}
+    assert outcome.exit_status == 0
+
+
+def test_a_closed_cell_stays_closed_when_the_gate_is_resumed(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 1) else None)
+    before = gate(machine, budget=1e6)()
+    again = Machine()
+    after = gate(again, budget=1e6, resume=True)()
+    assert again.measured == []
+    assert after.data["verdicts"] == before.data["verdicts"]
+    assert after.exit_status == before.exit_status == 2
+
+
+def test_what_changed_since_refuses_a_resumed_gate_by_name(
+    gate: Callable[..., Gate], suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate(Machine(), budget=20, pair=fake_gate.apart())()
+    rebuilt = replace(fake_gate.apart(), contents={"old": "a" * 64, "new": "c" * 64})
+    with pytest.raises(HarnessError, match=r"started otherwise: contents\.new: bbb.* then, ccc.* now"):
+        gate(Machine(), budget=20, pair=rebuilt, resume=True)
+    cpu = suites_matrix.measurements["cpu"]
+    rounds = cpu.model_copy(update={"generate": cpu.generate.model_copy(update={"rounds": 9})})
+    other = replace(suites_matrix, measurements=suites_matrix.measurements | {"cpu": rounds})
+    with pytest.raises(HarnessError, match=r"matrix\.measurements\.generate\.rounds: \d+ then, 9 now"):
+        gate(Machine(), budget=20, pair=fake_gate.apart(), matrix=other, resume=True)
+    upgraded = Environment().packages() | {"torch": "1.0"}
+    for method, answer, words in (
+        ("packages", upgraded, r"environments\.new\.torch: .* then, 1\.0 now"),
+        ("interpreter", "pypy 3", r"interpreter: cpython .* then, pypy 3 now"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Environment, method, lambda _, answer=answer: answer)
+            with pytest.raises(HarnessError, match=words):
+                gate(Machine(), budget=20, pair=fake_gate.apart(), resume=True)
+    assert gate(Machine(), budget=1e6, pair=fake_gate.apart(), resume=True)().exit_status == 0
