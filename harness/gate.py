@@ -138,8 +138,7 @@ class Gate:
         self.write()
         try:
             self._survey()
-            for server in ("transformers", "vllm"):
-                self._rounds([unit for unit in self.units if unit.cell.server == server])
+            self._rounds()
         finally:
             outcome = self.write()
             self.bench.close()
@@ -180,10 +179,13 @@ class Gate:
             self.compatibility.old_checkpoint(unit.cell)
         unit.close()
 
-    def _rounds(self, units: list[Unit]) -> None:
-        """Measure block after block of every cell that is not settled, the cells in a new random order each time."""
+    def _rounds(self) -> None:
+        """Measure block after block of every cell that is not settled, the cells in a new random order each time.
+
+        Cells through either server take part in every round, so that none uses up the budget of another.
+        """
         draw = random.Random(f"{self.options.seed}/cells")
-        pending = [unit for unit in units if not unit.closed]
+        pending = [unit for unit in self.units if not unit.closed]
         while pending := [unit for unit in pending if not self._settled(unit)]:
             for unit in draw.sample(pending, len(pending)):
                 if not self.budget.allows(unit.seconds):

@@ -66,6 +66,18 @@ def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate])
     assert outcome.exit_status == 3
 
 
+def test_cells_through_both_servers_share_the_budget(gate: Callable[..., Gate]) -> None:
+    noisy = Machine(
+        rate=lambda side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0),
+        block_seconds=lambda unit: 30.0 if unit.cell.server == "vllm" else 10.0,
+    )
+    outcome = gate(noisy, budget=400, servers=())()
+    blocks = {unit.removeprefix(f"{CELL}-"): it["done"] for unit, it in outcome.data["units"].items()}
+    assert set(blocks) == {"transformers", "vllm"}
+    assert blocks["vllm"] >= 9, "a round of both takes 40 seconds"
+    assert [unit for unit, _, _ in noisy.measured] != sorted(unit for unit, _, _ in noisy.measured), "in random order"
+
+
 @pytest.mark.parametrize(
     ("broken", "old", "new", "status"),
     [("new", "works", "fails", 1), ("old", "fails", "works", 0), ("both", "fails", "fails", 2)],
