@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -302,8 +303,9 @@ def of_the_machine(error: HarnessError | None) -> bool:
 def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
     """Return what the records of a gate say, metric by metric, paired.
 
-    Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both. Quality gives
-    the samples of its one evaluation a side, document by document.
+    Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both; of several
+    rounds in a block, their median, whatever the record's own value is (a latency's is the published mean). Quality
+    gives the samples of its one evaluation a side, document by document.
     """
     blocks: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Measurement]]] = {}
     for line in lines:
@@ -315,12 +317,17 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
     for (model, recipe, server, metric, task, label), taken in blocks.items():
         whole = [sides for _, sides in sorted(taken.items()) if len(sides) == len(SIDES)]
         if RULES[metric].kind in ("blocks", "size"):
-            values: dict[str, list[float]] = {side: [sides[side].value for sides in whole] for side in SIDES}
+            values: dict[str, list[float]] = {side: [_value(sides[side]) for sides in whole] for side in SIDES}
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
         timed = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
         found.append(Series(model, recipe, server or None, metric, label, task or None, values, interleaved and timed))
     return found
+
+
+def _value(line: Measurement) -> float:
+    """Return what a process counts with."""
+    return statistics.median(line.samples) if RULES[line.metric].kind == "blocks" and line.samples else line.value
 
 
 def _key(line: Measurement) -> tuple[str, ...]:

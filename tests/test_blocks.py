@@ -78,6 +78,13 @@ def test_quality_is_paired_document_by_document_and_metrics_stay_apart() -> None
     assert not found["latency", "batch_size=1"].drift_cancelled
 
 
+def test_a_block_of_several_rounds_counts_with_their_median() -> None:
+    rounds = {"old": [1.0, 1.1, 9.0], "new": [1.2, 1.3, 1.4]}
+    lines = [record("latency", sum(samples) / 3, side, samples=samples) for side, samples in rounds.items()]
+    (found,) = series(lines, interleaved=False)
+    assert (found.old, found.new) == ([1.1], [1.3])
+
+
 def keys(bench: Bench, flow: Flow) -> tuple[str, str]:
     """Return the keys of a checkpoint that a flow makes, and of an evaluation of it."""
     cells = bench.matrix.cells([MODEL.name], ["int8wo"])
