@@ -12,7 +12,7 @@ from harness.errors import HarnessError, nearest
 from harness.records import redact
 from harness.rendering import Table, render
 from harness.rows import decimal
-from harness.verdict import REASONS
+from harness.verdict import REASONS, RULES
 
 STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 NOTHING = "-"
@@ -137,7 +137,14 @@ def _walk(it: dict[str, Any]) -> list[str]:
         lines.append(f"  ratio new / old {interval(it)} over {it['blocks']} pairs; better is {it['direction']}")
         lines.append(f"  the margin is {_margin(it)}; {'primary' if it['primary'] else 'advisory'}")
     if it.get("p") is not None:
-        lines.append(f"  p of 'not worse than the margin': {it['p']:.3g}, held under Benjamini-Hochberg at 5 %")
+        rule = RULES.get(it["metric"])
+        test = (
+            "'as many documents lost as won' (exact McNemar, one-sided)"
+            if rule and rule.kind == "documents"
+            else "'not worse than the margin' (one-sided)"
+        )
+        family = "held under Benjamini-Hochberg at 5 % with all primary metrics" if it["primary"] else "advisory"
+        lines.append(f"  p of {test}: {it['p']:.3g}, {family}")
     if it["drift_cancelled"]:
         lines.append("  the two sides took turns within every block, so the machine's drift is in both")
     lines.append(f"  {it['reason']}: {REASONS.get(it['reason'], it['reason'])}")

@@ -169,7 +169,8 @@ def judge(series: Series, margins: Margins) -> Verdict:
 def control(verdicts: Sequence[Verdict], q: float = 0.05) -> list[Verdict]:
     """Hold the family of primary verdicts that rest on a test against a false discovery rate of ``q``.
 
-    A regression that Benjamini-Hochberg does not keep becomes inconclusive. Sizes, which hardly vary, have no p-value
+    Every p-value is one-sided, in the direction of worse. A regression that Benjamini-Hochberg does not keep becomes
+    inconclusive. Sizes, which hardly vary, have no p-value
     and stay out of it.
     """
     family = [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
@@ -306,12 +307,14 @@ def _difference(series: Series, rule: Rule, margin: float) -> Judged:
 def _documents(series: Series, rule: Rule, margin: float) -> Judged:
     found = accuracy.noninferiority(series.old, series.new, CONFIDENCE)
     flips = accuracy.flips(series.old, series.new)
-    p = accuracy.mcnemar_exact(flips.lost, flips.won)
+    # An improvement is no discovery of a family of regressions: one-sided, as every other p-value there.
+    p = accuracy.mcnemar_exact(flips.lost, flips.won, worse=True)
     before = math.fsum(series.old) / len(series.old)
     decision = stats.decide_difference(found, margin, "higher")
     detail = (
         f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
-        f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), exact McNemar p {p:.3g}"
+        f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), "
+        f"exact McNemar p {accuracy.mcnemar_exact(flips.lost, flips.won):.3g}, one-sided {p:.3g}"
     )
     return _as_ratio(found, before), decision, detail, p, margin
 

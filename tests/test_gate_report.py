@@ -67,7 +67,12 @@ def test_a_decision_is_walked_through() -> None:
     text = gate_report.text(gate_json([speed(0.7)]), ["generate_throughput"])
     assert "  1. old 10, new 7 tok/s: 0.7000" in text
     assert "the whole interval lies beyond the margin on the worse side" in text
-    assert "Benjamini-Hochberg" in text
+    assert "p of 'not worse than the margin' (one-sided): " in text
+    assert "held under Benjamini-Hochberg at 5 %" in text
+    answers = {"old": [1.0] * 80 + [0.0] * 20, "new": [1.0] * 60 + [0.0] * 40}
+    told = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", answers), Margins())
+    walk = gate_report.text(gate_json([told]), ["accuracy"])
+    assert "p of 'as many documents lost as won' (exact McNemar, one-sided): 9.54e-07" in walk
     with pytest.raises(HarnessError, match=r"--explain latency: no verdict on it.*generate_throughput"):
         gate_report.text(gate_json([speed(0.7)]), ["latency"])
 

@@ -134,6 +134,17 @@ def test_one_regression_among_many_tests_must_be_clear() -> None:
     assert control([advisory, *[replace(passing, p=0.9)] * 20])[0].verdict == "regressed", "told, and decides nothing"
 
 
+def test_improvements_are_no_discoveries_of_a_family_of_regressions() -> None:
+    better = judge(series("accuracy", [0.0] * 20 + [1.0] * 80, [1.0] * 100), MARGINS)
+    worse = judge(series("accuracy", [1.0] * 100, [0.0] * 20 + [1.0] * 80), MARGINS)
+    assert better.p == pytest.approx(1.0)
+    assert worse.p == pytest.approx(0.5**20)
+    regressed = judge(series("latency", times(1.0), times(1.2, NOISE[::-1])), MARGINS)
+    weak, fair = replace(regressed, p=0.04), judge(series("latency", times(1.0), times(1.01, NOISE[::-1])), MARGINS)
+    (found, *_) = control([weak, *[better] * 9, fair])
+    assert found.reason == "false-discovery"
+
+
 def of(verdict: str, primary: bool = True) -> Verdict:
     about = Series("m", "r", "s", "works: load", "")
     return replace(event(about, verdict, "stopped-working", ""), primary=primary)  # type: ignore[arg-type]
