@@ -95,7 +95,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old."""
+    """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old.
+
+    ``samples`` are paired: block by block, or of quality, which one block is enough for, window by window of a text or
+    document by document of a task.
+    """
 
     model: str
     recipe: str
@@ -235,6 +239,7 @@ def _verdict(
     p: float | None,
 ) -> Verdict:
     metric = METRICS[series.metric]
+    pairs = min(len(series.old), len(series.new))
     return Verdict(
         model=series.model,
         recipe=series.recipe,
@@ -250,7 +255,7 @@ def _verdict(
         high=interval.high if interval else None,
         confidence=CONFIDENCE,
         margin=margin,
-        blocks=min(len(series.old), len(series.new)),
+        blocks=pairs if rule.kind in ("blocks", "size") else min(1, pairs),
         reason=decision.reason,
         detail=detail,
         drift_cancelled=series.drift_cancelled,

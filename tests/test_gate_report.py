@@ -77,6 +77,60 @@ def test_a_decision_is_walked_through() -> None:
         gate_report.text(gate_json([speed(0.7)]), ["latency"])
 
 
+def quality(metric: str, old: list[float], new: list[float], task: str | None = None) -> Verdict:
+    label = f"task={task}" if task else ""
+    return judge(Series(MODEL, "int8wo", "transformers", metric, label, task, {"old": old, "new": new}), Margins())
+
+
+def cells(text: str, start: str) -> list[list[str]]:
+    """Return the cells of the table rows that begin so."""
+    lines = [line for line in text.splitlines() if line.startswith(start)]
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in lines]
+
+
+def test_flips_are_shown_whatever_the_verdict() -> None:
+    answers = [1.0] * 300 + [0.0] * 100
+    turned = [0.0, *answers[1:-2], 1.0, 1.0]
+    windows = [5.0 + 0.01 * index for index in range(16)]
+    verdicts = [
+        quality("accuracy", answers, turned, "piqa"),
+        quality("accuracy", answers, answers, "arc_easy"),
+        quality("perplexity", windows, windows),
+        quality("token_flips", [0.02] * 16, [0.025] * 16),
+    ]
+    assert {verdict.verdict for verdict in verdicts} == {"pass"}
+    text = gate_report.text(gate_json(verdicts))
+    rows = [
+        [part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| int8wo")
+    ]
+    assert {row[1]: row[3] for row in rows} == {
+        "accuracy (task=piqa)": "1 lost, 2 won (0.75% of 400 documents)",
+        "accuracy (task=arc_easy)": "0 lost, 0 won (0.00% of 400 documents)",
+        "perplexity": "old 2.00%, new 2.50% of tokens",
+        "token_flips": "old 2.00%, new 2.50% of tokens",
+    }
+
+
+def test_what_a_verdict_rests_on_is_named() -> None:
+    windows = [5.0 + 0.01 * index for index in range(16)]
+    verdicts = [
+        speed(1.0),
+        quality("perplexity", windows, windows),
+        quality("accuracy", [1.0] * 400, [1.0] * 400, "piqa"),
+        quality("peak_memory", [1.0], [1.0]),
+    ]
+    assert [verdict.blocks for verdict in verdicts] == [8, 1, 1, 1], "quality takes one block"
+    text = gate_report.text(gate_json(verdicts), ["perplexity"])
+    rows = cells(text, "| pass")
+    assert {row[2]: row[5] for row in rows} == {
+        "generate_throughput": "8 blocks",
+        "perplexity": "16 windows",
+        "accuracy (task=piqa)": "400 documents",
+        "peak_memory": "1 block",
+    }
+    assert "over 16 windows; better is lower" in text
+
+
 def test_what_works_and_what_changed_is_shown() -> None:
     row = {"model": MODEL, "recipe": "int8wo", "server": None, "stage": "quantize and save"}
     change = {"model": MODEL, "recipe": "8da4w", "what": "tensor class of 210 linear layers", "old": "A", "new": "B"}
