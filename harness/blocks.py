@@ -314,14 +314,17 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
             block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
             blocks.setdefault(key, {}).setdefault(block, {})[str(line.flags["side"])] = line
     found = []
-    for (model, recipe, server, metric, task, label), taken in blocks.items():
+    for (model, recipe, server, metric, task, task_metric, label), taken in blocks.items():
         whole = [sides for _, sides in sorted(taken.items()) if len(sides) == len(SIDES)]
         if RULES[metric].kind in ("blocks", "size"):
             values: dict[str, list[float]] = {side: [_value(sides[side]) for sides in whole] for side in SIDES}
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
         timed = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
-        found.append(Series(model, recipe, server or None, metric, label, task or None, values, interleaved and timed))
+        drift_cancelled = interleaved and timed
+        found.append(
+            Series(model, recipe, server or None, metric, label, task or None, values, drift_cancelled, task_metric)
+        )
     return found
 
 
@@ -332,11 +335,11 @@ def _value(line: Measurement) -> float:
 
 def _key(line: Measurement) -> tuple[str, ...]:
     """Return what a verdict is about: model, recipe, server, metric, task, and the parameters that tell it apart."""
-    task = str(line.parameters.get("task", ""))
+    task, task_metric = (str(line.parameters.get(name, "")) for name in ("task", "task_metric"))
     shown = {
         name: value
         for name, value in line.parameters.items()
         if name in ("batch_size", "kind", "task", "task_metric") and (name != "batch_size" or line.metric == "latency")
     }
     label = ", ".join(f"{name}={value}" for name, value in shown.items())
-    return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, label)
+    return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, task_metric, label)

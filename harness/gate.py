@@ -22,7 +22,7 @@ from harness.pair import Pair
 from harness.rendering import write_text
 from harness.schedule import SIDES, Budget, Side, block_order
 from harness.selection import Options, units
-from harness.verdict import RULES, Margins, Series, Verdict, control, event, judge, settled
+from harness.verdict import RULES, Margins, Series, Verdict, combined, control, event, judge, settled
 
 SCHEMA = 1
 # What a verdict is called that says why a cell could not be measured further.
@@ -258,6 +258,12 @@ class Gate:
     def _series(self) -> list[Series]:
         return series(self.run.lines(), hardware.torch_device(self.options.hardware) == "cpu")
 
+    def _combined(self) -> list[Verdict]:
+        """Return the verdict on several tasks' accuracies together, for every cell with several tasks."""
+        if not any("accuracy" in unit.metrics for unit in self.units):
+            return []
+        return [judge(one, self.margins) for one in combined(self._series())]
+
     def _judged(self) -> list[Verdict]:
         wanted = frozenset().union(*(unit.metrics for unit in self.units)) | {"checkpoint_size", "weight_size"}
         return [
@@ -273,7 +279,7 @@ class Gate:
         """Return every verdict, the worst first."""
         events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
         events += [event(_about(unit.cell), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
-        found = control(self._judged()) + self.compatibility.verdicts + events
+        found = control(self._judged() + self._combined()) + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
     def write(self) -> Outcome:

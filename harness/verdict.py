@@ -32,6 +32,9 @@ REASONS = stats.REASONS | {
     "checkpoint-differs": "a checkpoint of the old version gives other logits under the new one",
 }
 
+# Which of a task's metrics counts in the mean over tasks.
+TASK_METRICS = ("acc_norm", "acc", "exact_match", "em", "f1")
+
 Kind = Literal["blocks", "size", "ratio", "difference", "documents", "likelihood"]
 
 
@@ -73,7 +76,10 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Series:
-    """One metric of one cell: values of both sides, block by block; of quality, document by document."""
+    """One metric of one cell: values of both sides, block by block; of quality, document by document.
+
+    ``parts`` are the tasks whose documents these are, if it is several tasks' accuracy together.
+    """
 
     model: str
     recipe: str
@@ -83,6 +89,8 @@ class Series:
     task: str | None = None
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drift_cancelled: bool = False
+    task_metric: str = ""
+    parts: tuple[Series, ...] = ()
 
     @property
     def old(self) -> list[float]:
@@ -168,6 +176,35 @@ def judge(series: Series, margins: Margins) -> Verdict:
     if series.old == series.new and decision.verdict == "pass":
         decision = Decision("pass", "identical")
     return _verdict(series, rule, margin, interval, decision, detail or REASONS[decision.reason], p)
+
+
+def combined(tasks: Iterable[Series]) -> list[Series]:
+    """Return the tasks' accuracies of every cell with several tasks taken together, to be judged as one metric more.
+
+    One metric a task: the first of ``TASK_METRICS`` that it has. The rule of combination is accuracy.combine_tasks'.
+    """
+    cells: dict[tuple[str, str, str | None], dict[str, Series]] = {}
+    for one in tasks:
+        if one.metric == "accuracy" and one.task and one.old and one.new:
+            chosen = cells.setdefault((one.model, one.recipe, one.server), {})
+            if one.task not in chosen or _rank(one) < _rank(chosen[one.task]):
+                chosen[one.task] = one
+    return [
+        Series(
+            *cell,
+            "accuracy",
+            f"mean of {len(chosen)} tasks",
+            values={side: [value for one in chosen.values() for value in one.values[side]] for side in SIDES},
+            parts=tuple(chosen.values()),
+        )
+        for cell, chosen in cells.items()
+        if len(chosen) > 1
+    ]
+
+
+def _rank(series: Series) -> int:
+    known = series.task_metric.partition(",")[0]
+    return TASK_METRICS.index(known) if known in TASK_METRICS else len(TASK_METRICS)
 
 
 def control(verdicts: Sequence[Verdict], q: float = 0.05) -> list[Verdict]:
@@ -310,13 +347,15 @@ def _difference(series: Series, rule: Rule, margin: float) -> Judged:
 
 
 def _documents(series: Series, rule: Rule, margin: float) -> Judged:
-    found = accuracy.noninferiority(series.old, series.new, CONFIDENCE)
+    parts = series.parts or (series,)
+    found = accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, CONFIDENCE) for one in parts])
     flips = accuracy.flips(series.old, series.new)
     # An improvement is no discovery of a family of regressions: one-sided, as every other p-value there.
     p = accuracy.mcnemar_exact(flips.lost, flips.won, worse=True)
-    before = math.fsum(series.old) / len(series.old)
+    before = math.fsum(math.fsum(one.old) / len(one.old) for one in parts) / len(parts)
     decision = stats.decide_difference(found, margin, "higher")
-    detail = (
+    tasks = ", ".join(" ".join(filter(None, (one.task, one.task_metric))) for one in series.parts)
+    detail = (f"the mean over {tasks}, each task counting once, interval by MOVER: " if tasks else "") + (
         f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
         f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), "
         f"exact McNemar p {accuracy.mcnemar_exact(flips.lost, flips.won):.3g}, one-sided {p:.3g}"

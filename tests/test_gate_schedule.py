@@ -178,6 +178,8 @@ def test_a_gate_that_is_stopped_between_two_tasks_measures_the_second_one_when_r
     outcome = gate(again, tasks=("hellaswag", "piqa"), keyword="accuracy", resume=True)()
     assert {task for _, task in again.evaluated} == {"piqa"}, "what is there is not evaluated again"
     assert {verdict.task for verdict in outcome.verdicts if verdict.task} == {"hellaswag", "piqa"}
+    (together,) = [verdict for verdict in outcome.verdicts if verdict.label == "mean of 2 tasks"]
+    assert (together.verdict, together.primary) == ("pass", True)
     assert outcome.exit_status == 0
 
 
