@@ -204,6 +204,8 @@ def _walk(it: dict[str, Any]) -> list[str]:
         lines.append(f"  p of {test}: {it['p']:.3g}, {family}")
     if it["drift_cancelled"]:
         lines.append("  the two sides took turns within every block, so the machine's drift is in both")
+    if it["metric"] in RULES and RULES[it["metric"]].kind == "blocks":
+        lines.append("  old and new of a block are held against each other: no ratio to bf16 is needed or taken")
     lines.append(f"  {it['reason']}: {REASONS.get(it['reason'], it['reason'])}")
     if it["detail"] != REASONS.get(it["reason"]):
         lines.append(f"  {it['detail']}")

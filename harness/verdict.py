@@ -1,4 +1,9 @@
-"""From the samples of both sides to a verdict a metric: which rule applies, its margin, and the reason code."""
+"""From the samples of both sides to a verdict a metric: which rule applies, its margin, and the reason code.
+
+No verdict divides by bf16. In a gate old and new stand in one block, so the machine's drift is in both, and a ratio to
+the bf16 of that block would only add its noise. ``--against`` takes none either: each figure is held against its own in
+the baseline, and a drift of the whole machine shows in all of them. Ratios to bf16 are for the suites' limits.
+"""
 
 from __future__ import annotations
 

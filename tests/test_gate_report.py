@@ -69,6 +69,7 @@ def test_a_decision_is_walked_through() -> None:
     assert "the whole interval lies beyond the margin on the worse side" in text
     assert "p of 'not worse than the margin' (one-sided): " in text
     assert "held under Benjamini-Hochberg at 5 %" in text
+    assert "no ratio to bf16 is needed or taken" in text
     answers = {"old": [1.0] * 80 + [0.0] * 20, "new": [1.0] * 60 + [0.0] * 40}
     told = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", answers), Margins())
     walk = gate_report.text(gate_json([told]), ["accuracy"])
