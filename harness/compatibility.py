@@ -19,7 +19,7 @@ from harness.measure import Measure
 from harness.metrics import METRICS
 from harness.records import Line, Measurement, Run
 from harness.schedule import SIDES, Side
-from harness.verdict import Series, Verdict, event
+from harness.verdict import LAYERS, LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, Series, Verdict, event
 
 State = Literal["works", "fails", "not tried"]
 Result = TypeVar("Result")
@@ -108,7 +108,7 @@ class Compatibility:
 
         found = self.bench.both(lambda side: self._repeated(f"quantize {cell.id}", lambda: make(side)))
         errors = {side: found[side] if isinstance(found[side], HarnessError) else None for side in SIDES}
-        row = self.row(cell, "quantize and save")
+        row = self.row(cell, QUANTIZE)
         for side, error in errors.items():
             if not of_the_machine(error):
                 row.note(side, error)
@@ -121,13 +121,13 @@ class Compatibility:
 
     def served(self, cell: Cell, errors: dict[Side, HarnessError | None]) -> None:
         """Take down how a cell's first block went."""
-        row = self.row(cell, "load and run")
+        row = self.row(cell, LOAD)
         for side, error in errors.items():
             row.note(side, error)
 
     def alone(self, cell: Cell, side: Side) -> None:
         """Load and run a recipe on the only side that has a checkpoint of it; raises what is not the recipe's."""
-        row = self.row(cell, "load and run")
+        row = self.row(cell, LOAD)
 
         def load() -> None:
             flow: Flow = self.bench.flow(side)
@@ -154,7 +154,7 @@ class Compatibility:
 
         Nothing is tried where both versions make the very same checkpoint. Raises what is not the recipe's.
         """
-        row, runs = self.row(cell, "old checkpoint"), self.row(cell, "load and run")
+        row, runs = self.row(cell, OLD_CHECKPOINT), self.row(cell, LOAD)
         if cell.recipe.baseline or row.new != "not tried":
             return
         row.old = runs.old
@@ -183,7 +183,7 @@ class Compatibility:
             file = str(Path(folder) / "logits.safetensors")
             itself = self._ask("old", maker, cell, "write_logits", output=file, **common)
             found = self._ask("new", maker, cell, "compare_logits", against=file, **common)
-        about = Series(cell.model.name, cell.recipe.name, cell.server, "old checkpoint's logits", "")
+        about = Series(cell.model.name, cell.recipe.name, cell.server, LOGITS, "")
         bound = max(LOGITS_BOUND, SELF_FACTOR * itself["kl"])
         words = (
             f"KL {found['kl']:.2g} nats (bound {bound:.2g}; the old version is {itself['kl']:.2g} from itself when the "
@@ -224,8 +224,8 @@ class Compatibility:
         """Hold the quantized layers of both sides against each other, by name."""
         lost = [name for name, layer in old.items() if layer["quantized"] and not new.get(name, {}).get("quantized")]
         counts = {"old": [_quantized(old)], "new": [_quantized(new)]}
-        about = Series(cell.model.name, cell.recipe.name, cell.server or None, "quantized_layers", "", None, counts)
-        unit = METRICS["quantized_layers"].unit
+        about = Series(cell.model.name, cell.recipe.name, cell.server or None, LAYERS, "", None, counts)
+        unit = METRICS[LAYERS].unit
         if lost:
             shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
             self._add(event(about, "regressed", "layers-lost", f"no longer quantized: {shown}", unit=unit))

@@ -22,11 +22,9 @@ from harness.pair import Pair
 from harness.rendering import write_text
 from harness.schedule import SIDES, Budget, Side, block_order
 from harness.selection import Options, units
-from harness.verdict import RULES, Margins, Series, Verdict, combined, control, event, judge, settled
+from harness.verdict import MEASURING, RULES, Margins, Series, Verdict, combined, control, event, judge, settled
 
 SCHEMA = 1
-# What a verdict is called that says why a cell could not be measured further.
-MEASURING = "measuring"
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
 # The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
 _WORST = ("regressed", "error", "inconclusive", "pass")

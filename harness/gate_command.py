@@ -157,6 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    gate_report.check_explained(arguments.explain)
     place = workplace(arguments)
     lock = only_session(machine_lock(), place.progress)
     try:
@@ -167,10 +168,10 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         lock.release()
     write_text(outcome.folder / "report.md", gate_report.text(outcome.data))
-    print(gate_report.text(outcome.data, arguments.explain), end="")
     if arguments.junit:
         write_text(arguments.junit, gate_report.junit(outcome.data))
     if arguments.json:
         write_text(arguments.json, json.dumps(outcome.data, indent=1) + "\n")
+    print(gate_report.text(outcome.data, arguments.explain), end="")
     print(f"gate: {outcome.folder}")
     return outcome.exit_status

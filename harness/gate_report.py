@@ -14,7 +14,7 @@ from harness.records import redact
 from harness.rendering import Table, render
 from harness.rows import decimal
 from harness.schedule import SIDES
-from harness.verdict import REASONS, RULES
+from harness.verdict import EVENTS, REASONS, RULES
 
 STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 NOTHING = "-"
@@ -172,13 +172,20 @@ def _summary(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_explained(metrics: Sequence[str]) -> None:
+    """Raise HarnessError for a metric that no gate has a verdict on, before anything is measured."""
+    known = {*RULES, *EVENTS}
+    for metric in metrics:
+        if metric not in known:
+            raise HarnessError(f"--explain {metric!r}: gates have no verdict on it; {nearest(metric, known)}")
+
+
 def _explain(data: dict[str, Any], metric: str) -> str:
     """Walk through every decision on one metric, step by step."""
     found = [it for it in data["verdicts"] if it["metric"] == metric]
     if not found:
-        raise HarnessError(
-            f"--explain {metric}: no verdict on it; {nearest(metric, {it['metric'] for it in data['verdicts']})}"
-        )
+        there = ", ".join(sorted({it["metric"] for it in data["verdicts"]})) or "nothing"
+        return f"{metric}: this gate has no verdict on it; there are verdicts on {there}\n"
     return "\n".join(line for it in found for line in _walk(it)) + "\n"
 
 

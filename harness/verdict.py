@@ -37,6 +37,12 @@ REASONS = stats.REASONS | {
     "checkpoint-differs": "a checkpoint of the old version gives other logits under the new one",
 }
 
+QUANTIZE, LOAD, OLD_CHECKPOINT = STAGES = ("quantize and save", "load and run", "old checkpoint")
+"""The stages of the compatibility matrix."""
+LAYERS, LOGITS, MEASURING = "quantized_layers", "old checkpoint's logits", "measuring"
+EVENTS = (LAYERS, LOGITS, MEASURING, *(f"works: {stage}" for stage in STAGES))
+"""What verdicts are called that are on something that happened or not; ``measuring`` could not be gone on with."""
+
 # Which of a task's metrics counts in the mean over tasks.
 TASK_METRICS = ("acc_norm", "acc", "exact_match", "em", "f1")
 

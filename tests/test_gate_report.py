@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import gate_report, hardware
+from harness import __main__, gate_command, gate_report, hardware
 from harness.calibrate import summarise
 from harness.calibration import Calibration
 from harness.errors import HarnessError
@@ -74,8 +74,16 @@ def test_a_decision_is_walked_through() -> None:
     told = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", answers), Margins())
     walk = gate_report.text(gate_json([told]), ["accuracy"])
     assert "p of 'as many documents lost as won' (exact McNemar, one-sided): 9.54e-07" in walk
-    with pytest.raises(HarnessError, match=r"--explain latency: no verdict on it.*generate_throughput"):
-        gate_report.text(gate_json([speed(0.7)]), ["latency"])
+    text = gate_report.text(gate_json([speed(0.7)]), ["latency"])
+    assert "latency: this gate has no verdict on it; there are verdicts on generate_throughput" in text
+
+
+def test_a_metric_that_no_gate_knows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    gate_report.check_explained(["latency", "quantized_layers", "works: load and run"])
+    given = ["gate", "a==1", "a==2", "-m", "cpu", "--explain", "latencies", "--results", str(tmp_path)]
+    with pytest.raises(HarnessError, match=r"--explain 'latencies': gates have no verdict on it; did you mean latency"):
+        gate_command.run(__main__.parser().parse_args(given))
+    assert list(tmp_path.iterdir()) == []
 
 
 def quality(metric: str, old: list[float], new: list[float], task: str | None = None) -> Verdict:
