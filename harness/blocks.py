@@ -169,6 +169,11 @@ class Unit:
         return self.cell.id
 
     @property
+    def runs(self) -> bool:
+        """Whether any of its metrics needs the model to be run."""
+        return bool(self.metrics - SIZES)
+
+    @property
     def timed(self) -> bool:
         """Whether any of its primary metrics is judged over blocks."""
         return any(RULES[metric].primary and RULES[metric].kind == "blocks" for metric in self.metrics)
@@ -176,11 +181,13 @@ class Unit:
 
 TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
 TASKS = frozenset({"accuracy", "task_perplexity"})
+# Known as soon as a checkpoint is made, without a block.
+SIZES = frozenset({"checkpoint_size", "weight_size"})
 THROUGH = {
-    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS,
+    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS | SIZES,
     "vllm": frozenset({"engine_start", "compile_time", "latency"}),
 }
-"""What is measured through each server, block by block."""
+"""What is measured through each server, block by block; sizes need no server, and are asked for with the first."""
 
 
 class BlockRunner:

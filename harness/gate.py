@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import gate_report, hardware
 from harness.artifacts import Store
-from harness.blocks import TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, of_the_machine, series
+from harness.blocks import SIZES, TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, of_the_machine, series
 from harness.compatibility import Compatibility
 from harness.environment import Environment
 from harness.errors import HarnessError, RecordError
@@ -165,6 +165,8 @@ class Gate:
             if error and of_the_machine(error):
                 raise error
         if not any(errors.values()):
+            if not unit.runs:
+                return
             if not unit.done:
                 self._block(unit)
             if not unit.reason:
@@ -217,7 +219,7 @@ class Gate:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
         found = [verdict for verdict in self._judged() if _is(verdict, unit.cell)]
         have = {verdict.metric for verdict in found}
-        wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have
+        wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have - SIZES
         wanted |= {
             verdict.metric
             for verdict in found
@@ -263,7 +265,7 @@ class Gate:
         return [judge(one, self.margins) for one in combined(self._series())]
 
     def _judged(self) -> list[Verdict]:
-        wanted = frozenset().union(*(unit.metrics for unit in self.units)) | {"checkpoint_size", "weight_size"}
+        wanted = frozenset().union(*(unit.metrics for unit in self.units)) | SIZES
         return [
             judge(one, self.margins)
             for one in self._series()

@@ -107,6 +107,15 @@ def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working
     assert len(machine.measured) == 4
 
 
+def test_sizes_alone_need_no_block(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, keyword="checkpoint_size", pair=fake_gate.apart())()
+    assert of(outcome, "checkpoint_size").verdict == "pass"
+    assert machine.measured == []
+    assert {command for _, command in machine.asked} == {"quantize"}
+    assert outcome.exit_status == 0
+
+
 TROUBLE = [
     DiscardedBlocks("3 blocks in a row were discarded: throttled"),
     ArtifactError("the disk of the cache is full"),
