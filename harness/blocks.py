@@ -328,9 +328,22 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
         timed = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
-        drift_cancelled = interleaved and timed
+        rounds: dict[str, list[list[float]]] = {}
+        if timed:
+            rounds = {side: [sides[side].samples for sides in whole] for side in SIDES}
         found.append(
-            Series(model, recipe, server or None, metric, label, task or None, values, drift_cancelled, task_metric)
+            Series(
+                model=model,
+                recipe=recipe,
+                server=server or None,
+                metric=metric,
+                label=label,
+                task=task or None,
+                values=values,
+                drift_cancelled=interleaved and timed,
+                task_metric=task_metric,
+                rounds=rounds,
+            )
         )
     return found
 

@@ -75,7 +75,7 @@ class Environment:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
-        environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        environ.setdefault("OMP_NUM_THREADS", worker_threads())
         return environ | self.variables | (extra or {})
 
     def packages(self) -> dict[str, str]:
@@ -100,6 +100,11 @@ class Environment:
         """Return the versions of the packages that decide a result, as far as they are installed."""
         known = {_normal(name): version for name, version in self.packages().items()}
         return {name: known[_normal(name)] for name in DECISIVE if _normal(name) in known}
+
+
+def worker_threads() -> str:
+    """Return how many threads a worker computes with: OMP_NUM_THREADS, or as many as there are processors."""
+    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
 
 
 _WITHHELD = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})

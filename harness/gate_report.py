@@ -126,9 +126,12 @@ def _cell(it: dict[str, Any]) -> tuple[str, ...]:
 def _over(it: dict[str, Any]) -> str:
     """Return how many pairs a verdict rests on, and of what."""
     count = min(len(it["samples"][side]) for side in SIDES)
-    if it["metric"] not in RULES or not count:
-        return NOTHING
-    word = "window" if it["metric"] in _WINDOWS else "document" if it["metric"] in _DOCUMENTS else "block"
+    return over(it["metric"], count) if it["metric"] in RULES and count else NOTHING
+
+
+def over(metric: str, count: int) -> str:
+    """Return in words how many pairs of samples of a metric there are."""
+    word = "window" if metric in _WINDOWS else "document" if metric in _DOCUMENTS else "block"
     return f"{count} {word}{'s' if count > 1 else ''}"
 
 

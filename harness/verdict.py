@@ -89,7 +89,8 @@ RULES: dict[str, Rule] = {
 class Series:
     """One metric of one cell: values of both sides, block by block; of quality, document by document.
 
-    ``parts`` are the tasks whose documents these are, if it is several tasks' accuracy together.
+    ``rounds`` are the samples of every block's rounds, where a block has several. ``parts`` are the tasks whose
+    documents these are, if it is several tasks' accuracy together.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Series:
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drift_cancelled: bool = False
     task_metric: str = ""
+    rounds: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     parts: tuple[Series, ...] = ()
 
     @property
@@ -117,7 +119,7 @@ class Verdict:
     """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old.
 
     ``samples`` are paired: block by block, or of quality, which one block is enough for, window by window of a text or
-    document by document of a task.
+    document by document of a task. ``rounds`` holds what each block's sample is the median of.
     """
 
     model: str
@@ -141,6 +143,7 @@ class Verdict:
     samples: dict[str, list[float]]
     label: str
     p: float | None = None
+    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def severity(self) -> tuple[int, bool, float, tuple[str, ...]]:
@@ -310,6 +313,7 @@ def _verdict(
         samples={side: list(series.values.get(side, ())) for side in SIDES},
         label=series.label,
         p=p,
+        rounds={side: [list(samples) for samples in blocks] for side, blocks in series.rounds.items()},
     )
 
 
