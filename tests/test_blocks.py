@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.artifacts import Store
-from harness.blocks import Bench, SharedRun, series
+from harness.blocks import Bench, SharedRun, of_the_machine, series
 from harness.environment import Environment
 from harness.flow import Checkpoint, Flow
 from harness.matrix import Matrix
@@ -142,3 +144,12 @@ def test_a_package_beside_the_makers_tells_the_sides_apart(bench: Bench, monkeyp
 def test_the_logs_of_the_two_sides_are_two_files(bench: Bench) -> None:
     logs = {bench.flow(side)._log("quantize m-int8wo-cpu").name for side in SIDES}
     assert logs == {"old-quantize-m-int8wo-cpu.log", "new-quantize-m-int8wo-cpu.log"}
+
+
+def test_a_disk_that_refuses_a_file_is_no_failure_of_what_was_measured(bench: Bench) -> None:
+    def full(side: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    found = bench.both(full)
+    assert all(of_the_machine(error) for error in found.values())
+    assert "No space left on device" in str(found["new"])

@@ -210,9 +210,9 @@ def test_what_changed_since_refuses_a_resumed_gate_by_name(
     with pytest.raises(HarnessError, match=r"started otherwise: contents\.new: bbb.* then, ccc.* now"):
         gate(Machine(), budget=20, pair=rebuilt, resume=True)
     cpu = suites_matrix.measurements["cpu"]
-    rounds = cpu.model_copy(update={"generate": cpu.generate.model_copy(update={"rounds": 9})})
-    other = replace(suites_matrix, measurements=suites_matrix.measurements | {"cpu": rounds})
-    with pytest.raises(HarnessError, match=r"matrix\.measurements\.generate\.rounds: \d+ then, 9 now"):
+    tokens = cpu.model_copy(update={"generate": cpu.generate.model_copy(update={"max_new_tokens": 9})})
+    other = replace(suites_matrix, measurements=suites_matrix.measurements | {"cpu": tokens})
+    with pytest.raises(HarnessError, match=r"matrix\.measurements\.generate\.max_new_tokens: \d+ then, 9 now"):
         gate(Machine(), budget=20, pair=fake_gate.apart(), matrix=other, resume=True)
     upgraded = Environment().packages() | {"torch": "1.0"}
     for method, answer, words in (
