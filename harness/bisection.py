@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness import gate_command, pair
-from harness.errors import HarnessError, nearest
+from harness.blocks import TASKS
+from harness.errors import BrokenEnvironment, HarnessError, nearest
 from harness.gate import EXIT
 from harness.gate_command import Workplace
 from harness.gate_report import interval, name
+from harness.selection import units
 from harness.session import machine_lock, only_session
-from harness.verdict import RULES
+from harness.verdict import MEASURING, RULES
 
 Answer = Literal["pass", "regressed", "inconclusive", "error"]
 
@@ -55,10 +57,15 @@ def search(releases: Sequence[str], answer: Callable[[str], Answer]) -> Found:
 
 def _answer(data: dict[str, Any], metric: str) -> Answer:
     """Return how one gate of the bisection ended on the metric; a cell that stopped working is a regression."""
-    found = [it for it in data["verdicts"] if it["metric"] == metric or it["reason"] == "stopped-working"]
+    found = [it for it in data["verdicts"] if _tells(it, metric)]
     said = {it["verdict"] for it in found}
     order: tuple[Answer, ...] = ("regressed", "error", "inconclusive", "pass")
     return next((verdict for verdict in order if verdict in said), "error")
+
+
+def _tells(verdict: dict[str, Any], metric: str) -> bool:
+    """Return whether a verdict is on the metric, or on why it could not be measured."""
+    return verdict["metric"] in (metric, MEASURING) or verdict["reason"] == "stopped-working"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,23 +78,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.metric not in RULES:
         raise HarnessError(f"--metric {arguments.metric!r} is not judged by gates; {nearest(arguments.metric, RULES)}")
+    if arguments.metric in TASKS and not arguments.task:
+        raise HarnessError(f"--metric {arguments.metric} is measured on tasks: name one or several with --task")
     match = re.fullmatch(r"\s*(\S+?)\.\.(\S+?)\s*", arguments.range)
     if not match:
         raise HarnessError(f"{arguments.range!r} is not a range of releases such as 0.15.0..0.18.0")
     place: Workplace = gate_command.workplace(arguments)
+    keyword = f"({arguments.keyword}) and {arguments.metric}" if arguments.keyword else arguments.metric
+    wanted = replace(gate_command.options(arguments, "", ""), keyword=keyword)
+    # Raises where nothing is left to be measured.
+    units(place.matrix, wanted)
     known = pair.releases(arguments.package, place.base)
     releases = pair.between(known, match.group(1), match.group(2))
     place.progress(f"releases: {', '.join(releases)}")
-    keyword = f"({arguments.keyword}) and {arguments.metric}" if arguments.keyword else arguments.metric
-    wanted = replace(gate_command.options(arguments, "", ""), keyword=keyword)
     first = f"{arguments.package}=={releases[0]}"
+    # What everything is held against must be there; any other release may be passed over.
+    pair.make(place.store, first, first, place.base)
     lock = only_session(machine_lock(), place.progress)
 
     def answer(release: str) -> Answer:
-        outcome = place.gate(replace(wanted, old=first, new=f"{arguments.package}=={release}"))
+        try:
+            outcome = place.gate(replace(wanted, old=first, new=f"{arguments.package}=={release}"))
+        except BrokenEnvironment as error:
+            print(f"{release}: passed over: {error}", flush=True)
+            return "error"
         said = _answer(outcome.data, arguments.metric)
         for it in outcome.data["verdicts"]:
-            if it["metric"] == arguments.metric or it["reason"] == "stopped-working":
+            if _tells(it, arguments.metric):
                 print(f"{release}: {name(it)}: {it['verdict']}, {interval(it)} ({it['reason']})", flush=True)
         return said
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +15,15 @@ from typing import Any
 
 from harness import hardware
 from harness.artifacts import Store
-from harness.errors import HarnessError, WorkerError
+from harness.errors import (
+    ArtifactError,
+    BrokenEnvironment,
+    DiscardedBlocks,
+    HarnessError,
+    MatrixError,
+    RecordError,
+    WorkerError,
+)
 from harness.flow import Checkpoint, Flow
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
@@ -21,6 +32,9 @@ from harness.records import Failure, Line, Measurement, Run, Scalar
 from harness.schedule import SIDES, Side, Turns
 from harness.verdict import RULES, Series
 
+# What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.
+_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, RecordError)
+_FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 # A machine that loses more than this many workers in one block has another problem than bad luck.
 REPEATS = 2
 
@@ -66,7 +80,6 @@ class Bench:
     base: Flow
     data: Path | None = None
     limit: int | None = None
-    tasks: tuple[str, ...] = ()
     progress: Callable[[str], None] = lambda _: None
     _roots: dict[Side, Flow] = field(default_factory=dict)
 
@@ -80,6 +93,8 @@ class Bench:
             data=self.data,
             limit=self.limit,
             progress=self.progress,
+            apart=self.pair.apart(side),
+            side=side,
         )
         made.share_plain(self.base)
         if side in self._roots:
@@ -100,17 +115,20 @@ class Bench:
         flow.maker = maker
         return flow
 
+    def guarded(self, work: Callable[[Side], Any], side: Side) -> Any:
+        """Do something on one side; returns its result, or the HarnessError that it raised."""
+        try:
+            return work(side)
+        except HarnessError as error:
+            return error
+        except OSError as error:
+            return RecordError(f"{self.run.folder}: {error}")
+
     def both(self, work: Callable[[Side], Any], abort: Callable[[], None] = lambda: None) -> dict[Side, Any]:
         """Do something on both sides at once; returns each side's result, or the HarnessError that it raised."""
 
-        def guarded(side: Side) -> Any:
-            try:
-                return work(side)
-            except HarnessError as error:
-                return error
-
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="side") as pool:
-            futures: dict[Side, Future[Any]] = {side: pool.submit(guarded, side) for side in SIDES}
+            futures: dict[Side, Future[Any]] = {side: pool.submit(self.guarded, work, side) for side in SIDES}
             try:
                 wait(futures.values())
             except BaseException:
@@ -125,21 +143,35 @@ class Unit:
     """What is measured block by block: one cell through one server, and how far it has come.
 
     ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
-    of them is enough (memory, quality, kernels). A ``closed`` unit is not measured any more: it fails.
+    of them is enough (memory, quality, kernels), and ``tasks`` the tasks that it evaluates. A ``closed`` unit is not
+    measured any more: the recipe fails, or something else went wrong, which ``reason`` (a code of verdict.REASONS) and
+    ``problem`` name.
     """
 
     cell: Cell
     metrics: frozenset[str]
     once: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ()
     done: int = 0
     seconds: float = 0.0
     measuring: float = 0.0
     lost: int = 0
     closed: bool = False
+    reason: str = ""
+    problem: str = ""
+
+    def close(self, reason: str = "", problem: str = "") -> None:
+        """Measure it no more, for a reason that the compatibility matrix does not tell."""
+        self.closed, self.reason, self.problem = True, reason, problem
 
     @property
     def id(self) -> str:
         return self.cell.id
+
+    @property
+    def runs(self) -> bool:
+        """Whether any of its metrics needs the model to be run."""
+        return bool(self.metrics - SIZES)
 
     @property
     def timed(self) -> bool:
@@ -149,11 +181,13 @@ class Unit:
 
 TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
 TASKS = frozenset({"accuracy", "task_perplexity"})
+# Known as soon as a checkpoint is made, without a block.
+SIZES = frozenset({"checkpoint_size", "weight_size"})
 THROUGH = {
-    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS,
+    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS | SIZES,
     "vllm": frozenset({"engine_start", "compile_time", "latency"}),
 }
-"""What is measured through each server, block by block."""
+"""What is measured through each server, block by block; sizes need no server, and are asked for with the first."""
 
 
 class BlockRunner:
@@ -221,12 +255,10 @@ class BlockRunner:
             if each != side:
                 turns.leave(each)
         try:
-            work(side)
-        except HarnessError as error:
-            return error
+            found: HarnessError | None = self.bench.guarded(work, side)
+            return found
         finally:
             flow.end_workers()
-        return None
 
     def _transformers(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
         cell = unit.cell
@@ -237,7 +269,7 @@ class BlockRunner:
         turns.meet(side)
         if unit.once & TEXT_QUALITY:
             measure.text_quality(cell)
-        for task in self.bench.tasks if unit.once & TASKS else ():
+        for task in unit.tasks:
             measure.task(cell, task)
 
     def _engine(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
@@ -268,11 +300,19 @@ def was_lost(error: HarnessError | None) -> bool:
     return isinstance(error, WorkerError) and error.kind in ("crash", "out_of_memory", "timeout")
 
 
+def of_the_machine(error: HarnessError | None) -> bool:
+    """Return whether a failure says nothing of the recipe: a full disk, or a machine that was throttled or shared."""
+    if isinstance(error, WorkerError):
+        return any(words in f"{error} {error.log_tail[-500:]}" for words in _FULL_DISK)
+    return isinstance(error, _OF_THE_MACHINE)
+
+
 def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
     """Return what the records of a gate say, metric by metric, paired.
 
-    Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both. Quality gives
-    the samples of its one evaluation a side, document by document.
+    Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both; of several
+    rounds in a block, their median, whatever the record's own value is (a latency's is the published mean). Quality
+    gives the samples of its one evaluation a side, document by document.
     """
     blocks: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Measurement]]] = {}
     for line in lines:
@@ -281,24 +321,45 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
             block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
             blocks.setdefault(key, {}).setdefault(block, {})[str(line.flags["side"])] = line
     found = []
-    for (model, recipe, server, metric, task, label), taken in blocks.items():
+    for (model, recipe, server, metric, task, task_metric, label), taken in blocks.items():
         whole = [sides for _, sides in sorted(taken.items()) if len(sides) == len(SIDES)]
         if RULES[metric].kind in ("blocks", "size"):
-            values: dict[str, list[float]] = {side: [sides[side].value for sides in whole] for side in SIDES}
+            values: dict[str, list[float]] = {side: [_value(sides[side]) for sides in whole] for side in SIDES}
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
         timed = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
-        found.append(Series(model, recipe, server or None, metric, label, task or None, values, interleaved and timed))
+        rounds: dict[str, list[list[float]]] = {}
+        if timed:
+            rounds = {side: [sides[side].samples for sides in whole] for side in SIDES}
+        found.append(
+            Series(
+                model=model,
+                recipe=recipe,
+                server=server or None,
+                metric=metric,
+                label=label,
+                task=task or None,
+                values=values,
+                drift_cancelled=interleaved and timed,
+                task_metric=task_metric,
+                rounds=rounds,
+            )
+        )
     return found
+
+
+def _value(line: Measurement) -> float:
+    """Return what a process counts with."""
+    return statistics.median(line.samples) if RULES[line.metric].kind == "blocks" and line.samples else line.value
 
 
 def _key(line: Measurement) -> tuple[str, ...]:
     """Return what a verdict is about: model, recipe, server, metric, task, and the parameters that tell it apart."""
-    task = str(line.parameters.get("task", ""))
+    task, task_metric = (str(line.parameters.get(name, "")) for name in ("task", "task_metric"))
     shown = {
         name: value
         for name, value in line.parameters.items()
         if name in ("batch_size", "kind", "task", "task_metric") and (name != "batch_size" or line.metric == "latency")
     }
     label = ", ".join(f"{name}={value}" for name, value in shown.items())
-    return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, label)
+    return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, task_metric, label)

@@ -32,6 +32,25 @@ class Noise(_Frozen):
     sd: float = Field(description="Standard deviation of a block's log ratio, pooled within the gates.")
     blocks: int = Field(description="Blocks behind it, all gates together.")
     block_seconds: float = Field(description="Median seconds that a block of the cell takes, all its metrics together.")
+    between: float | None = Field(None, description="Standard deviation of a log ratio from process to process alone.")
+    within: float | None = Field(None, description="The same from round to round of one pair of processes.")
+    rounds: int | None = Field(None, description="Rounds that a process gave.")
+    best_rounds: int | None = Field(None, description="Rounds a process that tell most in the same time.")
+
+
+class Steady(_Frozen):
+    """One metric of one cell that is not timed: a size, or the quality of what is predicted."""
+
+    model: str
+    recipe: str
+    server: str
+    metric: str
+    label: str
+    unit: str
+    pairs: int = Field(description="Blocks, windows or documents that a verdict rests on.")
+    value: float = Field(description="The old side's: a size's median, otherwise the mean over the samples.")
+    differs: float = Field(description="How far the same is from itself at most, measured again: in the metric's unit.")
+    smallest: float = Field(description="Smallest worsening that its rule calls a regression: in the metric's unit.")
 
 
 class Calibration(_Frozen):
@@ -47,8 +66,9 @@ class Calibration(_Frozen):
     verdicts_regressed: int
     verdicts_inconclusive: int
     budget_seconds: float
-    threads: str = Field(description="OMP_NUM_THREADS of the workers, or empty.")
+    threads: str = Field(description="OMP_NUM_THREADS of the workers, or empty for as many as there are processors.")
     noise: list[Noise]
+    steady: list[Steady] = []
 
     @classmethod
     def path(cls, results: Path, on: str) -> Path:
@@ -80,7 +100,8 @@ class Calibration(_Frozen):
     def check(self, margins: Margins, units: Sequence[Unit], budget: float) -> None:
         """Refuse margins that this machine cannot hold within ``budget`` seconds.
 
-        Raises HarnessError that names each metric with the smallest effect that can be detected.
+        Raises HarnessError that names each metric with the smallest effect that can be detected, and each size that
+        differs from itself by more than its margin.
         """
         timed = [unit for unit in units if unit.timed]
         a_pass = sum(max((it.block_seconds for it in self._all(unit)), default=0.0) for unit in timed)
@@ -96,6 +117,13 @@ class Calibration(_Frozen):
                     problems.append(
                         f"{metric} of {unit.id}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}"
                     )
+        for size in (it for it in self.steady if RULES[it.metric].kind == "size"):
+            allowed = max(RULES[size.metric].absolute, margins.of(size.metric) * size.value)
+            if size.differs > allowed and any(size.metric in unit.metrics and _of(size, unit) for unit in units):
+                problems.append(
+                    f"{size.metric} of {size.recipe}: margin {allowed:.4g} {size.unit}, and the same measured twice "
+                    f"differs by {size.differs:.4g} {size.unit}"
+                )
         if problems:
             raise HarnessError(
                 f"this machine cannot hold these margins within {budget:.0f} s ({blocks} blocks a cell), by its "
@@ -105,3 +133,7 @@ class Calibration(_Frozen):
 
     def _all(self, unit: Unit) -> Iterable[Noise]:
         return (it for metric in unit.metrics for it in self.of(unit, metric))
+
+
+def _of(size: Steady, unit: Unit) -> bool:
+    return (size.model, size.recipe) == (unit.cell.model.name, unit.cell.recipe.name)

@@ -6,12 +6,12 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from harness.blocks import REPEATS, Bench, was_lost
+from harness.blocks import REPEATS, Bench, of_the_machine, was_lost
 from harness.errors import HarnessError, WorkerError
 from harness.flow import Flow
 from harness.matrix import Cell
@@ -19,9 +19,10 @@ from harness.measure import Measure
 from harness.metrics import METRICS
 from harness.records import Line, Measurement, Run
 from harness.schedule import SIDES, Side
-from harness.verdict import Series, Verdict, event
+from harness.verdict import LAYERS, LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, Series, Verdict, event
 
 State = Literal["works", "fails", "not tried"]
+Result = TypeVar("Result")
 
 # Mean KL in nats between the old and the new version's predictions for one checkpoint. Chosen: less than half of what
 # the mildest recipe costs (0.005 for int8 weights). A recipe that quantizes activations as they come is further than
@@ -80,7 +81,10 @@ class Change:
 
 
 class Compatibility:
-    """Fills the compatibility matrix and compares layers and kernels."""
+    """Fills the compatibility matrix and compares layers and kernels.
+
+    What fails because of the machine (``blocks.of_the_machine``) is no failure of a recipe: its row stays untried.
+    """
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -93,55 +97,64 @@ class Compatibility:
         key = (cell.model.name, cell.recipe.name, cell.server or None, stage)
         return self.rows.setdefault(key, Row(*key))
 
-    def quantize(self, cell: Cell) -> dict[Side, bool]:
-        """Make the cell's checkpoint on both sides; returns which have one."""
+    def quantize(self, cell: Cell) -> dict[Side, HarnessError | None]:
+        """Make the cell's checkpoint on both sides; returns each side's error."""
         self.bench.base.plain(cell.model, cell.hardware)
-        flows = {side: self.bench.flow(side) for side in SIDES}
 
-        def work(side: Side) -> dict[str, Any]:
-            Measure(flows[side], self.bench.run, {"side": side, "block": 0, "attempt": 0}).checkpoint(cell)
-            facts: dict[str, Any] = flows[side].facts(cell)
-            return facts
+        def make(side: Side) -> tuple[dict[str, Any], str]:
+            flow: Flow = self.bench.flow(side)
+            Measure(flow, self.bench.run, {"side": side, "block": 0, "attempt": 0}).checkpoint(cell)
+            return flow.facts(cell), flow.checkpoint(cell).key
 
-        def abort() -> None:
-            for flow in flows.values():
-                flow.end_workers()
-
-        found = self.bench.both(work, abort)
-        row = self.row(cell, "quantize and save")
-        for side, result in found.items():
-            row.note(side, result if isinstance(result, HarnessError) else None)
-        if row.old == row.new == "works":
-            layers = {side: found[side]["layers"] for side in SIDES}
-            self._layers(cell, layers["old"], layers["new"])
-            if flows["old"].checkpoint(cell).key == flows["new"].checkpoint(cell).key:
+        found = self.bench.both(lambda side: self._repeated(f"quantize {cell.id}", lambda: make(side)))
+        errors = {side: found[side] if isinstance(found[side], HarnessError) else None for side in SIDES}
+        row = self.row(cell, QUANTIZE)
+        for side, error in errors.items():
+            if not of_the_machine(error):
+                row.note(side, error)
+        if not any(errors.values()):
+            (old, old_key), (new, new_key) = found["old"], found["new"]
+            self._layers(cell, old["layers"], new["layers"])
+            if old_key == new_key:
                 self._same.add((cell.model.name, cell.recipe.name))
-        return {"old": row.old == "works", "new": row.new == "works"}
+        return errors
 
     def served(self, cell: Cell, errors: dict[Side, HarnessError | None]) -> None:
         """Take down how a cell's first block went."""
-        row = self.row(cell, "load and run")
+        row = self.row(cell, LOAD)
         for side, error in errors.items():
             row.note(side, error)
 
     def alone(self, cell: Cell, side: Side) -> None:
-        """Load and run a recipe on the only side that has a checkpoint of it."""
-        flow = self.bench.flow(side)
-        row = self.row(cell, "load and run")
+        """Load and run a recipe on the only side that has a checkpoint of it; raises what is not the recipe's."""
+        row = self.row(cell, LOAD)
+
+        def load() -> None:
+            flow: Flow = self.bench.flow(side)
+            try:
+                flow.engine(cell) if cell.server == "vllm" else flow.transformers(cell)
+            finally:
+                flow.end_workers()
+
+        self._note(row, side, lambda: self._repeated(f"load {cell.id}", load))
+
+    def _note(self, row: Row, side: Side, work: Callable[[], None]) -> None:
+        """Take down how ``work`` goes; raises the error of a machine, which says nothing of the row."""
         try:
-            flow.engine(cell) if cell.server == "vllm" else flow.transformers(cell)
-            row.note(side, None)
+            work()
         except HarnessError as error:
+            if of_the_machine(error):
+                raise
             row.note(side, error)
-        finally:
-            flow.end_workers()
+        else:
+            row.note(side, None)
 
     def old_checkpoint(self, cell: Cell) -> None:
         """Load what the old version quantized and saved under the new one: same logits, and it serves in vLLM.
 
-        Nothing is tried where both versions make the very same checkpoint.
+        Nothing is tried where both versions make the very same checkpoint. Raises what is not the recipe's.
         """
-        row, runs = self.row(cell, "old checkpoint"), self.row(cell, "load and run")
+        row, runs = self.row(cell, OLD_CHECKPOINT), self.row(cell, LOAD)
         if cell.recipe.baseline or row.new != "not tried":
             return
         row.old = runs.old
@@ -149,14 +162,10 @@ class Compatibility:
             row.new = runs.new
             return
         maker = self.bench.flow("old")
-        try:
-            if cell.server == "vllm":
-                self._serve(cell, maker)
-            else:
-                self._compare_logits(cell, maker)
-            row.note("new", None)
-        except HarnessError as error:
-            row.note("new", error)
+        if cell.server == "vllm":
+            self._note(row, "new", lambda: self._repeated(f"serve {cell.id}", lambda: self._serve(cell, maker)))
+        else:
+            self._note(row, "new", lambda: self._compare_logits(cell, maker))
 
     def _serve(self, cell: Cell, maker: Flow) -> None:
         flow = self.bench.carried("new", maker)
@@ -174,7 +183,7 @@ class Compatibility:
             file = str(Path(folder) / "logits.safetensors")
             itself = self._ask("old", maker, cell, "write_logits", output=file, **common)
             found = self._ask("new", maker, cell, "compare_logits", against=file, **common)
-        about = Series(cell.model.name, cell.recipe.name, cell.server, "old checkpoint's logits", "")
+        about = Series(cell.model.name, cell.recipe.name, cell.server, LOGITS, "")
         bound = max(LOGITS_BOUND, SELF_FACTOR * itself["kl"])
         words = (
             f"KL {found['kl']:.2g} nats (bound {bound:.2g}; the old version is {itself['kl']:.2g} from itself when the "
@@ -182,7 +191,7 @@ class Compatibility:
             f"largest difference of a logit {found['largest']:.2g}"
         )
         same = found["kl"] <= bound
-        self.verdicts.append(
+        self._add(
             event(
                 about, "pass" if same else "regressed", "checkpoint-reads-same" if same else "checkpoint-differs", words
             )
@@ -190,26 +199,38 @@ class Compatibility:
 
     def _ask(self, side: Side, maker: Flow, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
         """Ask a fresh worker about a checkpoint of ``maker``'s; one that is lost says nothing of the version."""
+        return self._repeated(
+            f"{command} of {cell.id}", lambda: self.bench.carried(side, maker).ask_once(cell, command, **arguments)
+        )
+
+    def _repeated(self, what: str, ask: Callable[[], Result]) -> Result:
+        """Return what ``ask`` does; a worker that was lost says nothing of the version, so another one is tried."""
         for _ in range(REPEATS):
             try:
-                return self.bench.carried(side, maker).ask_once(cell, command, **arguments)
+                return ask()
             except WorkerError as error:
                 if not was_lost(error):
                     raise
-                self.bench.progress(f"{command} of {cell.id} lost its worker: repeated")
-        return self.bench.carried(side, maker).ask_once(cell, command, **arguments)
+                self.bench.progress(f"{what} lost its worker: repeated")
+        return ask()
+
+    def _add(self, verdict: Verdict) -> None:
+        """Take a verdict in, in place of one of an earlier session on the same thing."""
+        about = (verdict.model, verdict.recipe, verdict.server, verdict.metric)
+        self.verdicts = [it for it in self.verdicts if (it.model, it.recipe, it.server, it.metric) != about]
+        self.verdicts.append(verdict)
 
     def _layers(self, cell: Cell, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Hold the quantized layers of both sides against each other, by name."""
         lost = [name for name, layer in old.items() if layer["quantized"] and not new.get(name, {}).get("quantized")]
         counts = {"old": [_quantized(old)], "new": [_quantized(new)]}
-        about = Series(cell.model.name, cell.recipe.name, cell.server or None, "quantized_layers", "", None, counts)
-        unit = METRICS["quantized_layers"].unit
+        about = Series(cell.model.name, cell.recipe.name, cell.server or None, LAYERS, "", None, counts)
+        unit = METRICS[LAYERS].unit
         if lost:
             shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
-            self.verdicts.append(event(about, "regressed", "layers-lost", f"no longer quantized: {shown}", unit=unit))
+            self._add(event(about, "regressed", "layers-lost", f"no longer quantized: {shown}", unit=unit))
         elif counts["old"][0]:
-            self.verdicts.append(event(about, "pass", "layers-kept", "", unit=unit))
+            self._add(event(about, "pass", "layers-kept", "", unit=unit))
         moves = Counter(
             (layer["kind"], layer["tensor"], new[name]["tensor"])
             for name, layer in old.items()
@@ -217,7 +238,8 @@ class Compatibility:
         )
         for (kind, before, after), count in sorted(moves.items()):
             what = f"tensor class of {count} {kind} layer{'s' if count > 1 else ''}"
-            self.changes.append(Change(cell.model.name, cell.recipe.name, what, before, after))
+            change = Change(cell.model.name, cell.recipe.name, what, before, after)
+            self.changes = [one for one in self.changes if one != change] + [change]
 
     def kernels(self, run: Run, lines: Iterable[Line]) -> None:
         """Add the recipe's kernels where they are not the same before and after, from the profiles of the run."""
@@ -236,11 +258,12 @@ class Compatibility:
                 self.changes = [one for one in self.changes if one != change] + [change]
 
     def restore(self, stored: dict[str, Any]) -> None:
-        """Take over the rows, and the verdicts on old checkpoints, of a gate that was interrupted."""
+        """Take over the rows, verdicts and changes of a gate that was interrupted."""
         for row in (Row(**row) for row in stored["compatibility"]):
             self.rows[(row.model, row.recipe, row.server, row.stage)] = row
-        kept = ("checkpoint-reads-same", "checkpoint-differs")
+        kept = ("checkpoint-reads-same", "checkpoint-differs", "layers-lost", "layers-kept")
         self.verdicts += [Verdict(**verdict) for verdict in stored["verdicts"] if verdict["reason"] in kept]
+        self.changes = [Change(**change) for change in stored["kernels"]]
 
     def as_json(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the compatibility matrix and the changes, as gate.json holds them."""

@@ -75,12 +75,16 @@ class Environment:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
-        environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        environ.setdefault("OMP_NUM_THREADS", worker_threads())
         return environ | self.variables | (extra or {})
 
     def packages(self) -> dict[str, str]:
         """Return the version of every distribution that a worker of this environment sees."""
         return _packages(self.python, str(self.overlay or ""))
+
+    def interpreter(self) -> str:
+        """Return the interpreter's implementation, version and build."""
+        return _interpreter(self.python)
 
     def has(self, *names: str) -> bool:
         """Say whether a distribution of one of these names is installed."""
@@ -96,6 +100,11 @@ class Environment:
         """Return the versions of the packages that decide a result, as far as they are installed."""
         known = {_normal(name): version for name, version in self.packages().items()}
         return {name: known[_normal(name)] for name in DECISIVE if _normal(name) in known}
+
+
+def worker_threads() -> str:
+    """Return how many threads a worker computes with: OMP_NUM_THREADS, or as many as there are processors."""
+    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
 
 
 _WITHHELD = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})
@@ -122,6 +131,15 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
     found: dict[str, str] = json.loads(result.stdout)
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _interpreter(python: str) -> str:
+    code = "import sys; print(sys.implementation.name, sys.version.replace(chr(10), ' '))"
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise BrokenEnvironment(f"{python} does not work: {result.stderr.strip()[-500:]}")
+    return result.stdout.strip()
 
 
 def _code_folder(store: Store) -> Path:

@@ -26,6 +26,10 @@ class BrokenEnvironment(HarnessError):
     """A worker's environment could not be made or does not work."""
 
 
+class DiscardedBlocks(HarnessError):
+    """Every block of a measurement had to be discarded: the machine was throttled, or shared with others."""
+
+
 class ThresholdFailure(HarnessError):
     """At least one measurement lies beyond its limit.
 

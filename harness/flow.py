@@ -25,7 +25,7 @@ from harness.records import ModelIdentity, Run, Scalar, Timing
 from harness.servers import SERVERS, ServerBackend
 from harness.worker import versions
 
-# Packages whose version is part of every artifact's key.
+# Packages whose version is part of every artifact's key; a gate adds what else tells its sides apart.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _EXPORTERS = ("executorch",)
 _WORKER_KINDS = ("transformers", "engine", "server")
@@ -69,6 +69,8 @@ class Flow:
         data: Path | None = None,
         limit: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        apart: Mapping[str, str | None] | None = None,
+        side: str = "",
     ) -> None:
         self.store = store
         self.run = run
@@ -78,6 +80,9 @@ class Flow:
         self.data = data
         self.limit = limit
         self.progress = progress
+        self._side = side
+        # What tells the environment of one side of a gate from the other's beyond the makers' versions.
+        self._apart = {name: it for name, it in (apart or {}).items() if name.replace("-", "_") not in _MAKERS}
         self.waiting: Callable[[], None] = lambda: None
         self.plan: list[tuple[str, str]] = []
         self.start_ahead = True
@@ -287,7 +292,8 @@ class Flow:
 
     def _versions(self, more: tuple[str, ...] = ()) -> dict[str, Any]:
         packages = self.environment.decisive()
-        return {"packages": {name: packages.get(name) for name in (*_MAKERS, *more)}}
+        found: dict[str, Any] = {"packages": {name: packages.get(name) for name in (*_MAKERS, *more)}}
+        return found | ({"apart": self._apart} if self._apart else {})
 
     def once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
@@ -602,6 +608,8 @@ class Flow:
         return {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
 
     def _log(self, label: str) -> Path:
+        """Return a log's file; the two sides of a gate have one each, so that neither tells the other's errors."""
+        label = f"{self._side}-{label}" if self._side else label
         return self.run.logs / ("".join(c if c.isalnum() or c in "-._" else "-" for c in label) + ".log")
 
 

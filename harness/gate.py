@@ -5,24 +5,24 @@ from __future__ import annotations
 import datetime
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import gate_report, hardware
 from harness.artifacts import Store
-from harness.blocks import TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, series
+from harness.blocks import SIZES, TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, of_the_machine, series
 from harness.compatibility import Compatibility
 from harness.environment import Environment
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RecordError
 from harness.flow import Flow
 from harness.matrix import Cell, Matrix
 from harness.pair import Pair
 from harness.rendering import write_text
-from harness.schedule import Budget, block_order
+from harness.schedule import SIDES, Budget, Side, block_order
 from harness.selection import Options, units
-from harness.verdict import RULES, Margins, Verdict, control, judge, settled
+from harness.verdict import MEASURING, RULES, Margins, Series, Verdict, combined, control, event, judge, settled
 
 SCHEMA = 1
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
@@ -80,7 +80,6 @@ class Gate:
             run=run,
             matrix=matrix,
             base=Flow(store, run, matrix, environment=base, **common),
-            tasks=options.tasks,
             **common,
         )
         self.runner = BlockRunner(self.bench)
@@ -91,7 +90,7 @@ class Gate:
 
     def resume(self, stored: dict[str, Any]) -> None:
         """Take over what an earlier session of this gate has done."""
-        if changed := self.options.changed(stored["options"]):
+        if changed := self.options.changed(stored["options"]) + self._changed(stored):
             raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
         self.created = stored["created"]
         self.budget = Budget(self.options.budget, spent_before=float(stored["seconds"]))
@@ -102,14 +101,42 @@ class Gate:
             unit.seconds = float(kept.get("seconds", 0.0))
             # A block that was cut off is measured again under its own number, and its later records count.
             unit.done = int(kept.get("done", 0))
+            # What the machine was in the way of is tried again; what is closed otherwise stays so.
+            if kept.get("closed") and kept.get("reason") != "machine-trouble":
+                unit.close(kept["reason"], kept["problem"])
+
+    def _made_of(self) -> dict[str, Any]:
+        """Return what a gate's samples depend on beside its options, as gate.json holds it."""
+        cells = {unit.id: unit.cell for unit in self.units}
+        found: dict[str, Any] = {
+            "environments": {side: self.pair.side(side).packages() for side in SIDES},
+            "contents": dict(self.pair.contents),
+            "interpreter": self.bench.base.environment.interpreter(),
+            "matrix": {
+                "cells": dict.fromkeys(cells, "measured"),
+                "models": {cell.model.name: cell.model.model_dump(mode="json") for cell in cells.values()},
+                "recipes": {cell.recipe.name: cell.recipe.model_dump(mode="json") for cell in cells.values()},
+                "measurements": next(iter(cells.values())).measurements.model_dump(mode="json"),
+            },
+        }
+        return found
+
+    def _changed(self, stored: dict[str, Any]) -> list[str]:
+        """Return what is not as it was when the gate was begun: packages, contents, interpreter, matrix."""
+        now = self._made_of()
+        if "matrix" not in stored:
+            return ["it was begun by an older version of the harness"]
+        before, after = (_flat({name: data[name] for name in now}) for data in (stored, now))
+        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        shown = [f"{name}: {before.get(name, 'none')} then, {after.get(name, 'none')} now" for name in names[:8]]
+        return shown + ([f"and {len(names) - 8} more"] if len(names) > 8 else [])
 
     def __call__(self) -> Outcome:
         """Measure until every verdict is precise enough or the budget is spent."""
         self.write()
         try:
             self._survey()
-            for server in ("transformers", "vllm"):
-                self._rounds([unit for unit in self.units if unit.cell.server == server])
+            self._rounds()
         finally:
             outcome = self.write()
             self.bench.close()
@@ -121,25 +148,44 @@ class Gate:
         for unit in self.units:
             cells.setdefault((unit.cell.model.name, unit.cell.recipe.name), []).append(unit)
         for through in cells.values():
-            have = self.compatibility.quantize(replace(through[0].cell, server=""))
-            for unit in through:
-                if all(have.values()):
-                    if not unit.done:
-                        self._block(unit)
-                    self.compatibility.old_checkpoint(unit.cell)
-                else:
-                    unit.closed = True
-                    for side, there in have.items():
-                        if there:
-                            self.compatibility.alone(unit.cell, side)
-                    if have["old"]:
-                        self.compatibility.old_checkpoint(unit.cell)
-                self.write()
+            if pending := [unit for unit in through if not unit.closed]:
+                errors = self.compatibility.quantize(replace(pending[0].cell, server=""))
+                for unit in pending:
+                    try:
+                        self._try(unit, errors)
+                    except HarnessError as error:
+                        if not of_the_machine(error):
+                            raise
+                        unit.close("machine-trouble", str(error))
+                    self.write()
 
-    def _rounds(self, units: list[Unit]) -> None:
-        """Measure block after block of every cell that is not settled, the cells in a new random order each time."""
+    def _try(self, unit: Unit, errors: Mapping[Side, HarnessError | None]) -> None:
+        """Run a cell's first block, or what can be run of it after ``errors`` of quantization."""
+        for error in errors.values():
+            if error and of_the_machine(error):
+                raise error
+        if not any(errors.values()):
+            if not unit.runs:
+                return
+            if not unit.done:
+                self._block(unit)
+            if not unit.reason:
+                self.compatibility.old_checkpoint(unit.cell)
+            return
+        for side in SIDES:
+            if not errors[side]:
+                self.compatibility.alone(unit.cell, side)
+        if not errors["old"]:
+            self.compatibility.old_checkpoint(unit.cell)
+        unit.close()
+
+    def _rounds(self) -> None:
+        """Measure block after block of every cell that is not settled, the cells in a new random order each time.
+
+        Cells through either server take part in every round, so that none uses up the budget of another.
+        """
         draw = random.Random(f"{self.options.seed}/cells")
-        pending = [unit for unit in units if not unit.closed]
+        pending = [unit for unit in self.units if not unit.closed]
         while pending := [unit for unit in pending if not self._settled(unit)]:
             for unit in draw.sample(pending, len(pending)):
                 if not self.budget.allows(unit.seconds):
@@ -151,36 +197,53 @@ class Gate:
 
     def _block(self, unit: Unit) -> bool:
         """Measure one block; returns whether the cell can go on."""
-        unit.once = self._missing(unit)
+        unit.once, unit.tasks = self._missing(unit), self._missing_tasks(unit)
+        first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
         errors = self.runner(unit, order)
-        if unit.done == 1 or any(errors.values()):
+        found = [f"{side} side, block {unit.done}: {error}" for side, error in errors.items() if error]
+        if any(map(of_the_machine, errors.values())):
+            # Says nothing of the recipe: the block is measured again when the gate is resumed.
+            unit.done -= 1
+            unit.close("machine-trouble", "; ".join(found))
+        elif first:
             self.compatibility.served(unit.cell, errors)
-        if any(errors.values()):
-            unit.closed = True
-            return False
-        return True
+            if found:
+                unit.close()
+        elif found:
+            unit.close("later-block-failed", "; ".join(found))
+        return not unit.closed
 
     def _missing(self, unit: Unit) -> frozenset[str]:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
         found = [verdict for verdict in self._judged() if _is(verdict, unit.cell)]
         have = {verdict.metric for verdict in found}
-        wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have
+        wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have - SIZES
         wanted |= {
             verdict.metric
             for verdict in found
             if verdict.metric == "peak_memory" and verdict.verdict != "pass" and verdict.blocks < 2
         }
-        if self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random":
-            wanted -= TEXT_QUALITY | TASKS
-        if not self.options.tasks or have & TASKS:
-            wanted -= TASKS
+        if self._random(unit):
+            wanted -= TEXT_QUALITY
+        wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
         if unit.cell.recipe.baseline:
             wanted -= TEXT_QUALITY - {"perplexity"}
         if unit.cell.server == "vllm" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
             wanted |= {"quantized_kernel_share"}
         return frozenset(wanted)
+
+    def _missing_tasks(self, unit: Unit) -> tuple[str, ...]:
+        """Return the tasks that no block has evaluated on both sides, whichever metrics they give."""
+        if not unit.metrics & TASKS or self._random(unit):
+            return ()
+        have = {one.task for one in self._series() if one.values["old"] and _is(one, unit.cell)}
+        return tuple(task for task in dict.fromkeys(self.options.tasks) if task not in have)
+
+    def _random(self, unit: Unit) -> bool:
+        """Return whether the cell's weights are random, which have no quality."""
+        return self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random"
 
     def _settled(self, unit: Unit) -> bool:
         if self._missing(unit):
@@ -192,12 +255,20 @@ class Gate:
         ]
         return not unit.timed or (bool(timed) and all(settled(verdict) for verdict in timed))
 
+    def _series(self) -> list[Series]:
+        return series(self.run.lines(), hardware.torch_device(self.options.hardware) == "cpu")
+
+    def _combined(self) -> list[Verdict]:
+        """Return the verdict on several tasks' accuracies together, for every cell with several tasks."""
+        if not any("accuracy" in unit.metrics for unit in self.units):
+            return []
+        return [judge(one, self.margins) for one in combined(self._series())]
+
     def _judged(self) -> list[Verdict]:
-        interleaved = hardware.torch_device(self.options.hardware) == "cpu"
-        wanted = frozenset().union(*(unit.metrics for unit in self.units)) | {"checkpoint_size", "weight_size"}
+        wanted = frozenset().union(*(unit.metrics for unit in self.units)) | SIZES
         return [
             judge(one, self.margins)
-            for one in series(self.run.lines(), interleaved)
+            for one in self._series()
             if one.metric in wanted
             and one.values["old"]
             # Where nothing is compiled, every compile time is zero.
@@ -207,7 +278,8 @@ class Gate:
     def verdicts(self) -> list[Verdict]:
         """Return every verdict, the worst first."""
         events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
-        found = control(self._judged()) + self.compatibility.verdicts + events
+        events += [event(_about(unit.cell), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
+        found = control(self._judged() + self._combined()) + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
     def write(self) -> Outcome:
@@ -227,7 +299,7 @@ class Gate:
             "seconds": round(self.budget.spent, 1),
             "measuring_seconds": round(sum(unit.measuring for unit in self.units), 1),
             "seed": self.options.seed,
-            "environments": {"old": self.pair.old.packages(), "new": self.pair.new.packages()},
+            **self._made_of(),
             "differences": list(self.pair.differences),
             "verdicts": [asdict(verdict) for verdict in verdicts],
             "compatibility": matrix,
@@ -240,17 +312,37 @@ class Gate:
                     "seconds": round(unit.seconds, 2),
                     "measuring": round(unit.measuring, 2),
                     "lost": unit.lost,
+                    "closed": unit.closed,
+                    "reason": unit.reason,
+                    "problem": unit.problem,
                 }
                 for unit in self.units
             },
         }
         data = gate_report.finite(data)
-        write_text(self.run.folder / "gate.json", json.dumps(data, indent=1) + "\n")
+        path = self.run.folder / "gate.json"
+        try:
+            write_text(path, json.dumps(data, indent=1) + "\n")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
         return Outcome(self.run.folder, verdicts, data)
 
 
-def _is(verdict: Verdict, cell: Cell) -> bool:
-    return (verdict.model, verdict.recipe, verdict.server) == (cell.model.name, cell.recipe.name, cell.server)
+def _flat(data: Any, name: str = "") -> dict[str, Any]:
+    """Return nested JSON as one level of dotted names."""
+    if not isinstance(data, dict):
+        return {name: data}
+    return {
+        inner: value for key, part in data.items() for inner, value in _flat(part, f"{name}.{key}".strip(".")).items()
+    }
+
+
+def _about(cell: Cell) -> Series:
+    return Series(cell.model.name, cell.recipe.name, cell.server, MEASURING, "")
+
+
+def _is(about: Verdict | Series, cell: Cell) -> bool:
+    return (about.model, about.recipe, about.server) == (cell.model.name, cell.recipe.name, cell.server)
 
 
 def stored(folder: Path) -> dict[str, Any]:

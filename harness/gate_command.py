@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from harness import gate_report, gatefile, hardware
 from harness.artifacts import Store, default_root
 from harness.blocks import THROUGH, SharedRun, Unit
 from harness.calibration import Calibration
-from harness.environment import Environment
+from harness.environment import Environment, worker_threads
 from harness.errors import HarnessError
 from harness.gate import Gate, Outcome, stored
 from harness.matrix import Matrix, load
@@ -72,6 +73,11 @@ class Workplace:
         calibration = Calibration.find(self.results, options.hardware)
         if calibration is None:
             self.progress(f"this machine is not calibrated: python -m harness calibrate -m {options.hardware}")
+        elif (then := calibration.threads or str(len(os.sched_getaffinity(0)))) != worker_threads():
+            self.progress(
+                f"this machine is calibrated for {then} threads a worker and this gate runs {worker_threads()}: its "
+                "margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
+            )
         else:
             calibration.check(margins, wanted, options.budget)
 
@@ -157,6 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    gate_report.check_explained(arguments.explain)
     place = workplace(arguments)
     lock = only_session(machine_lock(), place.progress)
     try:
@@ -167,11 +174,11 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         lock.release()
     write_text(outcome.folder / "report.md", gate_report.text(outcome.data))
-    print(gate_report.text(outcome.data, arguments.explain), end="")
     if arguments.junit:
         found = gatefile.GateFile.model_validate(outcome.data)
         write_text(arguments.junit, gatefile.junit([found]).decode())
     if arguments.json:
         write_text(arguments.json, json.dumps(outcome.data, indent=1) + "\n")
+    print(gate_report.text(outcome.data, arguments.explain), end="")
     print(f"gate: {outcome.folder}")
     return outcome.exit_status

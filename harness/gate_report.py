@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from harness import accuracy
 from harness.errors import HarnessError, nearest
 from harness.rendering import Table, render
 from harness.rows import decimal
-from harness.verdict import REASONS
+from harness.schedule import SIDES
+from harness.verdict import EVENTS, REASONS, RULES
 
 STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 NOTHING = "-"
+_WINDOWS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("ratio", "difference"))
+_DOCUMENTS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("documents", "likelihood"))
 
 
 def finite(value: Any) -> Any:
@@ -28,8 +32,13 @@ def finite(value: Any) -> Any:
 
 
 def text(data: dict[str, Any], explain: Sequence[str] = ()) -> str:
-    """Return the terminal's report of a gate.json: verdicts by severity, then what works, layers and kernels."""
-    parts = [render([table for table in (_verdicts(data), _compatibility(data), _changes(data)) if table.rows], "md")]
+    """Return the terminal's report of a gate.json: verdicts by severity, then flips, what works, layers and kernels."""
+    parts = [
+        render(
+            [table for table in (_verdicts(data), _flips(data), _compatibility(data), _changes(data)) if table.rows],
+            "md",
+        )
+    ]
     for metric in explain:
         parts.append(_explain(data, metric))
     parts.append(_summary(data))
@@ -57,7 +66,7 @@ def _verdicts(data: dict[str, Any]) -> Table:
         label = f" ({it['label']})" if it.get("label") else ""
         where = " ".join(part for part in (it["recipe"], it["server"]) if part)
         margin = _margin(it)
-        rows.append((shown, where, it["metric"] + label, interval(it), margin, str(it["blocks"]), it["reason"]))
+        rows.append((shown, where, it["metric"] + label, interval(it), margin, _over(it), it["reason"]))
     models = sorted({it["model"] for it in data["verdicts"]})
     notes = [f"new / old: {data['new']} over {data['old']}, with its {_confidence(data)} interval; the worst first"]
     if cancelled := sorted({it["metric"] for it in data["verdicts"] if it["drift_cancelled"]}):
@@ -67,10 +76,61 @@ def _verdicts(data: dict[str, Any]) -> Table:
     return Table(
         f"{data['old']} to {data['new']} on {data['hardware']}: {STATUS[data['exit_status']]}",
         ", ".join(models),
-        ("verdict", "cell", "metric", "new / old", "margin", "blocks", "reason"),
+        ("verdict", "cell", "metric", "new / old", "margin", "over", "reason"),
         tuple(rows),
         tuple(notes),
     )
+
+
+def _flips(data: dict[str, Any]) -> Table:
+    """Return how many answers and tokens changed sides, for every verdict on quality, whatever it says."""
+    tokens = {_cell(it): _token_flips(it) for it in data["verdicts"] if it["metric"] == "token_flips"}
+    rows = []
+    for it in data["verdicts"]:
+        if it["metric"] not in _WINDOWS + _DOCUMENTS or not it["samples"]["old"] or not it["samples"]["new"]:
+            continue
+        told = NOTHING
+        if RULES[it["metric"]].kind == "documents":
+            found = accuracy.flips(it["samples"]["old"], it["samples"]["new"])
+            told = f"{found.lost} lost, {found.won} won ({found.share:.2%} of {found.documents} documents)"
+        elif it["metric"] in _WINDOWS:
+            told = tokens.get(_cell(it), NOTHING)
+        label = f" ({it['label']})" if it.get("label") else ""
+        rows.append((" ".join(filter(None, (it["recipe"], it["server"]))), it["metric"] + label, it["verdict"], told))
+    return Table(
+        "Flips",
+        "",
+        ("cell", "metric", "verdict", "flips"),
+        tuple(rows),
+        (
+            "documents: right under the old version and wrong under the new one (lost), or the other way (won)",
+            "tokens: the share of positions where exactly one of bf16 and the recipe predicts the text, old and new",
+        ),
+    )
+
+
+def _token_flips(it: dict[str, Any]) -> str:
+    shares = [it["samples"][side] for side in SIDES]
+    if not all(shares):
+        return NOTHING
+    old, new = (sum(share) / len(share) for share in shares)
+    return f"old {old:.2%}, new {new:.2%} of tokens"
+
+
+def _cell(it: dict[str, Any]) -> tuple[str, ...]:
+    return (it["model"], it["recipe"], it["server"])
+
+
+def _over(it: dict[str, Any]) -> str:
+    """Return how many pairs a verdict rests on, and of what."""
+    count = min(len(it["samples"][side]) for side in SIDES)
+    return over(it["metric"], count) if it["metric"] in RULES and count else NOTHING
+
+
+def over(metric: str, count: int) -> str:
+    """Return in words how many pairs of samples of a metric there are."""
+    word = "window" if metric in _WINDOWS else "document" if metric in _DOCUMENTS else "block"
+    return f"{count} {word}{'s' if count > 1 else ''}"
 
 
 def _margin(it: dict[str, Any]) -> str:
@@ -113,13 +173,20 @@ def _summary(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_explained(metrics: Sequence[str]) -> None:
+    """Raise HarnessError for a metric that no gate has a verdict on, before anything is measured."""
+    known = {*RULES, *EVENTS}
+    for metric in metrics:
+        if metric not in known:
+            raise HarnessError(f"--explain {metric!r}: gates have no verdict on it; {nearest(metric, known)}")
+
+
 def _explain(data: dict[str, Any], metric: str) -> str:
     """Walk through every decision on one metric, step by step."""
     found = [it for it in data["verdicts"] if it["metric"] == metric]
     if not found:
-        raise HarnessError(
-            f"--explain {metric}: no verdict on it; {nearest(metric, {it['metric'] for it in data['verdicts']})}"
-        )
+        there = ", ".join(sorted({it["metric"] for it in data["verdicts"]})) or "nothing"
+        return f"{metric}: this gate has no verdict on it; there are verdicts on {there}\n"
     return "\n".join(line for it in found for line in _walk(it)) + "\n"
 
 
@@ -132,12 +199,21 @@ def _walk(it: dict[str, Any]) -> list[str]:
     if len(pairs) > 40:
         lines.append(f"  ... and {len(pairs) - 40} more")
     if it["ratio"] is not None:
-        lines.append(f"  ratio new / old {interval(it)} over {it['blocks']} pairs; better is {it['direction']}")
+        lines.append(f"  ratio new / old {interval(it)} over {_over(it)}; better is {it['direction']}")
         lines.append(f"  the margin is {_margin(it)}; {'primary' if it['primary'] else 'advisory'}")
     if it.get("p") is not None:
-        lines.append(f"  p of 'not worse than the margin': {it['p']:.3g}, held under Benjamini-Hochberg at 5 %")
+        rule = RULES.get(it["metric"])
+        test = (
+            "'as many documents lost as won' (exact McNemar, one-sided)"
+            if rule and rule.kind == "documents"
+            else "'not worse than the margin' (one-sided)"
+        )
+        family = "held under Benjamini-Hochberg at 5 % with all primary metrics" if it["primary"] else "advisory"
+        lines.append(f"  p of {test}: {it['p']:.3g}, {family}")
     if it["drift_cancelled"]:
         lines.append("  the two sides took turns within every block, so the machine's drift is in both")
+    if it["metric"] in RULES and RULES[it["metric"]].kind == "blocks":
+        lines.append("  old and new of a block are held against each other: no ratio to bf16 is needed or taken")
     lines.append(f"  {it['reason']}: {REASONS.get(it['reason'], it['reason'])}")
     if it["detail"] != REASONS.get(it["reason"]):
         lines.append(f"  {it['detail']}")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from harness.artifacts import Store, file_digest
 from harness.environment import Environment, layered, overlay
 from harness.errors import BrokenEnvironment, nearest
-from harness.records import redact
+from harness.records import digest, redact
 
 _RESOLVE_SECONDS = 600
 # Imports every top-level module that the distribution named in argv[1] brings, as a worker would find it.
@@ -34,7 +36,10 @@ for name in sorted(name for name in tops if name.isidentifier()):
 
 @dataclass(frozen=True)
 class Wanted:
-    """One side's requirement as the resolver understood it."""
+    """One side's requirement as the resolver understood it.
+
+    ``digest`` names the contents of what no index vouches for (a wheel, a URL, a commit); it is empty for a release.
+    """
 
     requirement: str
     name: str
@@ -45,15 +50,32 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Pair:
-    """The old and the new environment, and every distribution that differs between them."""
+    """The old and the new environment, and every distribution that differs between them.
+
+    ``contents`` has a digest for each side whose package did not come from an index: another build may carry the same
+    version.
+    """
 
     package: str
     old: Environment
     new: Environment
     differences: tuple[str, ...]
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def side(self, name: str) -> Environment:
         return self.old if name == "old" else self.new
+
+    def apart(self, name: str) -> dict[str, str | None]:
+        """Return what tells one side's environment from the other's: differing distributions, and its contents."""
+        sides = {side: _canonical(self.side(side)) for side in ("old", "new")}
+        found: dict[str, str | None] = {
+            package: sides[name].get(package)
+            for package in sorted(sides["old"].keys() | sides["new"].keys())
+            if sides["old"].get(package) != sides["new"].get(package)
+        }
+        if contents := self.contents.get(name):
+            found[f"contents of {self.package}"] = contents
+        return found
 
 
 def make(store: Store, old: str, new: str, base: Environment) -> Pair:
@@ -76,7 +98,12 @@ def make(store: Store, old: str, new: str, base: Environment) -> Pair:
         _check_import(store, made, one)
         sides.append(made)
     package = names.pop()
-    return Pair(package, sides[0], sides[1], tuple(differences(sides[0], sides[1])))
+    found = differences(sides[0], sides[1])
+    contents = {side: one.digest for side, one in zip(("old", "new"), wanted, strict=True) if one.digest}
+    if wanted[0].version == wanted[1].version and wanted[0].digest != wanted[1].digest:
+        told = " -> ".join(one.digest[:12] or "as released" for one in wanted)
+        found.append(f"{package} {wanted[0].version}: other contents under the same version ({told})")
+    return Pair(package, sides[0], sides[1], tuple(found), contents)
 
 
 def resolve(requirement: str, base: Environment) -> Wanted:
@@ -85,12 +112,22 @@ def resolve(requirement: str, base: Environment) -> Wanted:
     arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", given]
     report = json.loads(_pip(base, arguments, f"{requirement} cannot be had"))
     try:
-        metadata = report["install"][0]["metadata"]
+        taken = report["install"][0]
+        metadata = taken["metadata"]
     except (LookupError, TypeError) as error:
         raise BrokenEnvironment(f"{requirement}: pip resolves it to nothing") from error
     own = [line for line in metadata.get("requires_dist", []) if _applies(line)]
+    return Wanted(given, metadata["name"], metadata["version"], tuple(own), _contents(given, taken))
+
+
+def _contents(given: str, taken: dict[str, Any]) -> str:
+    """Return a digest of what pip takes from elsewhere than an index, where a version names its contents for good."""
     file = Path(given)
-    return Wanted(given, metadata["name"], metadata["version"], tuple(own), file_digest(file) if file.is_file() else "")
+    if file.is_file():
+        return file_digest(file)
+    if not taken.get("is_direct"):
+        return ""
+    return digest(taken.get("download_info"))
 
 
 def releases(package: str, base: Environment) -> list[str]:
@@ -117,7 +154,7 @@ def between(known: list[str], first: str, last: str) -> list[str]:
 
 def differences(old: Environment, new: Environment) -> list[str]:
     """Return one line for every distribution that is not the same on both sides."""
-    before, after = ({canonicalize_name(name): v for name, v in side.packages().items()} for side in (old, new))
+    before, after = _canonical(old), _canonical(new)
     found = []
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
@@ -128,11 +165,8 @@ def differences(old: Environment, new: Environment) -> list[str]:
     return found
 
 
-def package_name(requirement: str) -> str:
-    """Return the package that a requirement, or the path of a wheel, names."""
-    if requirement.endswith(".whl"):
-        return str(parse_wheel_filename(Path(requirement).name)[0])
-    return Requirement(requirement).name
+def _canonical(environment: Environment) -> dict[str, str]:
+    return {canonicalize_name(name): version for name, version in environment.packages().items()}
 
 
 def _local(requirement: str) -> str:
@@ -143,11 +177,13 @@ def _local(requirement: str) -> str:
             raise BrokenEnvironment(f"{requirement}: there is no such wheel")
         return str(file)
     try:
-        Requirement(requirement)
+        url = urlparse(Requirement(requirement).url or "")
     except InvalidRequirement as error:
         raise BrokenEnvironment(
             f"{requirement!r} is neither a requirement, such as torchao==0.17.0, nor a wheel: {error}"
         ) from error
+    if url.scheme == "file" and Path(unquote(url.path)).is_dir():
+        raise BrokenEnvironment(f"{requirement}: sources in a folder may change under a gate; build a wheel of them")
     return requirement
 
 

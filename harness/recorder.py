@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import hardware
-from harness.errors import HarnessError
+from harness.errors import DiscardedBlocks, HarnessError
 from harness.flow import Flow
 from harness.matrix import Cell
 from harness.metrics import METRICS
@@ -149,7 +149,7 @@ class Recorder:
             if not watch.problems:
                 return found
             self.flow.progress(f"discarded a block of {cell.id} ({'; '.join(watch.problems)}), attempt {attempt + 1}")
-        raise HarnessError(
+        raise DiscardedBlocks(
             f"{', '.join(names)} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
             f"{'; '.join(watch.problems)}. They are kept as discarded; free or cool the machine and --resume."
         )

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from harness.blocks import THROUGH, Unit
+from harness.blocks import TASKS, THROUGH, Unit
 from harness.errors import HarnessError
 from harness.matrix import Matrix, Measurements
 
@@ -58,6 +58,8 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                 continue
             through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
             metrics = frozenset(name for name in THROUGH[server] if _selected(options.keyword, f"{through.id} {name}"))
+            if not options.tasks:
+                metrics -= TASKS
             if metrics:
                 found.append(Unit(through, metrics))
     if not found:

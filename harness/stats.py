@@ -92,25 +92,13 @@ REASONS = {
 def paired_ratio(old: Sequence[float], new: Sequence[float], confidence: float = 0.95) -> Interval:
     """Return the ratio new / old of blocks, each block's two numbers being its processes' medians.
 
+    A process counts once, by its median, however many rounds it gave: the spread of those medians holds what rounds
+    within a process add to it already, so no level below needs a term of its own (Kalibera and Jones 2013, section 6).
     The estimate is the geometric mean of the blocks' ratios. Its interval is Student's t on the log ratios for fewer
     than FEW blocks, and BCa (Efron 1987) from there on. Raises TooFewSamples below two blocks, and SampleError for
     unequal lengths and for values that are not finite and above zero.
     """
     return _mean_interval(_log_ratios(old, new), confidence, "a paired ratio").transformed(math.exp)
-
-
-def paired_ratio_nested(
-    old_blocks: Sequence[Sequence[float]], new_blocks: Sequence[Sequence[float]], confidence: float = 0.95
-) -> Interval:
-    """Return the ratio new / old where every process gave several inner samples (Kalibera and Jones 2013, section 6).
-
-    A process counts once, by the mean of its samples: the variance of those means holds all lower levels' share
-    already. Means rather than medians, as there, so that a process with two modes counts with both.
-    """
-    old = [_mean(samples, f"old block {index}") for index, samples in enumerate(old_blocks)]
-    new = [_mean(samples, f"new block {index}") for index, samples in enumerate(new_blocks)]
-    interval = paired_ratio(old, new, confidence)
-    return replace(interval, method=f"nested {interval.method}")
 
 
 @dataclass(frozen=True)
@@ -394,10 +382,6 @@ def _positive(values: Sequence[float], what: str) -> np.ndarray:
     if bad := [index for index, value in enumerate(array.tolist()) if value <= 0]:
         raise SampleError(f"{what} sample {bad[0]} is {array[bad[0]]:g}: a ratio needs samples above zero")
     return array
-
-
-def _mean(samples: Sequence[float], what: str) -> float:
-    return float(_positive(samples, what).mean())
 
 
 def _margin(margin: float) -> float:

@@ -1,4 +1,9 @@
-"""From the samples of both sides to a verdict a metric: which rule applies, its margin, and the reason code."""
+"""From the samples of both sides to a verdict a metric: which rule applies, its margin, and the reason code.
+
+No verdict divides by bf16. In a gate old and new stand in one block, so the machine's drift is in both, and a ratio to
+the bf16 of that block would only add its noise. ``--against`` takes none either: each figure is held against its own in
+the baseline, and a drift of the whole machine shows in all of them. Ratios to bf16 are for the suites' limits.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +28,23 @@ REASONS = stats.REASONS | {
     "bad-samples": "a sample is not a number that can be judged",
     "stopped-working": "it works under the old version and fails under the new one",
     "started-working": "it fails under the old version and works under the new one",
+    "later-block-failed": "a block failed after the cell's first one had worked, so the cell was measured no further",
+    "machine-trouble": "a full disk, or a machine that was throttled or shared: nothing that the recipe did",
     "fails-both": "it fails under both versions, so nothing can be judged",
     "layers-lost": "layers that were quantized under the old version are not under the new one",
     "layers-kept": "what was quantized under the old version is quantized under the new one",
     "checkpoint-reads-same": "a checkpoint of the old version gives the same logits under the new one",
     "checkpoint-differs": "a checkpoint of the old version gives other logits under the new one",
 }
+
+QUANTIZE, LOAD, OLD_CHECKPOINT = STAGES = ("quantize and save", "load and run", "old checkpoint")
+"""The stages of the compatibility matrix."""
+LAYERS, LOGITS, MEASURING = "quantized_layers", "old checkpoint's logits", "measuring"
+EVENTS = (LAYERS, LOGITS, MEASURING, *(f"works: {stage}" for stage in STAGES))
+"""What verdicts are called that are on something that happened or not; ``measuring`` could not be gone on with."""
+
+# Which of a task's metrics counts in the mean over tasks.
+TASK_METRICS = ("acc_norm", "acc", "exact_match", "em", "f1")
 
 Kind = Literal["blocks", "size", "ratio", "difference", "documents", "likelihood"]
 
@@ -71,7 +87,11 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Series:
-    """One metric of one cell: values of both sides, block by block; of quality, document by document."""
+    """One metric of one cell: values of both sides, block by block; of quality, document by document.
+
+    ``rounds`` are the samples of every block's rounds, where a block has several. ``parts`` are the tasks whose
+    documents these are, if it is several tasks' accuracy together.
+    """
 
     model: str
     recipe: str
@@ -81,6 +101,9 @@ class Series:
     task: str | None = None
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drift_cancelled: bool = False
+    task_metric: str = ""
+    rounds: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    parts: tuple[Series, ...] = ()
 
     @property
     def old(self) -> list[float]:
@@ -93,7 +116,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old."""
+    """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old.
+
+    ``samples`` are paired: block by block, or of quality, which one block is enough for, window by window of a text or
+    document by document of a task. ``rounds`` holds what each block's sample is the median of.
+    """
 
     model: str
     recipe: str
@@ -116,6 +143,7 @@ class Verdict:
     samples: dict[str, list[float]]
     label: str
     p: float | None = None
+    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def severity(self) -> tuple[int, bool, float, tuple[str, ...]]:
@@ -164,10 +192,40 @@ def judge(series: Series, margins: Margins) -> Verdict:
     return _verdict(series, rule, margin, interval, decision, detail or REASONS[decision.reason], p)
 
 
+def combined(tasks: Iterable[Series]) -> list[Series]:
+    """Return the tasks' accuracies of every cell with several tasks taken together, to be judged as one metric more.
+
+    One metric a task: the first of ``TASK_METRICS`` that it has. The rule of combination is accuracy.combine_tasks'.
+    """
+    cells: dict[tuple[str, str, str | None], dict[str, Series]] = {}
+    for one in tasks:
+        if one.metric == "accuracy" and one.task and one.old and one.new:
+            chosen = cells.setdefault((one.model, one.recipe, one.server), {})
+            if one.task not in chosen or _rank(one) < _rank(chosen[one.task]):
+                chosen[one.task] = one
+    return [
+        Series(
+            *cell,
+            "accuracy",
+            f"mean of {len(chosen)} tasks",
+            values={side: [value for one in chosen.values() for value in one.values[side]] for side in SIDES},
+            parts=tuple(chosen.values()),
+        )
+        for cell, chosen in cells.items()
+        if len(chosen) > 1
+    ]
+
+
+def _rank(series: Series) -> int:
+    known = series.task_metric.partition(",")[0]
+    return TASK_METRICS.index(known) if known in TASK_METRICS else len(TASK_METRICS)
+
+
 def control(verdicts: Sequence[Verdict], q: float = 0.05) -> list[Verdict]:
     """Hold the family of primary verdicts that rest on a test against a false discovery rate of ``q``.
 
-    A regression that Benjamini-Hochberg does not keep becomes inconclusive. Sizes, which hardly vary, have no p-value
+    Every p-value is one-sided, in the direction of worse. A regression that Benjamini-Hochberg does not keep becomes
+    inconclusive. Sizes, which hardly vary, have no p-value
     and stay out of it.
     """
     family = [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
@@ -232,6 +290,7 @@ def _verdict(
     p: float | None,
 ) -> Verdict:
     metric = METRICS[series.metric]
+    pairs = min(len(series.old), len(series.new))
     return Verdict(
         model=series.model,
         recipe=series.recipe,
@@ -247,13 +306,14 @@ def _verdict(
         high=interval.high if interval else None,
         confidence=CONFIDENCE,
         margin=margin,
-        blocks=min(len(series.old), len(series.new)),
+        blocks=pairs if rule.kind in ("blocks", "size") else min(1, pairs),
         reason=decision.reason,
         detail=detail,
         drift_cancelled=series.drift_cancelled,
         samples={side: list(series.values.get(side, ())) for side in SIDES},
         label=series.label,
         p=p,
+        rounds={side: [list(samples) for samples in blocks] for side, blocks in series.rounds.items()},
     )
 
 
@@ -302,14 +362,18 @@ def _difference(series: Series, rule: Rule, margin: float) -> Judged:
 
 
 def _documents(series: Series, rule: Rule, margin: float) -> Judged:
-    found = accuracy.noninferiority(series.old, series.new, CONFIDENCE)
+    parts = series.parts or (series,)
+    found = accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, CONFIDENCE) for one in parts])
     flips = accuracy.flips(series.old, series.new)
-    p = accuracy.mcnemar_exact(flips.lost, flips.won)
-    before = math.fsum(series.old) / len(series.old)
+    # An improvement is no discovery of a family of regressions: one-sided, as every other p-value there.
+    p = accuracy.mcnemar_exact(flips.lost, flips.won, worse=True)
+    before = math.fsum(math.fsum(one.old) / len(one.old) for one in parts) / len(parts)
     decision = stats.decide_difference(found, margin, "higher")
-    detail = (
+    tasks = ", ".join(" ".join(filter(None, (one.task, one.task_metric))) for one in series.parts)
+    detail = (f"the mean over {tasks}, each task counting once, interval by MOVER: " if tasks else "") + (
         f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
-        f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), exact McNemar p {p:.3g}"
+        f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), "
+        f"exact McNemar p {accuracy.mcnemar_exact(flips.lost, flips.won):.3g}, one-sided {p:.3g}"
     )
     return _as_ratio(found, before), decision, detail, p, margin
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -282,6 +283,18 @@ def test_a_regression_beside_a_limit_that_is_known_not_to_hold_is_no_expected_fa
     with pytest.raises(ThresholdFailure, match="perplexity\nlatency is worse") as raised:
         call.throw(ThresholdFailure("perplexity", known="a small model"))
     assert not raised.value.known
+
+
+def test_the_file_of_verdicts_is_json_where_the_baseline_was_zero(tmp_path: Path) -> None:
+    night = Night(tmp_path)
+    entry = entry_of("token_flips", [0.0] * 3, samples=[0.0] * 16)
+    found = judge(entry, measurement("token_flips", 0.1, samples=[0.1] * 16))
+    assert found.ratio is not None
+    assert math.isnan(found.ratio)
+    night.against.verdicts[entry.key] = found
+    text = night.against.write(tmp_path).read_text()
+    (verdict,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["verdicts"]
+    assert (verdict["verdict"], verdict["ratio"]) == ("regressed", None)
 
 
 def test_what_is_fine_is_measured_once(tmp_path: Path) -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.blocks import series
+from harness.artifacts import Store
+from harness.blocks import Bench, SharedRun, of_the_machine, series
+from harness.environment import Environment
+from harness.flow import Checkpoint, Flow
+from harness.matrix import Matrix
 from harness.metrics import METRICS
+from harness.pair import Pair
 from harness.records import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 from harness.schedule import SIDES
 
@@ -66,3 +78,78 @@ def test_quality_is_paired_document_by_document_and_metrics_stay_apart() -> None
     assert found.keys() == {("perplexity", ""), ("latency", "batch_size=1"), ("latency", "batch_size=8")}
     assert found["perplexity", ""].new == [3.0, 5.0]
     assert not found["latency", "batch_size=1"].drift_cancelled
+
+
+def test_a_block_of_several_rounds_counts_with_their_median() -> None:
+    rounds = {"old": [1.0, 1.1, 9.0], "new": [1.2, 1.3, 1.4]}
+    lines = [record("latency", sum(samples) / 3, side, samples=samples) for side, samples in rounds.items()]
+    (found,) = series(lines, interleaved=False)
+    assert (found.old, found.new) == ([1.1], [1.3])
+
+
+def keys(bench: Bench, flow: Flow) -> tuple[str, str]:
+    """Return the keys of a checkpoint that a flow makes, and of an evaluation of it."""
+    cells = bench.matrix.cells([MODEL.name], ["int8wo"])
+    cell = next(cell for cell in cells if cell.hardware == "cpu" and not cell.recipe.baseline)
+    return flow.checkpoint(cell).key, flow.evaluated(cell, "text", {}, dict).key
+
+
+@pytest.fixture
+def bench(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A bench of this environment against itself whose workers make nothing."""
+    monkeypatch.setattr(Flow, "once", lambda *_, **__: {})
+    model = suites_matrix.models["SmolLM2-135M-Instruct"].model_copy(update={"name": MODEL.name})
+    matrix = replace(
+        suites_matrix,
+        models=suites_matrix.models | {MODEL.name: model},
+        entries=[
+            entry.model_copy(update={"models": [MODEL.name]})
+            for entry in suites_matrix.entries
+            if entry.hardware == "cpu"
+        ],
+    )
+    store, run, environment = Store(tmp_path / "cache"), SharedRun(tmp_path / "run"), Environment()
+    base = Flow(store, run, matrix, environment=environment)
+    base._plain[MODEL.name] = Checkpoint(tmp_path, "plain/1", MODEL, {})
+    return Bench(Pair("torchao", environment, environment, ()), store, run, matrix, base)
+
+
+def test_two_builds_of_one_version_share_nothing_that_is_made_with_them(bench: Bench) -> None:
+    bench.pair = replace(bench.pair, contents={"old": "a" * 64, "new": "b" * 64})
+    old, new = (keys(bench, bench.flow(side)) for side in SIDES)
+    assert not {*old} & {*new}
+    bench._roots.clear()
+    bench.pair = replace(bench.pair, contents={"old": "a" * 64, "new": "a" * 64})
+    assert keys(bench, bench.flow("new")) == old, "the same build does"
+
+
+def test_a_package_beside_the_makers_tells_the_sides_apart(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary = keys(bench, bench.base)
+    assert keys(bench, bench.flow("old")) == ordinary, "alike environments share a session's artifacts"
+    packages: dict[str, dict[str, str]] = {"old": {"accelerate": "1.0"}, "new": {"accelerate": "1.1"}}
+
+    def listed(environment: Environment) -> dict[str, str]:
+        return {"torchao": "0.18.0"} | packages.get(environment.name, {})
+
+    monkeypatch.setattr(Environment, "packages", listed)
+    environments: dict[str, Any] = {side: Environment(name=side) for side in SIDES}
+    bench.pair = replace(bench.pair, **environments)
+    bench._roots.clear()
+    old, new = (keys(bench, bench.flow(side)) for side in SIDES)
+    assert not {*old} & {*new}
+    packages |= {"old": {"torchao": "0.17.0"}, "new": {"torchao": "0.18.0"}}
+    assert bench.flow("new")._versions() == bench.base._versions(), "a maker's version stands in the key already"
+
+
+def test_the_logs_of_the_two_sides_are_two_files(bench: Bench) -> None:
+    logs = {bench.flow(side)._log("quantize m-int8wo-cpu").name for side in SIDES}
+    assert logs == {"old-quantize-m-int8wo-cpu.log", "new-quantize-m-int8wo-cpu.log"}
+
+
+def test_a_disk_that_refuses_a_file_is_no_failure_of_what_was_measured(bench: Bench) -> None:
+    def full(side: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    found = bench.both(full)
+    assert all(of_the_machine(error) for error in found.values())
+    assert "No space left on device" in str(found["new"])

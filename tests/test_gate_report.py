@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import gate_report, gatefile, hardware
+from harness import __main__, gate_command, gate_report, gatefile, hardware
 from harness.calibrate import summarise
 from harness.calibration import Calibration
 from harness.errors import HarnessError
@@ -67,9 +67,77 @@ def test_a_decision_is_walked_through() -> None:
     text = gate_report.text(gate_json([speed(0.7)]), ["generate_throughput"])
     assert "  1. old 10, new 7 tok/s: 0.7000" in text
     assert "the whole interval lies beyond the margin on the worse side" in text
-    assert "Benjamini-Hochberg" in text
-    with pytest.raises(HarnessError, match=r"--explain latency: no verdict on it.*generate_throughput"):
-        gate_report.text(gate_json([speed(0.7)]), ["latency"])
+    assert "p of 'not worse than the margin' (one-sided): " in text
+    assert "held under Benjamini-Hochberg at 5 %" in text
+    assert "no ratio to bf16 is needed or taken" in text
+    answers = {"old": [1.0] * 80 + [0.0] * 20, "new": [1.0] * 60 + [0.0] * 40}
+    told = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", answers), Margins())
+    walk = gate_report.text(gate_json([told]), ["accuracy"])
+    assert "p of 'as many documents lost as won' (exact McNemar, one-sided): 9.54e-07" in walk
+    text = gate_report.text(gate_json([speed(0.7)]), ["latency"])
+    assert "latency: this gate has no verdict on it; there are verdicts on generate_throughput" in text
+
+
+def test_a_metric_that_no_gate_knows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    gate_report.check_explained(["latency", "quantized_layers", "works: load and run"])
+    given = ["gate", "a==1", "a==2", "-m", "cpu", "--explain", "latencies", "--results", str(tmp_path)]
+    with pytest.raises(HarnessError, match=r"--explain 'latencies': gates have no verdict on it; did you mean latency"):
+        gate_command.run(__main__.parser().parse_args(given))
+    assert list(tmp_path.iterdir()) == []
+
+
+def quality(metric: str, old: list[float], new: list[float], task: str | None = None) -> Verdict:
+    label = f"task={task}" if task else ""
+    return judge(Series(MODEL, "int8wo", "transformers", metric, label, task, {"old": old, "new": new}), Margins())
+
+
+def cells(text: str, start: str) -> list[list[str]]:
+    """Return the cells of the table rows that begin so."""
+    lines = [line for line in text.splitlines() if line.startswith(start)]
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in lines]
+
+
+def test_flips_are_shown_whatever_the_verdict() -> None:
+    answers = [1.0] * 300 + [0.0] * 100
+    turned = [0.0, *answers[1:-2], 1.0, 1.0]
+    windows = [5.0 + 0.01 * index for index in range(16)]
+    verdicts = [
+        quality("accuracy", answers, turned, "piqa"),
+        quality("accuracy", answers, answers, "arc_easy"),
+        quality("perplexity", windows, windows),
+        quality("token_flips", [0.02] * 16, [0.025] * 16),
+    ]
+    assert {verdict.verdict for verdict in verdicts} == {"pass"}
+    text = gate_report.text(gate_json(verdicts))
+    rows = [
+        [part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| int8wo")
+    ]
+    assert {row[1]: row[3] for row in rows} == {
+        "accuracy (task=piqa)": "1 lost, 2 won (0.75% of 400 documents)",
+        "accuracy (task=arc_easy)": "0 lost, 0 won (0.00% of 400 documents)",
+        "perplexity": "old 2.00%, new 2.50% of tokens",
+        "token_flips": "old 2.00%, new 2.50% of tokens",
+    }
+
+
+def test_what_a_verdict_rests_on_is_named() -> None:
+    windows = [5.0 + 0.01 * index for index in range(16)]
+    verdicts = [
+        speed(1.0),
+        quality("perplexity", windows, windows),
+        quality("accuracy", [1.0] * 400, [1.0] * 400, "piqa"),
+        quality("peak_memory", [1.0], [1.0]),
+    ]
+    assert [verdict.blocks for verdict in verdicts] == [8, 1, 1, 1], "quality takes one block"
+    text = gate_report.text(gate_json(verdicts), ["perplexity"])
+    rows = cells(text, "| pass")
+    assert {row[2]: row[5] for row in rows} == {
+        "generate_throughput": "8 blocks",
+        "perplexity": "16 windows",
+        "accuracy (task=piqa)": "400 documents",
+        "peak_memory": "1 block",
+    }
+    assert "over 16 windows; better is lower" in text
 
 
 def test_what_works_and_what_changed_is_shown() -> None:

@@ -51,6 +51,7 @@ def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(whe
     assert (made.old.name, made.new.name) == ("tiny_pkg==1.0", "tiny_pkg==2.0")
     assert made.old.python == made.new.python == BASE.python
     assert made.differences == ("tiny-pkg 1.0 -> 2.0",)
+    assert made.apart("old") == {"tiny-pkg": "1.0"}
     assert made.old.overlay != made.new.overlay
 
 
@@ -89,6 +90,30 @@ def test_a_wheel_that_was_built_anew_is_another_environment(wheels: Path, store:
     second = pair.make(store, "tiny_pkg==1.0", str(path), BASE)
     assert first.new.name == second.new.name == "tiny_pkg==4.0"
     assert first.new.overlay != second.new.overlay
+    assert first.apart("new") != second.apart("new"), "nor does it share what the other one has made"
+
+
+def test_two_builds_of_one_version_are_told_apart_and_named(wheels: Path, store: Store) -> None:
+    old, new = (
+        write_wheel(wheels / side, "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": f"VERSION = '{side}'\n"})
+        for side in ("old", "new")
+    )
+    made = pair.make(store, str(old), str(new), BASE)
+    assert made.apart("old") != made.apart("new")
+    (line,) = made.differences
+    assert "tiny-pkg 4.0: other contents under the same version" in line
+    again = pair.make(store, str(old), str(old), BASE)
+    assert again.differences == ()
+    assert again.apart("old") == again.apart("new") == made.apart("old")
+    direct = pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", BASE)
+    assert direct.apart("new").keys() > direct.apart("old").keys(), "a URL's contents may change too"
+
+
+def test_a_folder_of_sources_is_refused(wheels: Path, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "pyproject.toml").write_text("[project]\nname = 'tiny_pkg'\nversion = '4.0'\n")
+    with pytest.raises(BrokenEnvironment, match="build a wheel"):
+        pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {(tmp_path / 'sources').as_uri()}", BASE)
 
 
 @pytest.mark.parametrize(

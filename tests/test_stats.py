@@ -141,14 +141,6 @@ def test_a_further_block_of_the_baseline_is_predicted_as_often_as_claimed() -> N
 # ------------------------------------------------------------------------------------------------------------- nested
 
 
-@given(st.lists(st.tuples(st.lists(SAMPLE, min_size=1, max_size=4), SAMPLE), min_size=2, max_size=8))
-def test_a_process_counts_once_whatever_it_repeats(blocks: list[tuple[list[float], float]]) -> None:
-    nested = stats.paired_ratio_nested([samples for samples, _ in blocks], [[new] * 3 for _, new in blocks])
-    plain = stats.paired_ratio([float(np.mean(samples)) for samples, _ in blocks], [new for _, new in blocks])
-    assert (nested.low, nested.estimate, nested.high) == pytest.approx((plain.low, plain.estimate, plain.high))
-    assert nested.n == len(blocks)
-
-
 def test_the_components_of_the_variance_are_found_again() -> None:
     rng = np.random.default_rng(0)
     blocks = [np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.02, 10)).tolist() for _ in range(2000)]

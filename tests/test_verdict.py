@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.gate import exit_status
 from harness.metrics import METRICS
 from harness.schedule import SIDES
-from harness.verdict import REASONS, RULES, Margins, Series, Verdict, control, event, judge, settled
+from harness.verdict import REASONS, RULES, Margins, Series, Verdict, combined, control, event, judge, settled
 
 MARGINS = Margins()
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
@@ -94,6 +94,30 @@ def test_accuracy_is_judged_document_by_document_and_flips_are_told() -> None:
     assert few.verdict == "inconclusive", "ten documents cannot show that two per cent were not lost"
 
 
+def task(name: str, lost: int, documents: int, metric: str = "acc") -> Series:
+    answers = {"old": [1.0] * documents, "new": [0.0] * lost + [1.0] * (documents - lost)}
+    return Series("m", "r", "s", "accuracy", f"task={name}, task_metric={metric}", name, answers, False, metric)
+
+
+def test_several_tasks_are_combined_each_counting_once() -> None:
+    small, large = task("small", 10, 100, "acc_norm"), task("large", 0, 10_000)
+    assert combined([small]) == [], "one task is its own mean"
+    (both,) = combined([task("small", 0, 100), small, large, replace(large, recipe="other")])
+    found = judge(both, MARGINS)
+    assert found.ratio == pytest.approx(0.95), "a large task does not hide a small one"
+    assert (found.task, found.label, found.primary) == (None, "mean of 2 tasks", True)
+    assert "the mean over small acc_norm, large acc, each task counting once" in found.detail
+    assert "10 lost, 0 won" in found.detail
+    assert found.p == pytest.approx(0.5**10)
+
+
+def test_losses_that_no_task_shows_by_itself_are_seen_together() -> None:
+    tasks = [task(f"t{index}", 12, 400) for index in range(9)]
+    assert {judge(one, MARGINS).verdict for one in tasks} == {"inconclusive"}
+    (together,) = combined(tasks)
+    assert judge(together, MARGINS).verdict == "regressed"
+
+
 def test_divergence_is_judged_as_a_difference_with_a_margin_of_its_own() -> None:
     old = [0.005 + 0.0001 * index for index in range(16)]
     same = judge(series("kl_divergence", old, [value + 1e-5 for value in old]), MARGINS)
@@ -132,6 +156,17 @@ def test_one_regression_among_many_tests_must_be_clear() -> None:
     assert control([regressed, passing])[0].verdict == "regressed"
     advisory = replace(weak, primary=False)
     assert control([advisory, *[replace(passing, p=0.9)] * 20])[0].verdict == "regressed", "told, and decides nothing"
+
+
+def test_improvements_are_no_discoveries_of_a_family_of_regressions() -> None:
+    better = judge(series("accuracy", [0.0] * 20 + [1.0] * 80, [1.0] * 100), MARGINS)
+    worse = judge(series("accuracy", [1.0] * 100, [0.0] * 20 + [1.0] * 80), MARGINS)
+    assert better.p == pytest.approx(1.0)
+    assert worse.p == pytest.approx(0.5**20)
+    regressed = judge(series("latency", times(1.0), times(1.2, NOISE[::-1])), MARGINS)
+    weak, fair = replace(regressed, p=0.04), judge(series("latency", times(1.0), times(1.01, NOISE[::-1])), MARGINS)
+    (found, *_) = control([weak, *[better] * 9, fair])
+    assert found.reason == "false-discovery"
 
 
 def of(verdict: str, primary: bool = True) -> Verdict:

@@ -1,0 +1,163 @@
+"""A gate whose workers are functions: everything of it is real but what is quantized, run and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness import blocks, schedule
+from harness.artifacts import Artifact, Store
+from harness.blocks import SharedRun, Unit
+from harness.environment import Environment
+from harness.errors import HarnessError
+from harness.flow import Checkpoint, Flow
+from harness.gate import Gate, stored
+from harness.matrix import Cell, Matrix
+from harness.metrics import METRICS
+from harness.pair import Pair
+from harness.records import Device, Header, Measurement, ModelIdentity
+from harness.schedule import SIDES, Budget, Side
+from harness.selection import Options
+
+MODEL = "SmolLM2-135M-Instruct"
+IDENTITY = ModelIdentity(name=MODEL, source=f"folder:{MODEL}", revision="1", weights="pretrained")
+
+
+def primed(flow: Flow, folder: Path) -> Flow:
+    """Let a flow know the plain weights, so that it looks for none."""
+    flow._plain[MODEL] = Checkpoint(folder, "plain/1", IDENTITY, {})
+    return flow
+
+
+def apart() -> Pair:
+    """Return two builds of one version, which share no artifact."""
+    return Pair("torchao", Environment(), Environment(), (), {"old": "a" * 64, "new": "b" * 64})
+
+
+def record(unit: Unit, metric: str, value: float, **more: Any) -> Measurement:
+    known = METRICS[metric]
+    fields: dict[str, Any] = {
+        "metric": metric,
+        "unit": known.unit,
+        "direction": known.direction,
+        "definition": known.version,
+        "value": value,
+        "cell": {
+            "model": IDENTITY,
+            "recipe": unit.cell.recipe.identity,
+            "hardware": unit.cell.hardware,
+            "server": unit.cell.server,
+        },
+        "packages": {},
+        "device": Device(name="d"),
+    }
+    return Measurement.model_validate({**fields, **more})
+
+
+Fault = Callable[[Unit, Side, int], HarnessError | None]
+
+
+@dataclass
+class Machine:
+    """What the fake workers find: rates a side with a fixed noise, a clock that only blocks move, planted errors.
+
+    ``rate`` gives a side's throughput or latency in one block; ``fault`` the error that a side's block ends with,
+    ``broken`` that of one command of a worker on one side. ``measured`` lists every block as (unit id, block number,
+    what it took once), ``asked`` every command as (side, command). ``accuracy`` has both sides' answers to each task;
+    after ``stop_after`` the user interrupts.
+    """
+
+    rate: Callable[[Side, int], float] = lambda side, block: 10.0 + 0.01 * ((block * 7 + len(side)) % 5)
+    fault: Fault = lambda unit, side, block: None
+    broken: Callable[[str, str], HarnessError | None] = lambda side, command: None
+    accuracy: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    stop_after: str = ""
+    block_seconds: Callable[[Unit], float] = lambda unit: 10.0
+    now: float = 0.0
+    measured: list[tuple[str, int, frozenset[str]]] = field(default_factory=list)
+    evaluated: list[tuple[str, str]] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def once(self, flow: Flow, backend: str, specification: dict[str, Any], command: str, cell: Cell, **_: Any) -> Any:
+        """Answer what a worker is asked that is started for one command."""
+        self.asked.append((flow._side, command))
+        if error := self.broken(flow._side, command):
+            raise error
+        layers = {"model.layers.0": {"kind": "linear", "tensor": "Int8Tensor", "quantized": True}}
+        sizes = {"checkpoint_bytes": 1e6, "weight_bytes": 1e6, "layers": layers}
+        return sizes | {"kl": 0.0, "top1": 1.0, "largest": 0.0}
+
+    def attempt(
+        self, gate: Gate, unit: Unit, order: tuple[Side, Side], tags: dict[str, Any]
+    ) -> dict[Side, HarnessError | None]:
+        block = int(tags["block"])
+        self.measured.append((unit.id, block, unit.once))
+        self.now += self.block_seconds(unit)
+        found: dict[Side, HarnessError | None] = {}
+        for side in order:
+            found[side] = self.fault(unit, side, block)
+            if found[side] is None:
+                self._records(gate, unit, side, tags)
+        for task in unit.tasks:
+            for side in (side for side in order if not found[side]):
+                self.evaluated.append((side, task))
+                answers = self.accuracy[task][SIDES.index(side)]
+                about = {"parameters": {"task": task, "task_metric": "acc"}, "flags": {"side": side, **tags}}
+                gate.run.append(record(unit, "accuracy", sum(answers) / len(answers), samples=answers, **about))
+            if self.stop_after == task:
+                raise KeyboardInterrupt
+        return found
+
+    def _records(self, gate: Gate, unit: Unit, side: Side, tags: dict[str, Any]) -> None:
+        flags = {"side": side, **tags}
+        rate = self.rate(side, int(tags["block"]))
+        for metric in sorted(unit.metrics & {"generate_throughput", "latency", "engine_start"}):
+            parameters = {"batch_size": 1} if metric == "latency" else {"max_new_tokens": 16}
+            rounds = [rate * part for part in (0.999, 1.0, 1.001)]
+            gate.run.append(record(unit, metric, rate, samples=rounds, parameters=parameters, flags=flags))
+        for metric in sorted(unit.once & {"peak_memory"}):
+            gate.run.append(record(unit, metric, 1.0, samples=[1.0], flags=flags))
+        for metric in sorted(unit.once & {"perplexity", "kl_divergence", "top1_agreement", "token_flips"}):
+            gate.run.append(record(unit, metric, 0.1, samples=[0.1 + 0.001 * i for i in range(16)], flags=flags))
+
+
+def make(
+    folder: Path,
+    matrix: Matrix,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    options: Options,
+    *,
+    pair: Pair | None = None,
+    resume: bool = False,
+) -> Gate:
+    """Return a gate in ``folder`` on ``machine``; ``resume`` takes over what an earlier one left there."""
+    monkeypatch.setattr(Flow, "once", lambda *given, **more: machine.once(*given, **more))
+    monkeypatch.setattr(Flow, "prompts", lambda _: Artifact(folder, "prompts/1", False))
+    for load in ("transformers", "engine"):
+        monkeypatch.setattr(Flow, load, lambda flow, cell: machine.once(flow, "generate", {}, "load", cell))
+    clock = SimpleNamespace(monotonic=lambda: machine.now)
+    monkeypatch.setattr(blocks, "time", clock)
+    monkeypatch.setattr(schedule, "time", clock)
+    gate = Gate(
+        options,
+        store=Store(folder / "cache"),
+        matrix=matrix,
+        run=SharedRun(folder / "run"),
+        pair=pair or Pair("none", Environment(), Environment(), ()),
+        base=Environment(),
+        progress=lambda _: None,
+    )
+    gate.run.append(Header(run="run", command=["gate"], packages={}, device=Device(name="d")))
+    gate.budget = Budget(options.budget, started=machine.now)
+    primed(gate.bench.base, folder)
+    monkeypatch.setattr(gate.runner, "_attempt", lambda *given: machine.attempt(gate, *given))
+    if resume:
+        gate.resume(stored(gate.run.folder))
+        gate.budget = replace(gate.budget, started=machine.now)
+    return gate

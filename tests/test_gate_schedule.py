@@ -1,0 +1,226 @@
+"""What a gate does block after block: how it stops, what it makes of failures, and how it goes on after a stop.
+
+Its workers are functions (tests/fake_gate.py), so that many blocks take no time; test_gate.py has real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_gate
+import pytest
+from fake_gate import Machine
+
+from harness.environment import Environment
+from harness.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
+from harness.gate import Gate, Outcome
+from harness.matrix import Matrix
+from harness.selection import Options
+from harness.verdict import Verdict
+
+CELL = f"{fake_gate.MODEL}-int8wo-cpu"
+
+
+@pytest.fixture
+def gate(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gate]:
+    """``gate(machine, budget=..., resume=...)`` returns a gate of int8wo; the same folder each time."""
+
+    def make(machine: Machine, *, resume: bool = False, matrix: Matrix = suites_matrix, **more: Any) -> Gate:
+        pair = more.pop("pair", None)
+        wanted: dict[str, Any] = {"models": (fake_gate.MODEL,), "recipes": ("int8wo",), "servers": ("transformers",)}
+        options = Options("a", "b", "cpu", **(wanted | more))
+        return fake_gate.make(tmp_path, matrix, monkeypatch, machine, options, pair=pair, resume=resume)
+
+    return make
+
+
+def of(outcome: Outcome, metric: str) -> Verdict:
+    (found,) = [verdict for verdict in outcome.verdicts if verdict.metric == metric]
+    return found
+
+
+def crash(words: str = "ValueError: no kernel") -> WorkerError:
+    return WorkerError(f"transformers: generate: {words}", stage="generate", kind="exception")
+
+
+def test_blocks_go_on_until_the_interval_is_narrow_and_no_further(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6)()
+    found = of(outcome, "generate_throughput")
+    assert (found.verdict, found.blocks) == ("pass", 6), "the fewest blocks that a sequential rule may stop at"
+    assert [block for _, block, _ in machine.measured] == list(range(6))
+    assert "perplexity" in machine.measured[0][2]
+    assert not any(once for _, _, once in machine.measured[1:]), "one block of quality and memory is enough"
+    assert outcome.exit_status == 0
+
+
+def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate]) -> None:
+    machine = Machine(rate=lambda side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0))
+    outcome = gate(machine, budget=200)()
+    found = of(outcome, "generate_throughput")
+    assert (found.verdict, found.reason, found.blocks) == ("inconclusive", "too-noisy", 20)
+    assert machine.now <= 200
+    assert outcome.exit_status == 3
+
+
+def test_cells_through_both_servers_share_the_budget(gate: Callable[..., Gate]) -> None:
+    noisy = Machine(
+        rate=lambda side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0),
+        block_seconds=lambda unit: 30.0 if unit.cell.server == "vllm" else 10.0,
+    )
+    outcome = gate(noisy, budget=400, servers=())()
+    blocks = {unit.removeprefix(f"{CELL}-"): it["done"] for unit, it in outcome.data["units"].items()}
+    assert set(blocks) == {"transformers", "vllm"}
+    assert blocks["vllm"] >= 9, "a round of both takes 40 seconds"
+    assert [unit for unit, _, _ in noisy.measured] != sorted(unit for unit, _, _ in noisy.measured), "in random order"
+
+
+@pytest.mark.parametrize(
+    ("broken", "old", "new", "status"),
+    [("new", "works", "fails", 1), ("old", "fails", "works", 0), ("both", "fails", "fails", 2)],
+)
+def test_the_first_block_decides_whether_a_recipe_works(
+    gate: Callable[..., Gate], broken: str, old: str, new: str, status: int
+) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if broken in (side, "both") else None)
+    outcome = gate(machine, budget=1e6)()
+    row = next(row for row in outcome.data["compatibility"] if row["stage"] == "load and run")
+    assert (row["old"], row["new"]) == (old, new)
+    assert outcome.exit_status == status
+    assert len(machine.measured) == 1
+
+
+def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 3) else None)
+    outcome = gate(machine, budget=1e6)()
+    found = of(outcome, "measuring")
+    assert (found.verdict, found.reason) == ("error", "later-block-failed")
+    assert "new side, block 4: " in found.detail
+    assert "no kernel" in found.detail
+    assert not [verdict for verdict in outcome.verdicts if verdict.reason == "stopped-working"]
+    row = next(row for row in outcome.data["compatibility"] if row["stage"] == "load and run")
+    assert (row["old"], row["new"]) == ("works", "works")
+    assert outcome.exit_status == 2
+    assert len(machine.measured) == 4
+
+
+def test_sizes_alone_need_no_block(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, keyword="checkpoint_size", pair=fake_gate.apart())()
+    assert of(outcome, "checkpoint_size").verdict == "pass"
+    assert machine.measured == []
+    assert {command for _, command in machine.asked} == {"quantize"}
+    assert outcome.exit_status == 0
+
+
+TROUBLE = [
+    DiscardedBlocks("3 blocks in a row were discarded: throttled"),
+    ArtifactError("the disk of the cache is full"),
+    crash("OSError: [Errno 28] No space left on device"),
+]
+
+
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("error", TROUBLE, ids=lambda error: type(error).__name__)
+def test_trouble_of_the_machine_is_no_failure_of_the_recipe_and_a_resumed_gate_goes_on(
+    gate: Callable[..., Gate], error: HarnessError, block: int
+) -> None:
+    machine = Machine(fault=lambda unit, side, number: error if (side, number) == ("new", block) else None)
+    outcome = gate(machine, budget=1e6)()
+    found = of(outcome, "measuring")
+    assert (found.verdict, found.reason) == ("error", "machine-trouble")
+    assert str(error) in found.detail
+    assert outcome.exit_status == 2
+    assert "fails" not in {row[side] for row in outcome.data["compatibility"] for side in ("old", "new")}
+    again = Machine()
+    outcome = gate(again, budget=1e6, resume=True)()
+    assert again.measured[0][1] == block, "under its own number"
+    assert outcome.exit_status == 0
+    assert of(outcome, "generate_throughput").blocks == 6
+
+
+@pytest.mark.parametrize("error", TROUBLE, ids=lambda error: type(error).__name__)
+def test_trouble_of_the_machine_while_quantizing_is_no_failure_of_the_recipe(
+    gate: Callable[..., Gate], error: HarnessError
+) -> None:
+    machine = Machine(broken=lambda side, command: error if (side, command) == ("new", "quantize") else None)
+    apart = fake_gate.apart()
+    outcome = gate(machine, budget=1e6, pair=apart)()
+    assert of(outcome, "measuring").reason == "machine-trouble"
+    assert outcome.exit_status == 2
+    assert machine.measured == []
+    assert gate(Machine(), budget=1e6, pair=apart, resume=True)().exit_status == 0
+
+
+def test_a_worker_that_is_lost_while_quantizing_is_tried_again(gate: Callable[..., Gate]) -> None:
+    lost = [WorkerError("quantize: was ended by signal 9", stage="quantize", kind="crash")]
+    machine = Machine(
+        broken=lambda side, command: lost.pop() if (side, command) == ("new", "quantize") and lost else None
+    )
+    outcome = gate(machine, budget=1e6, pair=fake_gate.apart())()
+    assert outcome.exit_status == 0
+    assert machine.asked.count(("new", "quantize")) == 2
+
+
+def test_a_recipe_that_can_no_longer_be_quantized_has_stopped_working(gate: Callable[..., Gate]) -> None:
+    machine = Machine(broken=lambda side, command: crash() if (side, command) == ("new", "quantize") else None)
+    outcome = gate(machine, budget=1e6, pair=fake_gate.apart())()
+    assert of(outcome, "works: quantize and save").reason == "stopped-working"
+    assert outcome.exit_status == 1
+
+
+RIGHT = [1.0] * 300 + [0.0] * 100
+ANSWERS = {"hellaswag": (RIGHT, RIGHT), "piqa": (RIGHT, RIGHT)}
+
+
+def test_a_gate_that_is_stopped_between_two_tasks_measures_the_second_one_when_resumed(
+    gate: Callable[..., Gate],
+) -> None:
+    machine = Machine(accuracy=ANSWERS, stop_after="hellaswag")
+    with pytest.raises(KeyboardInterrupt):
+        gate(machine, tasks=("hellaswag", "piqa"), keyword="accuracy")()
+    assert {task for _, task in machine.evaluated} == {"hellaswag"}
+    again = Machine(accuracy=ANSWERS)
+    outcome = gate(again, tasks=("hellaswag", "piqa"), keyword="accuracy", resume=True)()
+    assert {task for _, task in again.evaluated} == {"piqa"}, "what is there is not evaluated again"
+    assert {verdict.task for verdict in outcome.verdicts if verdict.task} == {"hellaswag", "piqa"}
+    (together,) = [verdict for verdict in outcome.verdicts if verdict.label == "mean of 2 tasks"]
+    assert (together.verdict, together.primary) == ("pass", True)
+    assert outcome.exit_status == 0
+
+
+def test_a_closed_cell_stays_closed_when_the_gate_is_resumed(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 1) else None)
+    before = gate(machine, budget=1e6)()
+    again = Machine()
+    after = gate(again, budget=1e6, resume=True)()
+    assert again.measured == []
+    assert after.data["verdicts"] == before.data["verdicts"]
+    assert after.exit_status == before.exit_status == 2
+
+
+def test_what_changed_since_refuses_a_resumed_gate_by_name(
+    gate: Callable[..., Gate], suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate(Machine(), budget=20, pair=fake_gate.apart())()
+    rebuilt = replace(fake_gate.apart(), contents={"old": "a" * 64, "new": "c" * 64})
+    with pytest.raises(HarnessError, match=r"started otherwise: contents\.new: bbb.* then, ccc.* now"):
+        gate(Machine(), budget=20, pair=rebuilt, resume=True)
+    cpu = suites_matrix.measurements["cpu"]
+    tokens = cpu.model_copy(update={"generate": cpu.generate.model_copy(update={"max_new_tokens": 9})})
+    other = replace(suites_matrix, measurements=suites_matrix.measurements | {"cpu": tokens})
+    with pytest.raises(HarnessError, match=r"matrix\.measurements\.generate\.max_new_tokens: \d+ then, 9 now"):
+        gate(Machine(), budget=20, pair=fake_gate.apart(), matrix=other, resume=True)
+    upgraded = Environment().packages() | {"torch": "1.0"}
+    for method, answer, words in (
+        ("packages", upgraded, r"environments\.new\.torch: .* then, 1\.0 now"),
+        ("interpreter", "pypy 3", r"interpreter: cpython .* then, pypy 3 now"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Environment, method, lambda _, answer=answer: answer)
+            with pytest.raises(HarnessError, match=words):
+                gate(Machine(), budget=20, pair=fake_gate.apart(), resume=True)
+    assert gate(Machine(), budget=1e6, pair=fake_gate.apart(), resume=True)().exit_status == 0
