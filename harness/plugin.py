@@ -19,6 +19,7 @@ from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
 from harness.records import Run
 from harness.servers import SERVERS
+from harness.servers import names as server_names
 
 if TYPE_CHECKING:
     from harness.devices import DeviceRunner
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
     from harness.session import HarnessSession
 
 STAGES = ("quantize", "transformers", "engine", "server", "export")
-_SERVING = tuple(SERVERS)
 _PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
 _DEVICES = ("host", "qemu")
-_SERVERS = {"transformers": ("transformers",), "engine": _SERVING, "server": _SERVING, "export": ("executorch",)}
 
 _matrix_key = pytest.StashKey[Matrix]()
 _session_key = pytest.StashKey["HarnessSession"]()
@@ -64,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--server",
         action="append",
-        choices=sorted({name for names in _SERVERS.values() for name in names}),
+        choices=sorted(server_names()),
         help="only this server; repeatable",
     )
     group.addoption(
@@ -211,7 +210,7 @@ def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     """Return the cell once for every server that the stage runs on."""
     if stage == "quantize":
         return [cell]
-    fitting = _SERVERS[stage]
+    fitting = {"transformers": ["transformers"], "export": ["executorch"]}.get(stage, list(SERVERS))
     wanted = [name for name in cell.servers if not only or name in only]
     # One that was asked for is not left out in silence.
     wanted += [name for name in only or () if name not in wanted and _unsupported(cell, name)]
@@ -328,7 +327,7 @@ def _order(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
         if _cell_key not in item.stash:
             return (-1, "", 0, position.get(item, 0))
         cell = item.stash[_cell_key]
-        server = cell.server if cell.server in _SERVING else ""
+        server = cell.server if cell.server in SERVERS else ""
         return (cells[_base(cell)], server, STAGES.index(_stage(item)), position[item])
 
     items.sort(key=key)

