@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import hardware
+from harness import hardware, hooks
 from harness.environment import Environment, at
-from harness.errors import HarnessError, ThresholdFailure, WorkerError
+from harness.errors import HarnessError, ThresholdFailure, WorkerError, nearest
 from harness.expressions import asked_for
 from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
-from harness.records import Run
+from harness.records import Line, Run
 from harness.servers import SERVERS
 from harness.servers import names as server_names
 
@@ -63,8 +64,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--server",
         action="append",
-        choices=sorted(server_names()),
-        help="only this server; repeatable",
+        metavar="NAME",
+        help=f"only this server ({', '.join(sorted(server_names()))}); repeatable",
     )
     group.addoption(
         "--task",
@@ -128,7 +129,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hooks)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    for more in config.hook.pytest_harness_servers():
+        SERVERS.update(more)
+    for name in config.getoption("--server") or ():
+        if name not in server_names():
+            raise pytest.UsageError(f"--server {name!r} is no server; {nearest(name, server_names())}")
     for name, meaning in hardware.NAMES.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     config.addinivalue_line("markers", "stage(name): which stage of a flow the test needs: " + ", ".join(STAGES))
@@ -147,9 +157,13 @@ def _matrix(config: pytest.Config) -> Matrix:
     if _matrix_key not in config.stash:
         path = config.getoption("--matrix") or config.rootpath / "suites" / "matrix.toml"
         try:
-            config.stash[_matrix_key] = load(path)
+            matrix = load(path)
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
+        for name in config.getoption("--recipe") or ():
+            if found := config.hook.pytest_harness_recipe(name=name):
+                matrix.recipes[name] = found
+        config.stash[_matrix_key] = matrix
     return config.stash[_matrix_key]
 
 
@@ -439,6 +453,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     nightly: Nightly | None = config.stash.get(_nightly_key, None)
     if nightly:
         nightly.attach(session)
+    session.run.written = lambda line: _hand_on(config, line, session.run)
     session.flow.waiting = progress.waiting
     tests = [_test(item) for item in request.session.items if _cell_key in item.stash]
     progress.plan(tests, session.estimate())
@@ -447,6 +462,14 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     config.stash[_session_key] = session
     yield session
     session.close()
+
+
+def _hand_on(config: pytest.Config, line: Line, run: Run) -> None:
+    """Give a record that is on the disk to whoever wants it; whatever that does, measuring goes on."""
+    try:
+        config.hook.pytest_harness_record(line=line, run=run)
+    except Exception as error:
+        warnings.warn(pytest.PytestWarning(f"pytest_harness_record: {type(error).__name__}: {error}"), stacklevel=1)
 
 
 @pytest.fixture(scope="session")
@@ -471,7 +494,7 @@ def mobile(harness_session: HarnessSession) -> MeasureMobile:
 @pytest.fixture
 def runs_on(request: pytest.FixtureRequest, device: str, mobile: MeasureMobile) -> DeviceRunner:
     """The device that the test is about; one that was asked for and is not here fails, any other skips."""
-    found = mobile.device(device)
+    found = request.config.hook.pytest_harness_device(name=device) or mobile.device(device)
     if problem := found.missing():
         if request.config.getoption("--device"):
             raise HarnessError(f"--device {device}: {problem}")

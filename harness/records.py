@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -215,6 +215,8 @@ class Run:
         self.path = folder / "records.jsonl"
         self.logs = folder / "logs"
         self.attachments = folder / "attachments"
+        # Told of every line once it is on the disk.
+        self.written: Callable[[Line], object] = lambda line: None
 
     @property
     def name(self) -> str:
@@ -272,6 +274,7 @@ class Run:
                     with contextlib.suppress(OSError):
                         os.truncate(self.path, start)
                     raise
+        self.written(line)
 
     def read(self) -> tuple[list[Line], list[str]]:
         """Return every whole line of the run and a message for each line that could not be read."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from test_plugin import MATRIX, collected, of
+from test_tables import measured
 
 from harness import doctor, environment, hardware, pytorch_v3
 from harness.documented import Documented
@@ -14,7 +15,6 @@ from harness.environment import Environment
 from harness.errors import MatrixError
 from harness.matrix import load
 from harness.servers import SERVERS, VLLM
-from tests.test_tables import measured
 
 Run = Callable[..., pytest.RunResult]
 
@@ -117,3 +117,78 @@ def test_the_page_names_what_there_is(repository: Path) -> None:
     files = {word for word in page.split("`") if word.startswith(("harness/", "tests/", "suites/")) and " " not in word}
     assert len(files) > 8
     assert [name for name in files if not (repository / name).exists()] == []
+
+
+HOOKS = """
+from pathlib import Path
+
+from harness.matrix import Recipe
+from harness.servers import VLLM
+
+class Twin(VLLM):
+    distributions = ("filelock",)
+
+def pytest_harness_servers():
+    return {"twin": Twin()}
+
+def pytest_harness_recipe(name):
+    if name == "ours":
+        return Recipe(name=name, config="Int8WeightOnlyConfig", hardware=["cpu"], servers=["transformers", "twin"])
+"""
+
+
+@pytest.fixture
+def own_servers() -> Iterator[None]:
+    """Takes out again what a test has put into the registry."""
+    before = dict(SERVERS)
+    yield
+    for name in SERVERS.keys() - before.keys():
+        del SERVERS[name]
+
+
+@pytest.mark.usefixtures("own_servers")
+def test_a_conftest_brings_a_server_and_a_recipe(run: Run, pytester: pytest.Pytester) -> None:
+    matrix(pytester.path, MATRIX)
+    pytester.makeconftest(HOOKS)
+    names = collected(run("--collect-only", "-q", "-m", "cpu", "--model", "small", "--recipe", "ours"))
+    assert "test_checkpoint[small-ours-cpu]" in names
+    twin = collected(
+        run("--collect-only", "-q", "-m", "cpu", "--model", "small", "--recipe", "ours", "--server", "twin")
+    )
+    assert "test_latency[small-ours-cpu-twin]" not in twin, "no cell of the matrix names it"
+    missing = run("--collect-only", "-q", "--recipe", "theirs")
+    missing.stderr.fnmatch_lines(["*--recipe 'theirs' is neither a recipe*"])
+
+
+def test_whoever_takes_records_is_told_of_them_once_they_are_written_and_breaks_nothing(
+    pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    pytester.makeconftest(
+        """
+        told = []
+
+        def pytest_harness_record(line, run):
+            told.append((line.stage, run.path.read_text().count(line.stage)))
+            if line.stage == "two":
+                raise KeyError("no such dashboard")
+        """
+    )
+    pytester.makepyfile(
+        f"""
+        from pathlib import Path
+
+        from conftest import told
+        from harness.plugin import _hand_on
+        from harness.records import Run, Timing
+
+        def test_sink(pytestconfig):
+            run = Run(Path({str(tmp_path)!r}))
+            run.written = lambda line: _hand_on(pytestconfig, line, run)
+            for stage in ("one", "two", "three"):
+                run.append(Timing(stage=stage, seconds=1.0))
+            assert told == [("one", 1), ("two", 1), ("three", 1)]
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "harness.plugin")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*pytest_harness_record: KeyError: 'no such dashboard'*"])

@@ -364,7 +364,7 @@ def test_who_rules_out_what_was_asked_for_asks_for_nothing(expression: str) -> N
         (["--model", "smal"], ["--model 'smal'", "did you mean small"]),
         (["--recipe", "int8w0"], ["--recipe 'int8w0'", "did you mean int8wo"]),
         (["--recipe", "Int8WeightOnlyConfig(32)"], ["Int8WeightOnlyConfig(32)", "arguments need names"]),
-        (["--server", "vlm"], ["--server", "'vlm'", "'vllm'"]),
+        (["--server", "vlm"], ["--server 'vlm'", "did you mean vllm"]),
         (["--matrix", "suites/matrx.toml"], ["suites/matrx.toml", "cannot be read"]),
         (["--data", "nowhere"], ["--data nowhere", "no such folder"]),
         (["--python", "/no/such"], ["--python /no/such", "not an interpreter that can be started"]),

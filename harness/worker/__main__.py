@@ -26,7 +26,9 @@ def main() -> int:
     backend: Backend | None = None
     try:
         job = Job.model_validate_json(requests.readline())
-        module = importlib.import_module(f"harness.worker.{job.backend}")
+        # A backend of another package, which a server of its own brought along, has its whole name.
+        name = job.backend if "." in job.backend else f"harness.worker.{job.backend}"
+        module = importlib.import_module(name)
         backend = module.BACKEND(lambda value: send("progress", value))
         opened = backend.open(**job.specification)
         send("ready", {**opened, "ready_at": time.monotonic()})
