@@ -51,6 +51,7 @@ class Gates:
         folder.mkdir(parents=True)
         data: dict[str, Any] = {
             "schema": 1,
+            "package": "tiny",
             "old": options.old,
             "new": options.new,
             "hardware": "cpu",
