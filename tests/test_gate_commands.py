@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import __main__, accuracy, gate_command, gate_report, pair
+from harness import __main__, accuracy, bisection, calibrate, gate_command, gate_report, pair
 from harness.artifacts import Store
 from harness.calibrate import summarise
 from harness.calibration import Calibration
@@ -82,6 +82,9 @@ def gates(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
     store = Store(tmp_path / "cache")
     place = Workplace(store, tmp_path / "results", suites_matrix, Environment(), lambda _: None)
     monkeypatch.setattr(gate_command, "workplace", lambda _: place)
+    for module in (gate_command, bisection, calibrate):
+        # Nothing is measured here, so nobody who measures is waited for.
+        monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
     monkeypatch.setattr(Workplace, "gate", lambda *given, **more: found.gate(*given, **more))
     return found
 
