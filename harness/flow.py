@@ -314,9 +314,12 @@ class Flow:
 
     # ---------------------------------------------------------------------------------------- lasting workers
 
-    def transformers(self, cell: Cell) -> Worker:
-        """Return the Transformers worker of a cell, ready."""
-        worker = self._get(cell, "transformers")
+    def transformers(self, cell: Cell, *, settled: bool = True) -> Worker:
+        """Return the Transformers worker of a cell, ready.
+
+        ``settled`` waits until all other workers that were started ahead are idle; what takes no time need not wait.
+        """
+        worker = self._get(cell, "transformers", settled)
         assert isinstance(worker, Worker)
         return worker
 
@@ -446,7 +449,7 @@ class Flow:
             server=cell.server,
         )
 
-    def _get(self, cell: Cell, kind: str) -> Worker | Server:
+    def _get(self, cell: Cell, kind: str, settled: bool = True) -> Worker | Server:
         key = _key(cell, kind)
         self._raise_again(key)
         # Made before anything is started for it.
@@ -472,7 +475,7 @@ class Flow:
         try:
             with self.timed("engine start" if kind != "transformers" else "setup", cell):
                 self._wait(worker, cell)
-                if together:
+                if together and settled:
                     self._settle(cell, key[0])
         except WorkerError as error:
             self._failed[key] = error

@@ -56,10 +56,11 @@ class Measure(Quality):
         tokens = cell.measurements.memory.max_new_tokens
 
         def take() -> dict[str, Figure]:
-            worker = self.flow.transformers(cell)
+            # A process's memory is its own, whatever starts beside it.
+            worker = self.flow.transformers(cell, settled=False)
             if worker.asked:
                 self.flow.renew(cell, "transformers")
-                worker = self.flow.transformers(cell)
+                worker = self.flow.transformers(cell, settled=False)
             answer = worker.ask("peak_memory", cell.measurements.time_limits.measure, max_new_tokens=tokens)
             gigabytes = answer["peak_bytes"] / 1e9
             self._note(cell, {"kind": "transformers"}, "engine_start", Figure(worker.start_seconds))
@@ -307,8 +308,8 @@ class Measure(Quality):
     def serving(self, cell: Cell, num_prompts: int) -> dict[str, Measurement]:
         """Measure the published serving benchmark.
 
-        The prefix cache is emptied before every round; the benchmark itself then sends its first prompt once to see
-        whether the server answers, so that prompt's prefix is warm, by hand as here.
+        The prefix cache is emptied before every round. Some versions of the benchmark then send their first prompt once
+        to see whether the server answers, so that prompt's prefix is warm, by hand as here.
         """
         wanted = cell.measurements.serving
         names = ("request_throughput", "output_throughput", "ttft", "tpot", "itl")
