@@ -110,7 +110,7 @@ class StubFlow:
             server=cell.server,
         )
 
-    def transformers(self, cell: Cell) -> StubFlow:
+    def transformers(self, cell: Cell, settled: bool = True) -> StubFlow:
         return self
 
     def renew(self, cell: Cell, kind: str) -> None:

@@ -50,7 +50,7 @@ class Client(Backend):
             *("--model", model, "--served-model-name", model, "--tokenizer", tokenizer),
             *("--dataset-name", "sharegpt", "--dataset-path", dataset, "--num-prompts", str(num_prompts)),
             *("--seed", "0", "--temperature", "0", "--disable-tqdm", "--save-detailed"),
-            # Whether a first request is sent to see that the server answers is left to vLLM's version; not for how long.
+            # Whether a first request asks if the server answers is left to vLLM; for how long is not.
             *("--ready-check-timeout-sec", str(min(30, self.parser.get_default("ready_check_timeout_sec")))),
         ]
         if output_len is not None:
