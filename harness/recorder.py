@@ -129,7 +129,7 @@ class Recorder:
             "device": device or hardware.device(cell.hardware),
             "flags": flags,
         }
-        standing = {name: self._standing.get(identity(_record(name, 0.0, common))) for name in names}
+        standing = {name: self._standing.get(identity(record_of(name, 0.0, **common))) for name in names}
         if all(standing.values()):
             found = {name: record for name, record in standing.items() if record is not None}
             self.measurements += found.values()
@@ -185,10 +185,9 @@ class Recorder:
         for name, figure in figures.items():
             if not math.isfinite(figure.value):
                 raise HarnessError(f"{name} of {cell.id} came out as {figure.value}: not a number that can be recorded")
-            record = _record(
+            record = record_of(
                 name,
                 figure.value,
-                common,
                 samples=list(figure.samples),
                 warmup=list(figure.warmup),
                 statistics=figure.statistics,
@@ -197,6 +196,7 @@ class Recorder:
                 state_before=before,
                 state_after=after,
                 discarded=discarded or figure.discarded,
+                **common,
             )
             self.run.append(record)
             self.measurements.append(record)
@@ -206,7 +206,8 @@ class Recorder:
         return found
 
 
-def _record(name: str, value: float, common: dict[str, Any], **rest: Any) -> Measurement:
+def record_of(name: str, value: float, **rest: Any) -> Measurement:
+    """Return a record of a metric, with the unit, direction and version that its definition has; the rest is given."""
     metric = METRICS[name]
     return Measurement(
         metric=name,
@@ -214,7 +215,6 @@ def _record(name: str, value: float, common: dict[str, Any], **rest: Any) -> Mea
         direction=metric.direction,
         definition=metric.version,
         value=value,
-        **common,
         **rest,
     )
 

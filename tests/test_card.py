@@ -18,7 +18,7 @@ from harness import recipe_code, reproduction
 from harness.card import Contents, write_card
 from harness.documented import Documented
 from harness.matrix import Matrix
-from harness.metrics import METRICS
+from harness.recorder import record_of
 from harness.records import Cell, Device, Judgement, Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.rendering import render
 from harness.tables import published_tables
@@ -62,13 +62,9 @@ def measured(
     packages: Mapping[str, str] | None = None,
     time: float = 1.7e9,
 ) -> Measurement:
-    known = METRICS[metric]
-    return Measurement(
-        metric=metric,
-        unit=known.unit,
-        direction=known.direction,
-        definition=known.version,
-        value=value,
+    return record_of(
+        metric,
+        value,
         samples=[value],
         parameters=dict(parameters or {}),
         statistics=dict(statistics or {}),

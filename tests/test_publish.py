@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 
 from harness import __main__ as command_line
 from harness.artifacts import Store
-from harness.metrics import METRICS
+from harness.recorder import record_of
 from harness.records import (
     Cell,
     Device,
@@ -86,13 +86,9 @@ def measured(
     parameters: Mapping[str, Scalar] | None = None,
     torchao: str = "0.18.0",
 ) -> Measurement:
-    known = METRICS[metric]
-    return Measurement(
-        metric=metric,
-        unit=known.unit,
-        direction=known.direction,
-        definition=known.version,
-        value=value,
+    return record_of(
+        metric,
+        value,
         samples=[value],
         parameters=dict(parameters or {}),
         cell=of or cell(),
