@@ -36,11 +36,12 @@ def text_quality(
     """
     results: dict[str, list[float]] = {"nll": [], "kl": [], "top1": [], "flips": []}
     for index, window in enumerate(ids):
-        target = window[1:].to(model.device)
-        log_p = _log_probabilities(model, window)
+        here = window.to(model.device)
+        target = here[1:]
+        log_p = _log_probabilities(model, here)
         results["nll"].append(-log_p.gather(1, target[:, None]).mean().item())
         if reference is not None:
-            log_r = _log_probabilities(reference, window)
+            log_r = _log_probabilities(reference, here)
             results["kl"].append((log_r.exp() * (log_r - log_p)).sum(-1).mean().item())
             top, top_r = log_p.argmax(-1), log_r.argmax(-1)
             results["top1"].append((top == top_r).float().mean().item())
@@ -56,7 +57,7 @@ def likeliest(model: Any, ids: torch.Tensor, top: int) -> list[list[list[tuple[i
     """Return for each window and each of its tokens but the first the ``top`` likeliest ids with log-probabilities."""
     found = []
     for window in ids:
-        values, tokens = _log_probabilities(model, window).topk(top, dim=-1)
+        values, tokens = _log_probabilities(model, window.to(model.device)).topk(top, dim=-1)
         rows = zip(tokens.tolist(), values.tolist(), strict=True)
         found.append([list(zip(token, value, strict=True)) for token, value in rows])
     return found
@@ -64,7 +65,7 @@ def likeliest(model: Any, ids: torch.Tensor, top: int) -> list[list[list[tuple[i
 
 def _log_probabilities(model: Any, window: torch.Tensor) -> torch.Tensor:
     """Return what is predicted after each token of a window but the last: float32, (tokens - 1, vocabulary)."""
-    return torch.log_softmax(model(window[None].to(model.device)).logits[0, :-1].float(), dim=-1)
+    return torch.log_softmax(model(window[None]).logits[0, :-1].float(), dim=-1)
 
 
 def tasks(model: Any, names: list[str], data: str | None, limit: int | None) -> dict[str, Any]:
