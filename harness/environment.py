@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness import gpu
 from harness.artifacts import Store
 from harness.errors import BrokenEnvironment
 from harness.records import digest, redact
@@ -63,6 +64,7 @@ class Environment:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
         }
+        environ |= gpu.ORDER
         environ.setdefault("OMP_NUM_THREADS", worker_threads())
         return environ | self.variables | (extra or {})
 

@@ -49,6 +49,14 @@ class Checkpoint:
     model: ModelIdentity
     facts: dict[str, Any]
 
+    @property
+    def chats(self) -> bool:
+        """Whether its tokenizer says how a chat is written; servers refuse a chat without."""
+        if any((self.folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+            return True
+        config = self.folder / "tokenizer_config.json"
+        return config.exists() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+
 
 class Flow:
     """Runs the stages of one session.

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from harness import gpu
 from harness.records import Device, Scalar
 from harness.warden import descendants
 
@@ -28,11 +29,11 @@ def missing(hardware: str) -> str:
     if hardware == "cpu":
         return ""
     if hardware == "h100":
-        gpus, problem = _gpus()
+        name, problem = _gpu()
         if problem:
             return problem
-        if not any("H100" in name for name in gpus):
-            return f"the GPU here is {', '.join(gpus) or 'none'}, not an H100"
+        if "H100" not in name:
+            return f"the GPU here is {name}, not an H100; with several, CUDA_VISIBLE_DEVICES chooses"
         return _driver_too_old()
     if hardware == "arm-mobile":
         # Each device says by itself whether it is here; without ExecuTorch there is nothing to run on any.
@@ -64,7 +65,7 @@ def device(hardware: str) -> Device:
     import pynvml
 
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    handle = gpu.used()
     detail |= {
         "driver": str(pynvml.nvmlSystemGetDriverVersion()),
         "gpu_memory_gb": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9, 1),
@@ -138,7 +139,7 @@ class Watch:
 
         try:
             pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            handle = gpu.used()
             reasons = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
             processes = [int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
         except pynvml.NVMLError:
@@ -157,7 +158,7 @@ def _gpu_state() -> dict[str, Scalar]:
     import pynvml
 
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    handle = gpu.used()
     found: dict[str, Scalar] = {}
     questions: dict[str, Any] = {
         "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
@@ -177,18 +178,19 @@ def _gpu_state() -> dict[str, Scalar]:
 
 
 @functools.cache
-def _gpus() -> tuple[tuple[str, ...], str]:
+def _gpu() -> tuple[str, str]:
+    """Return the name of the GPU that would be measured, and why there is none."""
     try:
         import pynvml
     except ImportError:
-        return (), "the package nvidia-ml-py is not installed, so GPUs cannot be seen"
+        return "", "the package nvidia-ml-py is not installed, so GPUs cannot be seen"
     try:
         pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        names = [str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))) for index in range(count)]
+        return str(pynvml.nvmlDeviceGetName(gpu.used())), ""
     except pynvml.NVMLError as error:
-        return (), f"no NVIDIA GPU can be seen here ({error})"
-    return tuple(names), ""
+        return "", f"no NVIDIA GPU can be seen here ({error})"
+    except gpu.NoGPU as error:
+        return "", str(error)
 
 
 def _driver_too_old() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
-from harness.process import ForkServer, Process, describe_exit, root_cause
+from harness.process import ForkServer, Process, root_cause
 from harness.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.records import redact
 
@@ -109,7 +109,7 @@ class Worker:
         try:
             os.write(self._requests, line.encode() + b"\n")
         except OSError as error:
-            raise self._failed("ask", *describe_exit(self.process.wait_exit())) from error
+            raise self._failed("ask", *self.process.ending()) from error
 
     def _receive(self, stage: str, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
@@ -118,7 +118,7 @@ class Worker:
             if line is None:
                 if time.monotonic() >= deadline:
                     raise self._failed(stage, "timeout", f"did not finish within {timeout:g} s and was ended")
-                raise self._failed(stage, *describe_exit(self.process.wait_exit()))
+                raise self._failed(stage, *self.process.ending())
             try:
                 reply = Reply.model_validate_json(line)
                 if reply.kind not in ("progress", "error", "ready" if stage == "start" else "result"):
@@ -197,9 +197,8 @@ class Server:
         """Wait until the server answers its health check; raises WorkerError when it dies or takes too long."""
         deadline = self.process.started + timeout
         while not self.start_seconds:
-            code = self.process.exit_code()
-            if code is not None:
-                raise self._failed("start", *describe_exit(code))
+            if self.process.exit_code() is not None:
+                raise self._failed("start", *self.process.ending())
             if time.monotonic() > deadline:
                 raise self._failed("start", "timeout", f"was not ready within {timeout:g} s")
             time.sleep(0.05)
@@ -237,14 +236,13 @@ class Server:
             raise self._failed(path, "http", f"answered {error.code}: {words}") from error
         except (OSError, http.client.HTTPException) as error:
             code = self.process.wait_exit()
-            kind, words = describe_exit(code) if code is not None else ("http", f"did not answer ({error})")
+            kind, words = self.process.ending() if code is not None else ("http", f"did not answer ({error})")
             raise self._failed(path, kind, words) from error
 
     def check_alive(self, stage: str) -> None:
         """Raise WorkerError if the server has died; to be asked after a failure, since a death is waited for."""
-        code = self.process.wait_exit()
-        if code is not None:
-            raise self._failed(stage, *describe_exit(code))
+        if self.process.wait_exit() is not None:
+            raise self._failed(stage, *self.process.ending())
 
     def close(self) -> None:
         """End the server and everything it started."""

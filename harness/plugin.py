@@ -516,6 +516,13 @@ def pretrained(cell: Cell, measure: Measure) -> None:
 
 
 @pytest.fixture
+def chats(cell: Cell, measure: Measure) -> None:
+    """Skips the chat of a model whose tokenizer has no chat template: a base model is not made for it."""
+    if not measure.flow.plain(cell.model, cell.hardware).chats:
+        pytest.skip(f"the tokenizer of {cell.model.name} has no chat template")
+
+
+@pytest.fixture
 def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int], None]:
     """Times a function through pytest-benchmark: ``timed(function, rounds, warmup_rounds)``.
 

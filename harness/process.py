@@ -18,6 +18,7 @@ from harness.protocol import FORKS_FD
 from harness.records import redact
 
 _WARDEN = Path(__file__).with_name("warden.py")
+_VMSTAT = Path("/proc/vmstat")
 _TAIL_BYTES = 6000
 
 
@@ -45,6 +46,7 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self.started = time.monotonic()
+        self._oom_kills = _oom_kills()
         self._log_start = log.stat().st_size if log.exists() else 0
         control_read, self._control = os.pipe()
         return control_read
@@ -78,6 +80,12 @@ class Process:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    def ending(self) -> tuple[str, str]:
+        """Return the kind of failure and words for how a command ended whose pipes or connections have broken."""
+        code, kills = self.wait_exit(), _oom_kills()
+        known = self._oom_kills is not None and kills is not None
+        return describe_exit(code, kills != self._oom_kills if known else None)
 
     def end(self, gently: bool = False) -> None:
         """End the command and everything it started; ``gently`` lets it handle SIGTERM first."""
@@ -229,10 +237,27 @@ def root_cause(log: str) -> str:
     return ""
 
 
-def describe_exit(code: int | None) -> tuple[str, str]:
-    """Return the kind of failure and words for an exit status as :meth:`Process.exit_code` gives it."""
+def describe_exit(code: int | None, short_of_memory: bool | None = None) -> tuple[str, str]:
+    """Return the kind of failure and words for an exit status as :meth:`Process.exit_code` gives it.
+
+    ``short_of_memory`` says whether the kernel has killed for want of memory meanwhile; None where it does not tell.
+    """
+    if code == 128 + 9 and short_of_memory is False:
+        return "crash", "was killed (signal 9) by another process; the kernel killed none for want of memory"
     if code == 128 + 9:
-        return "out_of_memory", "was killed (signal 9), most likely by the kernel for want of memory"
+        likely = "" if short_of_memory else "most likely "
+        return "out_of_memory", f"was killed (signal 9), {likely}by the kernel for want of memory"
     if code is not None and code > 128:
         return "crash", f"crashed with signal {code - 128}"
     return "crash", f"ended with status {code}"
+
+
+def _oom_kills() -> int | None:
+    """Return how many processes of this machine the kernel has killed for want of memory, or None if it is not told.
+
+    The kernel counts them in /proc/vmstat, those that exceed the limit of a container too (Linux 4.13).
+    """
+    with contextlib.suppress(OSError):
+        match = re.search(r"^oom_kill (\d+)$", _VMSTAT.read_text(encoding="utf-8"), re.MULTILINE)
+        return int(match.group(1)) if match else None
+    return None

@@ -10,6 +10,7 @@ def test_server(cell, measure, judge):
     judge(cell, measure.server(cell))
 
 
+@pytest.mark.usefixtures("chats")
 def test_chat(cell, measure):
     """The tutorial's chat completion is answered, counted and finished."""
     answer = measure.chat(cell)

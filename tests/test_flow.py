@@ -57,3 +57,19 @@ def test_a_checkpoint_is_made_again_by_newer_code(keys: Any, monkeypatch: pytest
     assert before.keys() == {"plain", "recipe", "device", "packages"}
     monkeypatch.setattr(versions, "CHECKPOINT", 2)
     assert keys("transformers")["checkpoint"] == before | {"checkpoint": 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "chats"),
+    [
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+        ("tokenizer_config.json", '{"chat_template": null}', False),
+        ("tokenizer_config.json", "{}", False),
+        ("config.json", "{}", False),
+    ],
+)
+def test_a_tokenizer_with_a_template_chats(tmp_path: Path, file: str, content: str, chats: bool) -> None:
+    (tmp_path / file).write_text(content)
+    identity = ModelIdentity(name="m", source="folder", revision="1", weights="pretrained")
+    assert Checkpoint(tmp_path, "plain/0", identity, {}).chats is chats

@@ -38,6 +38,15 @@ class Driver(SimpleNamespace):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return index
 
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{handle}a5c-77"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        found = [index for index in range(len(self.names)) if self.nvmlDeviceGetUUID(index) == uuid]
+        if not found:
+            raise NVMLError("Not Found")
+        return found[0]
+
     def nvmlDeviceGetName(self, handle: int) -> str:
         return str(self.names[handle])
 
@@ -82,6 +91,7 @@ def forget() -> Iterator[None]:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     driver = Driver("NVIDIA H100 80GB HBM3")
     monkeypatch.setitem(sys.modules, "pynvml", driver)  # type: ignore[arg-type]
     return driver
@@ -120,7 +130,30 @@ def test_an_h100_is_recognised(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_another_gpu_is_named(gpu: Driver) -> None:
     gpu.names = ("NVIDIA A100", "NVIDIA L4")
-    assert hardware.missing("h100") == "the GPU here is NVIDIA A100, NVIDIA L4, not an H100"
+    assert hardware.missing("h100").startswith("the GPU here is NVIDIA A100, not an H100; ")
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        ("1", "NVIDIA H100 80GB HBM3"),
+        ("1,0", "NVIDIA H100 80GB HBM3"),
+        ("GPU-1a5c-77", "NVIDIA H100 80GB HBM3"),
+        ("GPU-1", "NVIDIA H100 80GB HBM3"),
+        ("0", "the GPU here is NVIDIA A100, not an H100"),
+        ("GPU-9", "no NVIDIA GPU can be seen here (Not Found)"),
+        ("", "CUDA_VISIBLE_DEVICES='' leaves none of the 2 GPUs"),
+        ("-1", "CUDA_VISIBLE_DEVICES='-1' leaves none"),
+        ("2", "CUDA_VISIBLE_DEVICES='2' leaves none"),
+    ],
+)
+def test_the_gpu_that_cuda_is_given_is_the_one_that_counts(
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, visible: str, found: str
+) -> None:
+    gpu.names = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu")
+    assert (hardware.missing("h100") or hardware.device("h100").name).startswith(found)
 
 
 def test_no_gpu_is_said_in_the_drivers_words(gpu: Driver) -> None:

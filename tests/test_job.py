@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness import process
 from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
@@ -91,6 +92,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 Start = Callable[..., Worker]
+
+
+@pytest.fixture(autouse=True)
+def vmstat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's counters, by which it has killed nothing."""
+    file = tmp_path / "vmstat"
+    file.write_text("oom_kill 0\n")
+    monkeypatch.setattr(process, "_VMSTAT", file)
+    return file
 
 
 @pytest.fixture
@@ -206,7 +216,7 @@ def test_an_error_of_a_command_leaves_the_worker_alive(worker: Worker) -> None:
         ("os._exit(0)", "crash", "ended with status 0"),
         ("raise ValueError('no')", "crash", "ended with status 1"),
         ("os.kill(os.getpid(), signal.SIGUSR1)", "crash", f"crashed with signal {10}"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "out_of_memory", "killed (signal 9)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
     ],
 )
 def test_a_worker_that_ends_is_a_failure_of_its_kind(worker: Worker, code: str, kind: str, words: str) -> None:
@@ -266,7 +276,7 @@ def test_one_that_never_ceases_to_make_progress_is_ended_too(worker: Worker) -> 
     ("start_code", "kind", "words"),
     [
         ("os._exit(3)", "crash", "ended with status 3"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "out_of_memory", "killed (signal 9)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
         ("send('error', kind='exception', message='no such model'); os._exit(1)", "exception", "no such model"),
         ("send('result')", "crash", "not a reply"),
         (HANG, "timeout", "did not finish within 0.3 s"),
@@ -451,7 +461,7 @@ def test_a_refusal_is_an_error_with_the_servers_words_and_it_lives_on(serve: Cal
 @pytest.mark.parametrize(
     ("code", "kind", "words"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "out_of_memory", "killed (signal 9)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
         ("os._exit(3)", "crash", "ended with status 3"),
     ],
 )
@@ -472,7 +482,7 @@ def test_a_server_that_dies_while_it_is_asked_is_a_failure_of_its_kind(
     ("code", "kind", "words"),
     [
         ("sys.exit('no such model')", "crash", "ended with status 1"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "out_of_memory", "killed (signal 9)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
         ("time.sleep(600)", "timeout", "was not ready within 0.3 s"),
     ],
 )
@@ -484,7 +494,7 @@ def test_a_server_that_does_not_start_is_a_failure(
         server.wait_ready(0.3 if kind == "timeout" else 20)
     assert (raised.value.kind, raised.value.stage) == (kind, "start")
     assert words in str(raised.value)
-    assert ("no such model" in raised.value.log_tail) == (kind == "crash")
+    assert ("no such model" in raised.value.log_tail) == ("no such model" in code)
     server.close()
     assert gone(server.process.pid)
 
@@ -495,7 +505,6 @@ def test_a_server_that_does_not_start_is_a_failure(
 @pytest.mark.parametrize(
     ("code", "kind", "words"),
     [
-        (137, "out_of_memory", "signal 9"),
         (139, "crash", "signal 11"),
         (1, "crash", "status 1"),
         (0, "crash", "status 0"),
@@ -504,6 +513,28 @@ def test_a_server_that_does_not_start_is_a_failure(
 def test_an_exit_has_a_kind_and_words(code: int, kind: str, words: str) -> None:
     assert describe_exit(code)[0] == kind
     assert words in describe_exit(code)[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind", "words"),
+    [
+        ("oom_kill 3", "oom_kill 4", "out_of_memory", "signal 9), by the kernel for want of memory"),
+        ("oom_kill 3", "oom_kill 3", "crash", "signal 9) by another process"),
+        ("pgfault 1", "pgfault 2", "out_of_memory", "signal 9), most likely by the kernel"),
+        (None, "oom_kill 3", "out_of_memory", "signal 9), most likely by the kernel"),
+    ],
+)
+def test_the_kernel_is_asked_whether_it_killed_for_want_of_memory(
+    start: Start, vmstat: Path, before: str | None, after: str, kind: str, words: str
+) -> None:
+    vmstat.unlink()
+    if before:
+        vmstat.write_text(f"nr_free_pages 7\n{before}\npgfault 2\n")
+    worker = start(start=READY)
+    worker.wait_ready(20)
+    vmstat.write_text(f"nr_free_pages 7\n{after}\npgfault 2\n")
+    error = failure(worker, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert (error.kind, words in str(error)) == (kind, True), str(error)
 
 
 @pytest.mark.parametrize(

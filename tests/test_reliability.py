@@ -422,7 +422,8 @@ def test_a_worker_that_is_killed_is_a_recorded_failure_and_the_session_goes_on(n
     status, output = session.finish()
     assert status == 1
     (failure,) = [line for line in read(session.records)[0] if isinstance(line, Failure)]
-    assert (failure.cell.recipe.name, failure.stage, failure.failure) == ("bf16", "generate", "out_of_memory")
+    assert (failure.cell.recipe.name, failure.stage) == ("bf16", "generate")
+    assert failure.failure in ("crash", "out_of_memory"), "the kernel may count its victims or not"
     assert "was killed (signal 9)" in failure.message
     assert failure.message in output
     assert ("int8wo", "weight_size") in measured(session.records)
