@@ -161,6 +161,36 @@ def detections(folder: Path) -> Table:
     )
 
 
+def starts(gates: list[dict[str, Any]]) -> Table:
+    """Ask whether gates of nothing differ by more than their blocks do.
+
+    A gate forks all of its processes from two that have imported what they need, one a side. Did those differ, as two
+    starts of the same program may (address space layout, order of allocation), the gates' ratios would differ too.
+    """
+    found = [it["samples"] for data in gates for it in of(data, SPEED) if it["blocks"] > 1]
+    ratios = [[new / old for old, new in zip(it["old"], it["new"], strict=True)] for it in found]
+    split = stats.variance_components(ratios)
+    test = bench_rules.distributions.f_oneway(*map(np.log, ratios))
+    return Table(
+        "Do two starts of the same program differ?",
+        "",
+        ("gates", "blocks", "standard deviation of blocks within a gate", "between gates", "p (F-test)"),
+        (
+            (
+                str(len(ratios)),
+                str(sum(map(len, ratios))),
+                f"{split.within**0.5:.2%}",
+                f"{split.between**0.5:.2%}",
+                f"{test.pvalue:.2f}",
+            ),
+        ),
+        (
+            f"log ratio of {SPEED}, old against old; a gate forks its processes from two that are started once, one a "
+            "side: what these differ by would stand between the gates",
+        ),
+    )
+
+
 def _welch(data: dict[str, Any], count: int) -> bool | None:
     (it,) = of(data, SPEED)
     old, new = 1 / np.array(it["samples"]["old"]), 1 / np.array(it["samples"]["new"])
@@ -189,8 +219,9 @@ def main() -> None:
         finally:
             lock.release()
     tables = [detections(arguments.folder)]
-    if same := outcomes(arguments.folder / "same"):
+    if len(same := outcomes(arguments.folder / "same")) > 1:
         budget = float(same[0]["budget_seconds"])
+        tables.append(starts(same))
         tables.append(calibrate.table(calibrate.summarise(same, "cpu", budget)))
     text = render(tables, "md", title="How often a gate is wrong")
     write_text(arguments.output, text)
