@@ -41,6 +41,17 @@ class ThresholdFailure(HarnessError):
         self.known = known
 
 
+class WrongKernels(HarnessError):
+    """A recipe's own kernels did not do the work of its linear layers.
+
+    ``known`` says why, where the matrix has it that they do not; otherwise it is empty.
+    """
+
+    def __init__(self, message: str, known: str = "") -> None:
+        super().__init__(message)
+        self.known = known
+
+
 class SampleError(HarnessError):
     """Samples that a statistical rule cannot use: not finite, zero in a ratio, or unpaired."""
 

@@ -198,16 +198,17 @@ def _driver_too_old() -> str:
     import pynvml
 
     try:
-        torch = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
+        torch = importlib.metadata.distribution("torch")
+        built = Path(str(torch.locate_file("torch/version.py"))).read_text(encoding="utf-8")
+    except (importlib.metadata.PackageNotFoundError, OSError):
         return ""
-    match = re.search(r"\+cu(\d+)(\d)$", torch)
+    match = re.search(r"^cuda\b[^=]*= '(\d+)\.(\d+)", built, re.MULTILINE)
     supported = int(pynvml.nvmlSystemGetCudaDriverVersion())
     if match and supported < int(match.group(1)) * 1000:
         driver = pynvml.nvmlSystemGetDriverVersion()
         return (
-            f"driver {driver} supports CUDA {supported // 1000}.{supported % 1000 // 10}, but torch {torch} is built "
-            f"for CUDA {match.group(1)}.{match.group(2)}: update the driver or install torch for the older CUDA"
+            f"driver {driver} supports CUDA {supported // 1000}.{supported % 1000 // 10}, but torch {torch.version} is "
+            f"built for CUDA {match.group(1)}.{match.group(2)}: update the driver or install torch for the older CUDA"
         )
     return ""
 

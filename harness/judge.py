@@ -70,7 +70,12 @@ class Judge:
         measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
         passed = holds(threshold.comparison, measured, threshold.limit)
         figure = self.documented.find(
-            cell.model.name, cell.recipe.name, cell.hardware, measurement.metric, measurement.parameters
+            cell.model.name,
+            cell.recipe.name,
+            cell.hardware,
+            measurement.metric,
+            measurement.parameters,
+            server=measurement.cell.server or None,
         )
         self.run.append(
             Judgement(
@@ -87,11 +92,11 @@ class Judge:
         )
         if passed:
             return ""
-        unit = measurement.unit
-        against = f" (baseline {baseline.value:.6g} {unit})" if baseline else ""
-        published = f"{figure.value:g} {unit}" if figure else "nothing"
+        unit = "" if measurement.unit == "1" else f" {measurement.unit}"
+        against = f" (baseline {baseline.value:.6g}{unit})" if baseline else ""
+        published = f"{figure.value:g}{unit}" if figure else "nothing"
         return (
-            f"{describe(measurement)} of {cell.id}: measured {measurement.value:.6g} {unit}{against}, "
+            f"{describe(measurement)} of {cell.id}: measured {measurement.value:.6g}{unit}{against}, "
             f"{threshold.comparison} {measured:.4g}, limit {threshold.limit:g}, published {published}; "
             f"the limit's origin: {threshold.origin}"
         )

@@ -92,7 +92,7 @@ class Recipe(_Table):
     """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
 
     ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware a regular
-    expression that the names of its own kernels match.
+    expression that the names of its own kernels match. ``known_fallback`` says why they are known not to run.
     """
 
     name: str
@@ -104,6 +104,7 @@ class Recipe(_Table):
     baseline: bool = False
     arithmetic: Literal["bfloat16", "float8", "int8"] = "bfloat16"
     kernels: dict[HardwareName, str] = {}
+    known_fallback: str = ""
     hardware: list[HardwareName]
     servers: list[ServerName]
     reason: str = ""
@@ -291,12 +292,16 @@ class Threshold(_Table):
 
 
 class CellEntry(_Table):
-    """One [[cells]] table: every combination of its models and recipes on its hardware."""
+    """One [[cells]] table: every combination of its models and recipes on its hardware.
+
+    ``tasks`` are those of lm-evaluation-harness that are evaluated where the command line names none.
+    """
 
     hardware: HardwareName
     models: list[str]
     recipes: list[str]
     servers: list[ServerName]
+    tasks: list[str] = []
 
 
 class _File(_Table):
@@ -319,6 +324,7 @@ class Cell:
     servers: tuple[str, ...]
     measurements: Measurements
     skip: str = ""
+    tasks: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -392,7 +398,7 @@ class Matrix:
                 entry_recipes.sort(key=lambda recipe: not recipe.baseline)
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
-                    before = chosen[key].servers if key in chosen else ()
+                    before, tasks = (chosen[key].servers, chosen[key].tasks) if key in chosen else ((), ())
                     if key in chosen and (chosen[key].model, chosen[key].recipe) != (model, recipe):
                         what = f"models are called {model.name!r}"
                         if chosen[key].model == model:
@@ -406,6 +412,7 @@ class Matrix:
                         servers=tuple(dict.fromkeys([*before, *entry.servers])),
                         measurements=self.measurements[entry.hardware],
                         skip=recipe.refusal(entry.hardware),
+                        tasks=tuple(dict.fromkeys([*tasks, *entry.tasks])),
                     )
         return list(chosen.values())
 

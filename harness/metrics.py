@@ -90,6 +90,12 @@ _ALL = (
         "Operations a second, / 1e12, of the best of several square matrix products on random data.",
     ),
     Metric(
+        "kernel_time",
+        "ms",
+        "none",
+        "Time in the device's kernels over one profiled batch of four steps; on a CPU, in its operators.",
+    ),
+    Metric(
         "quantized_kernel_share",
         "fraction",
         "none",

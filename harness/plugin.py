@@ -14,7 +14,7 @@ import pytest
 
 from harness import hardware, hooks
 from harness.environment import Environment, at
-from harness.errors import HarnessError, ThresholdFailure, WorkerError, nearest
+from harness.errors import HarnessError, ThresholdFailure, WorkerError, WrongKernels, nearest
 from harness.expressions import asked_for
 from harness.matrix import Cell, Matrix, load
 from harness.progress import Progress, terminal
@@ -196,7 +196,7 @@ def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
             values: dict[str, list[Any]] = {
                 "batch_size": list(cell.measurements.latency.batch_sizes),
                 "num_prompts": list(cell.measurements.serving.num_prompts),
-                "task": tasks,
+                "task": tasks or list(through.tasks),
                 "route": ["transformers", "llama"] if cell.model.executorch else ["transformers"],
                 "device": _devices(config, cell, cells) if "device" in names else [],
                 "through": ["eager", "program"],
@@ -584,7 +584,7 @@ def pytest_runtest_makereport(
         if isinstance(error, WorkerError) and error.log_tail:
             text += "\n\nthe end of its log:\n" + error.log_tail
         report.longrepr = text
-        if isinstance(error, ThresholdFailure) and error.known:
+        if isinstance(error, (ThresholdFailure, WrongKernels)) and error.known:
             report.outcome, report.wasxfail = "skipped", error.known
         session = item.config.stash.get(_session_key, None)
         if session is not None and isinstance(error, WorkerError):

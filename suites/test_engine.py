@@ -27,6 +27,4 @@ def test_speed_of_light(cell, batch_size, measure, judge):
 
 def test_kernels(cell, measure):
     """The recipe's own kernels do the linear layers' work, not a fallback; last, since a profiler leaves traces."""
-    if cell.hardware not in cell.recipe.kernels:
-        pytest.skip(f"recipe {cell.recipe.name} names no kernels of its own on {cell.hardware}")
     measure.kernels(cell)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import hardware
-from harness.errors import HarnessError
+from harness.errors import HarnessError, WrongKernels
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure, _split
 from harness.recorder import percentiles
@@ -260,3 +261,109 @@ def test_peak_memory_is_taken_in_a_process_that_has_done_nothing_else(tmp_path: 
     assert flow.renewed == []
     measure.peak_memory(cells["int8wo"])
     assert flow.renewed == ["transformers"]
+
+
+# ------------------------------------------------------------------------------------------------------------- kernels
+
+
+class StubEngine(StubFlow):
+    """Stands in for a flow whose engine has two quantized layers and was profiled with the given kernels."""
+
+    compiles = True
+
+    def __init__(self, *ran: tuple[str, float, int], layers: int = 2) -> None:
+        super().__init__(1.0)
+        self.ran = ran
+        self.info = {
+            "layers": {f"layers.{index}": "Int8Tensor" for index in range(layers)},
+            "compile_seconds": 0.5,
+            "kv_cache_tokens": 1000,
+        }
+
+    def backend(self, cell: Cell) -> StubEngine:
+        return self
+
+    def engine(self, cell: Cell) -> StubEngine:
+        return self
+
+    def engine_options(self, cell: Cell) -> dict[str, Any]:
+        return {}
+
+    engine_variables = engine_options
+
+    def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        return {"kernels": [list(row) for row in self.ran]}
+
+
+OWN, OTHER = ("aten::_int_mm", 0.002, 8), ("aten::mm", 0.006, 8)
+
+
+def test_kernels_are_recorded_with_their_share_and_calls(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    measure = Measure(StubEngine(OWN, OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    found = measure.kernels(replace(cells["int8dq"], server="vllm"))
+    assert found["kernel_time"].value == pytest.approx(8)
+    share = found["quantized_kernel_share"]
+    assert (share.value, share.statistics) == (pytest.approx(0.25), {"calls": 8, "calls_due": 8})
+    assert "aten::mm" in (tmp_path / share.attachment).read_text()
+
+
+@pytest.mark.parametrize("ran", [[OTHER], [("aten::_int_mm", 0.002, 4), OTHER], []])
+def test_a_recipe_whose_kernels_did_not_run_for_every_layer_and_step_fails(
+    tmp_path: Path, cells: dict[str, Cell], ran: list[tuple[str, float, int]]
+) -> None:
+    """Prefill alone is not enough: half of the calls are missing where decoding fell back."""
+    measure = Measure(StubEngine(*ran), Run(tmp_path))  # type: ignore[arg-type]
+    for _ in range(2):  # measured, and then out of the record
+        with pytest.raises(WrongKernels, match="8 are due, one a quantized layer and step; what ran instead") as raised:
+            measure.kernels(replace(cells["int8dq"], server="vllm"))
+        assert not raised.value.known
+        assert ("aten::mm (8 calls, 6.00 ms)" in str(raised.value)) == (OTHER in ran)
+
+
+def test_a_known_fallback_says_why(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    measure = Measure(StubEngine(OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(WrongKernels, match="aten::mm") as raised:
+        measure.kernels(replace(cells["int8wo"], server="vllm"))
+    assert "widens" in raised.value.known
+
+
+def test_a_recipe_without_kernels_of_its_own_is_profiled_alone(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    measure = Measure(StubEngine(OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    assert measure.kernels(replace(cells["bf16"], server="vllm")).keys() == {"kernel_time"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "own"),
+    [
+        # As an H100 profiled them.
+        ("float8dq", "nvjet_sm90_qqtst_128x128_128x6_2x1_v_bz_ovscale_TNT", True),
+        ("float8dq", "nvjet_sm90_tst_512x8_64x3_2x1_v_bz_TNT", False),
+        ("float8dq", "triton_red_fused__scaled_mm__to_copy_abs_amax_clamp_div_fused_add_rms_norm_t_view_3", False),
+        ("float8dq", "void vllm::reshape_and_cache_flash_kernel<__nv_bfloat16, (vllm::Fp8KVCacheDataType)0>", False),
+        ("float8dq", "void at::native::float8_copy_kernel_cuda<c10::Float8_e4m3fn>", False),
+        ("float8dq", "sm90_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n", True),
+        ("int8dq", "void cutlass::device_kernel<flash::FlashAttnFwdSm90<flash::CollectiveMainloopFwdSm90<2>>>", False),
+        ("int8dq", "cutlass_80_tensorop_i16832gemm_s8_256x128_64x3_tn_align16", True),
+    ],
+)
+def test_only_products_of_the_recipes_own_kind_are_its_kernels(
+    suites_matrix: Matrix, recipe: str, name: str, own: bool
+) -> None:
+    """What quantizes, copies or caches in a small data type runs beside an ordinary product too."""
+    assert bool(re.search(suites_matrix.recipes[recipe].kernels["h100"], name)) is own
+
+
+def test_a_start_that_was_disturbed_is_made_again(
+    tmp_path: Path, cells: dict[str, Cell], restless: type[RestlessWatch]
+) -> None:
+    restless.restless = 1
+    flow = StubEngine()
+    Measure(flow, Run(tmp_path)).engine(replace(cells["int8dq"], server="vllm"))  # type: ignore[arg-type]
+    assert flow.renewed == ["engine"]
+
+
+def test_an_engine_without_a_linear_layer_proves_nothing(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    with pytest.raises(HarnessError, match="no linear layer"):
+        Measure(StubEngine(layers=0), Run(tmp_path)).engine(  # type: ignore[arg-type]
+            replace(cells["int8dq"], server="vllm")
+        )

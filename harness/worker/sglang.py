@@ -51,7 +51,6 @@ class Engine(Backend):
             "quantization": json.dumps(recipe) if recipe else "",
             "dtype": str(self.engine.server_args.dtype),
             "kv_cache_tokens": int(info["max_total_num_tokens"]),
-            "compile_seconds": 0.0,
             "layers": self._told("tell_layers"),
         }
 

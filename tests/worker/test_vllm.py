@@ -69,9 +69,6 @@ def repeat(function: Callable[[], None], rounds: int, warmup: int) -> None:
 def test_the_engine_holds_quantized_layers(served):
     found = served.measure.engine(served.cell)
     assert found["quantized_layers"].value == LINEAR_LAYERS_IN_VLLM
-    layers = served.flow.engine(served.cell).info["layers"]
-    plain = [name for name, tensor in layers.items() if tensor == "Tensor"]
-    assert all(name.endswith(("embed_tokens", "lm_head")) for name in plain)
     assert found["engine_start"].value > 0
     assert found["kv_cache_capacity"].value >= served.cell.measurements.engine.max_model_len
 
