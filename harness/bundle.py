@@ -54,6 +54,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from harness import bundle_install
+from harness.artifacts import file_digest
 from harness.bundle_install import FORMAT, VERSION
 from harness.errors import HarnessError, nearest
 
@@ -501,7 +502,7 @@ class Pip:
             )
         wheels: dict[str, Path] = {parse_wheel_filename(path.name)[0]: path for path in folder.glob("*.whl")}
         for name, found in packages.items():
-            if name not in wheels or (found.sha256 and _sha256(wheels[name]) != found.sha256):
+            if name not in wheels or (found.sha256 and file_digest(wheels[name]) != found.sha256):
                 raise BundleError(f"{name} {found.version}: the wheel downloaded is not the one resolved; run it again")
         return {name: wheels[name] for name in packages}
 
@@ -740,7 +741,7 @@ def _collect(
                 "name": name,
                 "version": str(chosen.carried[name].version),
                 "wheel": wheel.name,
-                "sha256": _sha256(wheel),
+                "sha256": file_digest(wheel),
                 "from": "built from source" if name in settings.source_only else "published wheel",
                 "left": sorted(file for files in left.values() for file in files),
             }
@@ -834,14 +835,3 @@ def _put(fresh: Path, out: Path) -> None:
         os.replace(out, old)
         shutil.rmtree(old, ignore_errors=True)
     os.replace(fresh, out)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(prog="python -m harness.bundle", description=(__doc__ or "").partition("\n")[0])
-    add_arguments(_parser)
-    sys.exit(run(_parser.parse_args()))

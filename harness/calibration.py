@@ -29,7 +29,7 @@ class Noise(_Frozen):
     server: str
     metric: str
     label: str
-    sd: float = Field(description="Standard deviation of a block's log ratio, pooled within the gates.")
+    sd: float = Field(description="Root mean square of a block's log ratio, all gates together: from no change.")
     blocks: int = Field(description="Blocks behind it, all gates together.")
     block_seconds: float = Field(description="Median seconds that a block of the cell takes, all its metrics together.")
     between: float | None = Field(None, description="Standard deviation of a log ratio from process to process alone.")
@@ -66,7 +66,7 @@ class Calibration(_Frozen):
     verdicts_regressed: int
     verdicts_inconclusive: int
     budget_seconds: float
-    threads: str = Field(description="OMP_NUM_THREADS of the workers, or empty for as many as there are processors.")
+    threads: str = Field(description="Threads that a worker computes with.")
     noise: list[Noise]
     steady: list[Steady] = []
 

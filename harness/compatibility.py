@@ -30,7 +30,6 @@ Result = TypeVar("Result")
 LOGITS_BOUND = 0.002
 SELF_FACTOR = 2.0
 _WINDOWS, _WINDOW_TOKENS = 4, 64
-_FRAME = re.compile(r"^[^:]*: [^:]*: ")
 
 
 @dataclass

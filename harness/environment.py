@@ -14,7 +14,7 @@ from pathlib import Path
 from harness import gpu
 from harness.artifacts import Store
 from harness.errors import BrokenEnvironment
-from harness.records import digest, redact
+from harness.records import TOKENS, digest, redact
 from harness.servers import distributions
 
 # What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
@@ -46,7 +46,7 @@ class Environment:
         The hub token is taken out: a worker reads what the planner fetched. The harness itself is made importable
         through a folder that holds nothing else, so that no other package of this environment leaks into another.
         """
-        environ = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
+        environ = {name: value for name, value in os.environ.items() if name not in TOKENS}
         paths = [str(self.overlay)] if self.overlay else []
         paths.append(str(_code_folder(store)))
         if environ.get("PYTHONPATH"):
@@ -96,9 +96,6 @@ class Environment:
 def worker_threads() -> str:
     """Return how many threads a worker computes with: OMP_NUM_THREADS, or as many as there are processors."""
     return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
-
-
-_WITHHELD = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})
 
 
 def _normal(name: str) -> str:

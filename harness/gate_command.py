@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -73,10 +72,10 @@ class Workplace:
         calibration = Calibration.find(self.results, options.hardware)
         if calibration is None:
             self.progress(f"this machine is not calibrated: python -m harness calibrate -m {options.hardware}")
-        elif (then := calibration.threads or str(len(os.sched_getaffinity(0)))) != worker_threads():
+        elif calibration.threads != worker_threads():
             self.progress(
-                f"this machine is calibrated for {then} threads a worker and this gate runs {worker_threads()}: its "
-                "margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
+                f"this machine is calibrated for {calibration.threads} threads a worker and this gate runs "
+                f"{worker_threads()}: its margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
             )
         else:
             calibration.check(margins, wanted, options.budget)

@@ -177,11 +177,10 @@ _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
     """An HTTP server on 127.0.0.1, in a process of its own, asked over its OpenAI-compatible interface."""
 
-    def __init__(self, process: Process, *, port: int, label: str, health: str = "/health") -> None:
+    def __init__(self, process: Process, *, port: int, label: str) -> None:
         self.label = label
         self.url = f"http://127.0.0.1:{port}"
         self.start_seconds = 0.0
-        self._health = health
         self.process = process
         threading.Thread(target=self._await_health, name=f"health of {label}", daemon=True).start()
 
@@ -207,7 +206,7 @@ class Server:
         """Note when the server first answers, whatever the planner waits for meanwhile."""
         while self.process.exit_code() is None:
             try:
-                with _LOOPBACK.open(self.url + self._health, timeout=5):
+                with _LOOPBACK.open(f"{self.url}/health", timeout=5):
                     self.start_seconds = self.process.age(time.monotonic())
                     return
             except (OSError, http.client.HTTPException):

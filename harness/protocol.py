@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-PROTOCOL = 1
 REQUESTS_FD = "HARNESS_REQUESTS_FD"
 REPLIES_FD = "HARNESS_REPLIES_FD"
 FORKS_FD = "HARNESS_FORKS_FD"
@@ -17,7 +16,6 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    protocol: int = PROTOCOL
     backend: str
     specification: dict[str, Any]
 

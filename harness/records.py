@@ -190,17 +190,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _REMOVED = "[token removed]"
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
 
 
 def redact(text: str, *secrets: str) -> str:
-    """Return ``text`` with hub tokens, bearer credentials and ``secrets`` replaced, as every log tail must be."""
-    for token in (*secrets, *(os.environ.get(name) for name in _TOKENS)):
+    """Return ``text`` with hub tokens, bearer credentials and ``secrets`` replaced, as every log tail must be.
+
+    The user's home folder becomes ``~``: its name is nobody else's business.
+    """
+    for token in (*secrets, *(os.environ.get(name) for name in TOKENS)):
         if token:
             text = text.replace(token, _REMOVED)
-    return _SECRET.sub(_REMOVED, text)
+    return _SECRET.sub(_REMOVED, _home().sub("~", text))
+
+
+def _home() -> re.Pattern[str]:
+    home = os.path.expanduser("~").rstrip("/")
+    return re.compile(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])" if home.count("/") else r"(?!)")
 
 
 class Run:

@@ -502,6 +502,19 @@ def test_the_tokens_of_the_environment_are_taken_out_wherever_they_stand(
         assert "secret-of-" not in redact("".join(f"{before}secret-of-{name}{after}" for name in names))
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ada/.cache/x.so: no such file", "~/.cache/x.so: no such file"),
+        ("in '/home/ada'", "in '~'"),
+        ("/home/adam/x /mnt/home/ada/y /home/ada.old", "/home/adam/x /mnt/home/ada/y /home/ada.old"),
+    ],
+)
+def test_the_home_folder_is_not_named(monkeypatch: pytest.MonkeyPatch, text: str, shown: str) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert redact(text) == shown
+
+
 @pytest.mark.parametrize("text", ["", "nothing to hide", "self.hf_quantizer.preprocess(model)", "import hf_transfer"])
 def test_other_words_stay(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "")

@@ -26,7 +26,7 @@ from harness.worker.sglang_model import admit, is_quantized, run_scheduler
 class Engine(Backend):
     """A checkpoint in ``sglang.Engine``, started once."""
 
-    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels", "predictions")
+    commands: ClassVar[tuple[str, ...]] = ("latency", "kernels", "predictions")
 
     def open(self, checkpoint: str, recipe: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
         """Start the engine; ``recipe`` (config and arguments) is applied to a plain checkpoint as it is loaded."""
@@ -45,7 +45,6 @@ class Engine(Backend):
             **hidden(checkpoint),
             **options,
         )
-        self.tokenizer = self.engine.tokenizer_manager.tokenizer
         info = self.engine._scheduler_init_result.scheduler_infos[0]
         return {
             "quantization": json.dumps(recipe) if recipe else "",
@@ -77,15 +76,6 @@ class Engine(Backend):
         self.engine.collective_rpc("start_profile_of_kernels")
         self.latency(batch_size, input_len, output_len)
         return {"kernels": self._told("stop_profile_of_kernels")}
-
-    def chat(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:
-        """Answer one chat message greedily and return its text and token ids."""
-        messages = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        parameters = {"temperature": 0.0, "max_new_tokens": max_new_tokens, "ignore_eos": True}
-        answer = self.engine.generate(input_ids=ids, sampling_params=parameters)
-        return {"text": answer["text"], "tokens": list(answer["output_ids"])}
 
     def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
         """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""

@@ -44,7 +44,7 @@ class Inspect:
 class Engine(Backend):
     """A checkpoint in ``vllm.LLM``, started once; options are as ``vllm bench latency`` sets them."""
 
-    commands: ClassVar[tuple[str, ...]] = ("latency", "chat", "kernels", "predictions")
+    commands: ClassVar[tuple[str, ...]] = ("latency", "kernels", "predictions")
 
     def open(self, checkpoint: str, **options: Any) -> dict[str, Any]:
         from vllm import LLM, SamplingParams
@@ -91,13 +91,6 @@ class Engine(Backend):
         self.llm.collective_rpc("start_profile_of_kernels")
         self.latency(batch_size, input_len, output_len)
         return {"kernels": self.llm.collective_rpc("stop_profile_of_kernels")[0]}
-
-    def chat(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:
-        """Answer one chat message greedily and return its text and token ids."""
-        parameters = self.sampling(temperature=0.0, max_tokens=max_new_tokens, ignore_eos=True)
-        output = self.llm.chat([{"role": "user", "content": prompt}], sampling_params=parameters, use_tqdm=False)
-        answer = output[0].outputs[0]
-        return {"text": answer.text, "tokens": list(answer.token_ids)}
 
     def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
         """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""
