@@ -10,7 +10,7 @@ from dataclasses import dataclass
 LIKELIEST = 20
 """How many tokens are asked for at each position: the most that vLLM returns by default."""
 
-# Log-probabilities that sum to one only within rounding leave this much for the rest at least.
+# A server whose log-probabilities sum to one only within rounding leaves this much for what it does not tell, at least.
 _LEAST_REST = 1e-6
 
 Position = Mapping[int, float]
@@ -37,17 +37,43 @@ def hold(reference: Sequence[Sequence[Position]], served: Sequence[Sequence[Posi
 
 
 def divergence(reference: Position, served: Position) -> float:
-    """Return a lower bound of KL(reference || served) in nats: that of the tokens which both tell, and all the rest.
+    """Return a lower bound of KL(reference || served) in nats, from what is told and what follows of the rest.
 
-    Taking outcomes together never raises the divergence (Cover and Thomas, Elements of Information Theory, 2.9).
+    Tokens that both tell count one by one; those told by the reference alone, those told by the server alone and all
+    the rest as one outcome each, which never raises the divergence (log-sum inequality; Cover and Thomas, Elements of
+    Information Theory, 2.7). What a side does not tell of a token is at most its least likely told one, and the told
+    and untold probabilities of a side sum to one; within that, what suits the server best is assumed.
     """
     shared = reference.keys() & served.keys()
-    told = sum(math.exp(reference[token]) * (reference[token] - served[token]) for token in shared)
-    rest, rest_served = (
-        max(_LEAST_REST, 1 - math.fsum(math.exp(position[token]) for token in shared))
-        for position in (reference, served)
-    )
-    return max(0.0, told + rest * math.log(rest / rest_served))
+    told = math.fsum(math.exp(reference[token]) * (reference[token] - served[token]) for token in shared)
+    ours, theirs = reference.keys() - shared, served.keys() - shared
+    ours_p = math.fsum(math.exp(reference[token]) for token in ours)
+    theirs_q = math.fsum(math.exp(served[token]) for token in theirs)
+    untold_p = max(0.0, 1 - math.fsum(map(math.exp, reference.values())))
+    untold_q = max(_LEAST_REST, 1 - math.fsum(map(math.exp, served.values())))
+    ours_q = min(untold_q, len(ours) * math.exp(min(served.values(), default=0.0)))
+    theirs_p = min(untold_p, len(theirs) * math.exp(min(reference.values(), default=0.0)))
+
+    def spread(q: float, p: float) -> float:
+        """Return what the outcomes add if the server gives ``q`` to ours, and the reference ``p`` to theirs."""
+        return _term(ours_p, q) + _term(p, theirs_q) + _term(untold_p - p, untold_q - q)
+
+    # Convex in both, so the least lies where neither bound holds it back, or one, or both: a free one has the same
+    # ratio of the two sides as the rest has. Of those within their bounds, the least is it.
+    free = (ours_p + untold_p) / (theirs_q + untold_q)
+    spreads = [(ours_p / free if free else 0.0, free * theirs_q), (ours_q, theirs_p)]
+    if theirs_q + untold_q > ours_q:
+        spreads.append((ours_q, untold_p * theirs_q / (theirs_q + untold_q - ours_q)))
+    if ours_p + untold_p > theirs_p:
+        spreads.append((ours_p * untold_q / (ours_p + untold_p - theirs_p), theirs_p))
+    return max(0.0, told + min(spread(q, p) for q, p in spreads if q <= ours_q and p <= theirs_p))
+
+
+def _term(p: float, q: float) -> float:
+    """Return what an outcome of probability ``p``, and ``q`` on the other side, adds to the divergence."""
+    if p <= 0:
+        return 0.0
+    return p * math.log(p / q) if q > 0 else math.inf
 
 
 def _likeliest(position: Position) -> int:

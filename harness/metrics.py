@@ -219,7 +219,9 @@ _ALL = (
         "nats",
         "lower",
         "Mean over tokens of KL(Transformers || engine) of the next-token distributions over the same text, the same "
-        "recipe in both, taken over the likeliest 20 tokens and all others together.",
+        "recipe in both: the lower bound that the likeliest 20 tokens of both give, where a token that a side does not "
+        "list is at most as likely as the least likely one that it does.",
+        version=2,
     ),
     Metric(
         "served_top1",

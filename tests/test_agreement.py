@@ -28,16 +28,61 @@ def test_the_same_predictions_do_not_differ(weights: list[float], count: int) ->
     assert divergence(told, told) == pytest.approx(0, abs=1e-12)
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=4, max_size=12), st.integers(1, 12))
-def test_what_is_told_of_the_likeliest_is_a_lower_bound(pairs: list[tuple[float, float]], count: int) -> None:
+PAIRS = st.lists(st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), min_size=4, max_size=40)
+
+
+def kl(ours: dict[int, float], theirs: dict[int, float]) -> float:
+    return math.fsum(math.exp(ours[token]) * (ours[token] - theirs[token]) for token in ours)
+
+
+@given(PAIRS, st.integers(1, 30), st.integers(1, 30))
+def test_what_is_told_of_the_likeliest_is_a_lower_bound(
+    pairs: list[tuple[float, float]], left: int, right: int
+) -> None:
     ours, theirs = (distribution([pair[side] for pair in pairs]) for side in (0, 1))
-    whole = sum(math.exp(ours[token]) * (ours[token] - theirs[token]) for token in ours)
-    assert -1e-12 <= divergence(likeliest(ours, count), likeliest(theirs, count)) <= whole + 1e-4
+    assert 0 <= divergence(likeliest(ours, left), likeliest(theirs, right)) <= kl(ours, theirs) + 1e-5
+
+
+@given(PAIRS, st.integers(1, 8), st.sampled_from((3, 8, 30)))
+def test_it_is_a_lower_bound_where_the_likeliest_are_few_and_sure(
+    pairs: list[tuple[float, float]], count: int, power: int
+) -> None:
+    ours, theirs = (distribution([pair[side] ** power for pair in pairs]) for side in (0, 1))
+    assert 0 <= divergence(likeliest(ours, count), likeliest(theirs, count)) <= kl(ours, theirs) + 1e-5
+
+
+@given(PAIRS)
+def test_what_is_told_of_every_token_is_the_whole_divergence(pairs: list[tuple[float, float]]) -> None:
+    ours, theirs = (distribution([pair[side] for pair in pairs]) for side in (0, 1))
+    assert divergence(ours, theirs) == pytest.approx(kl(ours, theirs), abs=1e-9)
+
+
+def sure_of(token: int, others: range) -> dict[int, float]:
+    """99 % on one token, and the likeliest of the others at 0.01 % each."""
+    return {token: math.log(0.99), **dict.fromkeys(others, math.log(0.0001))}
 
 
 def test_predictions_that_share_no_likely_token_are_far_apart() -> None:
-    ours, theirs = {1: math.log(0.9)}, {1: math.log(0.01), 2: math.log(0.98)}
-    assert divergence(ours, theirs) == pytest.approx(0.9 * math.log(90) + 0.1 * math.log(0.1 / 0.99))
+    # The other side cannot give token 1 more than its own least likely told one has.
+    ours, theirs = sure_of(1, range(2, 21)), sure_of(100, range(102, 121))
+    assert divergence(ours, theirs) > 0.99 * math.log(0.99 / (20 * 0.0001)) - 1
+
+
+def test_two_that_are_sure_of_different_tokens_and_share_the_others_are_far_apart() -> None:
+    ours, theirs = sure_of(1, range(2, 21)), sure_of(100, range(2, 21))
+    exact = 0.99 * math.log(0.99 / 0.0001)
+    assert exact - 1 < divergence(ours, theirs) <= exact
+
+
+def test_a_server_that_is_sure_where_the_reference_is_not_is_far_off() -> None:
+    flat = dict.fromkeys(range(20), math.log(0.001))
+    assert divergence(flat, sure_of(100, range(20))) > 3
+
+
+def test_a_token_told_by_one_side_at_the_other_ones_least_hardly_matters() -> None:
+    ours = {1: math.log(0.9), 2: math.log(0.05), 3: math.log(0.011)}
+    theirs = {1: math.log(0.9), 2: math.log(0.05), 4: math.log(0.011)}
+    assert divergence(ours, theirs) == pytest.approx(0, abs=1e-12)
 
 
 def test_windows_are_held_one_by_one() -> None:
