@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,8 @@ def divergence(reference: Position, served: Position) -> float:
 
 def _term(p: float, q: float) -> float:
     """Return what an outcome of probability ``p``, and ``q`` on the other side, adds to the divergence."""
-    if p <= 0:
-        return 0.0
-    return p * math.log(p / q) if q > 0 else math.inf
+    # Where rounding leaves 1e-16 of one side and nothing of the other, that is no infinite divergence.
+    return p * math.log(p / max(q, sys.float_info.min)) if p > 0 else 0.0
 
 
 def _likeliest(position: Position) -> int:

@@ -51,6 +51,16 @@ def test_it_is_a_lower_bound_where_the_likeliest_are_few_and_sure(
     assert 0 <= divergence(likeliest(ours, count), likeliest(theirs, count)) <= kl(ours, theirs) + 1e-5
 
 
+@given(PAIRS, st.data())
+def test_a_side_that_tells_every_token_leaves_no_rest_to_be_infinitely_far(
+    pairs: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    ours, theirs = (distribution([pair[side] for pair in pairs]) for side in (0, 1))
+    count = data.draw(st.integers(1, len(pairs)))
+    for left, right in ((ours, likeliest(theirs, count)), (likeliest(ours, count), theirs)):
+        assert 0 <= divergence(left, right) <= kl(ours, theirs) + 1e-5
+
+
 @given(PAIRS)
 def test_what_is_told_of_every_token_is_the_whole_divergence(pairs: list[tuple[float, float]]) -> None:
     ours, theirs = (distribution([pair[side] for pair in pairs]) for side in (0, 1))

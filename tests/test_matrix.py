@@ -617,3 +617,23 @@ def test_limits_that_the_committed_phone_run_missed_are_known(suites_matrix: Mat
             limits = suites_matrix.limits(of, line.metric, line.parameters)
             same = [one for one in limits if (one.comparison, one.limit) == (line.comparison, line.limit)]
             assert [bool(one.known_failure) for one in same] == [excused]
+
+
+def test_a_served_model_must_agree_on_the_most_likely_token_too(suites_matrix: Matrix, repository: Path) -> None:
+    """Every pretrained cell through vLLM has both limits, which the committed run keeps; random weights have one."""
+    (run,) = (repository / "results" / "reference").glob("cpu-*")
+    seen = [line for line in Run(run).lines() if isinstance(line, Measurement) and line.metric == "served_top1"]
+    measured = {line.cell.recipe.name: line for line in seen if not line.discarded}
+    limits = {
+        (cell.model.name, cell.recipe.name): {
+            name: suites_matrix.limits(cell, name, {}) for name in ("served_kl", "served_top1")
+        }
+        for cell in suites_matrix.cells()
+        if cell.server == "vllm"
+    }
+    for (model, recipe), found in limits.items():
+        assert len(found["served_kl"]) == 1
+        assert len(found["served_top1"]) == (model == "SmolLM2-135M-Instruct"), recipe
+        for limit in found["served_top1"]:
+            assert measured[recipe].value >= limit.limit
+            assert 1 - limit.limit < 0.25, "a server that is wrong at every fourth token does not pass"
