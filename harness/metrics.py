@@ -75,7 +75,9 @@ _ALL = (
         "fraction",
         "higher",
         "Least time that the device's measured copy bandwidth and matrix rate allow for a step's bytes and operations, "
-        "over the time it took. Source: Williams et al., Roofline, CACM 52(4), 2009.",
+        "over the time it took; the output head counts for the tokens whose logits are taken: in prefill each prompt's "
+        "last. Source: Williams et al., Roofline, CACM 52(4), 2009.",
+        version=2,
     ),
     Metric(
         "copy_bandwidth",

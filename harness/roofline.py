@@ -19,7 +19,8 @@ class Shape:
     """What of a model decides the cost of a step.
 
     ``weight_bytes`` are the bytes of all linear weights as they lie in memory, output head and scales included;
-    ``weights`` their number. The input embedding is only looked up, so it does not count.
+    ``weights`` their number, of which ``head_weights`` are the output head's. The input embedding is only looked up, so
+    it does not count, unless it is tied to the head: then it is the head that counts.
     """
 
     layers: int
@@ -28,6 +29,7 @@ class Shape:
     head_size: int
     weight_bytes: float
     weights: float
+    head_weights: float
     kv_bytes: int = 2
 
     @classmethod
@@ -49,6 +51,7 @@ class Shape:
             head_size=int(text.get("head_dim") or value("hidden_size", "n_embd") // heads),
             weight_bytes=weight_bytes,
             weights=weights,
+            head_weights=float(value("hidden_size", "n_embd") * value("vocab_size")),
         )
 
     @property
@@ -84,12 +87,16 @@ def decode_step(shape: Shape, batch: int, context: float) -> Cost:
 
 
 def prefill(shape: Shape, batch: int, length: int) -> Cost:
-    """Return the cost of reading ``batch`` prompts of ``length`` tokens (causal attention: half the square)."""
+    """Return the cost of reading ``batch`` prompts of ``length`` tokens (causal attention: half the square).
+
+    Engines take the logits of each prompt's last token alone, so the output head is read once and multiplies
+    ``batch`` rows, not ``batch * length``.
+    """
     tokens = batch * length
     attention = 2.0 * batch * length * length * shape.layers * shape.query_heads * shape.head_size
     return Cost(
         bytes=shape.weight_bytes + tokens * shape.kv_bytes_per_token,
-        operations=2.0 * tokens * shape.weights + attention,
+        operations=2.0 * tokens * (shape.weights - shape.head_weights) + 2.0 * batch * shape.head_weights + attention,
     )
 
 
