@@ -135,6 +135,9 @@ ROWS = (
 )
 """Every known row, in the order of the tables: the tutorial's first, then what it did not measure."""
 
+AGREEMENT = frozenset(("served_kl", "served_top1", "program_kl", "program_top1", "logit_difference"))
+"""Metrics that hold two implementations of the same weights against each other: they need no weights of worth."""
+
 
 def rows_of(metric: str, unit: str) -> list[Row]:
     """Return the rows that show a metric; one that no row knows, or that is in another unit, is shown as it is."""

@@ -16,7 +16,7 @@ from harness.failures import counted
 from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
 from harness.records import Failure, Measurement, Run
 from harness.rendering import Entry, Format, Table, render, write_text
-from harness.rows import Words, rows_of
+from harness.rows import AGREEMENT, Words, rows_of
 from harness.servers import distributions
 
 __all__ = [
@@ -80,8 +80,11 @@ def published_tables(measurements: Iterable[Measurement], documented: Documented
 
 
 def quality_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
-    """Return quality by task with each difference from the baseline; random weights have none and are left out."""
-    subjects = [subject for subject in collect(measurements) if subject.model.weights != "random"]
+    """Return quality by task with each difference from the baseline.
+
+    Of random weights only what holds two implementations of them against each other: they have no accuracy.
+    """
+    subjects = [_without_accuracy(it) if it.model.weights == "random" else it for it in collect(measurements)]
     return [table for subject in subjects for table in Layout(subject, documented).section("quality")]
 
 
@@ -196,6 +199,14 @@ def _subject(group: Sequence[Measurement]) -> Subject:
 def _told_apart(subject: Subject) -> Subject:
     more = f"{subject.model.weights} weights {subject.model.revision[:12]}"
     return replace(subject, heading=f"{subject.heading}, {more}")
+
+
+def _without_accuracy(subject: Subject) -> Subject:
+    return replace(
+        subject,
+        measurements=tuple(it for it in subject.measurements if it.metric in AGREEMENT),
+        discarded=tuple(it for it in subject.discarded if it.metric in AGREEMENT),
+    )
 
 
 def _plain_name(hardware: str) -> str:

@@ -309,6 +309,23 @@ def test_devices_weights_and_configs_are_not_mixed() -> None:
     assert len({one.heading, pcie.heading, random.heading}) == 3
 
 
+def test_random_weights_have_no_accuracy_but_agree_with_transformers_or_not() -> None:
+    records = [
+        measured("accuracy", 0.25, model=RANDOM, parameters={"task": "piqa", "task_metric": "acc"}),
+        measured("perplexity", 2e5, model=RANDOM),
+        measured("kl_divergence", 0.1, "int8wo", model=RANDOM),
+        measured("served_kl", 0.0012, model=RANDOM),
+        measured("served_top1", 0.9, model=RANDOM),
+    ]
+    (table,) = tables.quality_tables(records, Documented())
+    assert [cells[0] for cells in table.rows] == [
+        "KL(Transformers || engine) (nats)",
+        "top-1 agreement with Transformers",
+    ]
+    assert "weights: random, exact shape; accuracy is left out" in table.notes
+    assert tables.quality_tables(records[:3], Documented()) == []
+
+
 def test_random_weights_and_model_notes_are_said(documented: Documented) -> None:
     noted = RANDOM.model_copy(update={"note": "quantized once before"})
     records = [measured("peak_memory", 8, model=noted), measured("perplexity", 8, model=noted)]
