@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 from filelock import FileLock, Timeout
 
-from harness import __version__, hardware, roofline, tables
+from harness import __version__, budget, hardware, roofline, tables
 from harness.artifacts import Store, default_root
-from harness.budget import tutorial_seconds
 from harness.documented import Documented
 from harness.environment import Environment, at, overlay
 from harness.errors import ArtifactError, HarnessError, WorkerError
@@ -28,7 +27,7 @@ from harness.measure import Measure
 from harness.mobile import MeasureMobile
 from harness.progress import Estimate
 from harness.records import Cell as CellIdentity
-from harness.records import Failure, Header, Judgement, Line, Measurement, ModelIdentity, Outcome, Run, Timing, redact
+from harness.records import Failure, Header, Judgement, Measurement, ModelIdentity, Outcome, Run, Timing, redact
 
 if TYPE_CHECKING:
     from harness.against import Against
@@ -198,8 +197,8 @@ class HarnessSession:
         sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
         if light := _speed_of_light(measurements):
             sections.append(("speed of light", light))
-        if any(row.metric == "latency" for row in measurements):
-            sections.append(("what the table cost", self._cost(lines)))
+        if cost := budget.cost(lines):
+            sections.append(("what the table cost", cost.lines()))
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
         if measurements:
             try:
@@ -219,16 +218,6 @@ class HarnessSession:
         files.append(f"limits held: {sum(line.passed for line in judged)} of {len(judged)}")
         sections.append(("files", files))
         return sections
-
-    def _cost(self, lines: list[Line]) -> list[str]:
-        """Say how long the run took, all its sessions together, against the tutorial's commands."""
-        spent = sum(line.seconds for line in lines if isinstance(line, Timing))
-        tutorial = tutorial_seconds(line for line in lines if isinstance(line, Measurement))
-        return [
-            f"this run, all its sessions: {spent / 60:.1f} minutes, checks and evaluations included",
-            f"the tutorial's commands one after another, from this run's own starts and rounds: {tutorial / 60:.1f} "
-            f"minutes (ratio {spent / tutorial:.2f})",
-        ]
 
     def _times(self, timings: list[Timing]) -> list[str]:
         now = [timing for timing in timings if timing.time >= time.time() - (time.monotonic() - self.started)]
