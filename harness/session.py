@@ -247,17 +247,18 @@ def _harness() -> str:
 
 
 def _speed_of_light(measurements: list[Measurement]) -> list[str]:
-    """Say how much of the device's limit each phase reaches, and what limits it."""
-    lines = []
+    """Say how much of the device's limit each phase reaches, and what limits it, by each one's last good record."""
+    lines: dict[str, str] = {}
     for row in measurements:
-        if row.metric == "limit_fraction":
-            figures = row.statistics
+        if row.metric == "limit_fraction" and not row.discarded:
+            cell, figures = row.cell, row.statistics
             seconds = (figures["memory_seconds"], figures["arithmetic_seconds"], figures["measured_seconds"])
-            lines.append(
-                f"{row.cell.model.name} {row.cell.recipe.name}, batch {row.parameters['batch_size']}, "
-                f"{row.parameters['phase']}: {row.value:.0%} of the limit, limited by {roofline.bound(*seconds)}"
+            of = (
+                f"{cell.model.name} {cell.recipe.name} through {cell.server} on {cell.hardware}, "
+                f"batch {row.parameters['batch_size']}, {row.parameters['phase']}"
             )
-    return list(dict.fromkeys(lines))
+            lines[of] = f"{of}: {row.value:.0%} of the limit, limited by {roofline.bound(*seconds)}"
+    return list(lines.values())
 
 
 def machine_lock() -> Path:

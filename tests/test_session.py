@@ -1,0 +1,80 @@
+"""What a session says at its end, of records that are there: no worker is started."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.documented import Documented
+from harness.recorder import record_of
+from harness.records import Cell, Device, Measurement, ModelIdentity, RecipeIdentity, Run
+from harness.session import HarnessSession
+
+MODEL = ModelIdentity(name="a-model", source="random:shape", revision="r", weights="random")
+
+
+def cell(server: str = "vllm", recipe: str = "bf16") -> Cell:
+    identity = RecipeIdentity(name=recipe, hash=recipe, config={}, baseline=recipe == "bf16")
+    return Cell(model=MODEL, recipe=identity, hardware="h100", server=server)
+
+
+def fraction(value: float, server: str, *, bound: str = "memory", discarded: str = "", **more: Any) -> Measurement:
+    seconds = {"memory_seconds": 0.9, "arithmetic_seconds": 0.1, "measured_seconds": 1.0}
+    if bound == "overhead":
+        seconds["measured_seconds"] = 9.0
+    return record_of(
+        "limit_fraction",
+        value,
+        cell=cell(server),
+        parameters={"batch_size": 1, "input_len": 256, "output_len": 256, "phase": "decode"},
+        statistics=seconds,
+        packages={},
+        device=Device(name="NVIDIA H100"),
+        discarded=discarded,
+        **more,
+    )
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> HarnessSession:
+    """A session that has a run, where to put tables and no limits; it has nothing to measure with."""
+    nothing: Any = SimpleNamespace(failures=[], known=[], unjudged=[])
+    return HarnessSession(
+        run=Run.create(tmp_path / "runs"),
+        results=tmp_path,
+        flow=nothing,
+        measure=nothing,
+        mobile=nothing,
+        judge=nothing,
+        documented=Documented(),
+        lock=nothing,
+        started=time.monotonic(),
+        problems=[],
+    )
+
+
+def section(session: HarnessSession, title: str) -> list[str]:
+    return dict(session.summary([])).get(title, [])
+
+
+def test_the_speed_of_light_names_the_server_and_the_last_good_record_of_each(session: HarnessSession) -> None:
+    for record in (
+        fraction(0.5, "vllm", bound="overhead"),
+        fraction(0.7, "sglang"),
+        fraction(0.9, "vllm"),
+        fraction(0.1, "vllm", discarded="throttled"),
+    ):
+        session.run.append(record)
+    assert section(session, "speed of light") == [
+        "a-model bf16 through vllm on h100, batch 1, decode: 90% of the limit, limited by memory",
+        "a-model bf16 through sglang on h100, batch 1, decode: 70% of the limit, limited by memory",
+    ]
+
+
+def test_without_a_good_record_nothing_is_said_of_the_speed_of_light(session: HarnessSession) -> None:
+    session.run.append(fraction(0.1, "vllm", discarded="throttled"))
+    assert section(session, "speed of light") == []
