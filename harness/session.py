@@ -202,9 +202,13 @@ class HarnessSession:
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
         if measurements:
             try:
-                failures = columns.load([self.run]).failures()
                 written = tables.write(
-                    self.results / "tables", measurements, self.documented, runs=[self.run.name], failures=failures
+                    self.results / "tables",
+                    measurements,
+                    self.documented,
+                    runs=[self.run.name],
+                    failures=columns.load([self.run]).failures(),
+                    skips=tables.skips_of(lines),
                 )
                 files += [f"table: {path}" for path in written]
             except HarnessError as error:

@@ -14,7 +14,7 @@ from harness.documented import Documented
 from harness.errors import RecordError
 from harness.failures import counted
 from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
-from harness.records import Failure, Measurement, Run
+from harness.records import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Run
 from harness.rendering import Entry, Format, Table, render, write_text
 from harness.rows import AGREEMENT, Words, rows_of
 from harness.servers import distributions
@@ -34,6 +34,7 @@ __all__ = [
     "quality_tables",
     "render",
     "run",
+    "skips_of",
     "tables_of",
     "write",
 ]
@@ -244,9 +245,36 @@ def _publication_tables(hardware: str, measurements: Sequence[Measurement], docu
     return [Table("Published, of other models", "", ("model", "recipe", "where", "figure"), rows)] if rows else []
 
 
+def skips_of(lines: Iterable[Line]) -> list[Skip]:
+    """Return what a run skipped, a cell's tests with one reason together; a test that ran later is no longer skipped.
+
+    A limit that is known not to hold ends its test as a skip too: that one was measured, and is left out. So is a test
+    whose model's weights were not looked for before it, since its cell is not known.
+    """
+    last: dict[str, tuple[Cell, str] | None] = {}
+    judged = False
+    for line in lines:
+        if isinstance(line, Header):
+            judged = False
+        elif isinstance(line, Judgement):
+            judged |= not line.passed
+        elif isinstance(line, Outcome):
+            skipped = line.outcome == "skipped" and not judged
+            last[line.test] = (line.cell, line.reason) if skipped and line.cell else None
+            judged = False
+    tests: dict[tuple[str, str, str], dict[str, None]] = {}
+    for test, found in last.items():
+        if found:
+            cell, reason = found
+            name = test.partition("::")[2].partition("[")[0]
+            tests.setdefault((cell.hardware, _cell_name(cell), reason), {})[name] = None
+    return [Skip(hardware, f"{of}: {', '.join(names)}", reason) for (hardware, of, reason), names in tests.items()]
+
+
 def _failure_tables(failures: Sequence[Failure]) -> list[Table]:
     rows = tuple(
-        (_cell_name(it), it.stage, it.failure, str(times), _first_line(it.message)) for it, times in counted(failures)
+        (_cell_name(it.cell), it.stage, it.failure, str(times), _first_line(it.message))
+        for it, times in counted(failures)
     )
     return [Table("Failures", "", ("cell", "stage", "kind", "times", "message"), rows)] if rows else []
 
@@ -256,8 +284,7 @@ def _skip_tables(skips: Sequence[Skip]) -> list[Table]:
     return [Table("Skipped", "", ("what", "reason"), rows)] if rows else []
 
 
-def _cell_name(failure: Failure) -> str:
-    cell = failure.cell
+def _cell_name(cell: Cell) -> str:
     through = f" through {cell.server}" if cell.server else ""
     return f"{cell.model.name} x {cell.recipe.name} on {cell.hardware}{through}"
 

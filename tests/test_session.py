@@ -11,7 +11,7 @@ import pytest
 
 from harness.documented import Documented
 from harness.recorder import record_of
-from harness.records import Cell, Device, Measurement, ModelIdentity, RecipeIdentity, Run
+from harness.records import Cell, Device, Judgement, Measurement, ModelIdentity, Outcome, RecipeIdentity, Run
 from harness.session import HarnessSession
 
 MODEL = ModelIdentity(name="a-model", source="random:shape", revision="r", weights="random")
@@ -78,3 +78,35 @@ def test_the_speed_of_light_names_the_server_and_the_last_good_record_of_each(se
 def test_without_a_good_record_nothing_is_said_of_the_speed_of_light(session: HarnessSession) -> None:
     session.run.append(fraction(0.1, "vllm", discarded="throttled"))
     assert section(session, "speed of light") == []
+
+
+def skipped(test: str, of: Cell | None, reason: str, outcome: str = "skipped") -> Outcome:
+    return Outcome.model_validate({"test": test, "cell": of, "outcome": outcome, "seconds": 0.1, "reason": reason})
+
+
+def test_the_written_table_names_what_cannot_work_and_why(session: HarnessSession, tmp_path: Path) -> None:
+    where = "test_engine.py::"
+    known = Judgement(
+        cell=cell(), metric="limit_fraction", passed=False, measured=0.5, limit=0.6, comparison="min", origin="chosen"
+    )
+    for line in (
+        fraction(0.5, "vllm"),
+        skipped(f"{where}test_engine[a-model-8da4w-h100-vllm]", cell(recipe="8da4w"), "no kernel on a GPU"),
+        skipped(f"{where}test_latency[a-model-8da4w-h100-vllm-1]", cell(recipe="8da4w"), "no kernel on a GPU"),
+        skipped(f"{where}test_latency[a-model-8da4w-h100-vllm-128]", cell(recipe="8da4w"), "no kernel on a GPU"),
+        skipped(f"{where}test_engine[a-model-bf16-h100-sglang]", cell("sglang"), "SGLang is not installed"),
+        skipped(f"{where}test_kernels[a-model-bf16-h100-vllm]", cell(), "", "passed"),
+        known,
+        skipped(f"{where}test_speed_of_light[a-model-bf16-h100-vllm-1]", cell(), "measured 0.5, limit 0.6"),
+        skipped(f"{where}test_chat[a-model-bf16-h100-vllm]", cell(), "the tokenizer has no chat template"),
+        skipped(f"{where}test_engine[a-model-bf16-h100-sglang]", cell("sglang"), "", "passed"),
+    ):
+        session.run.append(line)
+    session.summary([])
+    text = (tmp_path / "tables" / "h100.md").read_text(encoding="utf-8")
+    lines = [line for line in text.partition("Skipped")[2].splitlines() if line.startswith("|")]
+    rows = [[one.strip() for one in line.strip("|").split("|")] for line in lines]
+    assert rows[2:] == [
+        ["a-model x 8da4w on h100 through vllm: test_engine, test_latency", "no kernel on a GPU"],
+        ["a-model x bf16 on h100 through vllm: test_chat", "the tokenizer has no chat template"],
+    ]
