@@ -104,7 +104,7 @@ ROWS = (
     Row("detail", "prefill_time", "prefill", suffix="s", number=_places(4), shown=_BATCH),
     Row("detail", "decode_step_time", "decode step", suffix=" ms", shown=_BATCH),
     Row("detail", "limit_fraction", "fraction of the limit", Words.ALONE, shown=("phase", "batch_size")),
-    Row("detail", "kernel_time", "kernels of one profiled batch", Words.ALONE),
+    Row("detail", "kernel_time", "kernels of one profiled batch", Words.ALONE, " ms", shown=()),
     Row("detail", "quantized_kernel_share", "time in the recipe's kernels", Words.ALONE, shown=()),
     Row("detail", "copy_bandwidth", "device: copy", Words.ALONE, " GB/s", whole),
     Row("detail", "matrix_rate", "device: matrix product", Words.ALONE, " TFLOP/s", shown=("dtype",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -197,6 +198,8 @@ class HarnessSession:
         sections.append(("where the time went", self._times([line for line in lines if isinstance(line, Timing)])))
         if light := _speed_of_light(measurements):
             sections.append(("speed of light", light))
+        if ran := self._kernels(measurements):
+            sections.append(("kernels that took longest", ran))
         if cost := budget.cost(lines):
             sections.append(("what the table cost", cost.lines()))
         files = [f"records: {self.run.path}", f"logs: {self.run.logs}"]
@@ -222,6 +225,18 @@ class HarnessSession:
         files.append(f"limits held: {sum(line.passed for line in judged)} of {len(judged)}")
         sections.append(("files", files))
         return sections
+
+    def _kernels(self, measurements: list[Measurement]) -> list[str]:
+        """Name the kernels that took most of each cell's profiled batch, with their share of it."""
+        lines: dict[str, str] = {}
+        for row in measurements:
+            attached = self.run.folder / row.attachment
+            if row.metric == "kernel_time" and attached.is_file():
+                ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"]
+                longest = ", ".join(f"{name[:60]} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran[:3])
+                of = f"{row.cell.model.name} {row.cell.recipe.name} through {row.cell.server} on {row.cell.hardware}"
+                lines[of] = f"{of}: {longest}"
+        return list(lines.values())
 
     def _times(self, timings: list[Timing]) -> list[str]:
         now = [timing for timing in timings if timing.time >= time.time() - (time.monotonic() - self.started)]

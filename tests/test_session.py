@@ -80,6 +80,16 @@ def test_without_a_good_record_nothing_is_said_of_the_speed_of_light(session: Ha
     assert section(session, "speed of light") == []
 
 
+def test_the_kernels_of_each_cell_are_named_by_their_share(session: HarnessSession) -> None:
+    ran = [["nvjet_qq", 0.006, 8], ["copy", 0.003, 4], ["norm", 0.0005, 2], ["tail", 0.0005, 1]]
+    attachment = session.run.attach("kernels", {"kernels": ran})
+    at = {"cell": cell("vllm", "float8dq"), "packages": {}, "device": Device(name="NVIDIA H100"), "parameters": {}}
+    session.run.append(record_of("kernel_time", 10.0, attachment=attachment, **at))
+    assert section(session, "kernels that took longest") == [
+        "a-model float8dq through vllm on h100: nvjet_qq 60%, copy 30%, norm 5%"
+    ]
+
+
 def skipped(test: str, of: Cell | None, reason: str, outcome: str = "skipped") -> Outcome:
     return Outcome.model_validate({"test": test, "cell": of, "outcome": outcome, "seconds": 0.1, "reason": reason})
 
