@@ -12,10 +12,10 @@ from harness import baseline as baselines
 from harness import stats, verdict
 from harness.baseline import MOST_MARGIN, Baseline, Coverage, Entry, Key
 from harness.errors import HarnessError, SampleError
-from harness.gate_report import finite
 from harness.measure import Measure
 from harness.metrics import METRICS
 from harness.records import Measurement
+from harness.rendering import json_finite
 from harness.stats import Decision
 from harness.verdict import RULES, Rule, Series, Verdict
 
@@ -103,7 +103,7 @@ class Against:
             "verdicts": [asdict(found) for found in self.verdicts.values()],
         }
         path = folder / "against.json"
-        path.write_text(json.dumps(finite(data), indent=1, allow_nan=False), encoding="utf-8")
+        path.write_text(json.dumps(json_finite(data), indent=1, allow_nan=False), encoding="utf-8")
         return path
 
     # ------------------------------------------------------------------------------------------------------ blocks

@@ -14,8 +14,8 @@ from harness.errors import BrokenEnvironment, HarnessError, nearest
 from harness.gate import EXIT
 from harness.gate_command import Workplace
 from harness.gate_report import interval, name
+from harness.lock import machine_lock, only_session
 from harness.selection import units
-from harness.session import machine_lock, only_session
 from harness.verdict import MEASURING, RULES
 
 Answer = Literal["pass", "regressed", "inconclusive", "error"]

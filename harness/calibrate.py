@@ -20,10 +20,10 @@ from harness.environment import worker_threads
 from harness.errors import HarnessError
 from harness.gate import stored
 from harness.gate_report import over
+from harness.lock import machine_lock, only_session
 from harness.pair import Pair
 from harness.rendering import Table, render, write_text
 from harness.selection import Options
-from harness.session import machine_lock, only_session
 from harness.verdict import RULES
 
 # Shown in the table of what a verdict costs.

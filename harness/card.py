@@ -10,9 +10,8 @@ from typing import Any
 
 from harness import recipe_code, reproduction
 from harness.documented import Documented
-from harness.judge import describe
 from harness.layout import Layout
-from harness.records import Judgement, Measurement, ModelIdentity, RecipeIdentity
+from harness.records import Judgement, Measurement, ModelIdentity, RecipeIdentity, describe
 from harness.rendering import Table, escape_md, one_line, render
 from harness.rows import Section
 from harness.servers import CHAT

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import gate_report, hardware
+from harness import hardware
 from harness.artifacts import Store
 from harness.blocks import SIZES, TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, of_the_machine, series
 from harness.compatibility import Compatibility
@@ -19,7 +19,7 @@ from harness.errors import HarnessError, RecordError
 from harness.flow import Flow
 from harness.matrix import Cell, Matrix
 from harness.pair import Pair
-from harness.rendering import write_text
+from harness.rendering import json_finite, write_text
 from harness.schedule import SIDES, Budget, Side, block_order
 from harness.selection import Options, units
 from harness.verdict import MEASURING, RULES, Margins, Series, Verdict, combined, control, event, judge, settled
@@ -319,7 +319,7 @@ class Gate:
                 for unit in self.units
             },
         }
-        data = gate_report.finite(data)
+        data = json_finite(data)
         path = self.run.folder / "gate.json"
         try:
             write_text(path, json.dumps(data, indent=1) + "\n")

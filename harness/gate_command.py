@@ -17,13 +17,13 @@ from harness.calibration import Calibration
 from harness.environment import Environment, worker_threads
 from harness.errors import HarnessError
 from harness.gate import Gate, Outcome, stored
+from harness.lock import machine_lock, only_session
 from harness.matrix import Matrix, load
 from harness.pair import Pair, make
 from harness.records import Header, Run
 from harness.rendering import write_text
 from harness.schedule import parse_budget
 from harness.selection import Options, units
-from harness.session import machine_lock, only_session
 from harness.verdict import Margins
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,17 +17,6 @@ STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive 
 NOTHING = "-"
 _WINDOWS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("ratio", "difference"))
 _DOCUMENTS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("documents", "likelihood"))
-
-
-def finite(value: Any) -> Any:
-    """Return JSON data with null for every number that is not finite, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(part) for part in value]
-    return value
 
 
 def text(data: dict[str, Any], explain: Sequence[str] = ()) -> str:

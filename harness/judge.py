@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from harness.documented import Documented
 from harness.errors import ThresholdFailure
 from harness.matrix import Cell, Matrix, Threshold
-from harness.measure import Measure
-from harness.records import Judgement, Measurement, Run
+from harness.records import Judgement, Measurement, Run, describe
+
+if TYPE_CHECKING:
+    from harness.measure import Measure
 
 
 class Judge:
@@ -116,11 +119,3 @@ def compare(comparison: str, value: float, baseline: float | None) -> float:
 def holds(comparison: str, measured: float, limit: float) -> bool:
     """Return whether a limit holds; the limit itself is still within. NaN never holds."""
     return measured <= limit if comparison.startswith("max") else measured >= limit
-
-
-def describe(it: Measurement | Judgement) -> str:
-    """Return a metric with its parameters, as errors name it."""
-    if not it.parameters:
-        return it.metric
-    parameters = ", ".join(f"{name}={value}" for name, value in it.parameters.items())
-    return f"{it.metric} ({parameters})"

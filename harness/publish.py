@@ -19,9 +19,8 @@ from harness.checkpoint import Checkpoint, Origin, cached, open_checkpoint
 from harness.documented import Documented
 from harness.errors import HarnessError, nearest
 from harness.hardware import torch_device
-from harness.judge import describe
 from harness.layout import place_of
-from harness.records import Cell, Judgement, Measurement, ModelIdentity, Run, redact
+from harness.records import Cell, Judgement, Measurement, ModelIdentity, Run, describe, redact
 from harness.rendering import one_line, write_text
 
 ALLOWED = {

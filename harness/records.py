@@ -184,6 +184,14 @@ def identity(measurement: Measurement) -> str:
     return digest(parts)
 
 
+def describe(it: Measurement | Judgement) -> str:
+    """Return a metric with its parameters, as errors name it."""
+    if not it.parameters:
+        return it.metric
+    parameters = ", ".join(f"{name}={value}" for name, value in it.parameters.items())
+    return f"{it.metric} ({parameters})"
+
+
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.errors import HarnessError
 
@@ -184,3 +185,14 @@ def _csv(tables: Iterable[Table]) -> str:
     writer.writerow([column.name for column in fields(Entry)])
     writer.writerows(astuple(entry) for entry in dict.fromkeys(entry for table in tables for entry in table.entries))
     return text.getvalue()
+
+
+def json_finite(value: Any) -> Any:
+    """Return JSON data with null for every number that is not finite, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: json_finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_finite(part) for part in value]
+    return value

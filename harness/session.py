@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from harness import __version__, budget, hardware, roofline, tables
 from harness.artifacts import Store, default_root
@@ -23,6 +21,7 @@ from harness.environment import Environment, at, overlay
 from harness.errors import ArtifactError, HarnessError, WorkerError
 from harness.flow import Flow
 from harness.judge import Judge
+from harness.lock import machine_lock, only_session
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
 from harness.mobile import MeasureMobile
@@ -278,22 +277,3 @@ def _speed_of_light(measurements: list[Measurement]) -> list[str]:
             )
             lines[of] = f"{of}: {row.value:.0%} of the limit, limited by {roofline.bound(*seconds)}"
     return list(lines.values())
-
-
-def machine_lock() -> Path:
-    """Return the file that a measuring session of this user locks, whatever its cache folder."""
-    return Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock"
-
-
-def only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
-    """Take the machine for measuring; two sessions at once would measure each other."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        holder = path.with_suffix(".holder")
-        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
-        progress(f"waiting: another session measures on this machine (process {who})")
-        lock.acquire()
-    path.with_suffix(".holder").write_text(str(os.getpid()), encoding="utf-8")
-    return lock

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import __main__, accuracy, bisection, calibrate, gate_command, gate_report, pair
+from harness import __main__, accuracy, bisection, calibrate, gate_command, pair, rendering
 from harness.artifacts import Store
 from harness.calibrate import summarise
 from harness.calibration import Calibration
@@ -68,7 +68,7 @@ class Gates:
             "exit_status": exit_status(verdicts),
             "units": {f"{MODEL}-int8wo-cpu-transformers": {"done": 8, "seconds": 60.0, "measuring": 80.0, "lost": 0}},
         }
-        data = json.loads(json.dumps(gate_report.finite(data)))
+        data = json.loads(json.dumps(rendering.json_finite(data)))
         (folder / "gate.json").write_text(json.dumps(data), encoding="utf-8")
         return Outcome(folder, verdicts, data)
 

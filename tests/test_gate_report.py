@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import __main__, gate_command, gate_report, gatefile, hardware
+from harness import __main__, gate_command, gate_report, gatefile, hardware, rendering
 from harness.calibrate import summarise
 from harness.calibration import Calibration
 from harness.errors import HarnessError
@@ -49,7 +49,7 @@ def gate_json(verdicts: list[Verdict], **more: Any) -> dict[str, Any]:
         "exit_status": exit_status(ordered),
         "units": {f"{MODEL}-int8wo-cpu-transformers": {"done": 8, "seconds": 10.0, "measuring": 90.0, "lost": 0}},
     }
-    made: dict[str, Any] = json.loads(json.dumps(gate_report.finite({**data, **more}), allow_nan=False))
+    made: dict[str, Any] = json.loads(json.dumps(rendering.json_finite({**data, **more}), allow_nan=False))
     return made
 
 
@@ -199,7 +199,7 @@ def test_junit_tells_the_batch_sizes_of_one_metric_apart() -> None:
 
 
 def test_numbers_that_json_does_not_have_become_null() -> None:
-    assert gate_report.finite({"a": [math.nan, 1.0, (math.inf,)], "b": "x"}) == {"a": [None, 1.0, [None]], "b": "x"}
+    assert rendering.json_finite({"a": [math.nan, 1.0, (math.inf,)], "b": "x"}) == {"a": [None, 1.0, [None]], "b": "x"}
 
 
 # -------------------------------------------------------------------------------------------------------- calibration

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from harness.lock import machine_lock
 from harness.records import Failure, Header, Judgement, Measurement, read
-from harness.session import machine_lock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 

@@ -28,12 +28,12 @@ from harness import calibrate, stats  # noqa: E402
 from harness.artifacts import Store, default_root  # noqa: E402
 from harness.environment import Environment  # noqa: E402
 from harness.gate_command import Workplace  # noqa: E402
+from harness.lock import machine_lock, only_session  # noqa: E402
 from harness.matrix import load  # noqa: E402
 from harness.pair import make  # noqa: E402
 from harness.rendering import Table, render, write_text  # noqa: E402
 from harness.schedule import parse_budget  # noqa: E402
 from harness.selection import Options  # noqa: E402
-from harness.session import machine_lock, only_session  # noqa: E402
 
 SPEED = "generate_throughput"
 # What each arm plants, the metric that should tell, and whether the gate must call it a regression.
