@@ -4,7 +4,8 @@ Run: PYTHONPATH=. python tests/benchmarks/bench_gate.py FOLDER [--arm ARM] [--ga
 
 Each arm is a fault planted in a copy of the installed torchao (tests/planted.py), held against the same torchao without
 it. Gates are added to FOLDER, arm by arm, so that the whole may be measured in parts; the table over all that is there
-goes to results/gate_calibration.md. With ``--gates 0`` the table alone is written.
+goes to results/gate_calibration.md, what old against old measured to the .json beside it: the noise that bench_rules.py
+simulates with. With ``--gates 0`` these alone are written.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def measure(arguments: argparse.Namespace, arm: str) -> None:
 
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gates/*/gate.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gates/*/gate.json"))]
+    # One that was cut off before its first block has none.
+    return [data for data in found if data["verdicts"]]
 
 
 def of(data: dict[str, Any], metric: str) -> list[dict[str, Any]]:
@@ -191,6 +194,14 @@ def starts(gates: list[dict[str, Any]]) -> Table:
     )
 
 
+def noise(gates: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what every process of gates of nothing measured, block by block, and what a block takes in seconds."""
+    found = [{"created": data["created"], **of(data, SPEED)[0]["samples"]} for data in gates]
+    blocks = [unit["seconds"] for data in gates for unit in data["units"].values()]
+    device = gates[0]["device"]
+    return {"metric": SPEED, "device": device, "block_seconds": statistics.median(blocks), "gates": found}
+
+
 def _welch(data: dict[str, Any], count: int) -> bool | None:
     (it,) = of(data, SPEED)
     old, new = 1 / np.array(it["samples"]["old"]), 1 / np.array(it["samples"]["new"])
@@ -223,6 +234,7 @@ def main() -> None:
         budget = float(same[0]["budget_seconds"])
         tables.append(starts(same))
         tables.append(calibrate.table(calibrate.summarise(same, "cpu", budget)))
+        write_text(arguments.output.with_suffix(".json"), json.dumps(noise(same), indent=1))
     text = render(tables, "md", title="How often a gate is wrong")
     write_text(arguments.output, text)
     print(text)

@@ -1,15 +1,16 @@
 """How often verdicts are wrong: the gate's rule against rules that others use, over the same simulated measurements.
 
-Run: PYTHONPATH=. python tests/benchmarks/bench_rules.py [--gates 1000] [--noise FOLDER] [-o results/rules.md]
+Run: PYTHONPATH=. python tests/benchmarks/bench_rules.py [--gates 1000] [--noise FILE] [-o results/rules.md]
 
-The noise is that of recorded fresh processes (bench_noise.py). Each rule sees processes drawn from the same noise; the
-new side is slower by a known factor, so every verdict is known to be right or wrong. 1000 gates take some minutes.
+The noise is that of real gates of old against old (bench_gate.py writes the file). Each rule sees processes drawn from
+the same noise, the gate and its like in the blocks in which they ran; the new side is slower by a known factor, so
+every verdict is known to be right or wrong. 1000 gates take some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import math
 import statistics
 from collections import Counter
@@ -22,7 +23,6 @@ from scipy import stats as distributions
 
 from harness import stats
 from harness.baseline import MOST_MARGIN, smallest_margin
-from harness.records import Measurement, Run
 from harness.rendering import Table, render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +34,23 @@ NIGHTLY_RUNS = 5
 
 @dataclass(frozen=True)
 class Noise:
-    """Where simulated processes come from."""
+    """Where simulated processes come from: ``draw(rng, blocks)`` gives log deviations, (blocks, 2).
+
+    The two of a block ran in turns, so what the machine did meanwhile is in both. ``sd`` is that of their difference,
+    ``drift`` that of a random walk of the machine's speed from block to block.
+    """
 
     name: str
     words: str
     sd: float
     draw: Callable[[np.random.Generator, int], np.ndarray]
+    drift: float = 0.0
+
+    def processes(self, rng: np.random.Generator, count: int, paired: bool) -> np.ndarray:
+        """Return log deviations of ``count`` processes: block by block, or one after another as others run them."""
+        blocks = (count + 1) // 2 if paired else count
+        found = self.draw(rng, blocks) + np.cumsum(rng.normal(0, self.drift, blocks))[:, None]
+        return found.ravel()[:count] if paired else found[:, 0]
 
 
 @dataclass(frozen=True)
@@ -48,36 +59,48 @@ class Outcome:
     processes: int
 
 
-def recorded(folder: Path, metric: str) -> tuple[np.ndarray, float]:
-    """Return log deviations from the median of every process of a noise run, and the seconds that a process cost."""
-    rows = [line for line in Run(folder).lines() if isinstance(line, Measurement)]
-    rows = [row for row in rows if row.metric == metric and not row.discarded]
-    logs = -np.log([row.value for row in rows])
-    cost = statistics.median(b.time - a.time for a, b in itertools.pairwise(rows))
-    return logs - np.median(logs), cost
+def recorded(file: Path) -> tuple[np.ndarray, float]:
+    """Return log deviations from the median process, (blocks, 2), in the order they ran, and what a block took (s)."""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    blocks = [pair for gate in data["gates"] for pair in zip(gate["old"], gate["new"], strict=True)]
+    logs = -np.log(np.array(blocks))
+    return logs - np.median(logs), float(data["block_seconds"])
+
+
+def robust_sd(values: np.ndarray) -> float:
+    return float(distributions.median_abs_deviation(values, axis=None, scale="normal"))
 
 
 def noises(logs: np.ndarray) -> list[Noise]:
-    robust = float(distributions.median_abs_deviation(logs, scale="normal"))
-    whole = float(logs.std(ddof=1))
+    difference = logs[:, 1] - logs[:, 0]
+    whole, of_block = float(np.sqrt((difference**2).mean())), robust_sd(difference)
+    process = robust_sd(logs)
+    shared = math.sqrt(max(0.0, process**2 - of_block**2 / 2))
+
+    def normal(rng: np.random.Generator, blocks: int) -> np.ndarray:
+        return rng.normal(0, of_block / math.sqrt(2), (blocks, 2)) + rng.normal(0, shared, blocks)[:, None]
+
     return [
         Noise(
             "as measured",
-            f"drawn from the {len(logs)} recorded processes, stragglers included (standard deviation {whole:.1%})",
+            f"drawn from the {len(logs)} recorded blocks, stragglers included (standard deviation of a process "
+            f"{float(logs.std(ddof=1)):.1%}, of a block's log ratio {whole:.1%})",
             whole,
-            lambda rng, count: rng.choice(logs, count),
+            lambda rng, blocks: logs[rng.integers(0, len(logs), blocks)],
         ),
         Noise(
             "without stragglers",
-            f"normal, with the recorded processes' robust standard deviation (MAD, {robust:.1%})",
-            robust,
-            lambda rng, count: rng.normal(0, robust, count),
+            f"normal, with the recorded robust standard deviations (MAD: of a process {process:.1%}, of a block's log "
+            f"ratio {of_block:.1%})",
+            of_block,
+            normal,
         ),
         Noise(
             "without stragglers, drifting",
-            f"the same on a machine whose speed also walks at random by {robust / 2:.1%} a process",
-            robust,
-            lambda rng, count: rng.normal(0, robust, count) + np.cumsum(rng.normal(0, robust / 2, count)),
+            f"the same on a machine whose speed also walks at random by {process / 2:.1%} a block",
+            of_block,
+            normal,
+            drift=process / 2,
         ),
     ]
 
@@ -87,12 +110,16 @@ def noises(logs: np.ndarray) -> list[Noise]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to a verdict: how many processes it may take, which of them are new, and what it says of their seconds."""
+    """A way to a verdict: how many processes it may take, which of them are new, and what it says of their seconds.
+
+    ``paired`` ones run old and new in blocks, the others one process after another.
+    """
 
     name: str
     processes: int
     new: slice
     judge: Callable[[np.ndarray], Outcome]
+    paired: bool = False
 
 
 def one_sample(seconds: np.ndarray) -> Outcome:
@@ -156,9 +183,9 @@ def rules(most: int) -> list[Rule]:
         Rule("one sample, 5 % threshold", 2, second, one_sample),
         Rule("mean of 5, 8 % tolerance", 10, slice(5, None), mean_tolerance),
         Rule("two-sample t-test at 5 %, 10 and 10", 20, slice(10, None), t_test),
-        Rule(f"paired t-test at 5 % after every block, up to {most}", 2 * most, second, peeking),
-        Rule("this gate, margin 10 %", 2 * most, second, gate(0.10)),
-        Rule("this gate, margin 5 %", 2 * most, second, gate(0.05)),
+        Rule(f"paired t-test at 5 % after every block, up to {most}", 2 * most, second, peeking, paired=True),
+        Rule("this gate, margin 10 %", 2 * most, second, gate(0.10), paired=True),
+        Rule("this gate, margin 5 %", 2 * most, second, gate(0.05), paired=True),
         Rule(f"nightly, baseline of {NIGHTLY_RUNS} runs", NIGHTLY_RUNS + 2, slice(NIGHTLY_RUNS, None), nightly),
     ]
 
@@ -194,7 +221,8 @@ def simulate(rule: Rule, noise: Noise, slower: float, gates: int) -> list[Outcom
     """Return the outcomes of a rule over many gates whose new side takes longer by a known share."""
     outcomes = []
     for seed in range(gates):
-        seconds = np.exp(noise.draw(np.random.default_rng((seed, round(1000 * slower))), rule.processes))
+        rng = np.random.default_rng((seed, round(1000 * slower)))
+        seconds = np.exp(noise.processes(rng, rule.processes, rule.paired))
         seconds[rule.new] *= 1 + slower
         outcomes.append(rule.judge(seconds))
     return outcomes
@@ -203,15 +231,17 @@ def simulate(rule: Rule, noise: Noise, slower: float, gates: int) -> list[Outcom
 def recorded_table(logs: np.ndarray) -> Table:
     """The same rules over the recorded processes, in their order: nothing changed, so each alarm is false."""
     rows = []
-    for rule in rules(len(logs) // 2):
-        windows = [logs[at : at + rule.processes] for at in range(0, len(logs) - rule.processes + 1, rule.processes)]
+    for rule in rules(len(logs)):
+        # Those that know no blocks get one process of each, so that they look at processes which ran alone.
+        line = logs.ravel() if rule.paired else logs[:, 0]
+        windows = [line[at : at + rule.processes] for at in range(0, len(line) - rule.processes + 1, rule.processes)]
         counts = Counter(rule.judge(np.exp(window)).verdict for window in windows)
         rows.append(
             (rule.name, str(len(windows)), *(str(counts[name]) for name in ("regressed", "inconclusive", "pass")))
         )
     header = ("rule", "verdicts", "regressed (false alarms)", "inconclusive", "pass")
     return Table(
-        "Rules", f"the {len(logs)} recorded processes themselves, one after another, unchanged", header, tuple(rows)
+        "Rules", f"the {len(logs)} recorded blocks themselves, one after another, unchanged", header, tuple(rows)
     )
 
 
@@ -257,7 +287,7 @@ def stopping_table(every: list[Noise], gates: int) -> Table:
             most = 40 * stats.MINIMUM_BLOCKS
             covered, alarms, blocks = 0, 0, []
             for seed in range(gates):
-                seconds = np.exp(noise.draw(np.random.default_rng(seed), 2 * most))
+                seconds = np.exp(noise.processes(np.random.default_rng(seed), 2 * most, paired=True))
                 old, new = _blocks(seconds)
                 interval, count = _until_precise(old, new * (1 + margin), margin)
                 covered += interval.low <= 1 + margin <= interval.high
@@ -278,21 +308,20 @@ def stopping_table(every: list[Noise], gates: int) -> Table:
 
 
 def cost_table(every: list[Noise], seconds: float) -> Table:
-    """What a verdict costs: blocks for a power of 0.9, and what processes of the recorded kind take."""
+    """What a verdict costs: blocks for a power of 0.9, and what blocks of the recorded kind take."""
     rows = []
     for noise in every[:2]:
         for margin in MARGINS:
-            # Two independent processes make one log ratio.
-            blocks = stats.samples_needed(math.sqrt(2) * noise.sd, margin)
+            blocks = stats.samples_needed(noise.sd, margin)
             assert blocks is not None
             blocks = max(blocks, stats.MINIMUM_BLOCKS)
-            took = 2 * blocks * seconds
+            took = blocks * seconds
             rows.append(
                 (noise.name, f"{margin:.0%}", str(blocks), str(2 * blocks), f"{took:.0f} s ({took / 60:.0f} min)")
             )
     header = ("noise", "margin", "blocks", "processes", "measurement")
     title = (
-        f"one verdict with a power of 0.9, at {seconds:.1f} s a process (start, peak memory and generate); all metrics "
+        f"one verdict with a power of 0.9, at {seconds:.1f} s a block (two processes, from their start); all metrics "
         "of a process are judged from the same blocks"
     )
     return Table("Cost", title, header, tuple(rows))
@@ -301,18 +330,17 @@ def cost_table(every: list[Noise], seconds: float) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gates", type=int, default=1000, help="simulated gates a rule and effect")
-    parser.add_argument("--noise", type=Path, default=ROOT / "results" / "reference" / "noise-cpu")
-    parser.add_argument("--metric", default="generate_throughput")
+    parser.add_argument("--noise", type=Path, default=ROOT / "results" / "gate_calibration.json")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "results" / "rules.md")
     arguments = parser.parse_args()
-    logs, seconds = recorded(arguments.noise, arguments.metric)
+    logs, seconds = recorded(arguments.noise)
     every = noises(logs)
-    most = int(BUDGET_SECONDS / (2 * seconds))
+    most = int(BUDGET_SECONDS / seconds)
     shown = [cost_table(every, seconds), stopping_table(every[:2], arguments.gates)]
     shown += [rules_table(noise, most, arguments.gates) for noise in every]
     facts = {
         "simulated gates": f"{arguments.gates} for each rule, effect and noise; intervals are Clopper-Pearson, 95 %",
-        "noise": f"{arguments.metric} of {len(logs)} fresh processes, results/reference/{arguments.noise.name}",
+        "noise": f"generate_throughput of {len(logs)} blocks of two fresh processes, {arguments.noise.name}",
         "budget": f"{BUDGET_SECONDS} s, {most} blocks of two processes",
         "written by": "tests/benchmarks/bench_rules.py",
     }
