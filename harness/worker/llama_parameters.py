@@ -6,9 +6,11 @@ from typing import Any
 
 
 def parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Return ExecuTorch's model parameters for a Hugging Face text configuration, rotary scaling included.
+    """Return ExecuTorch's model parameters for a Hugging Face text configuration, its longrope scaling included.
 
-    Raises ValueError for what ExecuTorch's model cannot express.
+    Raises ValueError for what ExecuTorch's model cannot express. Llama 3's rotary scaling is of that: ExecuTorch knows
+    it for its own layout of weights alone (``Rope`` of its examples/models/llama/rope.py), and leaves it out, without a
+    word, for Hugging Face's.
     """
     heads = config["num_attention_heads"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -40,8 +42,6 @@ def parameters(config: dict[str, Any]) -> dict[str, Any]:
             or config["original_max_position_embeddings"],
             "max_position_embeddings": config["max_position_embeddings"],
         }
-    elif kind == "llama3":
-        found |= {"use_scaled_rope": True, "rope_scale_factor": int(rope["factor"])}
     elif kind != "default":
         raise ValueError(f"the llama route exports no rotary scaling {kind!r}; use the transformers route")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-LOWERING: Mapping[str, int] = {"transformers": 1, "llama": 1}
+LOWERING: Mapping[str, int] = {"transformers": 1, "llama": 2}
 """By route of the export: harness/worker/export.py, llama_export.py and llama_parameters.py."""
 
 CHECKPOINT = 1

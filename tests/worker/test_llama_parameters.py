@@ -54,7 +54,15 @@ def test_phi_4_mini(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"hidden_act": "gelu"}, "hidden_act 'gelu'"), ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling 'yarn'")],
+    [
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rotary scaling 'yarn'; use the transformers route"),
+        # Llama 3.1 and 3.2: ExecuTorch would leave the scaling out where weights are in Hugging Face's layout.
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 32.0}},
+            "rotary scaling 'llama3'; use the transformers route",
+        ),
+    ],
 )
 def test_what_the_route_cannot_express(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"{words}.*"):
