@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 from harness.errors import WorkerError
 from harness.records import Device, Scalar, redact
+from harness.worker.program_errors import Meaning, meaning
 
 
 class DeviceError(WorkerError):
@@ -131,7 +132,7 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        signal = f" (signal {status - 128})" if status > 128 else ""
+        signal = f" (signal {status - 128})" if 128 < status < 160 else ""
         raise DeviceError(
             f"{what}: the runner ended with status {status}{signal} and no result",
             stage="run",
@@ -139,9 +140,11 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
             log_tail=(output + errors)[-3000:],
         )
     if "error" in found:
+        words = str(found["error"])
         raise DeviceError(
-            f"{what}: {explain(str(found['error']), str(found.get('stage')))}",
+            f"{what}: {explain(words, str(found.get('stage')))}",
             stage=str(found.get("stage", "run")),
+            kind="out_of_memory" if meaning(words) is Meaning.NO_MEMORY else "exception",
             log_tail=(errors or output)[-3000:],
         )
     try:
@@ -154,14 +157,17 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
 
 def explain(words: str, stage: str) -> str:
     """Return a runner's error with what to do about it."""
-    if "OperatorMissing" in words:
+    means = meaning(words)
+    if means is Meaning.NO_OPERATOR:
         return (
             f"{stage}: an operator of the program is not in the runner ({words}); a program with the custom SDPA needs "
             "a runner that links it, the transformers route needs none"
         )
-    if stage == "load":
-        return (
-            f"{stage}: {words}: the program is cut off, damaged, or made by another ExecuTorch version than the "
-            "runner's; export it again"
-        )
-    return f"{stage}: {words}"
+    advice = {
+        Meaning.NO_LIBRARY: "the runner lacks a backend or operator library that the program needs; link XNNPACK, the "
+        "optimized and the quantized kernels whole",
+        Meaning.NO_MEMORY: "the device has too little free memory for the program",
+        Meaning.DAMAGED: "the program is cut off, damaged, or made by another ExecuTorch version than the runner's; "
+        "export it again",
+    }
+    return f"{stage}: {words}: {advice[means]}" if means else f"{stage}: {words}"

@@ -54,7 +54,7 @@ class Executorch(Backend):
                 runner.generate(prompt, config, None, lambda stats: found.append(json.loads(stats.to_json_string())))
                 self.report({"done": len(found), "of": warmup + rounds})
         except RuntimeError as error:
-            raise RuntimeError(explain(self.file, str(error))) from None
+            raise explain(self.file, str(error)) from None
         return {"rounds": found}
 
     def windows(self, text: str, windows: int, window_tokens: int) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from lm_eval.api.model import TemplateLM
 
+from harness.worker.program_errors import Meaning, meaning
+
 
 class Program:
     """A .pte in this process, with its KV cache.
 
-    Raises RuntimeError, saying what to do, for a file that this ExecuTorch cannot load.
+    Raises what :func:`explain` says of a file that this ExecuTorch cannot load.
     """
 
     def __init__(self, file: str, profile: bool = False) -> None:
@@ -27,7 +29,7 @@ class Program:
         try:
             self._module = portable_lib._load_for_executorch(file, enable_etdump=profile)
         except RuntimeError as error:
-            raise RuntimeError(explain(file, str(error))) from None
+            raise explain(file, str(error)) from None
         self._cached: list[int] = []
 
     def logits(self, tokens: Sequence[int], start: int = 0) -> torch.Tensor:
@@ -81,28 +83,33 @@ def constant(file: str, name: str) -> int:
     try:
         return int(portable_lib._load_program(file).load_method(name).call([])[0])
     except RuntimeError as error:
-        raise RuntimeError(explain(file, str(error))) from None
+        raise explain(file, str(error)) from None
 
 
-def explain(file: str, words: str) -> str:
-    """Return why a program cannot be used, from ExecuTorch's words (0x14 operator missing, 0x23 and 0x24 bad file)."""
-    name = Path(file).name
-    # Python's bindings write 0x:14, the C++ ones 0x14.
-    words = words.replace("0x:", "0x")
-    if "0x14" in words or "OperatorMissing" in words or "Missing operator" in words:
-        return (
+def explain(file: str, words: str) -> Exception:
+    """Return the error to raise for a program that cannot be used, from ExecuTorch's words.
+
+    A MemoryError where memory ran out, else a RuntimeError that says what to do.
+    """
+    name, means = Path(file).name, meaning(words)
+    if means is Meaning.NO_OPERATOR:
+        return RuntimeError(
             f"{name} needs an operator that is not registered here ({words}): a program with the custom SDPA runs only "
             "where executorch.extension.llm.custom_ops, or a runner that links it, is; else export by the transformers "
             "route"
         )
-    if any(code in words for code in ("0x23", "0x24", "InvalidProgram", "InvalidExternalData", "0x30", "0x20")):
+    if means is Meaning.NO_LIBRARY:
+        return RuntimeError(f"{name} needs a backend or operator library that is not registered here ({words})")
+    if means is Meaning.NO_MEMORY:
+        return MemoryError(f"{name}: ExecuTorch could not allocate the memory that it needs ({words})")
+    if means is Meaning.DAMAGED:
         from importlib.metadata import version
 
-        return (
+        return RuntimeError(
             f"{name} is not a whole program that ExecuTorch {version('executorch')} reads ({words}): it is cut off, "
             "damaged, or made by another version; export it again with this one"
         )
-    return f"{name}: {words}"
+    return RuntimeError(f"{name}: {words}")
 
 
 class ProgramLM(TemplateLM):  # type: ignore[misc]

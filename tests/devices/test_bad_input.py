@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 
 from harness.artifacts import Artifact, Store
 from harness.devices import DeviceError, Host, Request
+from harness.devices.base import read
 from harness.errors import WorkerError
 from harness.warden import descendants
+from harness.worker.program_errors import Meaning, meaning
 from tests.devices.conftest import CONTEXT
 from tests.test_warden import gone, until
 
@@ -157,3 +160,48 @@ def test_logits_of_another_program(executorch: Any, text: str, tmp_path: Path) -
     short.write_bytes(bytes(400))
     with pytest.raises(WorkerError, match=r"has 400 bytes of logits, .* are due"):
         executorch("agreement", text=text, windows=1, window_tokens=16, logits=str(short))
+
+
+@pytest.mark.parametrize(
+    ("words", "advice", "kind"),
+    [
+        ("Error::InvalidProgram", "damaged.*export it again", "exception"),
+        ("Error::InvalidExternalData", "damaged.*export it again", "exception"),
+        ("Error::DelegateInvalidCompatibility", "made by another ExecuTorch version.*export it again", "exception"),
+        ("Error::NotFound", "the runner lacks a backend or operator library", "exception"),
+        ("Error::MemoryAllocationFailed", "too little free memory", "out_of_memory"),
+        ("Error::DelegateMemoryAllocationFailed", "too little free memory", "out_of_memory"),
+        ("Error::AccessFailed", "load: Error::AccessFailed$", "exception"),
+        ("the logits are not float32", "load: the logits are not float32$", "exception"),
+    ],
+)
+def test_what_a_runners_error_means(words: str, advice: str, kind: str) -> None:
+    """Only a damaged program is to be exported again."""
+    with pytest.raises(DeviceError, match=advice) as failed:
+        read(json.dumps({"error": words, "stage": "load"}), "", 1, "host model.pte")
+    assert failed.value.kind == kind
+    assert ("export it again" in str(failed.value)) == ("export it again" in advice)
+
+
+@pytest.mark.parametrize(
+    ("words", "means"),
+    [
+        ("loading failed with error 0x:14", Meaning.NO_OPERATOR),
+        ("Failed to load method forward, error: 0x:20", Meaning.NO_LIBRARY),
+        ("error 0x:21", Meaning.NO_MEMORY),
+        ("error 0x:31", Meaning.NO_MEMORY),
+        ("error 0x:23", Meaning.DAMAGED),
+        ("error 0x24", Meaning.DAMAGED),
+        ("error 0x:30", Meaning.DAMAGED),
+        ("error 0x:22", None),
+        ("tensor at 0x2012 is too large", None),
+    ],
+)
+def test_what_the_bindings_numbers_mean(words: str, means: Meaning | None) -> None:
+    assert meaning(words) is means
+
+
+@pytest.mark.parametrize(("status", "says"), [(139, "status 139 (signal 11) and"), (255, "status 255 and")])
+def test_an_exit_status_names_a_signal_only_if_it_is_one(status: int, says: str) -> None:
+    with pytest.raises(DeviceError, match=re.escape(says)):
+        read("", "", status, "host model.pte")
