@@ -164,7 +164,7 @@ class MeasureMobile:
     def _told(self, cell: Cell, device: Ios) -> dict[str, Measurement]:
         """Record what a file of an iPhone says; nothing is exported for it, and nothing of this machine counts."""
         told = device.told()
-        figures = {"decode_throughput": _figure(told.rates, 0)}
+        figures = {"generate_throughput": _figure(told.rates, 0)}
         if told.peak_bytes:
             figures["peak_memory"] = Figure(told.peak_bytes / 1e9)
         inputs = file_digest(device.file)[:16]
@@ -176,6 +176,7 @@ class MeasureMobile:
             quick=True,
             inputs=inputs,
             device=device.device(),
+            state=device.state,
         )
 
     # ---------------------------------------------------------------------------------------------- agreement

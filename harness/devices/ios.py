@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ _MEMORY = ("memory peak physical", "peak memory", "memory physical, peak")
 
 @dataclass(frozen=True)
 class Told:
-    """What one benchmark on an iPhone measured: tokens a second of each iteration, and the highest peak in bytes."""
+    """What one benchmark on an iPhone measured.
+
+    ``rates`` are tokens a second of each iteration: new tokens over the whole generate, the prompt's reading included
+    (ExecuTorch's LLMTests). ``peak_bytes`` is the highest peak.
+    """
 
     rates: list[float]
     peak_bytes: int | None
@@ -73,8 +78,9 @@ class Ios(DeviceRunner):
     def device(self) -> Device:
         found = self._run().get("device")
         if not isinstance(found, dict):
-            raise DeviceError(f"{self.file.name} names no device", stage="read")
-        name = found.get("deviceName") or found.get("modelName") or "iPhone"
+            raise self._wrong("device", f"is not told: {found!r:.100}")
+        # deviceName is what its owner calls it.
+        name = found.get("modelName") or "iPhone"
         return Device(name=str(name), detail={"system": f"iOS {found.get('osVersion', 'unknown')}"})
 
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
@@ -86,6 +92,8 @@ class Ios(DeviceRunner):
         rates = self._measurements(run, lambda name: _RATE in name)
         peaks = self._measurements(run, lambda name: name in _MEMORY)
         assert rates
+        if peaks and peaks[1] not in _BYTES:
+            raise self._wrong("unitOfMeasurement", f"has memory in {peaks[1]!r}; known: {', '.join(_BYTES)}")
         return Told(rates[0], int(max(peaks[0]) * _BYTES[peaks[1]]) if peaks else None)
 
     def _run(self) -> dict[str, Any]:
@@ -110,25 +118,38 @@ class Ios(DeviceRunner):
     def _measurements(self, run: dict[str, Any], wanted: Callable[[str], bool]) -> tuple[list[float], str] | None:
         for metric, name in zip(_of(run), _names(run), strict=True):
             if wanted(name):
-                values = [float(value) for value in metric.get("measurements", [])]
-                unit = str(metric.get("unitOfMeasurement", ""))
+                values = metric.get("measurements", [])
+                if not isinstance(values, list) or not all(_is_number(value) for value in values):
+                    raise self._wrong("measurements", f"of {metric['displayName']!r} are not numbers: {values!r:.100}")
                 if not values or min(values) <= 0:
-                    raise DeviceError(
-                        f"{self.file.name}: {metric.get('displayName')} has no positive measurement", stage="read"
-                    )
-                return values, unit
+                    raise self._wrong("measurements", f"of {metric['displayName']!r} have no positive one")
+                return [float(value) for value in values], str(metric.get("unitOfMeasurement", ""))
         return None
 
     def _runs(self) -> list[tuple[str, dict[str, Any]]]:
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             tests = found if isinstance(found, list) else [found]
-            return [(str(test.get("testIdentifier", "unnamed")), run) for test in tests for run in test["testRuns"]]
+            runs = [(str(test.get("testIdentifier", "unnamed")), run) for test in tests for run in test["testRuns"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DeviceError(
                 f"{self.file.name} is not the JSON of `xcrun xcresulttool get test-results metrics` ({error!r})",
                 stage="read",
             ) from error
+        for _, run in runs:
+            if not isinstance(run, dict):
+                raise self._wrong("testRuns", f"hold {run!r:.100}, which is no run")
+            metrics = run.get("metrics", [])
+            if not isinstance(metrics, list) or not all(isinstance(metric, dict) for metric in metrics):
+                raise self._wrong("metrics", f"of a run are no list of metrics: {metrics!r:.100}")
+        return runs
+
+    def _wrong(self, field: str, words: str) -> DeviceError:
+        return DeviceError(f"{self.file.name}: {field} {words}", stage="read")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _of(run: dict[str, Any]) -> list[dict[str, Any]]:

@@ -91,7 +91,8 @@ def benchmark(**changes: Any) -> list[dict[str, Any]]:
         {"displayName": "Tokens per second", "unitOfMeasurement": "tokens/s", "measurements": [16.0, 17.0, 18.0]},
         {"displayName": "Memory Peak Physical", "unitOfMeasurement": "kB", "measurements": [3100000.0, 3200000.0]},
     ]
-    run = {"device": {"deviceName": "iPhone 15 Pro", "osVersion": "18.1"}, "metrics": metrics, **changes}
+    device = {"deviceName": "Ann's phone", "modelName": "iPhone 15 Pro", "osVersion": "18.1"}
+    run = {"device": device, "metrics": metrics, **changes}
     return [{"testIdentifier": "MetricsTests/test_generate_tokens()", "testRuns": [run]}]
 
 
@@ -109,6 +110,19 @@ def test_ios(tmp_path: Path) -> None:
         device.run(Path("any.pte"), REQUEST, None, 1)
 
 
+def test_ios_the_name_that_its_owner_gave_it_is_no_label(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    file.write_text(json.dumps(benchmark(device={"deviceName": "Ann's phone", "osVersion": "18.1"})), encoding="utf-8")
+    assert Ios(file).device().name == "iPhone"
+
+
+def metric(name: str, unit: str, measurements: object) -> dict[str, Any]:
+    return {"displayName": name, "unitOfMeasurement": unit, "measurements": measurements}
+
+
+RATE = metric("Tokens per second", "tokens/s", [17.0])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -116,6 +130,29 @@ def test_ios(tmp_path: Path) -> None:
         ('{"tests": 1}', "is not the JSON of `xcrun xcresulttool"),
         (json.dumps(benchmark(metrics=[])), "has no metric 'tokens per second'; it has: none"),
         (json.dumps(benchmark() * 2), "holds 2 runs that measured tokens per second .*counts for one program"),
+        (json.dumps({"testRuns": ["none"]}), "metrics.json: testRuns hold 'none', which is no run"),
+        (json.dumps(benchmark(metrics={"a": 1})), "metrics.json: metrics of a run are no list of metrics: {'a': 1}"),
+        (json.dumps(benchmark(metrics=["a"])), "metrics.json: metrics of a run are no list of metrics"),
+        *(
+            (json.dumps(benchmark(metrics=[RATE, metric("Memory Peak Physical", unit, [3.2e6])])), words)
+            for unit, words in (
+                ("KiB", "metrics.json: unitOfMeasurement has memory in 'KiB'; known: B, kB, KB, MB, GB"),
+                ("bytes", "metrics.json: unitOfMeasurement has memory in 'bytes'"),
+                ("", "metrics.json: unitOfMeasurement has memory in ''"),
+            )
+        ),
+        *(
+            (json.dumps(benchmark(metrics=[metric("Tokens per second", "t/s", values)])), f"measurements of .*{words}")
+            for values, words in (
+                (["17.0"], "are not numbers: .'17.0'"),
+                ("17", "are not numbers: '17'"),
+                ({"value": 17}, "are not numbers"),
+                ([17.0, None], "are not numbers"),
+                ([float("nan")], "are not numbers"),
+                ([], "have no positive one"),
+                ([0.0], "have no positive one"),
+            )
+        ),
     ],
 )
 def test_ios_other_files(tmp_path: Path, text: str, words: str) -> None:

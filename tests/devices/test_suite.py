@@ -71,7 +71,10 @@ def metrics(tmp_path: Path) -> Any:
 
     def write(name: str, rate: float) -> Path:
         metric = {"displayName": "Tokens per second", "unitOfMeasurement": "t/s", "measurements": [rate] * 3}
-        run = {"device": {"deviceName": "iPhone 15 Pro", "osVersion": "18.1"}, "metrics": [metric]}
+        run = {
+            "device": {"deviceName": "Ann's phone", "modelName": "iPhone 15 Pro", "osVersion": "18.1"},
+            "metrics": [metric],
+        }
         file = tmp_path / name
         file.write_text(json.dumps([{"testIdentifier": "Generate", "testRuns": [run]}]), encoding="utf-8")
         return file
@@ -86,10 +89,11 @@ def test_an_iphones_file_counts_for_one_cell(suite: Any, metrics: Any, kept_stor
     assert done.returncode == 0, done.stdout
     rows = measured(tmp_path)
     assert [(row["cell"]["recipe"]["name"], row["metric"], row["value"]) for row in rows] == [
-        ("8da4w-int8emb", "decode_throughput", 17.0)
+        ("8da4w-int8emb", "generate_throughput", 17.0)
     ]
     assert rows[0]["parameters"] == {"runner": "ios"}
     assert rows[0]["device"]["name"] == "iPhone 15 Pro"
+    assert rows[0]["state_before"] == rows[0]["state_after"] == {}, "this machine's state is not the phone's"
     assert "limits that were not judged" in done.stdout
     assert [*kept_store.root.glob("program/*/")] == programs
 
