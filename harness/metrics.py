@@ -108,7 +108,7 @@ _ALL = (
         "tok/s",
         "higher",
         "New tokens a second of Transformers' generate at batch 1, greedy, prefill included; value: median of the "
-        "rounds. Through ExecuTorch: the same of the C++ runner.",
+        "rounds. Through ExecuTorch: the same of the C++ runner, or of ExecuTorch's LLM benchmark on an iPhone.",
     ),
     Metric("program_size", "B", "lower", "Bytes of the ExecuTorch program (.pte)."),
     Metric(

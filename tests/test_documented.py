@@ -63,8 +63,8 @@ def test_tutorial_figures_on_the_h100(
 
 
 def test_phone_figures_are_marked_approximate(documented: Documented) -> None:
-    memory = documented.find(PHI, "8da4w", "arm-mobile", "peak_memory")
-    speed = documented.find(PHI, "8da4w", "arm-mobile", "generate_throughput")
+    memory = documented.find(PHI, "8da4w-int8emb", "arm-mobile", "peak_memory")
+    speed = documented.find(PHI, "8da4w-int8emb", "arm-mobile", "generate_throughput")
     assert memory
     assert speed
     assert (memory.text, memory.value, speed.text, speed.value) == ("~3.2", 3.2, "~17", 17)
@@ -72,7 +72,7 @@ def test_phone_figures_are_marked_approximate(documented: Documented) -> None:
 
 
 def test_accuracy_bound_is_data(documented: Documented) -> None:
-    (bound,) = documented.bounds(PHI, "8da4w", "accuracy")
+    (bound,) = documented.bounds(PHI, "8da4w-int8emb", "accuracy")
     assert bound.largest_loss_percent == (5, 10)
     assert documented.bounds(PHI, "float8dq", "accuracy") == []
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.documented import Documented
 from harness.errors import MatrixError
 from harness.matrix import Cell, Matrix, Recipe, load, locate, parse_config
 from harness.metrics import METRICS
@@ -637,3 +638,38 @@ def test_a_served_model_must_agree_on_the_most_likely_token_too(suites_matrix: M
         for limit in found["served_top1"]:
             assert measured[recipe].value >= limit.limit
             assert 1 - limit.limit < 0.25, "a server that is wrong at every fourth token does not pass"
+
+
+def test_what_the_phone_run_missed_has_a_floor(suites_matrix: Matrix, repository: Path) -> None:
+    """Below a limit that is known not to hold stands one that holds and is excused by nothing."""
+    (run,) = (repository / "results" / "reference").glob("arm-mobile-*")
+    missed = [line for line in Run(run).lines() if isinstance(line, Judgement) and not line.passed]
+    cells = {(one.model.name, one.recipe.name): one for one in suites_matrix.cells() if one.hardware == "arm-mobile"}
+    for line in missed:
+        cell = cells[line.cell.model.name, line.cell.recipe.name]
+        limits = suites_matrix.limits(cell, line.metric, line.parameters)
+        floors = [one for one in limits if one.comparison == line.comparison and not one.known_failure]
+        assert [one.limit < line.measured < line.limit for one in floors] == [True]
+
+
+@pytest.mark.parametrize(
+    ("metric", "runner", "limits"),
+    [
+        ("peak_memory", "host", {("max", 3.2), ("max_ratio", 0.3)}),
+        ("generate_throughput", "ios", {("min", 17.0), ("min_ratio", 1.0)}),
+        ("generate_throughput", "adb", {("min", 17.0), ("min_ratio", 1.0)}),
+        ("generate_throughput", "ssh", {("min_ratio", 1.0)}),
+    ],
+)
+def test_the_published_phone_figures_are_limits(
+    suites_matrix: Matrix, metric: str, runner: str, limits: set[tuple[str, float]]
+) -> None:
+    """Of the cell that is published, which stands in no table: it is selected by model and recipe."""
+    cells = suites_matrix.cells(["Phi-4-mini-instruct"], ["8da4w-int8emb"])
+    (cell,) = (one for one in cells if one.hardware == "arm-mobile" and not one.recipe.baseline)
+    found = suites_matrix.limits(cell, metric, {"runner": runner})
+    assert {(one.comparison, one.limit) for one in found} == limits
+    assert all(one.origin.startswith("published: ") for one in found if not one.needs_baseline)
+    documented = Documented.load().find(cell.model.name, cell.recipe.name, cell.hardware, metric)
+    assert documented
+    assert {one.limit for one in found if not one.needs_baseline} <= {documented.value}

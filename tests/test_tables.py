@@ -341,17 +341,17 @@ def test_quality_by_task_with_errors_and_differences(documented: Documented) -> 
     hellaswag: dict[str, Scalar] = {"task": "hellaswag", "through": "transformers", "limit": 400}
     norm = hellaswag | {"task_metric": "acc_norm"}
     records = [
-        measured("answer_flips", 0.14, "8da4w", parameters=hellaswag),
+        measured("answer_flips", 0.14, "8da4w-int8emb", parameters=hellaswag),
         measured("accuracy", 0.412, parameters=norm, statistics={"stderr": 0.0246}),
-        measured("accuracy", 0.415, "8da4w", parameters=norm, statistics={"stderr": 0.0246}),
+        measured("accuracy", 0.415, "8da4w-int8emb", parameters=norm, statistics={"stderr": 0.0246}),
         measured("accuracy", 0.7, parameters={"task": "arc_easy", "task_metric": "acc"}),
-        measured("accuracy", 0.6, "8da4w", parameters={"task": "arc_easy", "task_metric": "acc"}),
-        measured("kl_divergence", 0.21, "8da4w"),
+        measured("accuracy", 0.6, "8da4w-int8emb", parameters={"task": "arc_easy", "task_metric": "acc"}),
+        measured("kl_divergence", 0.21, "8da4w-int8emb"),
         measured("perplexity", 12.9),
-        measured("perplexity", 17.3, "8da4w"),
+        measured("perplexity", 17.3, "8da4w-int8emb"),
     ]
     (table,) = tables.quality_tables(records, documented)
-    assert table.header == ("Benchmark", "Phi-4-mini-instruct", "Phi-4-mini-instruct-8da4w")
+    assert table.header == ("Benchmark", "Phi-4-mini-instruct", "Phi-4-mini-instruct-8da4w-int8emb")
     assert table.rows == (
         ("perplexity", "12.90", "17.30 (+4.40)"),
         ("KL divergence (nats)", "-", "0.2100"),
@@ -441,7 +441,7 @@ def test_no_time_of_an_emulator_is_shown(documented: Documented) -> None:
 
 
 def test_phone_figures_show_without_a_verdict(documented: Documented) -> None:
-    records = [measured("peak_memory", 3.0, "8da4w", server="executorch", hardware="arm-mobile", device="qemu")]
+    records = [measured("peak_memory", 3.0, "8da4w-int8emb", server="executorch", hardware="arm-mobile", device="qemu")]
     (table,) = tables.comparison_tables(records, documented)
     assert row([table], "Peak Memory (GB)") == ("-", "3.00", "-", "-", "~3.2", "-", "-")
     assert any("on iPhone 15 Pro" in note for note in table.notes)
