@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from harness.artifacts import file_digest
-from harness.devices.base import DeviceError, DeviceRunner, Reading, Request, read
+from harness.devices.base import UNWRITTEN, DeviceError, DeviceRunner, Reading, Request, read
 from harness.records import Device, Scalar
 
 # Where a program of the shell user may be executed on any Android.
@@ -63,13 +63,14 @@ class Adb(DeviceRunner):
     def device(self) -> Device:
         names = ("ro.product.manufacturer", "ro.product.model", "ro.soc.model", "ro.build.version.release")
         maker, model, soc, release = (self._shell(f"getprop {name}", 30).strip() for name in names)
+        # Two phones of one model are two devices.
         return Device(
-            name=f"{maker} {model}".strip() or self.name,
+            name=f"{maker} {model} ({self.serial})".strip(),
             detail={"serial": self.serial, "soc": soc, "system": f"Android {release}"},
         )
 
     def state(self) -> dict[str, Scalar]:
-        """Return thermal status (0 none to 6 shutdown), battery level in percent and temperature, and the lock."""
+        """Return thermal status (0 none to 6 shutdown), battery level in percent and temperature, lock and sleep."""
         battery = self._shell("dumpsys battery", 30)
         thermal = self._shell("dumpsys thermalservice", 30)
         found: dict[str, Scalar] = {}
@@ -81,6 +82,8 @@ class Adb(DeviceRunner):
             if match := re.search(pattern, text, re.MULTILINE):
                 found[name] = round(int(match.group(1)) * scale, 1)
         found["locked"] = locked(self._shell("dumpsys trust", 30))
+        if match := re.search(r"mWakefulness=(\w+)", self._shell("dumpsys power", 30)):
+            found["awake"] = match.group(1) == "Awake"
         return found
 
     def throttled(self, before: dict[str, Scalar], after: dict[str, Scalar]) -> str:
@@ -90,9 +93,11 @@ class Adb(DeviceRunner):
 
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         assert self.runner
-        if self.state()["locked"]:
+        state = self.state()
+        if state["locked"] or not state.get("awake", True):
+            how = "locked" if state["locked"] else "asleep"
             raise DeviceError(
-                f"{self.name} is locked: a locked phone runs at other clocks; unlock it and keep it awake "
+                f"{self.name} is {how}: a phone that is {how} runs at other clocks; unlock it and keep it awake "
                 "(`adb shell svc power stayon usb`)",
                 stage="run",
             )
@@ -107,12 +112,17 @@ class Adb(DeviceRunner):
             text.write_text(request.windows_text(), encoding="utf-8")
             self._adb(["push", str(text), windows], 300)
         words = shlex.join(request.arguments(there, windows, f"{FOLDER}/logits.bin"))
-        output, errors, status = self._call(["shell", f"cd {FOLDER} && {runner} {words}"], timeout)
+        output, errors, status = self._call(["shell", f"cd {FOLDER} && exec {runner} {words}"], timeout)
         self._connected(errors, status)
         if "{" not in output:
             # adb itself ends with status 0 when the phone goes while a command runs.
             self._adb(["get-state"], 30)
-        reading = read(output, errors, status, f"{self.name} {program.name}")
+        try:
+            reading = read(output, errors, status, f"{self.name} {program.name}")
+        except DeviceError as error:
+            if UNWRITTEN in str(error):
+                raise self._full(str(error), error.stage) from None
+            raise
         if logits and request.windows:
             self._adb(["pull", f"{FOLDER}/logits.bin", str(logits)], 1800)
         return reading
@@ -126,7 +136,7 @@ class Adb(DeviceRunner):
         words = shlex.join(f"--{name}={value}" for name, value in options.items())
         rounds = []
         for _ in range(request.warmup + request.rounds):
-            output, errors, status = self._call(["shell", f"cd {FOLDER} && {runner} {words}"], timeout)
+            output, errors, status = self._call(["shell", f"cd {FOLDER} && exec {runner} {words}"], timeout)
             self._connected(errors, status)
             lines = [line for line in (output + errors).splitlines() if _OBSERVER in line]
             if not lines:
@@ -156,11 +166,15 @@ class Adb(DeviceRunner):
             self._connected(errors + output, status)
             words = (errors + output).strip()[-500:]
             if "No space left" in words or "ENOSPC" in words:
-                raise DeviceError(
-                    f"{self.name} is out of storage ({words}): free some, or remove {FOLDER} there", stage=arguments[0]
-                )
+                raise self._full(words, arguments[0])
+            if arguments[0] in ("push", "pull"):
+                # What adb says of a file that stopped half way does not name a pulled cable.
+                self._adb(["get-state"], 30)
             raise DeviceError(f"{self.name}: adb {arguments[0]}: {words or f'status {status}'}", stage=arguments[0])
         return output
+
+    def _full(self, words: str, stage: str) -> DeviceError:
+        return DeviceError(f"{self.name} is out of storage ({words}): free some, or remove {FOLDER} there", stage=stage)
 
     def _connected(self, words: str, status: int) -> None:
         """Raise what adb says when there is no phone to talk to."""

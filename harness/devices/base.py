@@ -13,6 +13,9 @@ from harness.errors import WorkerError
 from harness.records import Device, Scalar, redact
 from harness.worker.program_errors import Meaning, meaning
 
+# What the project's runner says when a device's storage takes no more of the logits.
+UNWRITTEN = "the logits could not be written"
+
 
 class DeviceError(WorkerError):
     """A device, or the runner on it, failed; what was measured before stands."""

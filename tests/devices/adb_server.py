@@ -25,6 +25,7 @@ PHONE = {
     "getprop ro.build.version.release": "16",
     "dumpsys battery": "Current Battery Service state:\n  level: 77\n  temperature: 312\n",
     "dumpsys thermalservice": "IsStatusOverride: false\nThermal Status: 0\n",
+    "dumpsys power": "POWER MANAGER (dumpsys power)\n  mWakefulness=Awake\n  mWakefulnessChanging=false\n",
     "dumpsys trust": 'Trust manager state:\n User "Owner" (id=0, flags=0x4c13) (current): trusted=0, deviceLocked=0\n',
 }
 
@@ -33,7 +34,7 @@ class AdbServer(socketserver.ThreadingTCPServer):
     """Serves phones by serial until :meth:`close`.
 
     ``refusal`` is what every request for a phone is refused with, ``full`` makes its storage full, ``unplug_at`` is a
-    text in a shell command at which the phone is unplugged.
+    text in a shell command, or in a file's request (SEND or RECV and its path), at which the phone is unplugged.
     """
 
     allow_reuse_address = True
@@ -132,6 +133,9 @@ class _Connection(socketserver.BaseRequestHandler):
             if name == b"QUIT":
                 return
             path = self._exactly(length).decode()
+            if self.server.unplug_at and self.server.unplug_at in f"{name.decode()} {path}":
+                self.server.serials.clear()
+                raise _Gone
             if name == b"STAT":
                 self._stat(self.server.here(path))
             elif name == b"SEND":

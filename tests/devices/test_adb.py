@@ -32,7 +32,7 @@ def adb(phone: AdbServer, phone_runner: Path) -> Adb:
 def test_run(adb: Adb, phone: AdbServer, host: Host, pte: Path, tmp_path: Path) -> None:
     """The program is pushed once, run, and its logits pulled; they are those of this machine's runner."""
     assert adb.missing() == ""
-    assert adb.device().name == "Stand-in Phone"
+    assert adb.device().name == "Stand-in Phone (emulated-1)"
     assert adb.device().detail == {"serial": "emulated-1", "soc": "SoC", "system": "Android 16"}
     there, here = tmp_path / "there", tmp_path / "here"
     reading = adb.run(pte, REQUEST, there, 120)
@@ -53,7 +53,8 @@ def test_a_program_of_the_published_route(adb: Adb, host: Host, custom: Path) ->
 
 
 def test_state(adb: Adb, phone: AdbServer) -> None:
-    assert adb.state() == {"thermal_status": 0, "battery_percent": 77, "battery_c": 31.2, "locked": False}
+    told = {"thermal_status": 0, "battery_percent": 77, "battery_c": 31.2, "locked": False, "awake": True}
+    assert adb.state() == told
     assert adb.throttled(adb.state(), adb.state()) == ""
     cool = adb.state()
     phone.answers["dumpsys thermalservice"] = "Thermal Status: 3\n"
@@ -66,11 +67,21 @@ def test_two_phones(phone: AdbServer, phone_runner: Path, pte: Path) -> None:
     for serial in phone.serials:
         assert Adb(serial, phone_runner).missing() == ""
         assert Adb(serial, phone_runner).device().detail["serial"] == serial
+        assert Adb(serial, phone_runner).device().name == f"Stand-in Phone ({serial})"
 
 
 def test_locked(adb: Adb, phone: AdbServer, pte: Path) -> None:
     phone.answers["dumpsys trust"] = TRUST.format(owner=1, profile=0)
     with pytest.raises(DeviceError, match=r"adb:emulated-1 is locked: .* unlock it"):
+        adb.run(pte, REQUEST, None, 60)
+    assert phone.pushed == []
+
+
+@pytest.mark.parametrize("state", ["Asleep", "Dozing", "Dreaming"])
+def test_asleep(adb: Adb, phone: AdbServer, pte: Path, state: str) -> None:
+    """A phone without a lock sleeps too."""
+    phone.answers["dumpsys power"] = f"  mWakefulness={state}\n"
+    with pytest.raises(DeviceError, match=r"adb:emulated-1 is asleep: .* keep it awake"):
         adb.run(pte, REQUEST, None, 60)
     assert phone.pushed == []
 
@@ -86,10 +97,25 @@ def test_out_of_storage(adb: Adb, phone: AdbServer, pte: Path) -> None:
         adb.run(pte, REQUEST, None, 60)
 
 
-def test_unplugged_while_it_runs(adb: Adb, phone: AdbServer, pte: Path) -> None:
-    phone.unplug_at = "--program"
-    with pytest.raises(DeviceError, match=r"adb:emulated-1 is not connected .*--resume; what was measured stands"):
+def test_storage_runs_out_while_logits_are_written(adb: Adb, phone: AdbServer, pte: Path) -> None:
+    (phone.folder / "torchao-harness").mkdir()
+    (phone.folder / "torchao-harness" / "logits.bin").symlink_to("/dev/full")
+    with pytest.raises(DeviceError, match=f"out of storage .*the logits could not be written.*remove {FOLDER}"):
         adb.run(pte, REQUEST, None, 60)
+
+
+@pytest.mark.parametrize("at", ["--program", "SEND /data", "RECV /data"])
+def test_unplugged(adb: Adb, phone: AdbServer, pte: Path, tmp_path: Path, at: str) -> None:
+    """While the program runs, is pushed, or its logits are pulled."""
+    phone.unplug_at = at
+    with pytest.raises(DeviceError, match=r"adb:emulated-1 is not connected .*--resume; what was measured stands"):
+        adb.run(pte, REQUEST, tmp_path / "logits", 60)
+
+
+def test_the_runner_is_what_the_phones_shell_becomes(adb: Adb, phone: AdbServer, pte: Path) -> None:
+    """So that it ends with its connection, and no shell in between stays."""
+    adb.run(pte, REQUEST, None, 60)
+    assert [command for command in phone.commands if " && exec /data/" in command and "--program" in command]
 
 
 def test_not_attached(phone: AdbServer, phone_runner: Path) -> None:
