@@ -125,11 +125,14 @@ def main() -> int:
     control = int(sys.argv[1])
     fds = [int(word) for word in sys.argv[2].split(",") if word]
 
+    started: list[subprocess.Popen[bytes]] = []
+
     def start() -> int:
-        child = subprocess.Popen(sys.argv[3:], pass_fds=fds, preexec_fn=die_with_parent).pid
+        # Kept: one that is let go would take the status of a child that has ended by then.
+        started.append(subprocess.Popen(sys.argv[3:], pass_fds=fds, preexec_fn=die_with_parent))
         for fd in fds:
             os.close(fd)
-        return child
+        return started[0].pid
 
     return supervise(control, start)
 

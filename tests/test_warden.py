@@ -150,6 +150,12 @@ def test_a_status_and_a_signal_are_passed_on(start: Starter, code: str, status: 
     assert start(*PYTHON, f"import os, signal, sys; {code}").wait_exit() == status
 
 
+def test_a_command_that_ends_at_once_keeps_its_status(start: Starter) -> None:
+    """It was taken for one that the kernel killed where it had ended before the warden looked."""
+    processes = [start("sh", "-c", "exit 255") for _ in range(8)]
+    assert [process.wait_exit() for process in processes] == [255] * 8
+
+
 def test_a_command_that_is_not_there_fails_and_is_named(start: Starter) -> None:
     process = start("/no/such/command")
     assert process.wait_exit() not in (0, None)
