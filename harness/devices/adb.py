@@ -69,6 +69,9 @@ class Adb(DeviceRunner):
             detail={"serial": self.serial, "soc": soc, "system": f"Android {release}"},
         )
 
+    def runner_key(self) -> str:
+        return file_digest(self.runner)[:16] if self.runner else ""
+
     def state(self) -> dict[str, Scalar]:
         """Return thermal status (0 none to 6 shutdown), battery level in percent and temperature, lock and sleep."""
         battery = self._shell("dumpsys battery", 30)

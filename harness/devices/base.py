@@ -114,6 +114,10 @@ class DeviceRunner(ABC):
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         """Run a program; the logits of the request's windows go to ``logits``. Raises DeviceError."""
 
+    def runner_key(self) -> str:
+        """Return what tells the runner's binary from another one, or an empty string where that is not known."""
+        return ""
+
     def lacks(self, route: str) -> str:
         """Return why programs of one of the export's routes cannot run there, or an empty string."""
         return ""
@@ -160,6 +164,8 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
 
 def explain(words: str, stage: str) -> str:
     """Return a runner's error with what to do about it."""
+    if UNWRITTEN in words:
+        return f"{stage}: {words}: the device's storage is full; free some"
     means = meaning(words)
     if means is Meaning.NO_OPERATOR:
         return (

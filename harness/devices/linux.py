@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 import shlex
@@ -16,7 +18,7 @@ from harness.devices import build
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request, read
 from harness.environment import Environment
 from harness.process import Process
-from harness.records import Device
+from harness.records import Device, Scalar
 
 QEMU = "qemu-aarch64-static"
 # The route of the export whose programs use ExecuTorch's custom SDPA.
@@ -44,6 +46,12 @@ class Host(DeviceRunner):
     def device(self) -> Device:
         return hardware.device("cpu")
 
+    def state(self) -> dict[str, Scalar]:
+        return hardware.state("arm-mobile")
+
+    def runner_key(self) -> str:
+        return build.runner(self.store, self.environment, self.machine).key
+
     def command(self) -> list[str]:
         return [str(build.runner(self.store, self.environment, self.machine).folder / build.RUNNER)]
 
@@ -63,7 +71,8 @@ class Host(DeviceRunner):
             windows.write_text(request.windows_text(), encoding="utf-8")
             written = str(logits) if logits else str(Path(folder) / "logits")
             command = [*self.command(), *request.arguments(str(program), str(windows), written), *self.operators()]
-            return _run(command, f"{self.name} {program.name}", timeout)
+            output, status = _run(command, f"{self.name} {program.name}", timeout)
+            return read(output, "", status, f"{self.name} {program.name}")
 
 
 class Qemu(Host):
@@ -87,6 +96,10 @@ class Qemu(Host):
         host = hardware.device("cpu")
         return Device(name=f"aarch64 under qemu-user on {host.name}", detail={**host.detail, "emulated": True})
 
+    def state(self) -> dict[str, Scalar]:
+        """Return nothing: that of this machine says nothing of what an emulated one computes or allocates."""
+        return {}
+
     def lacks(self, route: str) -> str:
         return _ELSEWHERE if route == PUBLISHED else ""
 
@@ -95,6 +108,18 @@ class Qemu(Host):
 
     def command(self) -> list[str]:
         return [QEMU, "-L", str(build.SYSROOT), *super().command()]
+
+
+# Load, free memory, clock and temperature of a Linux host, a line each; what it does not tell is left out.
+_STATE = (
+    "cut -d' ' -f1 /proc/loadavg | sed 's/^/load_1min /'; sed -n 's/MemAvailable: *//p' /proc/meminfo"
+    " | sed 's/ kB//; s/^/memory_available_gb /'; cd /sys/devices/system/cpu/cpu0/cpufreq 2>/dev/null"
+    " && sed 's/^/cpu_mhz /' scaling_cur_freq 2>/dev/null; cd /sys/class/thermal/thermal_zone0 2>/dev/null"
+    " && sed 's/^/temperature_c /' temp 2>/dev/null; true"
+)
+_STATE_UNITS = {"load_1min": 1.0, "memory_available_gb": 1024 / 1e9, "cpu_mhz": 1e-3, "temperature_c": 1e-3}
+# Of coreutils: what `timeout` ends with when it has ended its command.
+_TIMED_OUT = 124
 
 
 class Ssh(DeviceRunner):
@@ -135,28 +160,77 @@ class Ssh(DeviceRunner):
         facts = self._ask("nproc; grep -m1 -E 'model name|Model' /proc/cpuinfo || true; uname -sr", 30).splitlines()
         cores, system = facts[0], facts[-1]
         model = facts[1].split(":", 1)[1].strip() if len(facts) > 2 else self.machine()
-        return Device(name=f"{model} ({cores} cores)", detail={"system": f"{system} {self.machine()}", "ssh": True})
+        # Two hosts of one model are two devices; who logs in there does not matter.
+        where = self.host.rpartition("@")[2]
+        return Device(
+            name=f"{model} ({cores} cores, {where})", detail={"system": f"{system} {self.machine()}", "ssh": True}
+        )
+
+    def state(self) -> dict[str, Scalar]:
+        found: dict[str, Scalar] = {}
+        for line in self._ask(_STATE, 30).splitlines():
+            name, _, value = line.partition(" ")
+            with contextlib.suppress(ValueError):
+                found[name] = round(float(value) * _STATE_UNITS[name], 2)
+        return found
+
+    def runner_key(self) -> str:
+        return build.runner(self.store, self.environment, self.machine()).key
 
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         runner = build.runner(self.store, self.environment, self.machine())
         there = f"{self.FOLDER}/{runner.key.split('/')[1]}"
         self._ask(f"mkdir -p {there}", 30)
-        if self._ask(f"test -x {there}/runner && echo there || true", 30).strip() != "there":
-            self._copy([str(runner.folder / "lib"), str(runner.folder / build.RUNNER)], f"{self.host}:{there}/")
+        if not self._holds(f"{there}/{build.RUNNER}"):
+            # Libraries first: a runner under its own name has them all beside it.
+            self._put([runner.folder / "lib"], there)
+            part = f"{there}/{build.RUNNER}.part"
+            self._put([runner.folder / build.RUNNER], part)
+            self._ask(f"chmod 755 {part} && mv {part} {there}/{build.RUNNER}", 30)
         name = f"{file_digest(program)[:16]}.pte"
-        if self._ask(f"test -f {there}/{name} && echo there || true", 30).strip() != "there":
-            self._copy([str(program)], f"{self.host}:{there}/{name}.part")
+        if not self._holds(f"{there}/{name}"):
+            self._put([program], f"{there}/{name}.part")
             self._ask(f"mv {there}/{name}.part {there}/{name}", 30)
         with tempfile.TemporaryDirectory() as folder:
             windows = Path(folder) / "windows.txt"
             windows.write_text(request.windows_text(), encoding="utf-8")
-            self._copy([str(windows)], f"{self.host}:{there}/windows.txt")
-            words = request.arguments(name, "windows.txt", "logits.bin")
-            remote = f"cd {there} && ./runner {shlex.join(words)}"
-            reading = _run(["ssh", *self.options, self.host, remote], f"{self.name} {program.name}", timeout)
+            self._put([windows], f"{there}/windows.txt")
+            words = shlex.join(request.arguments(name, "windows.txt", "logits.bin"))
+            # Without a terminal nothing ends the runner there when this session ends: it gets a time of its own. The
+            # shell stays to tell a signal by its status, of which ssh itself would only say 255.
+            remote = f"cd {there} && timeout {math.ceil(timeout)} ./{build.RUNNER} {words}; exit $?"
+            output, status = _run(["ssh", *self.options, self.host, remote], f"{self.name} {program.name}", timeout)
+            if "{" not in output and status == _TIMED_OUT:
+                raise _late(f"{self.name} {program.name}", timeout)
+            if "{" not in output and status == 255:
+                raise DeviceError(
+                    f"{self.name}: the connection was lost ({output.strip()[-200:] or 'ssh says nothing'}): see that "
+                    f"`ssh {self.host} true` works again, then go on with --resume; what was measured stands",
+                    stage="ssh",
+                )
+            reading = read(output, "", status, f"{self.name} {program.name}")
             if logits and request.windows:
                 self._copy([f"{self.host}:{there}/logits.bin"], str(logits))
             return reading
+
+    def _holds(self, file: str) -> bool:
+        return self._ask(f"test -f {file} && echo there || true", 30).strip() == "there"
+
+    def _put(self, sources: list[Path], target: str) -> None:
+        """Copy to the host. Raises DeviceError; scp says no more than "Failure" of a disk that is full."""
+        try:
+            self._copy([*map(str, sources)], f"{self.host}:{target}")
+        except DeviceError as error:
+            files = [file for source in sources for file in (source.rglob("*") if source.is_dir() else [source])]
+            needed = sum(file.stat().st_size for file in files)
+            free = int(self._ask(f"df -Pk {self.FOLDER} | tail -n 1", 30).split()[3]) * 1024
+            if free < needed or "No space left" in str(error):
+                raise DeviceError(
+                    f"{self.name} is out of storage: {free / 1e6:.0f} MB are free, {needed / 1e6:.0f} MB are to be "
+                    f"copied; free some, or remove {self.FOLDER} there",
+                    stage="ssh",
+                ) from error
+            raise
 
     def _ask(self, command: str, timeout: float) -> str:
         return self._call(["ssh", *self.options, self.host, command], timeout)
@@ -177,8 +251,8 @@ class Ssh(DeviceRunner):
         return done.stdout
 
 
-def _run(command: list[str], what: str, timeout: float) -> Reading:
-    """Run a command that ends with this process, however that ends, and return what it printed last."""
+def _run(command: list[str], what: str, timeout: float) -> tuple[str, int]:
+    """Run a command that ends with this process, however that ends, and return its output and status."""
     with tempfile.TemporaryDirectory() as folder:
         process = Process(command, environ=dict(os.environ), log=Path(folder) / "output")
         try:
@@ -186,5 +260,9 @@ def _run(command: list[str], what: str, timeout: float) -> Reading:
         finally:
             process.end()
         if status is None:
-            raise DeviceError(f"{what}: did not finish within {timeout:g} s and was ended", stage="run", kind="timeout")
-        return read(process.log_text(), "", status, what)
+            raise _late(what, timeout)
+        return process.log_text(), status
+
+
+def _late(what: str, timeout: float) -> DeviceError:
+    return DeviceError(f"{what}: did not finish within {timeout:g} s and was ended", stage="run", kind="timeout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -15,10 +16,11 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Store
-from harness.devices import DeviceError, Host, Ios, Request, Ssh, open_device
+from harness.devices import DeviceError, Host, Ios, Request, Ssh, linux, open_device
 from harness.environment import Environment
 from harness.errors import MatrixError
 from harness.job import free_port
+from tests.test_warden import until
 
 REQUEST = Request([10, 11, 12, 13], 5, 0, 2, [[10, 11, 12]])
 
@@ -68,7 +70,10 @@ def test_ssh(sshd: str, kept_store: Store, host: Host, pte: Path, tmp_path: Path
     pytest.importorskip("executorch")
     device = Ssh(kept_store, Environment(), sshd)
     assert device.missing() == ""
-    assert "cores" in device.device().name
+    assert device.device().name.endswith("cores, 127.0.0.1)"), "two hosts of one model are two devices"
+    assert {"load_1min", "memory_available_gb"} <= device.state().keys()
+    assert 0 < float(device.state()["memory_available_gb"]) < 1e5
+    assert device.runner_key() == host.runner_key()
     there, here = tmp_path / "logits there", tmp_path / "logits here"
     reading = device.run(pte, REQUEST, there, 120)
     assert reading.tokens == host.run(pte, REQUEST, here, 120).tokens
@@ -77,6 +82,80 @@ def test_ssh(sshd: str, kept_store: Store, host: Host, pte: Path, tmp_path: Path
     before = copied[0].stat().st_mtime_ns
     device.run(pte, REQUEST, None, 120)
     assert [file.stat().st_mtime_ns for file in copied] == [before]
+
+
+@pytest.fixture
+def through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``through(name, pattern, script)`` has a command do something else where its last argument matches a pattern."""
+
+    def wrap(name: str, pattern: str, script: str) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        real = shutil.which(name)
+        text = f'#!/bin/sh\nfor last; do :; done\ncase "$last" in {pattern}) {script};; esac\nexec {real} "$@"\n'
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    return wrap
+
+
+def test_ssh_a_connection_that_is_lost(sshd: str, kept_store: Store, pte: Path, through: Any) -> None:
+    """What runs there then ends by its own time, at the latest."""
+    device = Ssh(kept_store, Environment(), sshd)
+    with pytest.raises(DeviceError, match="did not finish within 2 s") as failed:
+        device.run(pte, Request([1, 2, 3], 8, 0, 10**9), None, 2)
+    assert failed.value.kind == "timeout"
+    assert until(lambda: not running_there(10**9), 20)
+    through("ssh", "*--program*", "echo Connection closed by remote host. >&2; exit 255")
+    with pytest.raises(DeviceError, match=r"the connection was lost \(Connection closed .*--resume; what was measured"):
+        device.run(pte, REQUEST, None, 60)
+
+
+def test_ssh_a_runner_that_crashes(sshd: str, kept_store: Store, pte: Path) -> None:
+    """Its signal is told: ssh by itself would end with status 255, as it does without a connection."""
+    device = Ssh(kept_store, Environment(), sshd)
+    device.run(pte, REQUEST, None, 60)
+    (runner,) = Path(Ssh.FOLDER).glob("*/runner")
+    runner.write_text("#!/bin/sh\nkill -SEGV $$\n", encoding="utf-8")
+    with pytest.raises(DeviceError, match=r"ended with status 139 \(signal 11\)"):
+        device.run(pte, REQUEST, None, 60)
+
+
+def test_ssh_a_copy_that_is_cut_off(sshd: str, kept_store: Store, pte: Path, through: Any) -> None:
+    """Half a runner is never taken for the runner."""
+    device = Ssh(kept_store, Environment(), sshd)
+    folder = Path(Ssh.FOLDER) / device.runner_key().split("/")[1]
+    through("scp", "*runner*", f"echo half > {folder}/runner${{last##*/runner}}; echo Connection closed >&2; exit 1")
+    with pytest.raises(DeviceError, match="Connection closed"):
+        device.run(pte, REQUEST, None, 60)
+    through("scp", "never", "true")
+    assert device.run(pte, REQUEST, None, 60).tokens
+
+
+def test_ssh_a_full_disk(
+    sshd: str, kept_store: Store, through: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told by the free space there: all that scp says is "Failure"."""
+    huge = tmp_path / "huge.pte"
+    huge.touch()
+    os.truncate(huge, 2**43)
+    assert shutil.disk_usage(tmp_path).free < 2**43
+    monkeypatch.setattr(linux, "file_digest", lambda _: "0" * 64)
+    through("scp", "*.pte.part", "echo scp: write remote: Failure >&2; exit 1")
+    with pytest.raises(DeviceError, match=r"is out of storage: \d+ MB are free, 8796093 MB are to be copied"):
+        Ssh(kept_store, Environment(), sshd).run(huge, REQUEST, None, 60)
+
+
+def running_there(rounds: int) -> bool:
+    """Return whether a runner still has so many rounds to do."""
+    wanted = f"--rounds\0{rounds}\0".encode()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if wanted in file.read_bytes():
+                return True
+    return False
 
 
 def test_ssh_nobody_there(kept_store: Store) -> None:
