@@ -250,6 +250,7 @@ _TEXT = ("text", "windows", "window_tokens")
 _BATCH = ("batch_size", "input_len", "output_len")
 _SERVING = ("num_prompts", "dataset", "output_len")
 _PROGRAM = ("runner", "route", "prompt_tokens", "new_tokens")
+_AGREEMENT = ("runner", "route", "windows", "window_tokens")
 _TASK = ("task", "task_metric", "documents", "through")
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "peak_memory": ("max_new_tokens", "runner", "prompt_tokens", "new_tokens"),
@@ -267,8 +268,8 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("program_size", "delegated_arithmetic", "fallback_nodes"), ("route",)),
     **dict.fromkeys(("export_cpu_time", "export_peak_memory"), ("route",)),
     **dict.fromkeys(("load_time", "prefill_throughput", "decode_throughput", "first_token_time"), _PROGRAM),
-    **dict.fromkeys(("program_kl", "program_top1", "program_perplexity", "program_perplexity_change"), _TEXT[1:]),
-    "logit_difference": _TEXT[1:],
+    **dict.fromkeys(("program_kl", "program_top1", "program_perplexity", "program_perplexity_change"), _AGREEMENT),
+    "logit_difference": _AGREEMENT,
     **dict.fromkeys(("accuracy", "task_perplexity", "answer_flips"), _TASK),
 }
 

@@ -147,14 +147,15 @@ class MeasureMobile:
             attachment = self.run.attach(name, reading.model_dump()) if reading.new_counts else ""
             return _figures(reading, names, void, attachment)
 
-        parameters: dict[str, Scalar] = {"runner": device.name.partition(":")[0], **_by(route)}
+        parameters: dict[str, Scalar] = {"runner": _kind(device), **_by(route)}
         if isinstance(device, Adb) and device.is_llama_main:
             # It counts the tokens of a text itself, and may end its answer early: see the records' statistics.
             parameters |= {"prompt_words": _words(wanted), "max_new_tokens": wanted.new_tokens}
         else:
             parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
         where = device.device()
-        found = self.measure.take(cell, parameters, take, names=names, inputs=program.key, device=where, state=state)
+        inputs = _inputs(program.key, device.runner_key())
+        found = self.measure.take(cell, parameters, take, names=names, inputs=inputs, device=where, state=state)
         if void := next((record.discarded for record in found.values() if record.discarded), ""):
             raise HarnessError(
                 f"{cell.id} on {device.name}: {void}; its speed is kept as discarded. Let it cool, then --resume"
@@ -187,7 +188,7 @@ class MeasureMobile:
         program = self.flow.program(cell, route)
         windows = wanted.windows if device.speed else min(wanted.windows, wanted.emulated_windows)
         text = self.flow.prompts()
-        where = device.device()
+        where, binary = device.device(), device.runner_key()
         sizes: dict[str, Any] = {
             "text": str(text.folder / "text.txt"),
             "windows": windows,
@@ -207,7 +208,7 @@ class MeasureMobile:
                 "program": program.key,
                 "text": text.key,
                 "device": where.name,
-                "runner": device.name,
+                "runner": _inputs(device.name, binary),
             }
             key |= {"windows": windows, "tokens": wanted.window_tokens, "version": METRICS["program_kl"].version}
             artifact = self.flow.evaluated(cell, f"agreement on {device.name}", {"agreement": key}, ask)
@@ -223,9 +224,17 @@ class MeasureMobile:
             }
 
         names = ("program_kl", "program_top1", "program_perplexity", "program_perplexity_change", "logit_difference")
-        parameters: dict[str, Scalar] = {"windows": windows, "window_tokens": wanted.window_tokens, **_by(route)}
+        parameters: dict[str, Scalar] = {"runner": _kind(device), "windows": windows}
+        parameters |= {"window_tokens": wanted.window_tokens, **_by(route)}
         return self.measure.take(
-            cell, parameters, take, names=names, quick=True, inputs=f"{program.key} {text.key}", device=where
+            cell,
+            parameters,
+            take,
+            names=names,
+            quick=True,
+            inputs=_inputs(program.key, text.key, binary),
+            device=where,
+            state=device.state,
         )
 
     def task(self, cell: Cell, task: str, through: str) -> dict[str, Measurement]:
@@ -319,6 +328,15 @@ def fallbacks(facts: dict[str, Any]) -> str:
     return text
 
 
+def _kind(device: DeviceRunner) -> str:
+    """Return what kind of device ran a program, as records name it: host, qemu, ssh, adb."""
+    return device.name.partition(":")[0]
+
+
+def _inputs(*keys: str) -> str:
+    return " ".join(filter(None, keys))
+
+
 def _wanted(cell: Cell) -> Mobile:
     if cell.measurements.mobile is None:
         raise HarnessError(f"{cell.id}: the matrix has no measurements.{cell.hardware}.mobile")
@@ -366,9 +384,10 @@ def _figures(reading: Reading, names: list[str], void: str, attachment: str) -> 
 
     made: Mapping[str, Callable[[], Figure]] = {
         "peak_memory": lambda: Figure((reading.peak_bytes or 0) / 1e9),
-        "load_time": lambda: Figure(reading.load_seconds or 0.0),
+        "load_time": lambda: Figure(reading.load_seconds or 0.0, discarded=void),
         "prefill_throughput": lambda: rates(reading.prefill_rates),
         "decode_throughput": lambda: rates(reading.decode_rates),
         "generate_throughput": lambda: rates(reading.whole_rates),
     }
-    return {name: made[name]() for name in names if name != "peak_memory" or reading.peak_bytes}
+    told = {"peak_memory": reading.peak_bytes, "load_time": reading.load_seconds}
+    return {name: made[name]() for name in names if told.get(name, True)}
