@@ -297,6 +297,13 @@ class Layout:
             for recipe in self.subject.recipes
             for bound in self.documented.bounds(self.subject.model.name, recipe.name, "accuracy")
         ]
+        stated += dict.fromkeys(
+            f"{count:.0f} of the {record.parameters['documents']} documents of {record.parameters['task']} are longer "
+            "than the program's context and lost their beginning: export it with a longer one "
+            "(measurements.arm-mobile.mobile.context) for the task's own score"
+            for record in records
+            if (count := record.statistics.get("truncated")) and {"documents", "task"} <= record.parameters.keys()
+        )
         if any("stderr" in record.statistics for record in records):
             stated.insert(0, "± is the task's standard error; in brackets the difference from the baseline")
         return stated

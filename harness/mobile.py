@@ -20,6 +20,7 @@ from harness.measure import Measure
 from harness.metrics import METRICS
 from harness.recorder import Figure, percentiles
 from harness.records import Measurement, Run, Scalar
+from harness.worker import versions
 
 # The route whose programs give every position's logits and need no operators of their own: it runs on any device.
 PORTABLE = "transformers"
@@ -245,7 +246,8 @@ class MeasureMobile:
             eager = through == "eager"
             return self._ask(cell, PORTABLE, "tasks", names=[task], data=data, limit=limit, eager=eager)
 
-        return self.measure.task_through(cell, task, through, {"program": program.key}, ask)
+        key = {"program": program.key, **versions.in_key("tasks", versions.PROGRAM_TASKS)}
+        return self.measure.task_through(cell, task, through, key, ask)
 
     # ------------------------------------------------------------------------------------------------- helpers
 
@@ -265,6 +267,8 @@ class MeasureMobile:
         text = str(self.flow.prompts().folder / "text.txt")
         key = {
             "checkpoint": self.flow.checkpoint(cell).key,
+            # Vocabularies are compared when a prompt is made: each program has one of its own.
+            "program": self.flow.program(cell, route).key,
             "text": self.flow.prompts().key,
             "tokens": wanted.prompt_tokens,
         }

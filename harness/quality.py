@@ -174,10 +174,11 @@ class Quality(Recorder):
             if through:
                 parameters["through"] = through
             error = result["stderr"].get(name)
+            besides = {"stderr": error, "truncated": float(result.get("truncated", 0)) or None}
             figure = Figure(
                 value,
                 [document[name] for document in documents if isinstance(document.get(name), (int, float))],
-                statistics={} if error is None else {"stderr": error},
+                statistics={of: value for of, value in besides.items() if value is not None},
                 attachment=attachment,
                 from_cache=not artifact.made,
             )

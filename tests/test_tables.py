@@ -425,6 +425,21 @@ def test_rows_without_a_publication_and_servers_without_one(documented: Document
     assert not any(title.startswith("int8wo") for title in found)
 
 
+def test_documents_that_were_cut_are_told(documented: Documented) -> None:
+    task = {"task": "hellaswag", "task_metric": "acc", "documents": 500, "through": "program"}
+    whole, cut = (
+        [
+            measured("accuracy", 0.4, recipe, parameters=task, statistics=statistics)
+            for recipe in ("bf16", "8da4w-int8emb")
+        ]
+        for statistics in ({}, {"truncated": 3.0})
+    )
+    told = [note for table in tables.quality_tables(cut, documented) for note in table.notes if "beginning" in note]
+    assert len(told) == 1
+    assert told[0].startswith("3 of the 500 documents of hellaswag are longer than the program's context")
+    assert not any("beginning" in note for table in tables.quality_tables(whole, documented) for note in table.notes)
+
+
 def test_no_time_of_an_emulator_is_shown(documented: Documented) -> None:
     """Records of an earlier version hold what an emulator took to load a program: no speedup comes of it."""
     emulated = Device(name="aarch64 under qemu-user", detail={"emulated": True})

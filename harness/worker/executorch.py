@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 from harness.worker import evaluate
 from harness.worker.backend import Backend
 from harness.worker.export import load_float32
-from harness.worker.program import Program, ProgramLM, constant, explain, fits
+from harness.worker.program import Program, ProgramLM, constant, eager_lm, explain, fits
 
 
 class Executorch(Backend):
@@ -27,9 +28,15 @@ class Executorch(Backend):
         self.checkpoint = checkpoint
         self.trust_remote_code = trust_remote_code
         self._loaded: Any = None
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         torch.set_grad_enabled(False)
         return {"threads": torch.get_num_threads()}
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer. Raises ValueError, before anything runs, if it does not fit the program."""
+        found = AutoTokenizer.from_pretrained(self.checkpoint, trust_remote_code=self.trust_remote_code)
+        fits(found, constant(self.file, "get_vocab_size"))
+        return found
 
     def run(self, text: str, prompt_tokens: int, new_tokens: int, warmup: int, rounds: int) -> dict[str, Any]:
         """Generate greedily with ExecuTorch's LLM runner and return its own statistics of every round.
@@ -43,10 +50,10 @@ class Executorch(Backend):
         tokenizer = Path(self.checkpoint) / "tokenizer.json"
         if not tokenizer.is_file():
             raise FileNotFoundError(f"{tokenizer}: ExecuTorch's LLM runner reads tokenizer.json, which is not there")
-        fits(self.tokenizer, constant(self.file, "get_vocab_size"))
+        prompt_ids = self._ids(text, prompt_tokens)
         try:
             runner = TextLLMRunner(self.file, str(tokenizer))
-            prompt = self.tokenizer.decode(self._ids(text, prompt_tokens))
+            prompt = self.tokenizer.decode(prompt_ids)
             config = GenerationConfig(echo=False, max_new_tokens=new_tokens, temperature=0.0)
             found: list[dict[str, Any]] = []
             for _ in range(warmup + rounds):
@@ -84,22 +91,24 @@ class Executorch(Backend):
         }
 
     def tasks(self, names: list[str], data: str | None, limit: int | None, eager: bool) -> dict[str, Any]:
-        """Run lm-evaluation-harness tasks over the program, or over the eager checkpoint in float32."""
-        if eager:
-            from lm_eval.models.huggingface import HFLM
+        """Run lm-evaluation-harness tasks over the program, or over the eager checkpoint in float32.
 
-            model = HFLM(pretrained=self._eager(), tokenizer=self.tokenizer, batch_size=8, device="cpu")
-            return evaluate.tasks(model, names, data, limit)
-        language_model = ProgramLM(Program(self.file), self.tokenizer)
-        found = evaluate.tasks(language_model, names, data, limit)
+        Both see as much of a text as the program's context holds; ``truncated`` counts the documents of a task that
+        are longer.
+        """
+        if eager:
+            model = eager_lm(self._eager(), self.tokenizer, constant(self.file, "get_max_context_len"))
+        else:
+            model = ProgramLM(Program(self.file), self.tokenizer)
+        found = evaluate.tasks(model, names, data, limit)
         for name in names:
-            found[name]["truncated"] = language_model.truncated
+            found[name]["truncated"] = len(model.truncated.get(name, ()))
         return found
 
     def profile(self, text: str, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """Return milliseconds and calls of every operator over one prompt and its answer, from an etdump."""
-        program = Program(self.file, profile=True)
         tokens = self._ids(text, prompt_tokens)
+        program = Program(self.file, profile=True)
         for _ in range(new_tokens):
             tokens.append(int(program.logits(tokens, len(tokens) - 1)[-1].argmax()))
         with tempfile.TemporaryDirectory() as folder:

@@ -112,38 +112,104 @@ def explain(file: str, words: str) -> Exception:
     return RuntimeError(f"{name}: {words}")
 
 
-class ProgramLM(TemplateLM):  # type: ignore[misc]
-    """lm-evaluation-harness over a program that gives the logits of every position.
+class _Bounded:
+    """What a task's texts may be long, of a program and of its eager model alike; mixed into models of lm-eval.
 
-    Requests that share a context are asked one after another, so that the context is computed once. Texts longer
-    than the program's context lose their beginning, as in lm-evaluation-harness's own models; ``truncated`` counts.
+    As in lm-evaluation-harness's own models, a text that is to be scored and is longer than the context loses its
+    beginning: ``truncated`` holds the documents of each task whose text did. A prompt that leaves no room for the new
+    tokens is refused, since an answer to half a question is no answer.
+    """
+
+    max_length: int
+    tok_encode: Any
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.truncated: dict[str, set[int]] = {}
+        self._cut: list[int] = []
+
+    def loglikelihood(self, requests: list[Any], *rest: Any, **named: Any) -> Any:
+        found = super().loglikelihood(requests, *rest, **named)  # type: ignore[misc]
+        for index in self._cut:
+            self.truncated.setdefault(requests[index].task_name, set()).add(requests[index].doc_id)
+        return found
+
+    def _loglikelihood_tokens(self, requests: list[Any], *rest: Any, **named: Any) -> Any:
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        self._cut = [index for index, length in enumerate(lengths) if length > self.max_length + 1]
+        return super()._loglikelihood_tokens(requests, *rest, **named)  # type: ignore[misc]
+
+    def generate_until(self, requests: list[Any], *rest: Any, **named: Any) -> Any:
+        for request in requests:
+            prompt, options = request.args
+            admit(len(self.tok_encode(prompt)), _generation(options)["max_gen_toks"], self.max_length)
+        return super().generate_until(requests, *rest, **named)  # type: ignore[misc]
+
+
+def admit(prompt_tokens: int, new_tokens: int, context: int) -> None:
+    """Raise ValueError if a prompt and its answer do not fit a program's context."""
+    if prompt_tokens + new_tokens > context:
+        raise ValueError(
+            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones do not fit the program's context of "
+            f"{context}: export it with a longer one (measurements.arm-mobile.mobile.context)"
+        )
+
+
+def _generation(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a request's options as HFLM reads them: every name of ``max_gen_toks``, and 256 where there is none."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return dict(normalize_gen_kwargs(options))
+
+
+def eager_lm(model: Any, tokenizer: Any, context: int) -> Any:
+    """Return lm-evaluation-harness over an eager model, which sees of a text as much as a program's context holds."""
+    from lm_eval.models.huggingface import HFLM
+
+    class EagerLM(_Bounded, HFLM):  # type: ignore[misc]
+        pass
+
+    return EagerLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu", max_length=context)
+
+
+class _Scored(TemplateLM):  # type: ignore[misc]
+    """Scores and generates with a program that gives the logits of every position, tokens as HFLM takes them.
+
+    Requests that share a context are asked one after another, so that the context is computed once.
     """
 
     def __init__(self, program: Program, tokenizer: Any) -> None:
         super().__init__()
-        fits(tokenizer, program.vocabulary)
         self.program = program
         self.tokenizer = tokenizer
-        self.truncated = 0
+        self.max_length = program.context
 
     @property
     def eot_token_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def prefix_token_id(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
     def tokenizer_name(self) -> str:
         return str(self.tokenizer.name_or_path)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        ids: list[int] = self.tokenizer(string, add_special_tokens=bool(add_special_tokens))["input_ids"]
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        # Unless told otherwise the tokenizer itself decides.
+        named = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        ids: list[int] = self.tokenizer.encode(string, **named)
         return ids
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for index in sorted(range(len(requests)), key=lambda one: requests[one][1]):
             _, context, continuation = requests[index]
-            whole = [*context, *continuation][-(self.program.context + 1) :]
-            self.truncated += len(whole) < len(context) + len(continuation)
+            whole = [*context, *continuation][-(self.max_length + 1) :]
             first = max(0, len(whole) - len(continuation) - 1)
             target = torch.tensor(whole[first + 1 :])
             log_p = torch.log_softmax(self.program.logits(whole[:-1], first), dim=-1)
@@ -161,7 +227,7 @@ class ProgramLM(TemplateLM):  # type: ignore[misc]
                 get_rolling_token_windows(
                     token_list=self.tok_encode(request.args[0]),
                     prefix_token=self.prefix_token_id,
-                    max_seq_len=self.program.context,
+                    max_seq_len=self.max_length,
                     context_len=1,
                 ),
             )
@@ -173,23 +239,25 @@ class ProgramLM(TemplateLM):  # type: ignore[misc]
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, prompt: str, options: dict[str, Any]) -> str:
-        stops = options.get("until") or []
-        stops = [stops] if isinstance(stops, str) else list(stops)
-        wanted = int(options.get("max_gen_toks") or 64)
-        tokens = self.tok_encode(prompt)[-max(1, self.program.context - wanted) :]
+        wanted = _generation(options)
+        tokens = self.tok_encode(prompt)
         length = len(tokens)
         text = ""
-        for _ in range(min(wanted, self.program.context - length)):
+        for _ in range(wanted["max_gen_toks"]):
             following = int(self.program.logits(tokens, len(tokens) - 1)[-1].argmax())
             if following == self.eot_token_id:
                 break
             tokens.append(following)
             text = self.tokenizer.decode(tokens[length:], skip_special_tokens=True)
-            if any(stop in text for stop in stops):
+            if any(stop in text for stop in wanted["until"]):
                 break
-        for stop in stops:
+        for stop in wanted["until"]:
             text = text.split(stop)[0]
         return text
+
+
+class ProgramLM(_Bounded, _Scored):
+    """lm-evaluation-harness over a program."""
 
 
 def fits(tokenizer: Any, vocabulary: int) -> None:

@@ -26,6 +26,10 @@ CHECKPOINT_FACTS = (
 """What is said of every checkpoint; one of which an older version said less is made again."""
 
 
+PROGRAM_TASKS = 2
+"""Results of tasks over programs and their eager models: harness/worker/program.py."""
+
+
 def in_key(name: str, version: int) -> dict[str, int]:
     """Return what a version adds to an artifact's key: nothing for the first, which keys of before had not."""
     return {} if version == 1 else {name: version}

@@ -149,7 +149,16 @@ def test_a_tokenizer_of_another_model(
     worker = start_worker("executorch", program=str(pte), checkpoint=str(folder), trust_remote_code=False)
     lengths: dict[str, Any] = {"text": text, "prompt_tokens": 4, "new_tokens": 2, "warmup": 0, "rounds": 1}
     task: dict[str, Any] = {"names": ["lambada_openai"], "data": str(documents), "limit": 1, "eager": False}
-    for command, arguments in (("run", lengths), ("tasks", task)):
+    windows: dict[str, Any] = {"text": text, "windows": 1, "window_tokens": 8}
+    profile = {name: lengths[name] for name in ("text", "prompt_tokens", "new_tokens")}
+    for command, arguments in (
+        ("run", lengths),
+        ("windows", windows),
+        ("agreement", windows | {"logits": None}),
+        ("profile", profile),
+        ("tasks", task),
+        ("tasks", task | {"eager": True}),
+    ):
         with pytest.raises(WorkerError, match="10241 tokens, the program 10240: it belongs to another model"):
             worker.ask(command, 120, **arguments)
     worker.close()

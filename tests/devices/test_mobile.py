@@ -48,7 +48,8 @@ class StubMobileFlow(StubFlow):
         self.folder = folder
         (folder / "model.pte").write_bytes(b"a program")
         (folder / "text.txt").write_text("a text", encoding="utf-8")
-        self.commands: list[str] = []
+        self.data: Path | None = None
+        self.limit: int | None = None
 
     def program(self, cell: Cell, route: str) -> Artifact:
         facts = {"context": 256, "file": "model.pte"}
@@ -68,9 +69,11 @@ class StubMobileFlow(StubFlow):
         return self
 
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        self.commands.append(command)
         if command == "windows":
             return {"windows": [[1] * arguments["window_tokens"]] * arguments["windows"]}
+        if command == "tasks":
+            metrics: dict[str, Any] = {"metrics": {"acc": 0.5}, "stderr": {}, "truncated": 1}
+            return {"arc_easy": metrics | {"documents": [{"acc": 1.0}, {"acc": 0.0}]}}
         return {"windows": AGREEMENT, "largest_difference": 0.1}
 
 
@@ -174,6 +177,13 @@ def test_a_runner_that_tells_no_load_time_has_none(bench: Bench, quantized_cell:
     bench.tells({name: value for name, value in READING.items() if name not in ("load_seconds", "peak_bytes")})
     found = bench.mobile.on_device(quantized_cell, "transformers", bench.mobile.device("adb:emulated-1"))
     assert {*found} == {"prefill_throughput", "decode_throughput", "generate_throughput"}
+
+
+def test_documents_that_were_cut_are_counted(bench: Bench, quantized_cell: Cell) -> None:
+    for through in ("program", "eager"):
+        found = bench.mobile.task(quantized_cell, "arc_easy", through)["acc"]
+        assert found.statistics == {"truncated": 1.0}
+        assert found.samples == [1.0, 0.0]
 
 
 def test_whose_state_is_recorded(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ _IN_PROCESS = """
 import json, random, sys
 from types import SimpleNamespace
 import torch
+from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from harness.worker.program import Program, ProgramLM
 
@@ -43,12 +45,35 @@ for _ in range(20):
     fresh = torch.log_softmax(model.program.logits(tokens, start), -1)
     assert reused.shape == fresh.shape == (len(tokens) - start, model.program.vocabulary)
     worst = max(worst, float((fresh.exp() * (fresh - reused)).sum(-1).mean()))
+def answered(**options):
+    return model.generate_until([SimpleNamespace(args=(prompt, {"until": [], **options}))])[0]
+told = {"short": [answered(**{name: 3}) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")], "refused": []}
+for options in ({}, {"max_gen_toks": model.program.context}):
+    try:
+        answered(**options)
+    except ValueError as error:
+        told["refused"].append(str(error))
+# As lm-evaluation-harness's own model takes texts: with a beginning-of-text token, added by the tokenizer or not.
+plain = AutoTokenizer.from_pretrained(checkpoint)
+begins = AutoTokenizer.from_pretrained(checkpoint, bos_token=plain.convert_ids_to_tokens(5))
+adds = AutoTokenizer.from_pretrained(checkpoint, bos_token=begins.bos_token)
+adds._tokenizer.post_processor = TemplateProcessing(single="B $A", special_tokens=[("B", 5)])
+for tokenizer in (plain, begins, adds):
+    ours = ProgramLM(model.program, tokenizer)
+    theirs = SimpleNamespace(custom_prefix_token_id=None, tokenizer=tokenizer, add_bos_token=None)
+    theirs.prefix_token_id = HFLM.prefix_token_id.fget(theirs)
+    assert ours.prefix_token_id == theirs.prefix_token_id
+    for string in ("a text", tokenizer.decode(theirs.prefix_token_id) + "a text"):
+        for special in (None, True, False):
+            assert ours.tok_encode(string, special) == HFLM.tok_encode(theirs, string, special), (string, special)
+assert ProgramLM(model.program, adds).tok_encode("a")[0] == 5 == ProgramLM(model.program, begins).prefix_token_id
 tokens = model.tok_encode(prompt)
 generated = []
 for _ in range(int(wanted)):
     generated.append(int(model.program.logits(tokens + generated, len(tokens + generated) - 1)[-1].argmax()))
 decoded = model.tokenizer.decode(generated, skip_special_tokens=True)
-print(json.dumps({"text": text, "tokens": tokens, "generated": generated, "worst": worst, "decoded": decoded}))
+told |= {"three": model.tokenizer.decode(generated[:3], skip_special_tokens=True)}
+print(json.dumps({"text": text, "tokens": tokens, "generated": generated, "worst": worst, "decoded": decoded} | told))
 """
 
 # The published route over one layer of random weights, and what Transformers predicts greedily with the same weights.
@@ -195,6 +220,20 @@ def test_tasks_as_the_eager_model(executorch: Any, documents: Path) -> None:
     assert program["hellaswag"]["truncated"] == 0
 
 
+def test_long_texts(executorch: Any, tmp_path: Path) -> None:
+    """Program and eager model lose the same beginnings of texts that are too long, and say of how many documents."""
+    texts = [
+        "A short one fits.",
+        "Which one of them is long? " * 8 + "this",
+        "Which one of them is longer? " * 9 + "that",
+    ]
+    (tmp_path / "lambada_openai.jsonl").write_text("\n".join(json.dumps({"text": it}) for it in texts))
+    asked = {"names": ["lambada_openai"], "data": str(tmp_path), "limit": None}
+    program, eager = (executorch("tasks", eager=eager, **asked)["lambada_openai"] for eager in (False, True))
+    assert program["truncated"] == eager["truncated"] == 2
+    assert program["metrics"]["perplexity"] == pytest.approx(eager["metrics"]["perplexity"], rel=0.02)
+
+
 def test_generation_and_a_reused_cache(program: Artifact, quantized: Artifact, pte: Path, host: Host) -> None:
     """Generating for a task is the runner's greedy text, and what the KV cache holds needs no second computing."""
     prompt, wanted = "Name three colours.", 12
@@ -205,6 +244,13 @@ def test_generation_and_a_reused_cache(program: Artifact, quantized: Artifact, p
     assert found["generated"] == reading.tokens
     assert found["text"] == found["decoded"]
     assert found["worst"] < 0.01
+    assert found["short"] == [found["three"]] * 3
+    length = len(found["tokens"])
+    assert found["refused"] == [
+        f"a prompt of {length} tokens and {new} new ones do not fit the program's context of {CONTEXT}: export it with "
+        "a longer one (measurements.arm-mobile.mobile.context)"
+        for new in (256, CONTEXT)
+    ]
 
 
 def test_a_program_as_the_published_route_makes_it(host: Host, qemu: Qemu, custom: Path, tmp_path: Path) -> None:
