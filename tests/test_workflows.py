@@ -29,7 +29,7 @@ def steps(path: Path) -> list[dict[str, Any]]:
 
 
 def test_there_is_one_for_each_job() -> None:
-    assert {path.stem for path in WORKFLOWS} == {"nightly-gpu", "pull-request", "upgrade-gate"}
+    assert {path.stem for path in WORKFLOWS} == {"nightly-gpu", "nightly-mobile", "pull-request", "upgrade-gate"}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -63,9 +63,22 @@ def test_every_harness_command_is_one(path: Path) -> None:
 
 def test_exports_to_the_benchmark_database_know_the_job_that_github_does_not_name() -> None:
     exporting = [step for path in WORKFLOWS for step in steps(path) if "pytorch-v3" in step.get("run", "")]
-    assert len(exporting) == 2
+    assert len(exporting) == 3
     for step in exporting:
         assert step["env"]["JOB_ID"] == "${{ job.check_run_id }}"
+
+
+def test_the_nights_run_the_phones_suite_and_what_is_slow() -> None:
+    """A device that is named and missing fails, so that no night goes by without the emulator that is installed."""
+    (path,) = (path for path in WORKFLOWS if path.stem == "nightly-mobile")
+    assert loaded(path)[True]["schedule"]
+    commands = "\n".join(step.get("run", "") for step in steps(path))
+    assert "tox run -e mobile -- --device host --device qemu --task arc_easy " in commands
+    assert "tox run -e test -- -m slow " in commands
+    installed = commands.split("--no-install-recommends ", 1)[1].splitlines()[0].split()
+    known = (WORKFLOWS[0].parents[2] / ".ci" / "run").read_text(encoding="utf-8")
+    (packages,) = re.findall(r'^packages="(.*)"$', known, re.MULTILINE)
+    assert {"g++", "g++-aarch64-linux-gnu", "qemu-user-static"} == {*installed} <= {*packages.split()}
 
 
 def gate_job(folder: Path, old: str) -> tuple[list[int], str]:
