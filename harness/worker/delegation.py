@@ -74,7 +74,9 @@ def _multiply_adds(node: Any) -> int:
         return _size(node) * _hint(operand.meta["val"].shape[-1])
     if "sdpa" in base or "scaled_dot_product" in base:
         query, key = node.args[0].meta["val"], node.args[1].meta["val"]
-        return 2 * math.prod(_hint(size) for size in query.shape) * _hint(key.shape[-2])
+        # PyTorch's own is (batch, heads, length, dim), ExecuTorch's (llama::custom_sdpa) (batch, length, heads, dim).
+        length = key.shape[1] if _name(node).startswith("llama::") else key.shape[-2]
+        return 2 * math.prod(_hint(size) for size in query.shape) * _hint(length)
     return 0
 
 

@@ -79,7 +79,7 @@ class Export(Backend):
         converted, facts = llama_export.convert(checkpoint, Path(output), trust_remote_code)
         special = _special_tokens(checkpoint, trust_remote_code)
         clock.step(1)
-        with uncollected():
+        with uncollected(), out_variants_explained():
             report = llama_export.export(
                 model,
                 converted,
@@ -142,15 +142,22 @@ def lower(exported: Any, methods: dict[str, Any], quantized: bool) -> Any:
 def _finished(lowered: Any) -> Any:
     from executorch.exir import ExecutorchBackendConfig
 
-    try:
+    with out_variants_explained():
         return lowered.to_executorch(
             ExecutorchBackendConfig(extract_delegate_segments=True, do_quant_fusion_and_const_prop=True)
         )
+
+
+@contextlib.contextmanager
+def out_variants_explained() -> Iterator[None]:
+    """Say of an error of missing out variants what registers them."""
+    try:
+        yield
     except RuntimeError as error:
         if "out variant" in str(error).lower():
             raise RuntimeError(
                 f"{error}. A library that registers these operators for ExecuTorch was not loaded before the export: "
-                "executorch.kernels.quantized has the quantized ones"
+                "executorch.kernels.quantized has the quantized ones, executorch.extension.llm.custom_ops llama's"
             ) from None
         raise
 
