@@ -381,6 +381,8 @@ def _figures(reading: Reading, names: list[str], void: str, attachment: str) -> 
     if reading.new_counts:
         counts = {"prompt_tokens": float(statistics.median(reading.prompt_counts[reading.warmup :]))}
         counts |= {"new_tokens": float(statistics.median(reading.new_counts[reading.warmup :]))}
+    if reading.threads:
+        counts["threads"] = float(reading.threads)
 
     def rates(values: list[float]) -> Figure:
         figure = _figure(values, reading.warmup, void)

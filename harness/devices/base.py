@@ -40,6 +40,8 @@ class Reading(BaseModel):
     context: int = 0
     vocabulary: int = 0
     windows: int = 0
+    # Of the runner's process after the rounds; an emulator's own count too.
+    threads: PositiveInt | None = None
     prefill_seconds: list[NonNegativeFloat]
     decode_seconds: list[NonNegativeFloat]
     tokens: list[int] = []

@@ -63,6 +63,7 @@ def runner(store: Store, environment: Environment, machine: str) -> Artifact:
     if version is None:
         raise ArtifactError("the runner needs ExecuTorch's wheel: pip install '.[mobile]'")
     key = {"source": file_digest(SOURCE), "machine": machine, "executorch": version, "compiler": _version(machine)}
+    key |= {"flags": " ".join(_FLAGS), "libraries": " ".join(_LIBRARIES)}
 
     def build(folder: Path) -> dict[str, Any]:
         package = _installed(environment.python) if machine == platform.machine() else _wheel(store, version, machine)

@@ -33,11 +33,30 @@ using executorch::extension::from_blob;
 using executorch::extension::Module;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
+using executorch::runtime::Program;
 
 namespace {
 
+// A text as JSON writes it.
+std::string quoted(const std::string& text) {
+  std::string found = "\"";
+  for (const char one : text) {
+    if (one == '"' || one == '\\') {
+      found += '\\';
+      found += one;
+    } else if (static_cast<unsigned char>(one) < 0x20) {
+      char code[8];
+      std::snprintf(code, sizeof(code), "\\u%04x", one);
+      found += code;
+    } else {
+      found += one;
+    }
+  }
+  return found + '"';
+}
+
 [[noreturn]] void fail(const std::string& stage, const std::string& words, int code = 0) {
-  std::printf("{\"error\": \"%s\", \"stage\": \"%s\", \"code\": %d}\n", words.c_str(), stage.c_str(), code);
+  std::printf("{\"error\": %s, \"stage\": %s, \"code\": %d}\n", quoted(words).c_str(), quoted(stage).c_str(), code);
   std::exit(1);
 }
 
@@ -51,16 +70,22 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// The kernel's high-water mark of this process's resident set, in bytes.
-long long peak_bytes() {
+// A number that the kernel tells of this process; -1 if it does not.
+long long told(const std::string& name) {
   std::ifstream status("/proc/self/status");
   std::string line;
   while (std::getline(status, line)) {
-    if (line.rfind("VmHWM:", 0) == 0) {
-      return std::atoll(line.c_str() + 6) * 1024;
+    if (line.rfind(name, 0) == 0) {
+      return std::atoll(line.c_str() + name.size());
     }
   }
   return -1;
+}
+
+// The high-water mark of its resident set, in bytes.
+long long peak_bytes() {
+  const long long found = told("VmHWM:");
+  return found < 0 ? -1 : found * 1024;
 }
 
 std::vector<int64_t> numbers(const std::string& text) {
@@ -92,7 +117,8 @@ class Model {
  public:
   Model(const std::string& program, const std::vector<std::string>& operators)
       : module_(program, Module::LoadMode::Mmap) {
-    check(module_.load(), "load");
+    // A file that is cut off or damaged is an error here, not a crash later.
+    check(module_.load(Program::Verification::InternalConsistency), "load");
     const auto names = module_.method_names();
     check(names.error(), "load");
     context = names->count("get_max_context_len") ? constant("get_max_context_len") : 0;
@@ -227,6 +253,8 @@ int main(int argc, char** argv) {
     decode.push_back(now() - first);
   }
   const long long peak = peak_bytes();
+  // Those that the rounds have made and this one.
+  const long long threads = told("Threads:");
 
   int64_t scored = 0;
   if (!windows.empty()) {
@@ -259,6 +287,7 @@ int main(int argc, char** argv) {
   std::printf(", \"warmup\": %lld, \"context\": %lld, \"vocabulary\": %lld, \"windows\": %lld",
       static_cast<long long>(warmup), static_cast<long long>(model.context), static_cast<long long>(model.vocabulary),
       static_cast<long long>(scored));
+  if (threads > 0) std::printf(", \"threads\": %lld", threads);
   list("prefill_seconds", prefill);
   list("decode_seconds", decode);
   list("tokens", std::vector<double>(answer.begin(), answer.end()));

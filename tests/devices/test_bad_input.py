@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from harness.artifacts import Artifact, Store
-from harness.devices import DeviceError, Host, Request
+from harness.devices import DeviceError, Host, Request, build
 from harness.devices.base import read
+from harness.environment import Environment
 from harness.errors import WorkerError
 from harness.warden import descendants
 from harness.worker.program_errors import Meaning, meaning
@@ -59,6 +61,23 @@ def test_a_program_that_is_none(host: Host, pte: Path, how: str, tmp_path: Path)
         host.run(damaged(pte, tmp_path, how), REQUEST, None, 60)
 
 
+def test_a_program_with_damaged_tables(host: Host, pte: Path, tmp_path: Path) -> None:
+    """It is refused, or the damage lies where nothing is read; never a crash, nor figures of something else."""
+    whole = pte.read_bytes()
+    # The extended header says how long the tables are; the weights come after them.
+    size = int.from_bytes(whole[16:24], "little")
+    refused = 0
+    for start in range(200, size - 64, size // 8):
+        bad = tmp_path / "bad.pte"
+        bad.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])
+        try:
+            host.run(bad, REQUEST, None, 60)
+        except DeviceError as error:
+            assert "export it again" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused
+
+
 def test_a_worker_refuses_them_too(
     start_worker: Any, pte: Path, quantized: Artifact, text: str, tmp_path: Path
 ) -> None:
@@ -92,6 +111,28 @@ def test_a_missing_operator_library(host: Host, custom: Path, monkeypatch: pytes
     monkeypatch.setattr(Host, "operators", lambda _: [])
     with pytest.raises(DeviceError, match=r"an operator of the program is not in the runner .*transformers route"):
         host.run(custom, REQUEST, None, 60)
+
+
+def test_an_error_with_quotes_in_it(host: Host, custom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Host, "operators", lambda _: ["--operators", '/none/"so\\called".so'])
+    with pytest.raises(DeviceError, match=r'operators: /none/"so\\called"\.so: cannot open'):
+        host.run(custom, REQUEST, None, 60)
+
+
+def test_a_runner_of_other_flags_is_another_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_store: Store
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    class Keys(Store):
+        def get(self, kind: str, key: dict[str, Any], *_: Any, **__: Any) -> Artifact:
+            asked.append(key)
+            return Artifact(tmp_path, f"{kind}/0", made=False)
+
+    for flags in (build._FLAGS, [*build._FLAGS, "-O3"]):
+        monkeypatch.setattr(build, "_FLAGS", flags)
+        build.runner(Keys(tmp_path), Environment(), platform.machine())
+    assert asked[0] != asked[1]
 
 
 def test_a_runner_that_is_killed(host: Host, pte: Path) -> None:

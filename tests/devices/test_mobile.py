@@ -31,6 +31,7 @@ READING = {
     "peak_bytes": 200_000_000,
     "prompt_tokens": 64,
     "new_tokens": 32,
+    "threads": 2,
     "warmup": 1,
     "prefill_seconds": [0.2, 0.1, 0.1],
     "decode_seconds": [2.0, 1.0, 1.0],
@@ -130,6 +131,7 @@ def test_two_phones_of_one_model_are_both_measured(bench: Bench, quantized_cell:
         assert bench.runs == 2 * number - 1
         agreed = bench.mobile.agreement(quantized_cell, "transformers", device)
         assert bench.runs == 2 * number
+        assert found["decode_throughput"].statistics["threads"] == 2
         for record in (*found.values(), *agreed.values()):
             assert record.device.name == f"Stand-in Phone ({serial})"
             assert record.parameters["runner"] == "adb"

@@ -180,6 +180,7 @@ def test_here_and_on_arm(host: Host, qemu: Qemu, pte: Path, executorch: Any, tex
         assert len(reading.prefill_rates) == len(reading.decode_rates) == 3
         assert reading.load_seconds
         assert reading.peak_bytes
+        assert reading.threads
         assert pte.stat().st_size * 0.5 < reading.peak_bytes < pte.stat().st_size + 200e6
         answers.append(reading.tokens)
         found = executorch("agreement", logits=str(logits), **sizes)
