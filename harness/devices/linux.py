@@ -170,7 +170,7 @@ class Ssh(DeviceRunner):
         found: dict[str, Scalar] = {}
         for line in self._ask(_STATE, 30).splitlines():
             name, _, value = line.partition(" ")
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(KeyError, ValueError):
                 found[name] = round(float(value) * _STATE_UNITS[name], 2)
         return found
 
