@@ -255,6 +255,7 @@ _TASK = ("task", "task_metric", "documents", "through")
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "peak_memory": ("max_new_tokens", "runner", "prompt_tokens", "new_tokens"),
     "generate_throughput": ("max_new_tokens", "batch_size", *_PROGRAM),
+    "kernel_time": ("pattern",),
     "quantized_kernel_share": ("pattern",),
     "matrix_rate": ("dtype",),
     "limit_fraction": (*_BATCH, "phase"),
