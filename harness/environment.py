@@ -18,7 +18,10 @@ from harness.records import TOKENS, digest, redact
 from harness.servers import distributions
 
 # What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
-_DECISIVE = ("torch", "torchao", "transformers", "executorch", "lm_eval", "accelerate", "tokenizers", "triton", "numpy")
+_DECISIVE = (
+    *("torch", "torchao", "transformers", "executorch", "lm_eval", "accelerate", "tokenizers", "triton", "numpy"),
+    "mslk-cuda",  # where it is installed, torchao takes its kernels
+)
 
 _LIST_PACKAGES = (
     "import importlib.metadata as m, json;"

@@ -167,6 +167,7 @@ def _gpu_state() -> dict[str, Scalar]:
         "power_w": lambda: round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
         "throttle_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         "gpu_processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        "other_gpus_in_use": lambda: _others_in_use(handle),
         "gpu_memory_used_gb": lambda: round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9, 2),
     }
     for name, question in questions.items():
@@ -175,6 +176,16 @@ def _gpu_state() -> dict[str, Scalar]:
         except pynvml.NVMLError as error:
             found[name] = f"not available: {error}"
     return found
+
+
+def _others_in_use(handle: Any) -> int:
+    """Return how many other GPUs of this machine run something: they share its processors, memory and power."""
+    import pynvml
+
+    own = pynvml.nvmlDeviceGetUUID(handle)
+    every = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    others = [other for other in every if pynvml.nvmlDeviceGetUUID(other) != own]
+    return sum(bool(pynvml.nvmlDeviceGetComputeRunningProcesses(other)) for other in others)
 
 
 @functools.cache

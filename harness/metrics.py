@@ -31,6 +31,9 @@ class Metric:
 
 TUTORIAL = "torchao tutorial, part 3 (serving)"
 
+TASK_BATCH = {"cuda": 256, "cpu": 8}
+"""Requests of a task that go through Transformers at once, by torch device."""
+
 _ALL = (
     Metric(
         "peak_memory",

@@ -13,7 +13,7 @@ from harness.agreement import LIKELIEST, hold
 from harness.artifacts import Artifact, file_digest
 from harness.errors import HarnessError
 from harness.matrix import Cell
-from harness.metrics import METRICS
+from harness.metrics import METRICS, TASK_BATCH
 from harness.recorder import Figure, Recorder, standard_error
 from harness.records import Measurement, Scalar
 from harness.servers import SERVED_NAME
@@ -101,7 +101,7 @@ class Quality(Recorder):
         data = str(self.flow.data) if self.flow.data else None
         limit = self.flow.limit
         served = cell.server != "transformers"
-        batch_size = 64 if hardware.torch_device(cell.hardware) == "cuda" else 8
+        batch_size = TASK_BATCH[hardware.torch_device(cell.hardware)]
         key: dict[str, Any] = {
             "task": task,
             "definition": METRICS["accuracy"].version,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from harness import recipe_code
 from harness.hardware import torch_device
+from harness.metrics import TASK_BATCH
 from harness.records import Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.rendering import one_line
 
@@ -122,7 +123,7 @@ def lm_eval(own: Sequence[Measurement], models: Sequence[str]) -> str:
     for (device, documents), tasks in wanted.items():
         for model in models:
             limit = f" --limit {documents}" if isinstance(documents, int) else ""
-            where = "cuda:0 --batch_size 64" if device == "cuda" else "cpu --batch_size 8"
+            where = f"{'cuda:0' if device == 'cuda' else device} --batch_size {TASK_BATCH[device]}"
             chosen = f"--tasks {quoted(','.join(tasks))}{limit} --device {where}"
             lines.append(f"lm_eval --model hf --model_args pretrained={model},dtype=bfloat16 {chosen}")
     return "\n".join(lines)

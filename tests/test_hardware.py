@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness import hardware
+from harness.lock import machine_lock
 
 
 class NVMLError(Exception):
@@ -27,7 +28,7 @@ class Driver(SimpleNamespace):
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
     def __init__(self, *names: str, cuda: int = 13000) -> None:
-        super().__init__(names=names, cuda=cuda, reasons=0, pids=[], here=True, seen=threading.Event())
+        super().__init__(names=names, cuda=cuda, reasons=0, pids=[], others=[], here=True, seen=threading.Event())
 
     def nvmlInit(self) -> None:
         if not self.here:
@@ -76,7 +77,7 @@ class Driver(SimpleNamespace):
         return reasons
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
-        return [SimpleNamespace(pid=pid) for pid in self.pids]
+        return [SimpleNamespace(pid=pid) for pid in (self.others if handle else self.pids)]
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,26 @@ def test_an_h100_is_recognised(gpu: Driver, torch: Callable[[str], None]) -> Non
     state = hardware.state("h100")
     assert (state["sm_mhz"], state["temperature_c"]) == (1980, 40)
     assert state["power_w"] == "not available: Not Supported"
+
+
+def test_other_gpus_that_are_in_use_are_counted_in_the_state(gpu: Driver) -> None:
+    gpu.names = ("NVIDIA H100 80GB HBM3",) * 3
+    gpu.pids = [1]
+    assert hardware.state("h100")["other_gpus_in_use"] == 0
+    gpu.others = [2]
+    assert hardware.state("h100")["other_gpus_in_use"] == 2
+
+
+def test_sessions_that_are_given_a_gpu_each_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = []
+    for visible in (None, "0", "1", "GPU-1a5c"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        files.append(machine_lock())
+    assert len({*files}) == len(files)
+    assert len({file.parent for file in files}) == 1
+    assert machine_lock() == files[-1], "the same GPU, the same file"
 
 
 def test_another_gpu_is_named(gpu: Driver) -> None:
