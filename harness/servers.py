@@ -132,6 +132,9 @@ class SGLang(ServerBackend):
     distributions = ("sglang",)
     repository = "sgl-project/sglang"
     empty_cache = "/flush_cache?timeout=30"
+    # The numbers of requests at once for which the server captures a decoding graph: as far as vLLM does, where SGLang
+    # would end at 256, and in wider steps, since every graph costs start-up time.
+    graphs = (1, 2, 4, 8, *range(16, 129, 16), *range(160, 513, 32))
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
         engine = cell.measurements.engine
@@ -162,6 +165,7 @@ class SGLang(ServerBackend):
             "checkpoint": str(checkpoint),
             "recipe": self._recipe(cell),
             "disable_radix_cache": True,
+            "cuda_graph_bs": sorted(cell.measurements.latency.batch_sizes),
             **options,
         }
 
@@ -170,7 +174,7 @@ class SGLang(ServerBackend):
         if recipe := self._recipe(cell):
             found += ["--recipe", json.dumps(recipe)]
         found += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
-        return found + _flags(options)
+        return [*found, *_flags(options), "--cuda-graph-bs", *map(str, self.graphs)]
 
     def unsupported(self, on: str) -> str:
         if hardware.torch_device(on) == "cuda":

@@ -78,6 +78,16 @@ def test_sglang_is_given_the_recipe_beside_a_plain_checkpoint(cells):
     assert specification["disable_radix_cache"] is True
 
 
+def test_sglang_captures_graphs_for_what_is_measured(cells):
+    """The engine for its batches alone, the server as far as vLLM does."""
+    specification = SERVERS["sglang"].specification(cells["float8dq"], FOLDER, {})
+    assert specification["cuda_graph_bs"] == [1, 128]
+    flags = command(cells["float8dq"], "sglang")
+    sizes = flags[flags.index("--cuda-graph-bs") + 1 :]
+    assert sizes == [str(size) for size in SERVERS["sglang"].graphs]
+    assert (sizes[0], sizes[-1]) == ("1", "512")
+
+
 def test_sglang_says_where_it_cannot_be(cells):
     assert SERVERS["sglang"].unsupported("h100") == ""
     assert "compute capability 8.0" in SERVERS["sglang"].unsupported("cpu")

@@ -8,8 +8,13 @@ registers hooks with SGLang's plugin registry that act when the model has been l
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +35,31 @@ def run_scheduler(recipe: dict[str, Any] | None, *arguments: Any) -> None:
     it is. A checkpoint that is quantized with torchao already is loaded as such.
     """
     from sglang.srt.managers import scheduler
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(f"{_LOADER}._get_all_weights", _plain_weights, HookType.AROUND)
-    HookRegistry.register(f"{_LOADER}.load_model", _quantizing(recipe), HookType.AROUND)
+    _hook(
+        (f"{_LOADER}._get_all_weights", _plain_weights, "AROUND"),
+        (f"{_LOADER}.load_model", _quantizing(recipe), "AROUND"),
+        (f"{_LOADER}.load_model", _settle_kernels, "BEFORE"),
+    )
     for asked in (tell_layers, start_profile_of_kernels, stop_profile_of_kernels):
         setattr(scheduler.Scheduler, asked.__name__, asked)
     _own_norms()
     scheduler.run_scheduler_process(*arguments)
+
+
+def _hook(*hooks: tuple[str, Callable[..., Any], str]) -> None:
+    """Apply hooks (target, function, kind) with SGLang's plugin registry.
+
+    Raises RuntimeError if a target is not there: SGLang logs that alone, and would serve a model without its recipe.
+    """
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for target, function, kind in hooks:
+        HookRegistry.register(target, function, HookType[kind])
+    load_plugins()
+    if missing := sorted({target for target, *_ in hooks} - HookRegistry._patched):
+        raise RuntimeError(f"this version of SGLang takes no hook at {', '.join(missing)}")
 
 
 def _own_norms() -> None:
@@ -46,6 +68,54 @@ def _own_norms() -> None:
         from sgl_kernel import elementwise
 
         elementwise._has_flashinfer = False
+
+
+def _settle_kernels(*_: Any, model_config: Any, **__: Any) -> None:
+    """Compile the kernels that SGLang would compile one after the other at the first forward pass, all at once.
+
+    Where that cannot be, it is given what needs no compiler and computes the same, rather than fail minutes later.
+    """
+    from sglang.jit_kernel import activation, clamp_position, kvcache
+
+    row_bytes = model_config.get_num_kv_heads(1) * model_config.head_dim * torch.bfloat16.itemsize
+    builds: list[Callable[[], Any]] = [
+        functools.partial(kvcache.can_use_store_cache, row_bytes),
+        functools.partial(activation._jit_activation_module, torch.bfloat16),
+        functools.partial(clamp_position._jit_clamp_position_module, torch.int64),
+    ]
+    try:
+        with _cuda_runtime_to_link(), ThreadPoolExecutor(len(builds)) as pool:
+            list(pool.map(lambda build: build(), builds))
+    except Exception as error:
+        print(f"SGLang's kernels cannot be compiled here, so others take their place: {error}", file=sys.stderr)
+        import sgl_kernel
+        from sglang.srt.layers import activation as layers_activation
+        from sglang.srt.model_executor import forward_batch_info
+
+        layers_activation.silu_and_mul = sgl_kernel.silu_and_mul
+        forward_batch_info.clamp_position = forward_batch_info._clamp_position_native
+
+
+@contextlib.contextmanager
+def _cuda_runtime_to_link() -> Iterator[None]:
+    """Let the linker find the CUDA runtime that torch has loaded.
+
+    SGLang looks for it beside ``nvcc`` alone, which may be a script that stands elsewhere, or come without it.
+    """
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    loaded = next((line.split(maxsplit=5)[-1] for line in maps if "/libcudart.so" in line), None)
+    before = os.environ.get("LIBRARY_PATH")
+    with tempfile.TemporaryDirectory() as folder:
+        if loaded:
+            (Path(folder) / "libcudart.so").symlink_to(loaded)
+            os.environ["LIBRARY_PATH"] = os.pathsep.join(filter(None, [before, folder]))
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("LIBRARY_PATH", None)
+            else:
+                os.environ["LIBRARY_PATH"] = before
 
 
 def is_quantized(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,54 @@ def test_a_recipe_on_a_quantized_checkpoint_is_refused(loaded: Any, quantizing: 
 def test_a_plain_checkpoint_with_and_without_a_recipe(loaded: Any) -> None:
     assert set(loaded["recipe"]["layers"].values()) == {"Int8Tensor"}
     assert set(loaded["plain"]["layers"].values()) == {"Tensor"}
+
+
+def test_a_hook_that_sglang_does_not_take_is_an_error(repository: Path) -> None:
+    """SGLang itself only logs it, and would serve the model without its recipe."""
+    code = """
+import sys
+from enum import Enum
+from types import ModuleType
+from harness.worker import sglang_model
+
+class HookType(Enum):
+    AROUND = "around"
+
+class HookRegistry:
+    _patched = {"loader.load_model"}
+    register = staticmethod(lambda target, function, kind: print(target, kind.value))
+
+plugins, registry = ModuleType("sglang.srt.plugins"), ModuleType("sglang.srt.plugins.hook_registry")
+plugins.load_plugins = lambda: None
+registry.HookRegistry, registry.HookType = HookRegistry, HookType
+sys.modules |= {name: ModuleType(name) for name in ("sglang", "sglang.srt")}
+sys.modules |= {module.__name__: module for module in (plugins, registry)}
+sglang_model._hook(("loader.load_model", print, "AROUND"))
+sglang_model._hook(("loader.load_model", print, "AROUND"), ("loader.gone", print, "AROUND"))
+"""
+    done = run(code, repository)
+    assert done.stdout.splitlines() == 2 * ["loader.load_model around"] + ["loader.gone around"]
+    assert done.stderr.endswith("RuntimeError: this version of SGLang takes no hook at loader.gone\n")
+
+
+def test_kernels_are_linked_with_the_cuda_runtime_that_torch_has_loaded(repository: Path, tmp_path: Path) -> None:
+    code = f"""
+import ctypes, os, subprocess
+from pathlib import Path
+from harness.worker import sglang_model
+
+runtime = {str(tmp_path / "libcudart.so.13")!r}
+subprocess.run(["cc", "-shared", "-o", runtime, "-x", "c", "-"], input="", text=True, check=True)
+ctypes.CDLL(runtime)
+with sglang_model._cuda_runtime_to_link():
+    (folder,) = os.environ["LIBRARY_PATH"].split(":")
+    print(Path(folder, "libcudart.so").resolve())
+print(os.environ.get("LIBRARY_PATH"))
+"""
+    assert run(code, repository).stdout.splitlines() == [str((tmp_path / "libcudart.so.13").resolve()), "None"]
+
+
+def run(code: str, repository: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, since this one imports no torch."""
+    environ = {"PYTHONPATH": str(repository), "PATH": os.environ["PATH"]}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environ)
