@@ -54,6 +54,7 @@ class Quantize(Backend):
         torch.manual_seed(seed)
         with torch.device(self.device):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        _randomize_padding(model)
         model.save_pretrained(output)
         loaded = AutoTokenizer.from_pretrained(tokenizer)
         if len(loaded) > config.vocab_size:
@@ -116,6 +117,18 @@ class Quantize(Backend):
         if untie_embeddings:
             shutil.rmtree(source)
         return _facts(model, output)
+
+
+def _randomize_padding(model: Any) -> None:
+    """Give the padding token's embedding, which transformers makes zero, random values like every other's.
+
+    Sampled from random weights it comes up like every other token. Then a float8 activation of zeros is scaled by
+    zero, and the probabilities after it are no numbers, at which an engine may end.
+    """
+    embedding = model.get_input_embeddings()
+    if embedding.padding_idx is not None:
+        with torch.no_grad():
+            embedding.weight[embedding.padding_idx].normal_(std=model.config.get_text_config().initializer_range)
 
 
 _NOT_OPTIONS = ("self", "quant_type", "kwargs")

@@ -112,6 +112,16 @@ def test_random_weights_are_those_of_the_seed(quantizing, tiny_model):
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_the_padding_token_of_random_weights_is_random_too(quantizing, tiny_model, tmp_path):
+    """Transformers makes it zero, and a float8 activation of zeros is no number."""
+    config = json.loads((tiny_model.folder / "config.json").read_text()) | {"pad_token_id": 5}
+    shape = tmp_path / "padded.json"
+    shape.write_text(json.dumps(config))
+    made = quantizing.ask("plain_from_shape", shape=str(shape), seed=0, tokenizer=str(tiny_model.folder))
+    row = 2 * config["hidden_size"]
+    assert any(stored(made.folder)["model.embed_tokens.weight"][5 * row : 6 * row])
+
+
 def test_a_storage_counts_once_however_many_tensors_show_it():
     """In a process of its own, since this one imports no torch."""
     code = """
