@@ -45,6 +45,8 @@ class Engine(Backend):
             **hidden(checkpoint),
             **options,
         )
+        # Milliseconds: of a scheduler that dies while it is asked, nothing else would tell.
+        self.engine.send_to_rpc.RCVTIMEO = 120_000
         info = self.engine._scheduler_init_result.scheduler_infos[0]
         return {
             "quantization": json.dumps(recipe) if recipe else "",
