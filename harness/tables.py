@@ -39,7 +39,7 @@ __all__ = [
     "write",
 ]
 
-KEY_PACKAGES = ("torch", "torchao", "transformers", *distributions(), "executorch", "lm-eval", "lm_eval")
+KEY_PACKAGES = ("torch", "torchao", "mslk-cuda", "transformers", *distributions(), "executorch", "lm-eval", "lm_eval")
 
 
 @dataclass(frozen=True)
