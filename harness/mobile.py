@@ -40,11 +40,6 @@ class MeasureMobile:
         self._phone_runner = phone_runner
         self._devices: dict[str, DeviceRunner] = {}
 
-    @staticmethod
-    def routes(cell: Cell) -> list[str]:
-        """Return the ways to export a cell's model: by transformers always, by export_llama where it is listed."""
-        return [PORTABLE, "llama"] if cell.model.executorch else [PORTABLE]
-
     def device(self, name: str) -> DeviceRunner:
         """Return a device by its name on the command line, opened once a session."""
         if name not in self._devices:
