@@ -110,7 +110,7 @@ class Exports(Flow):
 def exports(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Exports:
     """A flow whose exports end only in pairs, on a machine of two processors and memory for both."""
     monkeypatch.setattr(together.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(together.psutil, "virtual_memory", lambda: SimpleNamespace(available=15e9))
+    monkeypatch.setattr(together.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
     flow = Exports(tmp_path, suites_matrix, Run.create(tmp_path / "runs"))
     flow.programs = [(cell, route) for cell in phones(suites_matrix) for route in versions.LOWERING]
     return flow
