@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 from harness import hardware, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
-from harness.errors import ArtifactError, MatrixError, WorkerError
+from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
 from harness.failures import REPEATED
 from harness.job import Server, Worker, free_port
 from harness.matrix import Cell, Matrix, Model
@@ -23,12 +24,16 @@ from harness.protocol import Job
 from harness.records import Cell as CellIdentity
 from harness.records import ModelIdentity, Run, Scalar, Timing
 from harness.servers import SERVERS, ServerBackend
+from harness.together import Work, together
 from harness.worker import versions
 
 # Packages whose version is part of every artifact's key; a gate adds what else tells its sides apart.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
 _EXPORTERS = ("executorch",)
 _WORKER_KINDS = ("transformers", "engine", "server")
+# What an export may come to hold: SmolLM2-135M's take 3.5 to 5.1 GB, most of it for the graph of 30 layers.
+_EXPORT_BYTES = 5e9
+_EXPORT_BYTES_A_PARAMETER = 4
 # Which fork server's family (harness/worker/forkserver.py) a worker's module belongs to; SGLang's has none.
 _FAMILIES = {
     "generate": "transformers",
@@ -63,7 +68,8 @@ class Flow:
 
     ``plan`` lists in order which kind of worker each coming test needs, as (cell id without server, kind); where
     the machine can hold them (``together``), all workers of a cell are started at once, so that their imports
-    overlap, and each waits, idle, for its turn. Otherwise one lives at a time.
+    overlap, and each waits, idle, for its turn. Otherwise one lives at a time. ``programs`` lists the programs that the
+    coming tests need, as (cell, route).
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class Flow:
         self._apart = {name: it for name, it in (apart or {}).items() if name.replace("-", "_") not in _MAKERS}
         self.waiting: Callable[[], None] = lambda: None
         self.plan: list[tuple[str, str]] = []
+        self.programs: list[tuple[Cell, str]] = []
         self.start_ahead = True
         # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
         self.whole_processes = True
@@ -100,6 +107,8 @@ class Flow:
         self.block = 0
         self._workers: dict[tuple[str, str], Worker | Server] = {}
         self._failed: dict[tuple[str, str], WorkerError] = {}
+        self._failed_ahead: dict[tuple[str, str], HarnessError] = {}
+        self._once: list[Worker] = []
         self._client: Worker | None = None
         self._forks: dict[tuple[str, ...], ForkServer] = {}
         self._plain: dict[str, Checkpoint] = {}
@@ -166,7 +175,20 @@ class Flow:
             return self.store.get("facts", key, build, label=label, facts=versions.CHECKPOINT_FACTS).facts
 
     def program(self, cell: Cell, route: str) -> Artifact:
-        """Return the ExecuTorch program (.pte) of a cell by one of the export's routes, with facts of its making."""
+        """Return the ExecuTorch program (.pte) of a cell by one of the export's routes, with facts of its making.
+
+        With the first one all of ``programs`` that are missing are made, several at once, since an export keeps one
+        processor busy; so none runs beside, or between, measurements.
+        """
+        key, build = self._program(cell, route)
+        with self._tried_once((_base(cell), f"program {route}")), self.timed("export", cell):
+            self._export_ahead()
+            if error := self._failed_ahead.pop((_base(cell), route), None):
+                raise error
+            return self.store.get("program", key, build, label=f"program {cell.id} ({route})")
+
+    def _program(self, cell: Cell, route: str) -> tuple[dict[str, Any], Callable[[Path], dict[str, Any]]]:
+        """Return the key of a program and what builds it, in any thread."""
         checkpoint = self.checkpoint(cell)
         assert cell.measurements.mobile
         options: dict[str, Any] = {"context": cell.measurements.mobile.context}
@@ -184,8 +206,25 @@ class Flow:
             **self._versions(_EXPORTERS),
             **versions.in_key("lowering", versions.LOWERING[route]),
         }
-        with self._tried_once((_base(cell), f"program {route}")), self.timed("export", cell):
-            return self.store.get("program", key, build, label=f"program {cell.id} ({route})")
+        return key, build
+
+    def _export_ahead(self) -> None:
+        """Make what is missing of ``programs``; what fails is kept for the test that asks for it."""
+        coming, self.programs = self.programs, []
+        missing: dict[tuple[str, str], Work] = {}
+        for cell, route in coming:
+            # A checkpoint that cannot be made fails its own tests.
+            with contextlib.suppress(HarnessError):
+                key, build = self._program(cell, route)
+                if not self.store.holds("program", key):
+                    parameters = self.facts(cell)["parameters"]
+                    label = f"program {cell.id} ({route})"
+                    make = functools.partial(self.store.get, "program", key, build, label=label)
+                    missing[_base(cell), route] = Work(make, _EXPORT_BYTES + _EXPORT_BYTES_A_PARAMETER * parameters)
+        if len(missing) > 1:
+            self.progress(f"exporting {len(missing)} programs, as many at once as processors and free memory allow ...")
+        errors = together(list(missing.values()), self._end_once)
+        self._failed_ahead |= {name: error for name, error in zip(missing, errors, strict=True) if error}
 
     def prompts(self) -> Artifact:
         """Return the ShareGPT prompts and text."""
@@ -314,11 +353,18 @@ class Flow:
             # A server or an engine of the cell before holds most of the device.
             self._end_lasting()
         worker = self._start(backend, specification, label)
+        self._once.append(worker)
         try:
             worker.wait_ready(limits.start)
             return worker.ask(command, limits.prepare, **arguments)
         finally:
+            self._once.remove(worker)
             worker.close()
+
+    def _end_once(self) -> None:
+        """End the workers that :meth:`once` waits for in other threads, which then raise WorkerError."""
+        for worker in list(self._once):
+            worker.process.end()
 
     # ---------------------------------------------------------------------------------------- lasting workers
 

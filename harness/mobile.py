@@ -40,11 +40,6 @@ class MeasureMobile:
         self._phone_runner = phone_runner
         self._devices: dict[str, DeviceRunner] = {}
 
-    @staticmethod
-    def routes(cell: Cell) -> list[str]:
-        """Return the ways to export a cell's model: by transformers always, by export_llama where it is listed."""
-        return [PORTABLE, "llama"] if cell.model.executorch else [PORTABLE]
-
     def device(self, name: str) -> DeviceRunner:
         """Return a device by its name on the command line, opened once a session."""
         if name not in self._devices:
@@ -132,7 +127,6 @@ class MeasureMobile:
             return self._told(cell, device)
         wanted = _wanted(cell)
         program = self.flow.program(cell, route)
-        self._admit(cell, program, wanted)
         names = metrics_on(device, route)
         states: list[dict[str, Scalar]] = []
 
@@ -284,14 +278,6 @@ class MeasureMobile:
             sizes["warmup"],
             sizes["rounds"],
         )
-
-    def _admit(self, cell: Cell, program: Artifact, wanted: Mobile) -> None:
-        longest = wanted.prompt_tokens + wanted.new_tokens
-        if longest > program.facts["context"]:
-            raise HarnessError(
-                f"{cell.id}: the program holds {program.facts['context']} tokens, {longest} are to be run: export it "
-                "with a longer context (measurements.arm-mobile.mobile.context)"
-            )
 
     def _tell(self, device: DeviceRunner, cell: Cell) -> None:
         """Tell a phone's llama_main what it needs besides tokens."""

@@ -450,6 +450,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
         for item in request.session.items
         if _cell_key in item.stash and not (cell := item.stash[_cell_key]).skip
     ]
+    session.flow.programs = _programs(config, request.session.items, session.mobile)
     nightly: Nightly | None = config.stash.get(_nightly_key, None)
     if nightly:
         nightly.attach(session)
@@ -462,6 +463,30 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     config.stash[_session_key] = session
     yield session
     session.close()
+
+
+def _programs(config: pytest.Config, items: list[pytest.Item], mobile: MeasureMobile) -> list[tuple[Cell, str]]:
+    """Return the programs that tests run, as (cell, route); what an iPhone measured needs none."""
+    from harness.mobile import PORTABLE
+
+    found: dict[tuple[str, str], tuple[Cell, str]] = {}
+    for item in items:
+        if _cell_key not in item.stash or _stage(item) != "export" or item.get_closest_marker("skip"):
+            continue
+        cell, params = item.stash[_cell_key], item.callspec.params  # type: ignore[attr-defined]
+        route, device = params.get("route", PORTABLE), params.get("device", "")
+        if (cell.id, route) in found or device.startswith("ios:"):
+            continue
+        # A device that does not exist fails its own tests.
+        with contextlib.suppress(HarnessError):
+            if not device or not _device(config, device, mobile).lacks(route):
+                found[cell.id, route] = (cell, route)
+    return list(found.values())
+
+
+def _device(config: pytest.Config, name: str, mobile: MeasureMobile) -> DeviceRunner:
+    found: DeviceRunner = config.hook.pytest_harness_device(name=name) or mobile.device(name)
+    return found
 
 
 def _hand_on(config: pytest.Config, line: Line, run: Run) -> None:
@@ -494,7 +519,7 @@ def mobile(harness_session: HarnessSession) -> MeasureMobile:
 @pytest.fixture
 def runs_on(request: pytest.FixtureRequest, device: str, mobile: MeasureMobile) -> DeviceRunner:
     """The device that the test is about; one that was asked for and is not here fails, any other skips."""
-    found = request.config.hook.pytest_harness_device(name=device) or mobile.device(device)
+    found = _device(request.config, device, mobile)
     if problem := found.missing():
         if request.config.getoption("--device"):
             raise HarnessError(f"--device {device}: {problem}")

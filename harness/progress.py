@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,12 +64,14 @@ def duration(seconds: float) -> str:
 class Progress:
     """Writes whole lines between pytest's own; the same kind of line at most every ten seconds, and none with -q.
 
-    There are no control characters, so a log file reads as a terminal does. ``write`` puts one line out.
+    There are no control characters, so a log file reads as a terminal does. ``write`` puts one line out. Threads that
+    wait for work of their own may say something at any time.
     """
 
     def __init__(self, write: Callable[[str], None] | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
         self._clock = clock
+        self._lock = threading.Lock()
         self._last: dict[str, float] = {}
         self._spoke = clock()
         self._tests: list[str] = []
@@ -95,22 +98,24 @@ class Progress:
     def __call__(self, message: str) -> None:
         """Say something, with how far the session is; of one kind, the words before a colon, not too often."""
         kind, now = message.split(":")[0], self._clock()
-        if self._write is None or now - self._last.get(kind, -_EVERY) < _EVERY:
-            return
-        self._last[kind] = now
-        self._spoke = now
-        self._write(" ".join(part for part in (message, self._place()) if part))
+        with self._lock:
+            if self._write is None or now - self._last.get(kind, -_EVERY) < _EVERY:
+                return
+            self._last[kind] = now
+            self._spoke = now
+            self._write(" ".join(part for part in (message, self._place()) if part))
 
     def waiting(self) -> None:
         """Say what runs, if nothing was said for a while; called again and again while the session waits."""
         now = self._clock()
-        if self._write is None or self._now < 0 or now - max(self._spoke, self._since) < _HEARTBEAT:
-            return
-        test = self._tests[self._now]
-        usual = self.estimate.of(test)
-        told = f", usually {duration(usual)}" if usual is not None else ""
-        self._spoke = now
-        self._write(f"{test}: {duration(now - self._since)} so far{told} {self._place()}")
+        with self._lock:
+            if self._write is None or self._now < 0 or now - max(self._spoke, self._since) < _HEARTBEAT:
+                return
+            test = self._tests[self._now]
+            usual = self.estimate.of(test)
+            told = f", usually {duration(usual)}" if usual is not None else ""
+            self._spoke = now
+            self._write(f"{test}: {duration(now - self._since)} so far{told} {self._place()}")
 
     def _place(self) -> str:
         if self._now < 0:

@@ -1,16 +1,20 @@
-"""What artifacts are known by: whatever makes them otherwise is part of their keys."""
+"""What artifacts are known by: whatever makes them otherwise is part of their keys; and when programs are made."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact
+from harness import together
+from harness.artifacts import Artifact, Store
 from harness.environment import Environment
+from harness.errors import HarnessError, WorkerError
 from harness.flow import Checkpoint, Flow
-from harness.matrix import Matrix
+from harness.matrix import Cell, Matrix
 from harness.records import ModelIdentity, Run
 from harness.worker import versions
 
@@ -46,10 +50,12 @@ def keys(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch)
 def test_a_program_is_made_again_by_newer_lowering_code(keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rise of one route's version changes the keys of its programs alone; the first version stands in none."""
     before = {route: keys(route)["program"] for route in versions.LOWERING}
-    assert before["transformers"].keys() == {"checkpoint", "route", "context", "packages"}
-    monkeypatch.setattr(versions, "LOWERING", {**versions.LOWERING, "transformers": 2})
-    assert keys("transformers")["program"] == before["transformers"] | {"lowering": 2}
+    assert before["transformers"].keys() == {"checkpoint", "route", "context", "packages", "lowering"}
+    monkeypatch.setattr(versions, "LOWERING", {**versions.LOWERING, "transformers": 99})
+    assert keys("transformers")["program"] == before["transformers"] | {"lowering": 99}
     assert keys("llama")["program"] == before["llama"]
+    monkeypatch.setattr(versions, "LOWERING", {**versions.LOWERING, "transformers": 1})
+    assert "lowering" not in keys("transformers")["program"]
 
 
 def test_a_checkpoint_is_made_again_by_newer_code(keys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +79,85 @@ def test_a_tokenizer_with_a_template_chats(tmp_path: Path, file: str, content: s
     (tmp_path / file).write_text(content)
     identity = ModelIdentity(name="m", source="folder", revision="1", weights="pretrained")
     assert Checkpoint(tmp_path, "plain/0", identity, {}).chats is chats
+
+
+class Exports(Flow):
+    """Makes checkpoints and programs of nothing, and notes what was made beside what."""
+
+    def __init__(self, folder: Path, matrix: Matrix, run: Run) -> None:
+        super().__init__(Store(folder / "cache"), run, matrix, environment=Environment())
+        self.both_run = threading.Barrier(2, timeout=10)
+        self.made: list[str] = []
+        self.fails = ""
+        self.uncheckpointed = ""
+
+    def checkpoint(self, cell: Cell) -> Checkpoint:
+        if cell.recipe.name == self.uncheckpointed:
+            raise WorkerError("quantize: it broke", stage="quantize", kind="exception")
+        identity = ModelIdentity(name=cell.model.name, source="folder", revision="1", weights="pretrained")
+        return Checkpoint(self.store.root, f"plain/{cell.recipe.name}", identity, {"parameters": 1})
+
+    def once(self, backend: str, specification: Any, command: str, cell: Cell | None, **arguments: Any) -> Any:
+        assert cell
+        self.both_run.wait()
+        self.made.append(f"{cell.recipe.name} {command}")
+        if self.made[-1] == self.fails:
+            raise WorkerError(f"{command}: it broke", stage=command, kind="exception")
+        return {}
+
+
+@pytest.fixture
+def exports(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Exports:
+    """A flow whose exports end only in pairs, on a machine of two processors and memory for both."""
+    monkeypatch.setattr(together.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(together.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
+    flow = Exports(tmp_path, suites_matrix, Run.create(tmp_path / "runs"))
+    flow.programs = [(cell, route) for cell in phones(suites_matrix) for route in versions.LOWERING]
+    return flow
+
+
+def phones(matrix: Matrix) -> list[Cell]:
+    return [one for one in matrix.cells() if one.hardware == "arm-mobile"]
+
+
+def test_all_programs_are_exported_before_the_first_is_measured(exports: Exports) -> None:
+    """In pairs, and each once: what is asked for later is there."""
+    plain, quantized = phones(exports.matrix)
+    assert exports.program(plain, "transformers").made
+    expected = [f"{cell.recipe.name} {route}_route" for cell in (plain, quantized) for route in versions.LOWERING]
+    assert sorted(exports.made) == sorted(expected)
+    for cell in (plain, quantized):
+        for route in versions.LOWERING:
+            assert exports.program(cell, route).made, "in this session"
+    assert len(exports.made) == 4
+
+
+def test_what_is_there_is_not_exported_again(exports: Exports) -> None:
+    plain, quantized = phones(exports.matrix)
+    exports.programs = [(plain, route) for route in versions.LOWERING]
+    exports.program(plain, "llama")
+    later = Exports(exports.store.root.parent, exports.matrix, exports.run)
+    later.programs = [(cell, route) for cell in (plain, quantized) for route in versions.LOWERING]
+    assert not later.program(plain, "transformers").made
+    assert sorted(later.made) == ["8da4w-int8emb llama_route", "8da4w-int8emb transformers_route"]
+
+
+def test_an_export_that_fails_ahead_fails_its_own_test_alone(exports: Exports) -> None:
+    plain, quantized = phones(exports.matrix)
+    exports.fails = f"{quantized.recipe.name} llama_route"
+    exports.program(plain, "transformers")
+    exports.program(quantized, "transformers")
+    with pytest.raises(WorkerError, match=r"llama_route: it broke$"):
+        exports.program(quantized, "llama")
+    with pytest.raises(WorkerError, match="failed before in this session"):
+        exports.program(quantized, "llama")
+    assert exports.made.count(exports.fails) == 1
+
+
+def test_a_checkpoint_that_fails_ahead_fails_its_own_test_alone(exports: Exports) -> None:
+    plain, quantized = phones(exports.matrix)
+    exports.uncheckpointed = quantized.recipe.name
+    exports.program(plain, "transformers")
+    assert sorted(exports.made) == ["bf16 llama_route", "bf16 transformers_route"]
+    with pytest.raises(HarnessError, match="quantize: it broke"):
+        exports.program(quantized, "llama")

@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,14 @@ def test_a_worker_that_hangs_is_ended(start: Start, meanwhile: str) -> None:
 
 def test_one_that_never_ceases_to_make_progress_is_ended_too(worker: Worker) -> None:
     assert failure(worker, "while True: send('progress')", timeout=0.3).kind == "timeout"
+
+
+def test_a_worker_that_is_ended_elsewhere_fails_what_waits_for_it(worker: Worker) -> None:
+    ending = threading.Timer(0.3, worker.process.end)
+    ending.start()
+    assert failure(worker, HANG, timeout=60).kind in ("crash", "out_of_memory")
+    ending.join()
+    assert not worker.alive
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import hardware, session
+from harness.devices import Host
 from harness.expressions import asked_for, selects
 from harness.servers import VLLM
 
@@ -441,6 +442,57 @@ def test_a_session_that_cannot_start_says_so_once(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert result.stdout.str().count("file/cache: cannot be made (Not a directory); name another with --cache") == 1
     assert "errors" not in result.parseoutcomes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "routes"),
+    [
+        ([], ["transformers", "llama"]),
+        (["-k", "test_program and llama"], ["llama"]),
+        (["-k", "test_operators"], ["transformers"]),
+        (["-k", "test_device", "--device", "adb:one"], ["transformers", "llama"]),
+        (["-k", "test_device", "--device", "qemu"], ["transformers"]),
+        (["-k", "test_device", "--device", "ios:bf16=results.json"], []),
+        (["-k", "test_device", "--device", "unknown"], []),
+    ],
+)
+def test_a_session_knows_the_programs_that_its_tests_run(
+    run: Run,
+    pytester: pytest.Pytester,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    routes: list[str],
+) -> None:
+    """Of an emulator none with operators that it lacks, of an iPhone's results none at all."""
+    lengths = "context = 64, prompt_tokens = 8, new_tokens = 8, rounds = 1"
+    mobile = f"mobile = {{ {lengths}, windows = 2, window_tokens = 16, emulated_windows = 1 }}"
+    matrix = MATRIX.replace('folder = "small"', 'folder = "small"\nexecutorch = "smollm2"')
+    matrix = matrix.replace('"arm-mobile"]\nservers = ["transformers"', '"arm-mobile"]\nservers = ["executorch"')
+    matrix = matrix.replace("servers = []", 'servers = ["executorch"]') + mobile
+    (folder / "suites" / "matrix.toml").write_text(matrix, encoding="utf-8")
+    pytester.makepyfile(
+        test_second="""
+        import pytest
+
+        pytestmark = pytest.mark.stage("export")
+
+        @pytest.fixture(autouse=True)
+        def programs(harness_session):
+            print("PROGRAMS", *(f"{cell.recipe.name}-{route}" for cell, route in harness_session.flow.programs))
+
+        def test_program(cell, route): pass
+        def test_device(cell, route, device): pass
+        def test_operators(cell): pass
+        """
+    )
+    monkeypatch.setattr(session, "machine_lock", lambda: folder / "lock")
+    monkeypatch.setattr(hardware, "missing", lambda _: "")
+    monkeypatch.setattr(Host, "lacks", lambda *_: "")
+    result = run("test_second.py", "-s", "-m", "arm-mobile", "--cache", "cache", *arguments)
+    assert result.ret == 0 or not routes, result.stdout.str()
+    said = [line.partition("PROGRAMS")[2].split() for line in result.outlines if "PROGRAMS" in line]
+    assert said[0] == [f"bf16-{route}" for route in routes]
 
 
 def test_a_limit_that_is_known_not_to_hold_is_an_expected_failure_and_shows_its_figures(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,22 @@ def test_a_test_takes_as_long_as_it_last_took_on_this_device(tmp_path: Path) -> 
     assert found.of("a.py::t[new]") == 25.0  # the median of its function
     assert found.of("a.py::f[1]") is None
     assert found.left(["a.py::t[1]", "a.py::t[2]", "a.py::f[1]"]) == (50.0, 1)
+
+
+def test_threads_write_one_after_another() -> None:
+    """As exports do that run beside each other; pytest's capturing cannot be lifted twice at once."""
+    writing, most = 0, 0
+
+    def write(_: str) -> None:
+        nonlocal writing, most
+        writing += 1
+        most = max(most, writing)
+        time.sleep(0.05)
+        writing -= 1
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        pool.map(Progress(write), [f"program {number}: torch.export: 1 of 5" for number in range(4)])
+    assert most == 1
 
 
 def test_each_line_says_how_far_it_is_and_what_is_left() -> None:

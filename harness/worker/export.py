@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import resource
 import time
@@ -57,8 +56,7 @@ class Export(Backend):
         del exported
         report = delegation.report(lowered.exported_program())
         clock.step(3)
-        with uncollected():
-            program = _finished(lowered)
+        program = _finished(lowered)
         clock.step(4)
         with (Path(output) / PROGRAM).open("wb") as file:
             program.write_to_file(file)
@@ -79,7 +77,7 @@ class Export(Backend):
         converted, facts = llama_export.convert(checkpoint, Path(output), trust_remote_code)
         special = _special_tokens(checkpoint, trust_remote_code)
         clock.step(1)
-        with uncollected(), out_variants_explained():
+        with out_variants_explained():
             report = llama_export.export(
                 model,
                 converted,
@@ -120,29 +118,30 @@ def lower(exported: Any, methods: dict[str, Any], quantized: bool) -> Any:
     """
     # Registers the out variants of the quantized operators that the program needs.
     import executorch.kernels.quantized  # noqa: F401
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-        XnnpackDynamicallyQuantizedPartitioner,
-        XnnpackPartitioner,
-    )
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with uncollected():
+    from harness.worker import lowering
+
+    with lowering.uncollected(), lowering.compiled_once():
         lowered = to_edge_transform_and_lower(
             exported,
-            partitioner=[XnnpackDynamicallyQuantizedPartitioner() if quantized else XnnpackPartitioner()],
+            partitioner=[lowering.LinearPartitioner() if quantized else XnnpackPartitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
             constant_methods=methods,
         )
     if not quantized:
         return lowered
-    with uncollected():
+    with lowering.uncollected(), lowering.compiled_once():
         return lowered.to_backend(XnnpackPartitioner())
 
 
 def _finished(lowered: Any) -> Any:
     from executorch.exir import ExecutorchBackendConfig
 
-    with out_variants_explained():
+    from harness.worker.lowering import uncollected
+
+    with uncollected(), out_variants_explained():
         return lowered.to_executorch(
             ExecutorchBackendConfig(extract_delegate_segments=True, do_quant_fusion_and_const_prop=True)
         )
@@ -160,23 +159,6 @@ def out_variants_explained() -> Iterator[None]:
                 "executorch.kernels.quantized has the quantized ones, executorch.extension.llm.custom_ops llama's"
             ) from None
         raise
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Switch Python's garbage collector off, once it has collected what was left before.
-
-    Lowering makes millions of small objects that stay reachable; the collector walks all of them again and again, a
-    tenth of the time of a two-layer export (tests/benchmarks/bench_export.py).
-    """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
 
 
 def load_float32(checkpoint: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:

@@ -91,6 +91,8 @@ def export(
     from executorch.examples.models.llama import export_llama_lib
     from executorch.extension.llm.export.config.llm_config import LlmConfig
 
+    from harness.worker import lowering
+
     options = [
         *("--model", model, "--checkpoint", Converted.WEIGHTS, "--params", Converted.PARAMETERS),
         *("-kv", "--use_sdpa_with_kv_cache", "-X", "--metadata", json.dumps(special)),
@@ -98,7 +100,13 @@ def export(
         *("--output-dir", ".", "--output_name", program.name),
         *(() if quantized else ("--xnnpack-extended-ops",)),
     ]
-    with _inside(converted.folder), _watched(begun):
+    with (
+        _inside(converted.folder),
+        _watched(begun),
+        lowering.uncollected(),
+        lowering.compiled_once(),
+        lowering.linear_partitioner(),
+    ):
         arguments = export_llama_lib.build_args_parser().parse_args(options)
         builder = export_llama_lib._export_llama(LlmConfig.from_args(arguments))
         saved = Path(builder.get_saved_pte_filename())

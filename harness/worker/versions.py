@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-LOWERING: Mapping[str, int] = {"transformers": 1, "llama": 2}
-"""By route of the export: harness/worker/export.py, llama_export.py and llama_parameters.py."""
+LOWERING: Mapping[str, int] = {"transformers": 2, "llama": 3}
+"""By route of the export: harness/worker/export.py, lowering.py, llama_export.py and llama_parameters.py."""
 
 CHECKPOINT = 1
 """Plain and quantized checkpoints: harness/worker/quantize.py."""

@@ -59,7 +59,11 @@ def program(kept_store: Store, start_worker: Any, quantized: Artifact) -> Artifa
         arguments = {"checkpoint": str(quantized.folder), "context": CONTEXT, "trust_remote_code": False}
         return start_worker("export").ask("transformers_route", TIMEOUT, output=str(folder), **arguments)
 
-    key = {"of": quantized.key, "code": _code("export.py", "delegation.py"), "packages": Environment().decisive()}
+    key = {
+        "of": quantized.key,
+        "code": _code("export.py", "lowering.py", "delegation.py"),
+        "packages": Environment().decisive(),
+    }
     return kept_store.get("test-program", key, build, label="the tests' program")
 
 

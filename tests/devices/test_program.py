@@ -109,7 +109,8 @@ def published(kept_store: Store, repository: Path) -> Path:
             done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    code = [file_digest(repository / "harness" / "worker" / name) for name in ("export.py", "llama_export.py")]
+    names = ("export.py", "lowering.py", "llama_export.py")
+    code = [file_digest(repository / "harness" / "worker" / name) for name in names]
     key = {"script": _PUBLISHED, "code": code, "packages": Environment().decisive()}
     return kept_store.get("test-published", key, build, label="the tests' published program").folder
 
