@@ -125,10 +125,7 @@ def test_the_tables_and_the_page_show_what_stands_once(tmp_path: Path, capsys: p
     assert "measure (timeout, 2 times)" in page
 
 
-def test_the_reference_run_shows_no_failure_that_it_overcame(repository: Path) -> None:
-    folders = sorted((repository / "results" / "reference").glob("h100-*"))
-    whole = [line for folder in folders for line in Run(folder).lines() if isinstance(line, Failure)]
-    shown = columns.load([Run(folder) for folder in folders]).failures()
-    assert {it.stage for it in whole} == {"quantize", "start"}
-    assert {it.stage for it in shown} == {"start"}
-    assert len(counted(shown)) == len({(it.cell.recipe.name, it.failure) for it in shown})
+def test_the_committed_runs_show_no_failure(repository: Path) -> None:
+    folders = sorted((repository / "results" / "reference").iterdir())
+    assert folders
+    assert list(columns.load([Run(folder) for folder in folders]).failures()) == []
