@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import random
 import re
@@ -325,6 +326,25 @@ def test_a_known_fallback_says_why(tmp_path: Path, cells: dict[str, Cell]) -> No
     with pytest.raises(WrongKernels, match="aten::mm") as raised:
         measure.kernels(replace(cells["int8wo"], server="vllm"))
     assert "widens" in raised.value.known
+
+
+def test_the_profiles_of_the_committed_h100_runs_bear_their_records_out(repository: Path) -> None:
+    """Every profiled cell's kernels can be read by name, and are those that its record counts."""
+    shares = 0
+    for folder in (repository / "results" / "reference").glob("h100-*"):
+        for line in Run(folder).lines():
+            if not isinstance(line, Measurement) or line.metric not in ("kernel_time", "quantized_kernel_share"):
+                continue
+            ran = json.loads((folder / line.attachment).read_text(encoding="utf-8"))["kernels"]
+            total = math.fsum(seconds for _, seconds, _ in ran)
+            if line.metric == "kernel_time":
+                assert line.value == pytest.approx(1000 * total)
+                continue
+            own = [(seconds, calls) for name, seconds, calls in ran if re.search(str(line.parameters["pattern"]), name)]
+            assert line.value == pytest.approx(math.fsum(seconds for seconds, _ in own) / total)
+            assert line.statistics["calls"] == sum(calls for _, calls in own) >= line.statistics["calls_due"] > 0
+            shares += 1
+    assert shares
 
 
 def test_a_recipe_without_kernels_of_its_own_is_profiled_alone(tmp_path: Path, cells: dict[str, Cell]) -> None:
