@@ -163,6 +163,73 @@ print(os.environ.get("LIBRARY_PATH"))
     assert run(code, repository).stdout.splitlines() == [str((tmp_path / "libcudart.so.13").resolve()), "None"]
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+def test_without_a_compiler_sglang_is_given_compiled_kernels(repository: Path, compiles: bool) -> None:
+    """All three are asked for at once; where one fails, the log says so and the others' places are taken."""
+    code = f"""
+import sys
+from threading import Barrier
+from types import ModuleType, SimpleNamespace
+from harness.worker import sglang_model
+
+def stub(name, **attributes):
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name]).update(attributes)
+    parent, _, last = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], last, sys.modules[name])
+
+together = Barrier(3, timeout=20)
+def build(asked):
+    together.wait()
+    print(asked)
+
+def fails(asked):
+    build(asked)
+    if not {compiles}:
+        raise RuntimeError("no nvcc here")
+
+for name in ("sglang", "sglang.jit_kernel", "sglang.srt", "sglang.srt.layers", "sglang.srt.model_executor"):
+    stub(name)
+stub("sglang.jit_kernel.kvcache", can_use_store_cache=build)
+stub("sglang.jit_kernel.activation", _jit_activation_module=fails)
+stub("sglang.jit_kernel.clamp_position", _jit_clamp_position_module=build)
+stub("sgl_kernel", silu_and_mul="compiled")
+stub("sglang.srt.layers.activation", silu_and_mul="own")
+stub("sglang.srt.model_executor.forward_batch_info", clamp_position="own", _clamp_position_native="native")
+config = SimpleNamespace(get_num_kv_heads=lambda tensor_parallel: 8, head_dim=128)
+sglang_model._settle_kernels(None, model_config=config, device_config=None)
+from sglang.srt.layers import activation
+from sglang.srt.model_executor import forward_batch_info
+print(activation.silu_and_mul, forward_batch_info.clamp_position)
+"""
+    done = run(code, repository)
+    *asked, used = done.stdout.splitlines()
+    assert sorted(asked) == ["2048", "torch.bfloat16", "torch.int64"], done.stderr[-2000:]
+    assert used == ("own own" if compiles else "compiled native")
+    assert ("no nvcc here" in done.stderr) is not compiles
+
+
+def test_what_is_not_laid_out_by_rows_is_not_joined(repository: Path) -> None:
+    """One scale for a whole part is none for a whole merged layer."""
+    code = """
+import torch
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from torchao.quantization.granularity import PerTensor
+from harness.worker import sglang_model
+
+parts = [torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16) for _ in range(3)]
+for part in parts:
+    quantize_(part, Int8WeightOnlyConfig(granularity=PerTensor()))
+try:
+    sglang_model.join([part.weight for part in parts], "model.layers.0.self_attn.qkv_proj")
+except ValueError as error:
+    print(error)
+"""
+    words = "model.layers.0.self_attn.qkv_proj: Int8Tensor is not laid out by rows, so 3 of them cannot be merged"
+    assert run(code, repository).stdout.startswith(words)
+
+
 def run(code: str, repository: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, since this one imports no torch."""
     environ = {"PYTHONPATH": str(repository), "PATH": os.environ["PATH"]}
