@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agreement import divergence, hold
+from harness.agreement import LIKELIEST, divergence, hold
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=4, max_size=12)
 
@@ -93,6 +94,22 @@ def test_a_token_told_by_one_side_at_the_other_ones_least_hardly_matters() -> No
     ours = {1: math.log(0.9), 2: math.log(0.05), 3: math.log(0.011)}
     theirs = {1: math.log(0.9), 2: math.log(0.05), 4: math.log(0.011)}
     assert divergence(ours, theirs) == pytest.approx(0, abs=1e-12)
+
+
+def test_of_random_weights_the_bound_tells_next_to_nothing() -> None:
+    """As the matrix says beside the limits: not even predictions that have nothing in common are far apart."""
+    draw = random.Random(0)
+
+    def predicted() -> dict[int, float]:
+        logits = [draw.gauss(0, 1.1) for _ in range(200_064)]
+        total = math.log(math.fsum(map(math.exp, logits)))
+        told = sorted(range(len(logits)), key=logits.__getitem__)[-LIKELIEST:]
+        return {token: logits[token] - total for token in told}
+
+    ours, theirs = predicted(), predicted()
+    assert not ours.keys() & theirs.keys()
+    assert math.fsum(map(math.exp, ours.values())) < 0.01
+    assert 0.0001 < divergence(ours, theirs) < 0.0005
 
 
 def test_windows_are_held_one_by_one() -> None:
