@@ -1,35 +1,53 @@
-"""One measuring session a machine, or a GPU: whoever comes second waits, and says for whom."""
+"""One measuring session a machine, or one a GPU: whoever comes second waits, and says for whom."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 
 def machine_lock() -> Path:
-    """Return the file that a measuring session of this user locks, whatever its cache folder.
-
-    Sessions that CUDA_VISIBLE_DEVICES gives a GPU each have a file each, so that every GPU of a machine can be measured
-    at once; which processors each may use is the user's to part (``taskset``).
-    """
-    gpu = re.sub(r"[^A-Za-z0-9]+", "-", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    return Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}{gpu and '-gpu-' + gpu}.lock"
+    """Return the file that a measuring session of this user locks, whatever its cache folder."""
+    return Path(tempfile.gettempdir()) / f"torchao-harness-{os.getuid()}.lock"
 
 
-def only_session(path: Path, progress: Callable[[str], None]) -> FileLock:
-    """Take the machine for measuring; two sessions at once would measure each other."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+class Held:
+    """What a session holds of the machine until it lets go, or ends."""
+
+    def __init__(self) -> None:
+        self._files: list[int] = []
+
+    def take(self, path: Path, shared: bool, progress: Callable[[str], None]) -> None:
+        """Lock a file, by itself or with others that share it; wait, and say so, while that cannot be."""
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._files.append(file)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         holder = path.with_suffix(".holder")
-        who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
-        progress(f"waiting: another session measures on this machine (process {who})")
-        lock.acquire()
-    path.with_suffix(".holder").write_text(str(os.getpid()), encoding="utf-8")
-    return lock
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
+            progress(f"waiting: another session measures on this machine (process {who})")
+            fcntl.flock(file, kind)
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+
+    def release(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+
+def only_session(path: Path, progress: Callable[[str], None], gpu: str = "") -> Held:
+    """Take the machine for measuring; two sessions at once would measure each other.
+
+    A session that measures on one GPU alone names it (its UUID): it waits for those on the same GPU and for those that
+    have the whole machine, and leaves the other GPUs to others. Which processors each of them may use is the user's to
+    part (``taskset``).
+    """
+    held = Held()
+    held.take(path, bool(gpu), progress)
+    if gpu:
+        held.take(path.with_name(f"{path.stem}-{gpu}.lock"), False, progress)
+    return held

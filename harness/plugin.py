@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import hardware, hooks
+from harness import gpu, hardware, hooks
 from harness.environment import Environment, at
 from harness.errors import HarnessError, ThresholdFailure, WorkerError, WrongKernels, nearest
 from harness.expressions import asked_for
@@ -439,6 +439,7 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
             python=config.getoption("--python"),
             environments=_environments(config),
             phone_runner=config.getoption("--phone-runner"),
+            gpu=_only_gpu(request.session.items),
             command=["pytest", *config.invocation_params.args],
             progress=progress,
         )
@@ -463,6 +464,13 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     config.stash[_session_key] = session
     yield session
     session.close()
+
+
+def _only_gpu(items: list[pytest.Item]) -> str:
+    """Return the UUID of the GPU on which all is measured, or an empty string if anything is measured elsewhere."""
+    measuring = [item for item in items if _cell_key in item.stash and not item.get_closest_marker("skip")]
+    on = {item.stash[_cell_key].hardware for item in measuring}
+    return gpu.uuid() if {hardware.torch_device(name) for name in on} == {"cuda"} else ""
 
 
 def _programs(config: pytest.Config, items: list[pytest.Item], mobile: MeasureMobile) -> list[tuple[Cell, str]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from filelock import FileLock
 
 from harness import __version__, budget, hardware, roofline, tables
 from harness.artifacts import Store, default_root
@@ -21,7 +20,7 @@ from harness.environment import Environment, at, overlay
 from harness.errors import ArtifactError, HarnessError, WorkerError
 from harness.flow import Flow
 from harness.judge import Judge
-from harness.lock import machine_lock, only_session
+from harness.lock import Held, machine_lock, only_session
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure
 from harness.mobile import MeasureMobile
@@ -46,7 +45,7 @@ class HarnessSession:
     mobile: MeasureMobile
     judge: Judge
     documented: Documented
-    lock: FileLock
+    lock: Held
     started: float
     problems: list[str]
     planner_started: float = field(default_factory=time.process_time)
@@ -66,10 +65,14 @@ class HarnessSession:
         python: str | None,
         environments: dict[str, Path],
         phone_runner: Path | None,
+        gpu: str,
         command: list[str],
         progress: Callable[[str], None],
     ) -> HarnessSession:
-        """Open a new run, or go on with an old one, once no other session measures on this machine."""
+        """Open a new run, or go on with an old one, once no other session measures on this machine.
+
+        ``gpu`` names the only GPU that is measured, if nothing else is: sessions on others need not be waited for.
+        """
         started = time.monotonic()
         store = Store((cache or default_root()).resolve(), say=progress)
         try:
@@ -78,7 +81,7 @@ class HarnessSession:
             raise ArtifactError(
                 f"{store.root}: cannot be made ({error.strerror}); name another with --cache"
             ) from error
-        lock = only_session(machine_lock(), progress)
+        lock = only_session(machine_lock(), progress, gpu)
         environment = Environment(python=python) if python else Environment()
         if swap:
             progress(f"installing {swap} beside the other packages ...")

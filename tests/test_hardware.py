@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness import gpu as gpus
 from harness import hardware
-from harness.lock import machine_lock
 
 
 class NVMLError(Exception):
@@ -139,6 +139,7 @@ def test_an_h100_is_recognised(gpu: Driver, torch: Callable[[str], None]) -> Non
     assert hardware.missing("h100") == ""
     assert hardware.device("h100").name == "NVIDIA H100 80GB HBM3"
     assert hardware.device("h100").detail["gpu_memory_gb"] == 80.0
+    assert gpus.uuid() == "GPU-0a5c-77"
     state = hardware.state("h100")
     assert (state["sm_mhz"], state["temperature_c"]) == (1980, 40)
     assert state["power_w"] == "not available: Not Supported"
@@ -150,18 +151,6 @@ def test_other_gpus_that_are_in_use_are_counted_in_the_state(gpu: Driver) -> Non
     assert hardware.state("h100")["other_gpus_in_use"] == 0
     gpu.others = [2]
     assert hardware.state("h100")["other_gpus_in_use"] == 2
-
-
-def test_sessions_that_are_given_a_gpu_each_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = []
-    for visible in (None, "0", "1", "GPU-1a5c"):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if visible is not None:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        files.append(machine_lock())
-    assert len({*files}) == len(files)
-    assert len({file.parent for file in files}) == 1
-    assert machine_lock() == files[-1], "the same GPU, the same file"
 
 
 def test_another_gpu_is_named(gpu: Driver) -> None:
