@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -218,7 +219,9 @@ def test_tasks_as_the_eager_model(executorch: Any, documents: Path) -> None:
     for name in asked["names"]:
         assert len(program[name]["documents"]) == len(eager[name]["documents"])
         for metric, value in program[name]["metrics"].items():
-            assert value == pytest.approx(eager[name]["metrics"][metric], rel=0.02), metric
+            # Of random weights it is astronomical: what is alike are the nats that it is the exponential of.
+            scale = math.log if metric == "perplexity" else float
+            assert scale(value) == pytest.approx(scale(eager[name]["metrics"][metric]), rel=0.005), metric
     assert program["hellaswag"]["truncated"] == 0
 
 
