@@ -95,6 +95,7 @@ def traced(model: Any, context: int) -> Any:
     """Return the graph of a causal LM with a static KV cache: ids (1, n), positions (n) -> logits (1, n, v)."""
     from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
 
+    settle_rope(model, context)
     model.generation_config.cache_implementation = "static"
     model.generation_config.use_cache = True
     model.config.get_text_config().use_cache = True
@@ -108,6 +109,26 @@ def traced(model: Any, context: int) -> Any:
         dynamic_shapes={"input_ids": {1: length}, "cache_position": {0: length}},
         strict=True,
     )
+
+
+def settle_rope(model: Any, context: int) -> None:
+    """Keep the rotary frequencies that a model has for short texts, where it would choose them by a text's length.
+
+    A graph cannot choose (``longrope``, as Phi-4-mini has it, and ``dynamic``); what a program can hold is short.
+    Raises ValueError for a context in which they would change.
+    """
+    for module in model.modules():
+        kind = getattr(module, "rope_type", "")
+        if not isinstance(kind, str) or not (kind == "longrope" or "dynamic" in kind):
+            continue
+        given = module.config.rope_parameters
+        short = int(given.get("original_max_position_embeddings") or module.config.max_position_embeddings)
+        if context > short:
+            raise ValueError(
+                f"the model's {kind} rotary embedding changes beyond {short} tokens, which a program cannot do: export "
+                f"it for a context of {short} tokens or fewer instead of {context}"
+            )
+        module.rope_type = "default"
 
 
 def lower(exported: Any, methods: dict[str, Any], quantized: bool) -> Any:
