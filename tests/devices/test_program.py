@@ -220,8 +220,8 @@ def test_tasks_as_the_eager_model(executorch: Any, documents: Path) -> None:
         assert len(program[name]["documents"]) == len(eager[name]["documents"])
         for metric, value in program[name]["metrics"].items():
             # Of random weights it is astronomical: what is alike are the nats that it is the exponential of.
-            scale = math.log if metric == "perplexity" else float
-            assert scale(value) == pytest.approx(scale(eager[name]["metrics"][metric]), rel=0.005), metric
+            scale, share = (math.log, 0.001) if metric == "perplexity" else (float, 0.005)
+            assert scale(value) == pytest.approx(scale(eager[name]["metrics"][metric]), rel=share), metric
     assert program["hellaswag"]["truncated"] == 0
 
 
