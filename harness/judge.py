@@ -38,7 +38,8 @@ class Judge:
             measurements = [measurements]
         problems, reasons = [], []
         for measurement in measurements:
-            for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters):
+            random = measurement.cell.model.weights == "random"
+            for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters, random=random):
                 baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
                 if alone and threshold.needs_baseline and baseline is None:
                     what = f"{describe(measurement)} of {cell.id}: {threshold.comparison} {threshold.limit:g}"

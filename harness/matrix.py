@@ -6,9 +6,10 @@ import ast
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +43,9 @@ def _is_server(name: str) -> str:
 HardwareName = Annotated[str, AfterValidator(_is_hardware)]
 ServerName = Annotated[str, AfterValidator(_is_server)]
 Target = Literal["linear", "embedding", "head"]
+Stage = Literal["quantize", "transformers", "engine", "server", "export"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""The stages of the suites, in the order in which a cell goes through them."""
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
 
@@ -251,6 +255,7 @@ class Threshold(_Table):
     hardware: list[HardwareName] | None = None
     servers: list[ServerName] | None = None
     parameters: dict[str, str | int | float] = {}
+    pretrained: bool = Field(default=False, description="Whether it is for models with weights of their own alone.")
     max: float | None = None
     min: float | None = None
     max_ratio: PositiveFloat | None = None
@@ -292,15 +297,17 @@ class Threshold(_Table):
 
 
 class CellEntry(_Table):
-    """One [[cells]] table: every combination of its models and recipes on its hardware.
+    """One [[cells]] table: every combination of its models and recipes on its hardware, through its servers.
 
-    ``tasks`` are those of lm-evaluation-harness that are evaluated where the command line names none.
+    Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
+    lm-evaluation-harness that are evaluated where the command line names none.
     """
 
     hardware: HardwareName
     models: list[str]
     recipes: list[str]
     servers: list[ServerName]
+    stages: list[Stage] = list(STAGES)
     tasks: list[str] = []
 
 
@@ -314,17 +321,30 @@ class _File(_Table):
 
 
 @dataclass(frozen=True)
+class Through:
+    """What a cell goes through on one server: stages of the suites, and tasks of lm-evaluation-harness."""
+
+    stages: tuple[str, ...] = STAGES
+    tasks: tuple[str, ...] = ()
+
+    def __or__(self, other: Through) -> Through:
+        return Through(tuple(dict.fromkeys(self.stages + other.stages)), tuple(dict.fromkeys(self.tasks + other.tasks)))
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One model x recipe x hardware, through one server where one is involved. ``skip`` says why it cannot run."""
+    """One model x recipe x hardware, through one server where one is involved. ``skip`` says why it cannot run.
+
+    ``servers`` are all that the matrix sends it through, each with what is done there.
+    """
 
     model: Model
     recipe: Recipe
     hardware: str
     server: str
-    servers: tuple[str, ...]
+    servers: Mapping[str, Through]
     measurements: Measurements
     skip: str = ""
-    tasks: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -398,7 +418,9 @@ class Matrix:
                 entry_recipes.sort(key=lambda recipe: not recipe.baseline)
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
-                    before, tasks = (chosen[key].servers, chosen[key].tasks) if key in chosen else ((), ())
+                    before = chosen[key].servers if key in chosen else {}
+                    through = Through(tuple(entry.stages), tuple(entry.tasks))
+                    here = {server: before.get(server, through) | through for server in entry.servers}
                     if key in chosen and (chosen[key].model, chosen[key].recipe) != (model, recipe):
                         what = f"models are called {model.name!r}"
                         if chosen[key].model == model:
@@ -409,10 +431,9 @@ class Matrix:
                         recipe=recipe,
                         hardware=entry.hardware,
                         server="",
-                        servers=tuple(dict.fromkeys([*before, *entry.servers])),
+                        servers={**before, **here},
                         measurements=self.measurements[entry.hardware],
                         skip=recipe.refusal(entry.hardware),
-                        tasks=tuple(dict.fromkeys([*tasks, *entry.tasks])),
                     )
         return list(chosen.values())
 
@@ -440,8 +461,10 @@ class Matrix:
                 return entry in fitting
         return True
 
-    def limits(self, cell: Cell, metric: str, parameters: dict[str, Any]) -> list[Threshold]:
+    def limits(self, cell: Cell, metric: str, parameters: dict[str, Any], *, random: bool = False) -> list[Threshold]:
         """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones.
+
+        Of a model with ``random`` weights some say nothing: those that are for pretrained ones are left out.
 
         Of equal limits one that is known not to hold stands alone, so that it may be so for a part of what the other is
         for.
@@ -456,6 +479,7 @@ class Matrix:
             and (threshold.servers is None or cell.server in threshold.servers)
             and all(parameters.get(name) == value for name, value in threshold.parameters.items())
             and not (threshold.needs_baseline and cell.recipe.baseline)
+            and not (threshold.pretrained and random)
         ]
         known = {(one.comparison, one.limit) for one in found if one.known_failure}
         return [one for one in found if one.known_failure or (one.comparison, one.limit) not in known]

@@ -16,7 +16,7 @@ from harness import gpu, hardware, hooks
 from harness.environment import Environment, at
 from harness.errors import HarnessError, ThresholdFailure, WorkerError, WrongKernels, nearest
 from harness.expressions import asked_for
-from harness.matrix import Cell, Matrix, load
+from harness.matrix import STAGES, Cell, Matrix, load
 from harness.progress import Progress, terminal
 from harness.records import Line, Run
 from harness.servers import SERVERS
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from harness.nightly import Nightly
     from harness.session import HarnessSession
 
-STAGES = ("quantize", "transformers", "engine", "server", "export")
 _PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
 _DEVICES = ("host", "qemu")
 
@@ -196,7 +195,7 @@ def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
             values: dict[str, list[Any]] = {
                 "batch_size": list(cell.measurements.latency.batch_sizes),
                 "num_prompts": list(cell.measurements.serving.num_prompts),
-                "task": tasks or list(through.tasks),
+                "task": tasks or _matrix_tasks(through),
                 "route": ["transformers", "llama"] if cell.model.executorch else ["transformers"],
                 "device": _devices(config, cell, cells) if "device" in names else [],
                 "through": ["eager", "program"],
@@ -228,8 +227,15 @@ def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     wanted = [name for name in cell.servers if not only or name in only]
     # One that was asked for is not left out in silence.
     wanted += [name for name in only or () if name not in wanted and _unsupported(cell, name)]
-    names = [name for name in wanted if name in fitting]
+    names = [
+        name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
+    ]
     return [replace(cell, server=name, skip=cell.skip or _refusal(cell, name)) for name in names]
+
+
+def _matrix_tasks(cell: Cell) -> list[str]:
+    """Return the tasks that the matrix names for the cell through its server."""
+    return list(cell.servers[cell.server].tasks) if cell.server in cell.servers else []
 
 
 def _refusal(cell: Cell, server: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -82,7 +82,14 @@ class Bench:
         parsed = [Threshold(origin="chosen: for this test", **threshold) for threshold in thresholds]
         return Judge(replace(self.matrix, thresholds=parsed), self.measure, self.run, Documented.load())
 
-    def measured(self, recipe: str, value: float, metric: str = "peak_memory", **parameters: Any) -> Measurement:
+    def measured(
+        self,
+        recipe: str,
+        value: float,
+        metric: str = "peak_memory",
+        weights: Literal["pretrained", "random"] = "pretrained",
+        **parameters: Any,
+    ) -> Measurement:
         measurement = Measurement(
             metric=metric,
             unit="GB" if metric == "peak_memory" else "s",
@@ -91,7 +98,7 @@ class Bench:
             parameters=parameters,
             value=value,
             cell=CellIdentity(
-                model=ModelIdentity(name="Phi-4-mini-instruct", source="hub:x", revision="1", weights="pretrained"),
+                model=ModelIdentity(name="Phi-4-mini-instruct", source="hub:x", revision="1", weights=weights),
                 recipe=self.cells[recipe].recipe.identity,
                 hardware="h100",
                 server="",
@@ -138,6 +145,14 @@ def test_a_failure_shows_measured_limit_and_published_side_by_side(bench: Bench,
         assert words in message
     assert judge.failures == [message]
     assert [judgement.passed for judgement in bench.judgements()] == [False]
+
+
+def test_random_weights_are_not_held_to_what_they_cannot_fail(bench: Bench, quantized: Cell) -> None:
+    judge = bench.judge({"metric": "served_kl", "max": 0.01, "unit": "nats", "pretrained": True})
+    judge(quantized, bench.measured("float8dq", 0.5, "served_kl", weights="random"))
+    assert bench.judgements() == []
+    with pytest.raises(ThresholdFailure, match=r"limit 0\.01"):
+        judge(quantized, bench.measured("float8dq", 0.5, "served_kl"))
 
 
 def test_where_nothing_was_published_it_says_so(bench: Bench, quantized: Cell) -> None:

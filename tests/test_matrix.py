@@ -6,6 +6,8 @@ import contextlib
 import json
 import tomllib
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.documented import Documented
 from harness.errors import MatrixError
-from harness.matrix import Cell, Matrix, Recipe, load, locate, parse_config
+from harness.matrix import Cell, Matrix, Recipe, Through, load, locate, parse_config
 from harness.metrics import METRICS
 from harness.records import Judgement, Measurement, Run, read
 
@@ -595,9 +597,32 @@ def test_a_model_and_a_recipe_that_are_asked_for_together_run_on_every_hardware(
 def test_a_pair_that_no_table_lists_goes_through_the_models_own_servers(suites_matrix: Matrix) -> None:
     cells = suites_matrix.cells(["Phi-4-mini-instruct"], ["int8dq"])
     found = {(cell.recipe.name, cell.hardware): cell.servers for cell in cells}
-    assert found["int8dq", "h100"] == found["bf16", "h100"] == ("transformers", "vllm", "sglang")
+    assert list(found["int8dq", "h100"]) == list(found["bf16", "h100"]) == ["transformers", "vllm", "sglang"]
     (listed,) = [it for it in suites_matrix.cells(["SmolLM2-135M-Instruct"], ["float8wo"]) if it.id.endswith("wo-cpu")]
-    assert listed.servers == ("transformers",), "a pair that is listed keeps to its table"
+    assert list(listed.servers) == ["transformers"], "a pair that is listed keeps to its table"
+
+
+@given(st.lists(st.tuples(*(st.lists(st.sampled_from("abc"), unique=True),) * 2), min_size=1))
+def test_what_tables_say_of_one_server_adds_up(said: list[tuple[list[str], list[str]]]) -> None:
+    found = reduce(or_, (Through(tuple(stages), tuple(tasks)) for stages, tasks in said))
+    for together, place in ((found.stages, 0), (found.tasks, 1)):
+        assert list(together) == list(dict.fromkeys(name for one in said for name in one[place]))
+
+
+def test_models_of_the_hub_are_evaluated_through_the_servers_of_the_tables_that_name_tasks(
+    suites_matrix: Matrix,
+) -> None:
+    (cell,) = [it for it in suites_matrix.cells(["owner/other"], ["float8dq"]) if it.id == "other-float8dq-h100"]
+    assert cell.servers["transformers"].tasks
+    assert not cell.servers["vllm"].tasks
+    assert "server" in cell.servers["sglang"].stages
+
+
+def test_a_limit_for_pretrained_weights_says_nothing_of_random_ones(suites_matrix: Matrix) -> None:
+    (cell,) = [it for it in suites_matrix.cells(["Phi-4-mini-instruct"], ["float8dq"]) if it.id.endswith("dq-h100")]
+    assert suites_matrix.limits(cell, "served_kl", {})
+    assert suites_matrix.limits(cell, "served_kl", {}, random=True) == []
+    assert suites_matrix.limits(cell, "peak_memory", {}, random=True) == suites_matrix.limits(cell, "peak_memory", {})
 
 
 def test_a_recipe_alone_keeps_to_the_tables_that_list_it(suites_matrix: Matrix) -> None:

@@ -238,6 +238,48 @@ def test_server_leaves_out_the_others(run: Run) -> None:
     assert not [name for name in of(names, "test_generate") if "transformers" in name]
 
 
+def test_several_servers_are_asked_for_at_once(run: Run) -> None:
+    asked = ("--server", "vllm", "--server", "transformers", "--recipe", "int8wo", "--model", "small")
+    names = collected(run("-v", "-m", "cpu", *asked))
+    assert of(names, "test_generate") == [f"test_generate[small-{it}-cpu-transformers]" for it in ("bf16", "int8wo")]
+    assert of(names, "test_serving") == [
+        f"test_serving[small-{recipe}-cpu-vllm-{prompts}]" for recipe in ("bf16", "int8wo") for prompts in (1, 16)
+    ]
+    result = run(
+        "-v", "-rs", "-m", "cpu", "--model", "small", "--recipe", "int8wo", "--server", "vllm", "--server", "sglang"
+    )
+    counts = result.parseoutcomes()
+    assert (counts["passed"], counts["skipped"]) == (2 + 8, 8), "two checkpoints, vLLM's tests; SGLang's, each skipped"
+    through = [name for name in collected(result) if name.startswith(("test_latency", "test_serving"))]
+    cells = [name.partition("[")[2].rsplit("-", 1)[0] for name in through]
+    assert [key for key, _ in groupby(cells)] == [
+        f"small-{recipe}-cpu-{server}" for recipe in ("bf16", "int8wo") for server in ("sglang", "vllm")
+    ], "a cell's engine and server are started once, through one server after the other"
+
+
+def test_stages_and_tasks_belong_to_the_servers_of_their_table(run: Run, folder: Path) -> None:
+    matrix = folder / "suites" / "matrix.toml"
+    listed = 'hardware = "cpu"\nmodels = ["small", "large"]\nrecipes = ["int8wo", "float8dq", "bf16", "int8emb"]\n'
+    text = matrix.read_text(encoding="utf-8")
+    assert f'{listed}servers = ["transformers", "vllm"]\n' in text
+    tables = (
+        f'{listed}servers = ["transformers"]\ntasks = ["piqa"]\n',
+        '[[cells]]\nhardware = "cpu"\nmodels = ["small"]\nrecipes = ["int8wo"]\n',
+        'servers = ["vllm"]\nstages = ["engine"]\n',
+    )
+    matrix.write_text(text.replace(f'{listed}servers = ["transformers", "vllm"]\n', "".join(tables)), encoding="utf-8")
+    names = collected(run("--collect-only", "-q", "-m", "cpu", "--model", "small", "--recipe", "int8wo"))
+    assert of(names, "test_task") == [f"test_task[small-{it}-cpu-transformers-piqa]" for it in ("bf16", "int8wo")]
+    assert of(names, "test_latency") == [
+        f"test_latency[small-{it}-cpu-vllm-{n}]" for it in ("bf16", "int8wo") for n in (1, 8)
+    ]
+    assert of(names, "test_serving") == [], "the table sends its cells through vLLM's engine alone"
+    matrix.write_text(matrix.read_text(encoding="utf-8").replace('["engine"]', '["engines"]'), encoding="utf-8")
+    result = run("--collect-only", "-q", "-m", "cpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*matrix.toml, line *: cells.1.stages.0: *'engines'*"])
+
+
 def test_tasks_come_from_the_command_line_or_the_data_folder(run: Run, folder: Path) -> None:
     (folder / "data").mkdir()
     for file in ("hellaswag.jsonl", "arc_easy.jsonl", "ShareGPT_V3_unfiltered_cleaned_split.json"):
