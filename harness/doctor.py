@@ -254,7 +254,8 @@ def recipes(matrix: Matrix) -> list[Finding]:
         left = [f"on {name}" for name in hardware.NAMES if name not in recipe.hardware]
         left += [f"through {server}" for server in servers if server not in recipe.servers]
         told += f"; not {', '.join(left)}" if left else ""
-        found.append(Finding("recipes", recipe.name, told + (f": {recipe.reason}" if left and recipe.reason else "")))
+        why = "; ".join(dict.fromkeys(filter(None, [recipe.reason, *recipe.reasons.values()])))
+        found.append(Finding("recipes", recipe.name, told + (f": {why}" if left and why else "")))
     return found
 
 
@@ -270,7 +271,7 @@ def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]
     for name in hardware.NAMES:
         cells = [cell for cell in matrix.cells() if cell.hardware == name]
         for server in dict.fromkeys(server for cell in cells for server in cell.servers):
-            able = [it for it in cells if server in it.servers and not (it.skip or it.recipe.refusal(name, server))]
+            able = [it for it in cells if server in it.servers and not it.refusal(server)]
             told = f"{len(able)} cells"
             problem, fix = "", ""
             lacking = [names for names in _needs(server) if not any(canonicalize_name(it) in sound for it in names)]

@@ -40,8 +40,16 @@ def _is_server(name: str) -> str:
     return name
 
 
+def _is_place(name: str) -> str:
+    if name not in hardware.NAMES and name not in servers.names():
+        known = [*hardware.NAMES, *servers.names()]
+        raise ValueError(f"{name!r} is neither a hardware nor a server; {nearest(name, known)}")
+    return name
+
+
 HardwareName = Annotated[str, AfterValidator(_is_hardware)]
 ServerName = Annotated[str, AfterValidator(_is_server)]
+HardwareOrServer = Annotated[str, AfterValidator(_is_place)]
 Target = Literal["linear", "embedding", "head"]
 Stage = Literal["quantize", "transformers", "engine", "server", "export"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -97,6 +105,7 @@ class Recipe(_Table):
 
     ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware a regular
     expression that the names of its own kernels match. ``known_fallback`` says why they are known not to run.
+    ``reason`` says why it does not run elsewhere, ``reasons`` why not on one hardware or through one server.
     """
 
     name: str
@@ -112,6 +121,7 @@ class Recipe(_Table):
     hardware: list[HardwareName]
     servers: list[ServerName]
     reason: str = ""
+    reasons: dict[HardwareOrServer, str] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> Recipe:
@@ -140,12 +150,12 @@ class Recipe(_Table):
     def refusal(self, hardware: str, server: str = "") -> str:
         """Return why this recipe cannot run on ``hardware`` and ``server``, or an empty string if it can."""
         if hardware not in self.hardware:
-            what = f"on {hardware}"
+            what, reason = f"on {hardware}", self.reasons.get(hardware, self.reason)
         elif server and server not in self.servers:
-            what = f"through {server}"
+            what, reason = f"through {server}", self.reasons.get(server, self.reason)
         else:
             return ""
-        return f"recipe {self.name} does not run {what}" + (f": {self.reason}" if self.reason else "")
+        return f"recipe {self.name} does not run {what}" + (f": {reason}" if reason else "")
 
 
 class Memory(_Table):
@@ -300,7 +310,7 @@ class CellEntry(_Table):
     """One [[cells]] table: every combination of its models and recipes on its hardware, through its servers.
 
     Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
-    lm-evaluation-harness that are evaluated where the command line names none.
+    lm-evaluation-harness that are evaluated where the command line names none; ``skip`` says why nothing is.
     """
 
     hardware: HardwareName
@@ -309,6 +319,7 @@ class CellEntry(_Table):
     servers: list[ServerName]
     stages: list[Stage] = list(STAGES)
     tasks: list[str] = []
+    skip: str = ""
 
 
 class _File(_Table):
@@ -322,13 +333,19 @@ class _File(_Table):
 
 @dataclass(frozen=True)
 class Through:
-    """What a cell goes through on one server: stages of the suites, and tasks of lm-evaluation-harness."""
+    """What a cell goes through on one server: stages of the suites, and tasks of lm-evaluation-harness, or why not."""
 
     stages: tuple[str, ...] = STAGES
     tasks: tuple[str, ...] = ()
+    skip: str = ""
 
     def __or__(self, other: Through) -> Through:
-        return Through(tuple(dict.fromkeys(self.stages + other.stages)), tuple(dict.fromkeys(self.tasks + other.tasks)))
+        """Return what two tables say of one server together; what one of them skips the other may ask for."""
+        return Through(
+            tuple(dict.fromkeys(self.stages + other.stages)),
+            tuple(dict.fromkeys(self.tasks + other.tasks)),
+            self.skip if other.skip else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -345,6 +362,11 @@ class Cell:
     servers: Mapping[str, Through]
     measurements: Measurements
     skip: str = ""
+
+    def refusal(self, server: str) -> str:
+        """Return why the matrix does not send it through a server, or an empty string if it does."""
+        listed = self.servers[server].skip if server in self.servers else ""
+        return self.skip or listed or self.recipe.refusal(self.hardware, server)
 
     @property
     def id(self) -> str:
@@ -419,7 +441,7 @@ class Matrix:
                 for recipe in entry_recipes:
                     key = (entry.hardware, model.name, recipe.name)
                     before = chosen[key].servers if key in chosen else {}
-                    through = Through(tuple(entry.stages), tuple(entry.tasks))
+                    through = Through(tuple(entry.stages), tuple(entry.tasks), entry.skip)
                     here = {server: before.get(server, through) | through for server in entry.servers}
                     if key in chosen and (chosen[key].model, chosen[key].recipe) != (model, recipe):
                         what = f"models are called {model.name!r}"

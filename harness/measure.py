@@ -335,7 +335,15 @@ class Measure(Quality):
             return {"chat_tokens": Figure(float(answer["usage"]["completion_tokens"]), attachment=attachment)}
 
         parameters: dict[str, Scalar] = {"max_tokens": cell.measurements.serving.chat_tokens}
-        found = self.take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)["chat_tokens"]
+
+        def asked() -> Measurement:
+            return self.take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)["chat_tokens"]
+
+        found = asked()
+        if not (self.run.folder / found.attachment).is_file():
+            # A resumed run that is kept without its attachments.
+            self.forget(found)
+            found = asked()
         answer: dict[str, Any] = json.loads((self.run.folder / found.attachment).read_text(encoding="utf-8"))
         return answer
 

@@ -230,17 +230,14 @@ def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     names = [
         name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
     ]
-    return [replace(cell, server=name, skip=cell.skip or _refusal(cell, name)) for name in names]
+    return [
+        replace(cell, server=name, skip=cell.skip or _unsupported(cell, name) or cell.refusal(name)) for name in names
+    ]
 
 
 def _matrix_tasks(cell: Cell) -> list[str]:
     """Return the tasks that the matrix names for the cell through its server."""
     return list(cell.servers[cell.server].tasks) if cell.server in cell.servers else []
-
-
-def _refusal(cell: Cell, server: str) -> str:
-    """Return why the cell cannot go through a server, or an empty string if it can."""
-    return _unsupported(cell, server) or cell.recipe.refusal(cell.hardware, server)
 
 
 def _unsupported(cell: Cell, server: str) -> str:

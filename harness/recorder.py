@@ -70,6 +70,10 @@ class Recorder:
         """Return the last record of everything that the run has measured, in earlier sessions too."""
         return list(self._standing.values())
 
+    def forget(self, record: Measurement) -> None:
+        """Let what the run has already measured be measured again."""
+        self._standing.pop(identity(record), None)
+
     @contextlib.contextmanager
     def second_block(self) -> Iterator[None]:
         """Measure anew whatever is asked for within, in fresh workers and from no cached evaluation."""
@@ -83,20 +87,14 @@ class Recorder:
             self.flow.block -= 1
 
     def baseline_of(self, measurement: Measurement) -> Measurement | None:
-        """Return the same metric of the baseline as measured in this run, or None."""
-        for other in reversed(self.measurements):
-            if (
-                other.cell.recipe.baseline
-                and not other.discarded
-                and other.cell.model == measurement.cell.model
-                and other.cell.hardware == measurement.cell.hardware
-                and other.cell.server == measurement.cell.server
-                and (other.metric, other.definition) == (measurement.metric, measurement.definition)
-                and other.parameters == measurement.parameters
-                and other.device.name == measurement.device.name
-            ):
-                return other
-        return None
+        """Return the same metric of the baseline as measured in this run, or None.
+
+        What this session has measured comes before what a resumed run brought along, of which only the same packages'
+        counts.
+        """
+        own = [other for other in reversed(self.measurements) if _is_baseline_of(other, measurement)]
+        earlier = [other for other in self._standing.values() if _is_baseline_of(other, measurement)]
+        return next(iter([*own, *(other for other in earlier if other.packages == measurement.packages)]), None)
 
     def take(
         self,
@@ -204,6 +202,20 @@ class Recorder:
                 self._standing[identity(record)] = record
             found[name] = record
         return found
+
+
+def _is_baseline_of(other: Measurement, measurement: Measurement) -> bool:
+    """Return whether a record is of the baseline, and otherwise of the very thing that was measured."""
+    return (
+        other.cell.recipe.baseline
+        and not other.discarded
+        and other.cell.model == measurement.cell.model
+        and other.cell.hardware == measurement.cell.hardware
+        and other.cell.server == measurement.cell.server
+        and (other.metric, other.definition) == (measurement.metric, measurement.definition)
+        and other.parameters == measurement.parameters
+        and other.device.name == measurement.device.name
+    )
 
 
 def record_of(name: str, value: float, **rest: Any) -> Measurement:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from harness.documented import Documented
 from harness.errors import MatrixError
@@ -600,6 +601,27 @@ def test_a_pair_that_no_table_lists_goes_through_the_models_own_servers(suites_m
     assert list(found["int8dq", "h100"]) == list(found["bf16", "h100"]) == ["transformers", "vllm", "sglang"]
     (listed,) = [it for it in suites_matrix.cells(["SmolLM2-135M-Instruct"], ["float8wo"]) if it.id.endswith("wo-cpu")]
     assert list(listed.servers) == ["transformers"], "a pair that is listed keeps to its table"
+
+
+def test_a_reason_of_one_place_is_told_there_alone() -> None:
+    recipe = Recipe(
+        name="x",
+        config="XConfig",
+        hardware=["h100"],
+        servers=["vllm"],
+        reason="no kernel",
+        reasons={"sglang": "it cannot be captured"},
+    )
+    assert recipe.refusal("h100", "sglang") == "recipe x does not run through sglang: it cannot be captured"
+    assert recipe.refusal("cpu", "sglang") == "recipe x does not run on cpu: no kernel"
+    with pytest.raises(ValidationError, match=r"'sglan' is neither a hardware nor a server; did you mean 'sglang'"):
+        Recipe(name="x", config="XConfig", hardware=["h100"], servers=["vllm"], reasons={"sglan": ""})
+
+
+@given(st.lists(st.booleans(), min_size=1))
+def test_a_server_is_skipped_where_every_table_skips_it(skips: list[bool]) -> None:
+    found = reduce(or_, (Through(skip="it takes hours" if skip else "") for skip in skips))
+    assert bool(found.skip) == all(skips)
 
 
 @given(st.lists(st.tuples(*(st.lists(st.sampled_from("abc"), unique=True),) * 2), min_size=1))

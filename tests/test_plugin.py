@@ -274,6 +274,11 @@ def test_stages_and_tasks_belong_to_the_servers_of_their_table(run: Run, folder:
         f"test_latency[small-{it}-cpu-vllm-{n}]" for it in ("bf16", "int8wo") for n in (1, 8)
     ]
     assert of(names, "test_serving") == [], "the table sends its cells through vLLM's engine alone"
+    skipping = matrix.read_text(encoding="utf-8").replace('["engine"]', '["engine"]\nskip = "no kernel of its own"')
+    matrix.write_text(skipping, encoding="utf-8")
+    result = run("-rs", "-m", "cpu", "--model", "small", "--recipe", "int8wo", "-k", "latency and int8wo")
+    assert result.parseoutcomes()["skipped"] == 4, "the recipe's two, and the baseline's two that come along"
+    result.stdout.fnmatch_lines(["*no kernel of its own*"])
     matrix.write_text(matrix.read_text(encoding="utf-8").replace('["engine"]', '["engines"]'), encoding="utf-8")
     result = run("--collect-only", "-q", "-m", "cpu")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
