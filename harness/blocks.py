@@ -224,7 +224,7 @@ class BlockRunner:
     def _attempt(
         self, unit: Unit, order: tuple[Side, Side], tags: dict[str, Scalar]
     ) -> dict[Side, HarnessError | None]:
-        turns = Turns(order)
+        turns = Turns(order, unit.cell.measurements.blocks.gate_seconds)
         flows: dict[Side, Flow] = {side: self.bench.flow(side) for side in SIDES}
         for flow in flows.values():
             flow.whole_processes = "peak_memory" in unit.once

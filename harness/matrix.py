@@ -240,6 +240,11 @@ class Blocks(_Table):
         description="Timed rounds of generate and latency in a gate's block, where a process's start costs more than "
         "the rounds and those of the session are too few; none: as many as in a session.",
     )
+    gate_seconds: PositiveFloat | None = Field(
+        default=None,
+        description="Seconds that one side's timed rounds of one metric may take in a gate's block, which leaves three "
+        "at least; none: however long they take.",
+    )
 
 
 class Measurements(_Table):

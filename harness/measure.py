@@ -73,8 +73,11 @@ class Measure(Quality):
 
         return self.take(cell, {"max_new_tokens": tokens}, take, names=("peak_memory",))["peak_memory"]
 
-    def generate(self, cell: Cell, time: Callable[..., Any]) -> Measurement:
-        """Measure Transformers' generate throughput; ``time(function, rounds, warmup)`` calls and times it."""
+    def generate(self, cell: Cell, time: Callable[..., int]) -> Measurement:
+        """Measure Transformers' generate throughput; ``time(function, rounds, warmup)`` calls and times it.
+
+        It returns how many calls it meant to make.
+        """
         wanted = cell.measurements.generate
 
         def take() -> dict[str, Figure]:
@@ -90,10 +93,10 @@ class Measure(Quality):
                 )
                 seconds.append(answer["seconds"])
 
-            time(once, wanted.rounds, wanted.warmup)
+            calls = time(once, wanted.rounds, wanted.warmup)
             rates = [wanted.max_new_tokens / value for value in seconds]
             warmup, samples = _split(rates, wanted.warmup)
-            note = _cut_short(seconds, wanted.warmup + wanted.rounds)
+            note = _cut_short(seconds, calls)
             middle = statistics.median(samples)
             return {"generate_throughput": Figure(middle, samples, warmup, percentiles(samples), discarded=note)}
 
@@ -149,8 +152,8 @@ class Measure(Quality):
 
         return self.take(cell, {"kind": "server"}, take, names=("engine_start",), engine=True)["engine_start"]
 
-    def latency(self, cell: Cell, batch_size: int, time: Callable[..., Any]) -> Measurement:
-        """Measure the published latency; ``time(function, rounds, warmup)`` calls and times it."""
+    def latency(self, cell: Cell, batch_size: int, time: Callable[..., int]) -> Measurement:
+        """Measure the published latency; ``time`` as in generate."""
         wanted = cell.measurements.latency
 
         def take() -> dict[str, Figure]:
@@ -167,9 +170,9 @@ class Measure(Quality):
                 )
                 seconds.append(answer["seconds"])
 
-            time(once, wanted.rounds, wanted.warmup)
+            calls = time(once, wanted.rounds, wanted.warmup)
             warmup, samples = _split(seconds, wanted.warmup)
-            note = _cut_short(seconds, wanted.warmup + wanted.rounds)
+            note = _cut_short(seconds, calls)
             return {"latency": Figure(statistics.fmean(samples), samples, warmup, percentiles(samples), discarded=note)}
 
         parameters = _latency_parameters(cell, batch_size)

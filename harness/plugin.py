@@ -559,26 +559,27 @@ def chats(cell: Cell, measure: Measure) -> None:
 
 
 @pytest.fixture
-def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int], None]:
-    """Times a function through pytest-benchmark: ``timed(function, rounds, warmup_rounds)``.
+def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int], int]:
+    """Times a function through pytest-benchmark: ``timed(function, rounds, warmup_rounds)``, which returns their sum.
 
     pytest-benchmark takes one timing a test: that of a second block is in the records alone. Where it is disabled, by
     ``--benchmark-disable`` or in a worker of pytest-xdist, it would call the function once: the records get all rounds.
     """
     taken = bool(benchmark.disabled)
 
-    def run(function: Callable[[], None], rounds: int, warmup: int) -> None:
+    def run(function: Callable[[], None], rounds: int, warmup: int) -> int:
         nonlocal taken
         if taken:
             for _ in range(warmup + rounds):
                 function()
-            return
+            return warmup + rounds
         taken = True
         benchmark.group = f"{cell.model.name} on {cell.hardware}"
         benchmark.extra_info.update(
             model=cell.model.name, recipe=cell.recipe.name, hardware=cell.hardware, server=cell.server
         )
         benchmark.pedantic(function, rounds=rounds, warmup_rounds=warmup, iterations=1)
+        return warmup + rounds
 
     return run
 

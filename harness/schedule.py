@@ -15,6 +15,8 @@ from harness.errors import HarnessError
 Side = Literal["old", "new"]
 SIDES: tuple[Side, Side] = ("old", "new")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
+# A median of two is a mean, which one slow round spoils.
+FEWEST_ROUNDS = 3
 
 
 def other(side: Side) -> Side:
@@ -44,11 +46,14 @@ class Turns:
     """Lets the two sides of a block measure in turns: neither runs while the other is being timed.
 
     The rounds go a b, b a, a b, ..., so that a linear drift of the machine within the block falls on both alike. A
-    side that has left, because it is done or failed, is not waited for.
+    side that has left, because it is done or failed, is not waited for. Each side's rounds take about ``seconds`` at
+    most, if that is given: the longer a round, the sooner another process tells more than another round does.
     """
 
-    def __init__(self, order: tuple[Side, Side]) -> None:
+    def __init__(self, order: tuple[Side, Side], seconds: float | None = None) -> None:
         self._order = order
+        self._seconds = seconds
+        self._longest = dict.fromkeys(SIDES, 0.0)
         self._condition = threading.Condition()
         self._step = 0
         self._met = dict.fromkeys(SIDES, 0)
@@ -62,22 +67,38 @@ class Turns:
             self._condition.notify_all()
             self._wait(lambda: self._met[other(side)] >= self._met[side] or other(side) in self._left)
 
-    def timer(self, side: Side) -> Callable[[Callable[[], None], int, int], None]:
-        """Return what a measurement calls to time ``function``: ``timer(function, rounds, warmup)``."""
+    def timer(self, side: Side) -> Callable[[Callable[[], None], int, int], int]:
+        """Return what a measurement calls to time ``function``: ``timer(function, rounds, warmup)``.
 
-        def run(function: Callable[[], None], rounds: int, warmup: int) -> None:
+        It returns how many calls it made: fewer than ``warmup + rounds`` where those would take too long by the warm-up
+        of the slower side, so that both sides make as many.
+        """
+
+        def run(function: Callable[[], None], rounds: int, warmup: int) -> int:
             self.meet(side)
-            for _ in range(warmup + rounds):
-                self._await(side)
-                try:
-                    function()
-                finally:
-                    with self._condition:
-                        self._step += 1
-                        self._condition.notify_all()
+            self._longest[side] = max([self._call(side, function) for _ in range(warmup)], default=0.0)
             self.meet(side)
+            longest = max(self._longest[each] for each in SIDES if each == side or each not in self._left)
+            if self._seconds is not None and longest:
+                rounds = min(rounds, max(FEWEST_ROUNDS, int(self._seconds / longest)))
+            for _ in range(rounds):
+                self._call(side, function)
+            self.meet(side)
+            return warmup + rounds
 
         return run
+
+    def _call(self, side: Side, function: Callable[[], None]) -> float:
+        """Call ``function`` when it is this side's turn; returns the seconds that it took."""
+        self._await(side)
+        start = time.monotonic()
+        try:
+            function()
+        finally:
+            with self._condition:
+                self._step += 1
+                self._condition.notify_all()
+        return time.monotonic() - start
 
     def leave(self, side: Side) -> None:
         """Say that this side measures no more in this block."""

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import schedule
 from harness.errors import HarnessError
-from harness.schedule import SIDES, Budget, Side, Turns, block_order, other, parse_budget
+from harness.schedule import FEWEST_ROUNDS, SIDES, Budget, Side, Turns, block_order, other, parse_budget
 
 TIMEOUT = 20
 
@@ -76,6 +77,32 @@ def test_nobody_waits_for_a_side_that_failed(side: Side) -> None:
     log = rounds(SIDES, dict.fromkeys(SIDES, 5), fails=side)
     assert log.count(side) == 2
     assert log.count(other(side)) == 5
+
+
+@given(st.sampled_from([SIDES, ("new", "old")]), st.integers(1, 9), st.floats(0.5, 9), st.integers(1, 2))
+def test_long_rounds_are_fewer_and_as_many_on_both_sides(
+    order: tuple[Side, Side], wanted: int, seconds: float, warmup: int
+) -> None:
+    """A round of the old side takes one second and one of the new side two; the slower one decides."""
+    clock, calls, told = [0.0], dict.fromkeys(SIDES, 0), dict.fromkeys(SIDES, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule.time, "monotonic", lambda: clock[0])
+        turns = Turns(order, seconds)
+
+        def work(side: Side) -> None:
+            def once() -> None:
+                calls[side] += 1
+                clock[0] += 1.0 + (side == "new")
+
+            told[side] = turns.timer(side)(once, wanted, warmup)
+            turns.leave(side)
+
+        threads = [threading.Thread(target=work, args=(side,)) for side in SIDES]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert calls == told == dict.fromkeys(SIDES, warmup + min(wanted, max(FEWEST_ROUNDS, int(seconds / 2))))
 
 
 def test_an_interrupted_block_ends_at_once() -> None:

@@ -58,9 +58,10 @@ def served(
     flow.close()
 
 
-def repeat(function: Callable[[], None], rounds: int, warmup: int) -> None:
+def repeat(function: Callable[[], None], rounds: int, warmup: int) -> int:
     for _ in range(rounds + warmup):
         function()
+    return rounds + warmup
 
 
 # --------------------------------------------------------------------------------------------- engine and server
