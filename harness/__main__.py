@@ -9,6 +9,7 @@ from harness import (
     __version__,
     baseline,
     bisection,
+    budget,
     bundle,
     calibrate,
     doctor,
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, words in (
         ("table", tables, "write the tables of one or several runs"),
+        ("cost", budget, "tell what the rows of runs cost, against the tutorial's commands one after another"),
         ("baseline", baseline, "store what several runs measured, with their spread, as this hardware's baseline"),
         ("gate", gate_command, "compare two versions of a package: one verdict a metric"),
         ("bisect", bisection, "find the first release of a package that makes a metric worse"),

@@ -25,11 +25,14 @@ those cells; a start that went on beside other work counts as if it had been wai
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from harness.records import Cell, Line, Measurement, Outcome, Timing
+from harness.records import Cell, Line, Measurement, Outcome, Run, Timing
 
 TUTORIAL_ITERATIONS = 10 + 30
 
@@ -61,7 +64,7 @@ class Cost:
 
     def lines(self) -> list[str]:
         """Return the cost as the summary tells it."""
-        told = [f"the tutorial's rows, in all sessions of this run: {self.spent / 60:.1f} minutes"]
+        told = [f"the tutorial's rows, in all their sessions: {self.spent / 60:.1f} minutes"]
         if self.ratio is None:
             told.append(
                 "against the tutorial's commands one after another it cannot be told: no start was recorded of "
@@ -69,7 +72,7 @@ class Cost:
             )
         else:
             told.append(
-                "the tutorial's commands for them one after another, from this run's own starts and rounds: "
+                "the tutorial's commands for them one after another, from the records' own starts and rounds: "
                 f"{self.tutorial / 60:.1f} minutes (ratio {self.ratio:.2f})"
             )
         if self.besides:
@@ -92,6 +95,32 @@ def cost(lines: Iterable[Line]) -> Cost | None:
         return None
     spent, besides = _spent(lines, {_key(row.cell) for row in figures}, starts)
     return Cost(spent, tutorial, besides, tuple(dict.fromkeys(starts.missing)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m harness cost``."""
+    parser.add_argument("names", metavar="RUN", nargs="+", help="a run's name, 'last', or a path to its folder")
+    parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what the tutorial's rows of some runs cost together; returns 1 where they have none of them.
+
+    Raises HarnessError for a run that is not there.
+    """
+    opened = {one.folder.resolve(): one for one in (Run.open(arguments.runs, name) for name in arguments.names)}
+    lines: list[Line] = []
+    for one in opened.values():
+        found, problems = one.read()
+        lines += found
+        for problem in problems:
+            print(problem, file=sys.stderr)
+    if (told := cost(lines)) is None:
+        names = ", ".join(one.name for one in opened.values())
+        print(f"{names}: none of the tutorial's rows: peak memory, latency and serving through vLLM", file=sys.stderr)
+        return 1
+    print("\n".join(told.lines()))
+    return 0
 
 
 def _standing(lines: Iterable[Line]) -> list[Measurement]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.__main__ import main
 from harness.budget import TUTORIAL_ITERATIONS, cost
 from harness.recorder import record_of
 from harness.records import Cell, Device, Line, Measurement, ModelIdentity, Outcome, RecipeIdentity, Run, Scalar, Timing
@@ -119,6 +120,22 @@ def test_a_warm_start_is_no_longer_than_the_servers() -> None:
     quantized = cost([*latency("float8dq"), *serving("float8dq")])
     assert quantized is not None
     assert quantized.tutorial == 170 + (97 + 30) + ROUNDS + servers
+
+
+def test_runs_of_one_table_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [Run(tmp_path / name) for name in ("monday", "tuesday")]
+    for run, lines in zip(runs, (latency(), serving()), strict=True):
+        for line in lines:
+            run.append(line)
+    folders = [str(run.folder) for run in runs]
+    assert main(["cost", *folders, folders[0]]) == 0
+    whole = cost([*latency(), *serving()])
+    assert whole is not None
+    assert capsys.readouterr().out.splitlines() == whole.lines()
+    empty = Run(tmp_path / "empty")
+    empty.append(ended("test_chat"))
+    assert main(["cost", str(empty.folder)]) == 1
+    assert "empty: none of the tutorial's rows" in capsys.readouterr().err
 
 
 def test_a_client_is_cold_once_and_a_later_one_as_quick_as_one_was() -> None:
