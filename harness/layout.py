@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from harness.documented import Documented, Figure
+from harness.errors import SampleError
 from harness.metrics import METRICS, Direction
 from harness.records import Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.rendering import Entry, Table
-from harness.rows import ROWS, Row, Section, Words, improvement, ratio_text, rows_of
+from harness.rows import AGREEMENT, ROWS, Row, Section, Words, improvement, ratio_text, rows_of
 
 REPRODUCTION_TOLERANCE = 0.05
 """A published improvement counts as reproduced if the measured one is at most this share smaller.
@@ -194,10 +195,28 @@ class Layout:
             text += f" ± {line.row.number(record.statistics['stderr'])}"
         baseline = line.value(self.reference(line, recipe))
         if baseline is not None and line.row.words is Words.DIFFERENCE:
-            sign = "-" if value < baseline else "+"
-            return f"{text} ({sign}{line.row.number(abs(value - baseline))})"
+            interval = self._paired(line, recipe)
+            return f"{text} ({_signed(line.row, value - baseline)}{interval})"
+        if {"lost", "won"} <= record.statistics.keys():
+            return f"{text} ({record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won)"
         ratio = line.ratio(baseline, value)
         return text if ratio is None else f"{text} ({line.ratio_text(ratio)})"
+
+    def _paired(self, line: _Line, recipe: RecipeIdentity) -> str:
+        """Return the interval of an accuracy's difference from the baseline, where both have the same documents."""
+        record, reference = line.record(recipe), line.record(self.reference(line, recipe))
+        if record is None or reference is None or record.metric != "accuracy":
+            return ""
+        if not record.samples or len(record.samples) != len(reference.samples):
+            return ""
+        # Not at the top: whoever collects the suites need not wait for scipy.
+        from harness.accuracy import noninferiority
+
+        try:
+            found = noninferiority(reference.samples, record.samples)
+        except SampleError:
+            return ""
+        return f", {_signed(line.row, found.low)} to {_signed(line.row, found.high)}"
 
     def entries(self, lines: Iterable[_Line], recipes: Sequence[RecipeIdentity]) -> tuple[Entry, ...]:
         made = (self.entry(line, recipe) for line in lines for recipe in recipes)
@@ -305,8 +324,19 @@ class Layout:
             if (count := record.statistics.get("truncated")) and {"documents", "task"} <= record.parameters.keys()
         )
         if any("stderr" in record.statistics for record in records):
-            stated.insert(0, "± is the task's standard error; in brackets the difference from the baseline")
+            paired = any(record.metric == "accuracy" for record in records)
+            interval = ", of an accuracy with its 95 % interval over the same documents (Tango)" if paired else ""
+            stated.insert(0, f"± is the task's standard error; in brackets the difference from the baseline{interval}")
+        if self.subject.model.weights == "random" and any(record.metric in AGREEMENT for record in records):
+            stated.append(
+                "with random weights almost all tokens are equally likely: agreement says that the same model runs "
+                "and little of how well; which token is the likeliest is nearly chance"
+            )
         return stated
+
+
+def _signed(row: Row, difference: float) -> str:
+    return f"{'-' if difference < 0 else '+'}{row.number(abs(difference))}"
 
 
 def _unmeasured(figure: Figure) -> _Line:

@@ -418,6 +418,7 @@ class Matrix:
                 name=re.sub(r"[^\w.-]+", "_", given).strip("_"),
                 config=parsed["config"],
                 arguments=parsed["arguments"],
+                known_fallback="a recipe of the command line names no kernels to look for",
                 hardware=list(hardware.NAMES),
                 servers=list(servers.names()),
             )

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness import hardware, roofline
@@ -181,8 +181,9 @@ class Measure(Quality):
     def kernels(self, cell: Cell) -> dict[str, Measurement]:
         """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own.
 
-        Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step; the
-        message names what ran, the longest first. A recipe without a pattern on this hardware is profiled alone.
+        Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, or when
+        the matrix names none for this hardware; the message names what ran, the longest first. The baseline, which has
+        none of its own, is profiled alone.
         """
         pattern = cell.recipe.kernels.get(cell.hardware, "")
         wanted = cell.measurements.latency
@@ -215,21 +216,30 @@ class Measure(Quality):
 
         names = ("kernel_time", "quantized_kernel_share") if pattern else ("kernel_time",)
         found = self.take(cell, {"pattern": pattern}, take, names=names, engine=True, quick=True)
-        if pattern:
-            self._check_kernels(cell, pattern, found["quantized_kernel_share"])
+        if not cell.recipe.baseline:
+            self._check_kernels(cell, pattern, found)
         return found
 
-    def _check_kernels(self, cell: Cell, pattern: str, share: Measurement) -> None:
-        calls, due = (share.statistics.get(name, 0.0) for name in ("calls", "calls_due"))
-        if share.value and calls >= due:
-            return
-        attached = self.run.folder / share.attachment
+    def _check_kernels(self, cell: Cell, pattern: str, found: Mapping[str, Measurement]) -> None:
+        if pattern:
+            share = found["quantized_kernel_share"]
+            calls, due = (share.statistics.get(name, 0.0) for name in ("calls", "calls_due"))
+            if share.value and calls >= due:
+                return
+            wrong = (
+                f"{calls:g} calls of kernels that match {pattern!r}, {due:g} are due, one a quantized layer and step; "
+                "what ran instead"
+            )
+        else:
+            wrong = (
+                f"the matrix names no kernels of {cell.recipe.name} on {cell.hardware} (recipes.{cell.recipe.name}."
+                "kernels), so that none can be told from a fallback; what ran"
+            )
+        attached = self.run.folder / found["kernel_time"].attachment
         ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"] if attached.is_file() else []
         longest = ", ".join(f"{name[:80]} ({calls} calls, {seconds * 1e3:.2f} ms)" for name, seconds, calls in ran[:5])
         raise WrongKernels(
-            f"{cell.id}: {calls:g} calls of kernels that match {pattern!r}, {due:g} are due, one a quantized layer and "
-            f"step; what ran instead, longest first: {longest or f'see {attached}'}",
-            cell.recipe.known_fallback,
+            f"{cell.id}: {wrong}, longest first: {longest or f'see {attached}'}", cell.recipe.known_fallback
         )
 
     def speed_of_light(self, cell: Cell, batch_size: int) -> dict[str, Measurement]:
@@ -311,8 +321,13 @@ class Measure(Quality):
     def _measure_ceilings(self, cell: Cell) -> dict[str, Any]:
         gpu = hardware.torch_device(cell.hardware) == "cuda"
         sizes = {"copy_bytes": 1 << 30, "size": 8192} if gpu else {"copy_bytes": 1 << 28, "size": 1024}
-        with self.flow.timed("measure", cell):
-            return self.flow.limits(cell, rounds=5, **sizes)
+        return self.undisturbed(
+            cell,
+            "copy_bandwidth, matrix_rate",
+            lambda: self.flow.limits(cell, rounds=5, **sizes),
+            lambda found, *_: found,
+            functools.partial(hardware.state, cell.hardware),
+        )
 
     def _standing_ceilings(self, cell: Cell) -> dict[str, Any] | None:
         """Return the ceilings that a resumed run has measured on this device, if it has."""

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import hardware
 from harness.errors import DiscardedBlocks, HarnessError
@@ -16,6 +16,10 @@ from harness.flow import Flow
 from harness.matrix import Cell
 from harness.metrics import METRICS
 from harness.records import Device, Measurement, Run, Scalar, identity
+
+State = dict[str, Scalar]
+Done = TypeVar("Done")
+Kept = TypeVar("Kept")
 
 # A record of everything would be out of proportion for the intervals of a thousand streamed answers.
 MAX_SAMPLES = 5000
@@ -107,7 +111,7 @@ class Recorder:
         quick: bool = False,
         inputs: str = "",
         device: Device | None = None,
-        state: Callable[[], dict[str, Scalar]] | None = None,
+        state: Callable[[], State] | None = None,
     ) -> dict[str, Measurement]:
         """Measure one block and record every figure of it, unless the run already has them all.
 
@@ -137,19 +141,37 @@ class Recorder:
             with self.flow.timed("measure", cell):
                 figures = take()
             return self._keep(cell, common, figures, before, state(), "")
+
+        def keep(figures: dict[str, Figure], before: State, after: State, problems: str) -> dict[str, Measurement]:
+            return self._keep(cell, common, figures, before, after, problems)
+
+        return self.undisturbed(cell, ", ".join(names), take, keep, state)
+
+    def undisturbed(
+        self,
+        cell: Cell,
+        what: str,
+        work: Callable[[], Done],
+        keep: Callable[[Done, State, State, str], Kept],
+        state: Callable[[], State],
+    ) -> Kept:
+        """Return what ``keep`` makes of the first of several tries of ``work`` that nothing disturbed on the machine.
+
+        It is given what was done, the machine's state before and after, and what disturbed it, of every try. Raises
+        DiscardedBlocks where none was quiet.
+        """
         repeats = cell.measurements.blocks.repeats
         for attempt in range(repeats + 1):
             before = state()
             with self.flow.timed("measure", cell), hardware.Watch(cell.hardware) as watch:
-                figures = take()
-            after = state()
-            found = self._keep(cell, common, figures, before, after, "; ".join(watch.problems))
+                done = work()
+            found = keep(done, before, state(), "; ".join(watch.problems))
             if not watch.problems:
                 return found
             self.flow.progress(f"discarded a block of {cell.id} ({'; '.join(watch.problems)}), attempt {attempt + 1}")
         raise DiscardedBlocks(
-            f"{', '.join(names)} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
-            f"{'; '.join(watch.problems)}. They are kept as discarded; free or cool the machine and --resume."
+            f"{what} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
+            f"{'; '.join(watch.problems)}. Records are kept as discarded; free or cool the machine and --resume."
         )
 
     def _attach(self, name: str, data: dict[str, Any]) -> str:
@@ -175,8 +197,8 @@ class Recorder:
         cell: Cell,
         common: dict[str, Any],
         figures: dict[str, Figure],
-        before: dict[str, Scalar],
-        after: dict[str, Scalar],
+        before: State,
+        after: State,
         discarded: str,
     ) -> dict[str, Measurement]:
         found = {}

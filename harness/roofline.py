@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 
-# Below this fraction of the limit neither memory nor arithmetic explains the time: launches and Python do.
+# Below this fraction of the limit neither memory nor arithmetic explains the time.
 OVERHEAD_BELOW = 0.5
 
 
@@ -101,7 +101,11 @@ def prefill(shape: Shape, batch: int, length: int) -> Cost:
 
 
 def bound(memory_seconds: float, arithmetic_seconds: float, measured_seconds: float) -> str:
-    """Return what limits a step: ``memory``, ``arithmetic`` or ``overhead``."""
+    """Return what limits a step: ``memory``, ``arithmetic`` or ``overhead``.
+
+    Overhead is all that is neither: launches and Python, and kernels that use the device badly, which a profile tells
+    from each other.
+    """
     limit = max(memory_seconds, arithmetic_seconds)
     if measured_seconds <= 0 or limit / measured_seconds < OVERHEAD_BELOW:
         return "overhead"

@@ -49,7 +49,7 @@ ECHO = """\
 import runpy, sys, types
 from harness.worker.backend import Backend
 class Echo(Backend):
-    commands = ("echo", "fail", "exhaust", "wrap", "leave")
+    commands = ("echo", "fail", "exhaust", "exhaust_gpu", "wrap", "leave")
     def open(self, **specification):
         self.report({{"opening": True}})
         if specification.get("broken"):
@@ -62,6 +62,12 @@ class Echo(Backend):
         raise ValueError("a bad | value")
     def exhaust(self):
         raise MemoryError("no room")
+    def exhaust_gpu(self):
+        import torch
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.15 GiB")
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("engine failed") from error
     def wrap(self):
         try:
             self.fail()
@@ -349,6 +355,7 @@ def test_the_workers_own_main_speaks_the_same_protocol(start: Start) -> None:
     for command, kind, words in (
         ("fail", "exception", "ValueError: a bad | value"),
         ("exhaust", "out_of_memory", "MemoryError: no room"),
+        ("exhaust_gpu", "out_of_memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.15 GiB (seen as"),
         ("wrap", "exception", r"ValueError: a bad | value (seen as RuntimeError: engine failed)"),
         ("secret", "exception", "echo has no command 'secret'"),
         ("open", "exception", "echo has no command 'open'"),

@@ -281,6 +281,19 @@ def test_a_machine_that_never_settles_is_an_error(
     assert measure.baseline_of(quantized) is None
 
 
+def test_a_device_is_asked_again_what_it_can_do_where_it_was_disturbed(
+    tmp_path: Path, cells: dict[str, Cell], restless: type[RestlessWatch]
+) -> None:
+    class LimitedFlow(StubFlow):
+        def limits(self, cell: Cell, **_: Any) -> dict[str, Any]:
+            self.asked += 1
+            return {"bandwidth": 1e9 * self.asked, "rates": {"bfloat16": 1e12}}
+
+    restless.restless = 1
+    measure = Measure(LimitedFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    assert measure._ceiling(cells["bf16"]).bandwidth == 2e9
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_what_is_not_a_number_is_an_error_and_no_record(tmp_path: Path, cells: dict[str, Cell], number: float) -> None:
     measure = Measure(StubFlow(1.0, peak_bytes=number), Run(tmp_path))  # type: ignore[arg-type]
@@ -397,9 +410,19 @@ def test_the_profiles_of_the_committed_h100_runs_bear_their_records_out(
     assert shares
 
 
-def test_a_recipe_without_kernels_of_its_own_is_profiled_alone(tmp_path: Path, cells: dict[str, Cell]) -> None:
+def test_the_baseline_is_profiled_alone(tmp_path: Path, cells: dict[str, Cell]) -> None:
     measure = Measure(StubEngine(OTHER), Run(tmp_path))  # type: ignore[arg-type]
     assert measure.kernels(replace(cells["bf16"], server="vllm")).keys() == {"kernel_time"}
+
+
+def test_a_recipe_of_which_the_matrix_names_no_kernels_does_not_pass(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    unnamed = cells["int8dq"].recipe.model_copy(update={"kernels": {}})
+    measure = Measure(StubEngine(OWN, OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(
+        WrongKernels, match=r"no kernels of int8dq on cpu \(recipes.int8dq.kernels\).*aten::mm"
+    ) as raised:
+        measure.kernels(replace(cells["int8dq"], recipe=unnamed, server="vllm"))
+    assert not raised.value.known
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import tables
+from harness.accuracy import noninferiority
 from harness.documented import Documented, Publication
 from harness.errors import HarnessError, RecordError
 from harness.metrics import METRICS, Direction
@@ -309,6 +310,29 @@ def test_devices_weights_and_configs_are_not_mixed() -> None:
     assert len({one.heading, pcie.heading, random.heading}) == 3
 
 
+def test_an_accuracys_difference_has_its_interval_over_the_same_documents() -> None:
+    """What two standard errors that overlap hide: of 200 documents 12 were lost and 1 was won."""
+    before = [1.0] * 100 + [0.0] * 100
+    after = [1.0] * 88 + [0.0] * 12 + [1.0] + [0.0] * 99
+    piqa: dict[str, Scalar] = {"task": "piqa", "task_metric": "acc"}
+    records = [
+        measured("accuracy", sum(scores) / 200, of, parameters=piqa, statistics={"stderr": 0.035}).model_copy(
+            update={"samples": scores}
+        )
+        for of, scores in (("bf16", before), ("int8wo", after))
+    ]
+    flips = measured("answer_flips", 13 / 200, "int8wo", parameters=piqa, statistics={"lost": 12.0, "won": 1.0})
+    (table,) = tables.quality_tables([*records, flips], Documented.load(None))
+    found = noninferiority(before, after)
+    assert table.rows[0][1:] == ("0.500 ± 0.035", f"0.445 ± 0.035 (-0.055, {found.low:+.3f} to {found.high:+.3f})")
+    assert found.high < 0
+    assert table.rows[1][2] == "0.0650 (12 lost, 1 won)"
+    assert any("95 % interval over the same documents" in note for note in table.notes)
+    others = [records[0], records[1].model_copy(update={"samples": after[:100]})]
+    (table,) = tables.quality_tables(others, Documented.load(None))
+    assert table.rows[0][2] == "0.445 ± 0.035 (-0.055)", "other documents are not paired"
+
+
 def test_random_weights_have_no_accuracy_but_agree_with_transformers_or_not() -> None:
     records = [
         measured("accuracy", 0.25, model=RANDOM, parameters={"task": "piqa", "task_metric": "acc"}),
@@ -323,6 +347,7 @@ def test_random_weights_have_no_accuracy_but_agree_with_transformers_or_not() ->
         "top-1 agreement with Transformers",
     ]
     assert "weights: random, exact shape; accuracy is left out" in table.notes
+    assert any("little of how well" in note for note in table.notes)
     assert tables.quality_tables(records[:3], Documented()) == []
 
 

@@ -111,7 +111,7 @@ def hidden(checkpoint: str) -> dict[str, str]:
 
 def _child_failed(signal: int, frame: FrameType | None) -> NoReturn:
     """Raise while starting, where SGLang would kill this process with its children, and the reason would be lost."""
-    raise RuntimeError("a process of SGLang failed; its log names the cause")
+    raise RuntimeError("a process of SGLang failed")
 
 
 def _end_plainly() -> None:
