@@ -19,6 +19,7 @@ What is judged document by document is in harness/accuracy.py.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,9 @@ MINIMUM_BLOCKS = 6
 # Stop once the interval reaches half a margin to either side of the estimate.
 PRECISION = 0.5
 _RESAMPLES = 4999
+_FARTHEST = 6.0
+# Logarithms and differences that differ by less are the same number, of which a bootstrap could make nothing.
+_ROUNDING = 1e-12
 _BATCH_NUMBERS = 2_000_000
 
 
@@ -78,7 +82,7 @@ REASONS = {
     "not-worse": "the whole interval lies on the better side of the margin",
     "beyond-margin": "the whole interval lies beyond the margin on the worse side",
     "near-margin": "the interval is narrow and still holds the margin: the effect is about as large as the margin",
-    "too-noisy": "the interval holds the margin and is wider than the margin allows: more blocks may settle it",
+    "too-noisy": "the interval holds the margin and is wider than the margin allows: more samples may settle it",
     "false-discovery": "beyond the margin by itself, but not under Benjamini-Hochberg over all primary metrics",
     "within-range": "every pair of samples grew by no more than the margins",
     "beyond-range": "every pair of samples grew by more than both margins",
@@ -188,9 +192,16 @@ def _decide(effect: Interval, bound: float, direction: Direction, precise: bool)
 
 
 def precise_enough(
-    interval: Interval, margin: float, *, minimum: int = MINIMUM_BLOCKS, precision: float = PRECISION
+    interval: Interval,
+    margin: float,
+    *,
+    minimum: int = MINIMUM_BLOCKS,
+    precision: float = PRECISION,
+    level: float | None = None,
 ) -> bool:
     """Return whether measuring may stop: the interval's longer arm is at most ``precision`` x margin (log scale).
+
+    With ``level``, the arm is as long as one whose end is beyond the margin with that probability alone (Student's t).
 
     Looks at the width and the number of blocks alone, never at which side of anything the interval lies, so asking
     after every block leaves the error rates nearly as they are (Chow and Robbins 1965; by how much, a simulation shows
@@ -198,27 +209,47 @@ def precise_enough(
     """
     effect = interval.transformed(math.log)
     arm = max(effect.high - effect.estimate, effect.estimate - effect.low)
+    if level is not None and interval.confidence is not None and interval.n > 1:
+        levels = (level, (1 - interval.confidence) / 2)
+        wanted, told = (float(distributions.t.isf(one, interval.n - 1)) for one in levels)
+        arm *= wanted / told
     return interval.n >= minimum and arm <= precision * math.log1p(_margin(margin))
 
 
 def regression_p(old: Sequence[float], new: Sequence[float], margin: float, direction: Direction) -> float:
-    """Return the p-value of "not worse than the margin": a one-sided paired t-test of log ratios.
+    """Return the one-sided p-value of "not worse than the margin" for a paired ratio, by ``inverted_p``.
 
-    Below (1 - confidence) / 2 exactly where Student's interval lies beyond the margin. For direction "none" the p-value
-    of the worse side, doubled. Without any spread it is 0 or 1.
+    For direction "none" the p-value of the worse side, doubled.
     """
     logs, bound = _log_ratios(old, new), math.log1p(_margin(margin))
+
+    def at(confidence: float) -> Interval:
+        return _mean_interval(logs, confidence, "a paired ratio")
+
     if direction == "none":
-        return min(1.0, 2 * min(_p_above(logs, bound), _p_above(-logs, bound)))
-    return _p_above(-logs if direction == "higher" else logs, bound)
+        return min(1.0, 2 * min(inverted_p(at, bound, "lower"), inverted_p(at, bound, "higher")))
+    return inverted_p(at, bound, direction)
 
 
-def _p_above(values: np.ndarray, bound: float) -> float:
-    if len(values) < 2:
-        raise TooFewSamples("a paired t-test", 2, len(values))
-    if np.ptp(values) == 0:
-        return 0.0 if values[0] > bound else 1.0
-    return float(distributions.ttest_1samp(values, bound, alternative="greater").pvalue)
+def inverted_p(interval_at: Callable[[float], Interval], margin: float, direction: Direction) -> float:
+    """Return the one-sided p-value of "not worse than the margin", from the interval at every confidence.
+
+    It is the level at which the interval's end reaches the margin (duality of tests and intervals: Lehmann and Romano,
+    Testing Statistical Hypotheses, 2005, section 3.5), so that it is below (1 - confidence) / 2 exactly where the
+    interval lies beyond the margin, whichever kind of interval it is. ``margin`` is in the interval's unit. Nothing is
+    told apart beyond six standard errors.
+    """
+
+    def short(z: float) -> float:
+        found = interval_at(float(2 * distributions.norm.cdf(abs(z)) - 1))
+        low, high = (-found.high, -found.low) if direction == "higher" else (found.low, found.high)
+        return (low if z > 0 else high) - margin
+
+    if short(_FARTHEST) > 0:
+        return float(distributions.norm.sf(_FARTHEST))
+    if short(-_FARTHEST) < 0:
+        return float(distributions.norm.sf(-_FARTHEST))
+    return float(distributions.norm.sf(optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)))
 
 
 def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:
@@ -341,22 +372,30 @@ def _mean_interval(values: np.ndarray, confidence: float, rule: str) -> Interval
     if count < 2:
         raise TooFewSamples(rule, 2, count)
     center = float(values.mean())
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= _ROUNDING:
         return Interval(center, center, center, confidence, "no spread", count)
     if count < FEW:
         arm = float(distributions.t.ppf((1 + confidence) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
         return Interval(center, center - arm, center + arm, confidence, "Student-t", count)
-    # Sorted and seeded: the same samples give the same interval, in whatever order they come.
+    low, high = _bca(np.sort(values).tobytes(), confidence)
+    return Interval(center, low, high, confidence, "BCa", count)
+
+
+# A gate judges all that it has after every block, of which one series has changed.
+@functools.lru_cache(maxsize=4096)
+def _bca(values: bytes, confidence: float) -> tuple[float, float]:
+    """Return BCa's interval of a mean; sorted and seeded, so that the same samples give the same one in any order."""
+    samples = np.frombuffer(values)
     found = distributions.bootstrap(
-        (np.sort(values),),
+        (samples,),
         np.mean,
         n_resamples=_RESAMPLES,
-        batch=max(1, _BATCH_NUMBERS // count),
+        batch=max(1, _BATCH_NUMBERS // len(samples)),
         confidence_level=confidence,
         method="BCa",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(center, float(found.low), float(found.high), confidence, "BCa", count)
+    return float(found.low), float(found.high)
 
 
 def _log_ratios(old: Sequence[float], new: Sequence[float]) -> np.ndarray:

@@ -21,6 +21,8 @@ from harness.stats import Decision, Interval
 Outcome = Literal["pass", "regressed", "inconclusive", "error"]
 SEVERITY: dict[str, int] = {"regressed": 0, "error": 1, "inconclusive": 2, "pass": 3}
 CONFIDENCE = 0.95
+# The share of a gate's regressions that may be none.
+FALSE_DISCOVERIES = 0.05
 
 REASONS = stats.REASONS | {
     "identical": "old and new gave the very same values",
@@ -42,6 +44,8 @@ QUANTIZE, LOAD, OLD_CHECKPOINT = STAGES = ("quantize and save", "load and run", 
 LAYERS, LOGITS, MEASURING = "quantized_layers", "old checkpoint's logits", "measuring"
 EVENTS = (LAYERS, LOGITS, MEASURING, *(f"works: {stage}" for stage in STAGES))
 """What verdicts are called that are on something that happened or not; ``measuring`` could not be gone on with."""
+
+_MORE = "more documents tell more (--limit, measurements.text.windows), more blocks do not"
 
 # Which of a task's metrics counts in the mean over tasks.
 TASK_METRICS = ("acc_norm", "acc", "exact_match", "em", "f1")
@@ -189,6 +193,8 @@ def judge(series: Series, margins: Margins) -> Verdict:
         return replace(failed, verdict="error")
     if series.old == series.new and decision.verdict == "pass":
         decision = Decision("pass", "identical")
+    if decision.reason == "too-noisy" and rule.kind not in ("blocks", "size"):
+        detail = f"{detail or REASONS[decision.reason]}; one block holds it all: {_MORE}"
     return _verdict(series, rule, margin, interval, decision, detail or REASONS[decision.reason], p)
 
 
@@ -221,14 +227,13 @@ def _rank(series: Series) -> int:
     return TASK_METRICS.index(known) if known in TASK_METRICS else len(TASK_METRICS)
 
 
-def control(verdicts: Sequence[Verdict], q: float = 0.05) -> list[Verdict]:
+def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES) -> list[Verdict]:
     """Hold the family of primary verdicts that rest on a test against a false discovery rate of ``q``.
 
-    Every p-value is one-sided, in the direction of worse. A regression that Benjamini-Hochberg does not keep becomes
-    inconclusive. Sizes, which hardly vary, have no p-value
-    and stay out of it.
+    Every p-value is one-sided and of "not worse than the margin". A regression that Benjamini-Hochberg does not keep
+    becomes inconclusive. Sizes, which hardly vary, have no p-value and stay out of it.
     """
-    family = [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
+    family = family_of(verdicts)
     decisions = [
         Decision("regressed" if verdict.verdict == "regressed" else "pass", verdict.reason) for verdict in family
     ]
@@ -242,6 +247,11 @@ def control(verdicts: Sequence[Verdict], q: float = 0.05) -> list[Verdict]:
         else verdict
         for verdict in verdicts
     ]
+
+
+def family_of(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return the verdicts whose false discovery rate is held: the primary ones that rest on a test."""
+    return [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
 
 
 def event(
@@ -272,12 +282,17 @@ def event(
     )
 
 
-def settled(verdict: Verdict) -> bool:
-    """Return whether more blocks would not make this verdict's interval narrower than it needs to be."""
+def settled(verdict: Verdict, family: int = 1) -> bool:
+    """Return whether more blocks would not make this verdict's interval narrower than it needs to be.
+
+    A regression that is one by itself and not in its family of so many is measured until its interval is as narrow at
+    the level that the family leaves to one of it (Bonferroni's, Benjamini-Hochberg's strictest).
+    """
     if verdict.ratio is None or verdict.low is None or verdict.high is None:
         return False
     interval = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks)
-    return stats.precise_enough(interval, verdict.margin)
+    level = FALSE_DISCOVERIES / family if verdict.reason == "false-discovery" else (1 - verdict.confidence) / 2
+    return stats.precise_enough(interval, verdict.margin, level=level)
 
 
 def _verdict(
@@ -358,33 +373,28 @@ def _difference(series: Series, rule: Rule, margin: float) -> Judged:
         f"{REASONS[decision.reason]}: {before:.4g} {found.estimate:+.2g} {unit} "
         f"({found.low:+.2g} to {found.high:+.2g}), margin {allowed:.2g}"
     )
-    return _as_ratio(found, before), decision, detail, _difference_p(series, found, allowed, direction), allowed
+    p = stats.inverted_p(lambda level: accuracy.paired_difference(series.old, series.new, level), allowed, direction)
+    return _as_ratio(found, before), decision, detail, p, allowed
 
 
 def _documents(series: Series, rule: Rule, margin: float) -> Judged:
     parts = series.parts or (series,)
-    found = accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, CONFIDENCE) for one in parts])
+
+    def at(confidence: float) -> Interval:
+        return accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, confidence) for one in parts])
+
+    found, p = at(CONFIDENCE), stats.inverted_p(at, margin, "higher")
     flips = accuracy.flips(series.old, series.new)
-    # An improvement is no discovery of a family of regressions: one-sided, as every other p-value there.
-    p = accuracy.mcnemar_exact(flips.lost, flips.won, worse=True)
     before = math.fsum(math.fsum(one.old) / len(one.old) for one in parts) / len(parts)
     decision = stats.decide_difference(found, margin, "higher")
     tasks = ", ".join(" ".join(filter(None, (one.task, one.task_metric))) for one in series.parts)
     detail = (f"the mean over {tasks}, each task counting once, interval by MOVER: " if tasks else "") + (
         f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
         f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), "
-        f"exact McNemar p {accuracy.mcnemar_exact(flips.lost, flips.won):.3g}, one-sided {p:.3g}"
+        f"exact McNemar p {accuracy.mcnemar_exact(flips.lost, flips.won):.3g}; "
+        f"p of a loss within the margin {p:.3g}"
     )
     return _as_ratio(found, before), decision, detail, p, margin
-
-
-def _difference_p(series: Series, found: Interval, allowed: float, direction: Direction) -> float:
-    """Return the one-sided p-value of "not worse by more than the margin", as stats.regression_p does for ratios.
-
-    The differences are shifted into ratios around exp(margin), whose logarithms that test then looks at.
-    """
-    new = [math.exp(after - before) for before, after in zip(series.old, series.new, strict=True)]
-    return stats.regression_p([1.0] * len(new), new, math.expm1(allowed), direction)
 
 
 def _as_ratio(found: Interval, before: float) -> Interval:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as distributions
 
@@ -179,6 +179,7 @@ def test_without_variance_between_processes_one_gives_all_the_samples() -> None:
 
 @given(intervals(), MARGIN, DIRECTION)
 def test_a_verdict_is_what_the_whole_interval_says(found: Interval, margin: float, direction: stats.Direction) -> None:
+    assume(all(abs(abs(math.log(end)) - math.log1p(margin)) > 1e-12 for end in (found.low, found.high)))
     decision = stats.decide(found, margin, direction)
     assert decision.reason in stats.REASONS
     bound = 1 + margin
@@ -237,6 +238,33 @@ def test_the_p_value_and_the_interval_agree(
     assume(abs(p - 0.025) > 1e-9)
     regressed = stats.decide(stats.paired_ratio(old, new), margin, direction).verdict == "regressed"
     assert regressed == (p < 0.025)
+
+
+@given(BLOCKS, MARGIN)
+def test_the_p_value_of_students_interval_is_that_of_a_t_test(blocks: list[tuple[float, float]], margin: float) -> None:
+    old, new = sides(blocks)
+    logs = np.log(new) - np.log(old)
+    assume(np.std(logs) > 1e-6)
+    expected = distributions.ttest_1samp(logs, math.log1p(margin), alternative="greater").pvalue
+    found = stats.regression_p(old, new, margin, "lower")
+    assert found == pytest.approx(expected, rel=1e-5) or min(found, expected, 1 - found, 1 - expected) < 1e-8
+
+
+@settings(max_examples=20)
+@given(st.integers(stats.FEW, 40), st.floats(0, 0.15), st.integers(0, 99), MARGIN)
+def test_the_p_value_and_the_bootstraps_interval_agree(count: int, shift: float, seed: int, margin: float) -> None:
+    old, new = noisy(count, shift, seed=seed)
+    interval = stats.paired_ratio(old, new)
+    assert interval.method == "BCa"
+    p = stats.regression_p(old, new, margin, "lower")
+    assume(abs(p - 0.025) > 1e-6)
+    assert (stats.decide(interval, margin, "lower").verdict == "regressed") == (p < 0.025)
+
+
+def test_what_a_family_leaves_needs_a_narrower_interval() -> None:
+    interval = Interval(1.1, 1.1 / 1.024, 1.1 * 1.024, 0.95, "Student-t", 12)
+    assert stats.precise_enough(interval, 0.05, level=0.025)
+    assert not stats.precise_enough(interval, 0.05, level=0.05 / 25)
 
 
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0.01, 0.5))
