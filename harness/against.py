@@ -22,7 +22,7 @@ from harness.verdict import RULES, Rule, Series, Verdict
 # One block a day and few runs behind it: Schuirmann's 90 % interval, 5 % to each side. That a regression must recur in
 # a second block keeps false alarms rarer than that; results/rules.md has their rate.
 CONFIDENCE = 0.9
-# Figures that the gate does not measure.
+# Without the old version beside it serving varies more than within a gate's block; a gate judges requests, not tokens.
 _SERVING = Rule("blocks", 0.10, True)
 _RULES = RULES | {"request_throughput": _SERVING, "output_throughput": replace(_SERVING, primary=False)}
 _ADVISORY = Rule("blocks", 0.10, False)

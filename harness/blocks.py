@@ -26,12 +26,12 @@ from harness.errors import (
     WrongKernels,
 )
 from harness.flow import Checkpoint, Flow
-from harness.matrix import Cell, Matrix
+from harness.matrix import Cell, Matrix, Stage
 from harness.measure import Measure
 from harness.pair import Pair
 from harness.records import Failure, Line, Measurement, Run, Scalar
 from harness.schedule import SIDES, Side, Turns
-from harness.verdict import RULES, Series
+from harness.verdict import RULES, Series, Verdict
 
 # What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.
 _OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, RecordError)
@@ -141,7 +141,7 @@ class Bench:
 
 @dataclass
 class Unit:
-    """What is measured block by block: one cell through one server, and how far it has come.
+    """What is measured block by block: one cell through one server at one of its stages, and how far it has come.
 
     ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
     of them is enough (memory, quality, kernels), and ``tasks`` the tasks that it evaluates. A ``closed`` unit is not
@@ -150,6 +150,7 @@ class Unit:
     """
 
     cell: Cell
+    stage: Stage
     metrics: frozenset[str]
     once: frozenset[str] = frozenset()
     tasks: tuple[str, ...] = ()
@@ -167,7 +168,13 @@ class Unit:
 
     @property
     def id(self) -> str:
-        return self.cell.id
+        return unit_id(self.cell.id, self.stage)
+
+    def holds(self, about: Series | Verdict) -> bool:
+        """Return whether a figure is of this unit; a server's start is not the engine's."""
+        cell = (self.cell.model.name, self.cell.recipe.name, self.cell.server)
+        stage = stage_of(about.server, about.metric, about.label)
+        return (about.model, about.recipe, about.server, stage) == (*cell, self.stage)
 
     @property
     def runs(self) -> bool:
@@ -184,11 +191,29 @@ TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "toke
 TASKS = frozenset({"accuracy", "task_perplexity"})
 # Known as soon as a checkpoint is made, without a block.
 SIZES = frozenset({"checkpoint_size", "weight_size"})
-THROUGH = {
-    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS | SIZES,
-    "vllm": frozenset({"engine_start", "compile_time", "latency"}),
+THROUGH: dict[str, dict[Stage, frozenset[str]]] = {
+    "transformers": {
+        "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS | SIZES,
+    },
+    "vllm": {
+        "engine": frozenset({"engine_start", "compile_time", "latency"}),
+        "server": frozenset({"engine_start", "request_throughput", "ttft", "tpot", "itl"}),
+    },
 }
-"""What is measured through each server, block by block; sizes need no server, and are asked for with the first."""
+"""What is measured through each server at each of its stages, block by block; sizes need no server, and are asked for
+with the first."""
+
+
+def unit_id(cell: str, stage: str) -> str:
+    """Return what a unit is called: as its cell, unless it is the second one of a cell."""
+    return f"{cell}-server" if stage == "server" else cell
+
+
+def stage_of(server: str | None, metric: str, label: str) -> str:
+    """Return at which stage a metric is measured through a server; of a start its label says which."""
+    stages = [stage for stage, metrics in THROUGH.get(server or "", {}).items() if metric in metrics]
+    named = label.removeprefix("kind=")
+    return named if named in stages else next(iter(stages), "")
 
 
 class BlockRunner:
@@ -228,7 +253,7 @@ class BlockRunner:
         flows: dict[Side, Flow] = {side: self.bench.flow(side) for side in SIDES}
         for flow in flows.values():
             flow.whole_processes = "peak_memory" in unit.once
-        take = self._engine if unit.cell.server == "vllm" else self._transformers
+        take = {"transformers": self._transformers, "engine": self._engine, "server": self._server}[unit.stage]
 
         def work(side: Side) -> None:
             measure = Measure(flows[side], self.bench.run, {"side": side, **tags})
@@ -287,6 +312,14 @@ class BlockRunner:
                 if not error.known:
                     raise
 
+    def _server(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
+        cell = unit.cell
+        measure.server(cell)
+        if unit.metrics - {"engine_start"}:
+            for prompts in cell.measurements.serving.num_prompts:
+                measure.serving(cell, prompts, turns.timer(side))
+        turns.meet(side)
+
     def _record(self, unit: Unit, side: Side, tags: dict[str, Scalar], error: WorkerError) -> None:
         where = f"{side} side, block {tags['block']}, attempt {tags['attempt']}"
         self.bench.run.append(
@@ -317,11 +350,14 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
 
     Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both; of several
     rounds in a block, their median, whatever the record's own value is (a latency's is the published mean). Quality
-    gives the samples of its one evaluation a side, document by document.
+    gives the samples of its one evaluation a side, document by document. The start of the serving benchmark's client
+    says nothing of what is served, and is left out.
     """
     blocks: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Measurement]]] = {}
     for line in lines:
         if isinstance(line, Measurement) and "side" in line.flags and not line.discarded and line.metric in RULES:
+            if line.parameters.get("kind") == "client":
+                continue
             key = _key(line)
             block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
             blocks.setdefault(key, {}).setdefault(block, {})[str(line.flags["side"])] = line
@@ -332,9 +368,10 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
             values: dict[str, list[float]] = {side: [_value(sides[side]) for sides in whole] for side in SIDES}
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
-        timed = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
+        in_turns = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
         rounds: dict[str, list[list[float]]] = {}
-        if timed:
+        # The advisory times of serving have a sample a request, not a round.
+        if in_turns and RULES[metric].primary:
             rounds = {side: [sides[side].samples for sides in whole] for side in SIDES}
         found.append(
             Series(
@@ -345,7 +382,7 @@ def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
                 label=label,
                 task=task or None,
                 values=values,
-                drift_cancelled=interleaved and timed,
+                drift_cancelled=interleaved and in_turns,
                 task_metric=task_metric,
                 rounds=rounds,
             )
@@ -364,7 +401,8 @@ def _key(line: Measurement) -> tuple[str, ...]:
     shown = {
         name: value
         for name, value in line.parameters.items()
-        if name in ("batch_size", "kind", "task", "task_metric") and (name != "batch_size" or line.metric == "latency")
+        if name in ("batch_size", "num_prompts", "kind", "task", "task_metric")
+        and (name != "batch_size" or line.metric == "latency")
     }
     label = ", ".join(f"{name}={value}" for name, value in shown.items())
     return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, task_metric, label)

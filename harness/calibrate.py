@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import accuracy, gate_command, hardware, stats
+from harness.blocks import stage_of, unit_id
 from harness.calibration import Calibration, Noise, Steady
 from harness.environment import worker_threads
 from harness.errors import HarnessError
@@ -83,13 +84,14 @@ class _Timed:
         if len(pairs) < 2:
             return
         self.logs.append([math.log(new / old) for old, new in pairs])
-        unit = f"{it['model']}-{it['recipe']}-{data['hardware']}-{it['server']}"
+        cell = f"{it['model']}-{it['recipe']}-{data['hardware']}-{it['server']}"
+        unit = unit_id(cell, stage_of(it["server"], it["metric"], it["label"]))
         self.block_seconds.append(data["units"][unit]["seconds"])
         rounds = it.get("rounds") or {"old": [], "new": []}
         for old, new in zip(rounds["old"], rounds["new"], strict=True):
             # The two sides' rounds were taken in turns: what the machine did meanwhile is in both.
             self.rounds.append([after / before for before, after in zip(old, new, strict=False)])
-            self.round_seconds += [_seconds(it["unit"], value, data) for value in (*old, *new)]
+            self.round_seconds += [_seconds(it, value, data) for value in (*old, *new)]
 
     def noise(self, key: Key) -> Noise:
         model, recipe, server, metric, label = key
@@ -128,9 +130,13 @@ class _Timed:
         }
 
 
-def _seconds(unit: str, value: float, data: dict[str, Any]) -> float:
-    """Return how long the round took that gave ``value``: a time, or a rate of the tokens that the matrix asks for."""
-    return value if unit == "s" else data["matrix"]["measurements"]["generate"]["max_new_tokens"] / value
+def _seconds(it: dict[str, Any], value: float, data: dict[str, Any]) -> float:
+    """Return how long the round took that gave ``value``: a time, or a rate of its prompts or of its new tokens."""
+    if it["unit"] == "s":
+        return value
+    if it["metric"] == "request_throughput":
+        return int(it["label"].removeprefix("num_prompts=")) / value
+    return float(data["matrix"]["measurements"]["generate"]["max_new_tokens"]) / value
 
 
 def _steady(key: Key, it: dict[str, Any]) -> Steady:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness import hardware, stats
-from harness.blocks import Unit
+from harness.blocks import Unit, stage_of
 from harness.errors import HarnessError
 from harness.rendering import write_text
 from harness.verdict import RULES, Margins
@@ -93,7 +93,12 @@ class Calibration(_Frozen):
 
     def of(self, unit: Unit, metric: str) -> list[Noise]:
         """Return what is known of a metric of a cell; of a cell never calibrated, that metric's worst."""
-        through = [it for it in self.noise if it.metric == metric and it.server == unit.cell.server]
+        through = [
+            it
+            for it in self.noise
+            if (it.metric, it.server) == (metric, unit.cell.server)
+            and stage_of(it.server, metric, it.label) == unit.stage
+        ]
         here = [it for it in through if it.model == unit.cell.model.name and it.recipe == unit.cell.recipe.name]
         return here or sorted(through, key=lambda it: -it.sd)[:1]
 

@@ -1,4 +1,4 @@
-"""What works under which version: recipes through each server, old checkpoints under the new, layers and kernels."""
+"""What works under which version: recipes through engines and servers, old checkpoints, layers and kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from harness.blocks import REPEATS, Bench, of_the_machine, was_lost
+from harness.blocks import REPEATS, Bench, Unit, of_the_machine, was_lost
 from harness.errors import HarnessError, WorkerError
 from harness.flow import Flow
 from harness.matrix import Cell
@@ -19,7 +19,7 @@ from harness.measure import Measure
 from harness.metrics import METRICS
 from harness.records import Line, Measurement, Run
 from harness.schedule import SIDES, Side
-from harness.verdict import LAYERS, LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, Series, Verdict, event
+from harness.verdict import LAYERS, LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Series, Verdict, event
 
 State = Literal["works", "fails", "not tried"]
 Result = TypeVar("Result")
@@ -118,24 +118,27 @@ class Compatibility:
                 self._same.add((cell.model.name, cell.recipe.name))
         return errors
 
-    def served(self, cell: Cell, errors: dict[Side, HarnessError | None]) -> None:
-        """Take down how a cell's first block went."""
-        row = self.row(cell, LOAD)
+    def row_of(self, unit: Unit) -> Row:
+        """Return the row that a unit's first block fills."""
+        return self.row(unit.cell, SERVE if unit.stage == "server" else LOAD)
+
+    def first_block(self, unit: Unit, errors: dict[Side, HarnessError | None]) -> None:
+        """Take down how a unit's first block went."""
+        row = self.row_of(unit)
         for side, error in errors.items():
             row.note(side, error)
 
-    def alone(self, cell: Cell, side: Side) -> None:
+    def alone(self, unit: Unit, side: Side) -> None:
         """Load and run a recipe on the only side that has a checkpoint of it; raises what is not the recipe's."""
-        row = self.row(cell, LOAD)
 
         def load() -> None:
             flow: Flow = self.bench.flow(side)
             try:
-                flow.engine(cell) if cell.server == "vllm" else flow.transformers(cell)
+                {"transformers": flow.transformers, "engine": flow.engine, "server": flow.server}[unit.stage](unit.cell)
             finally:
                 flow.end_workers()
 
-        self._note(row, side, lambda: self._repeated(f"load {cell.id}", load))
+        self._note(self.row_of(unit), side, lambda: self._repeated(f"load {unit.id}", load))
 
     def _note(self, row: Row, side: Side, work: Callable[[], None]) -> None:
         """Take down how ``work`` goes; raises the error of a machine, which says nothing of the row."""
@@ -148,12 +151,14 @@ class Compatibility:
         else:
             row.note(side, None)
 
-    def old_checkpoint(self, cell: Cell) -> None:
-        """Load what the old version quantized and saved under the new one: same logits, and it serves in vLLM.
+    def old_checkpoint(self, unit: Unit) -> None:
+        """Load what the old version quantized and saved under the new one: same logits, and vLLM's engine runs it.
 
-        Nothing is tried where both versions make the very same checkpoint. Raises what is not the recipe's.
+        Nothing is tried where both versions make the very same checkpoint, nor once more for the server of an engine
+        that has told. Raises what is not the recipe's.
         """
-        row, runs = self.row(cell, OLD_CHECKPOINT), self.row(cell, LOAD)
+        cell = unit.cell
+        row, runs = self.row(cell, OLD_CHECKPOINT), self.row_of(unit)
         if cell.recipe.baseline or row.new != "not tried":
             return
         row.old = runs.old
@@ -161,7 +166,7 @@ class Compatibility:
             row.new = runs.new
             return
         maker = self.bench.flow("old")
-        if cell.server == "vllm":
+        if unit.stage != "transformers":
             self._note(row, "new", lambda: self._repeated(f"serve {cell.id}", lambda: self._serve(cell, maker)))
         else:
             self._note(row, "new", lambda: self._compare_logits(cell, maker))

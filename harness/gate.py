@@ -17,7 +17,7 @@ from harness.compatibility import Compatibility
 from harness.environment import Environment
 from harness.errors import HarnessError, RecordError
 from harness.flow import Flow
-from harness.matrix import Cell, Matrix
+from harness.matrix import Matrix
 from harness.pair import Pair
 from harness.rendering import json_finite, write_text
 from harness.schedule import SIDES, Budget, Side, block_order
@@ -160,7 +160,7 @@ class Gate:
                     self.write()
 
     def _try(self, unit: Unit, errors: Mapping[Side, HarnessError | None]) -> None:
-        """Run a cell's first block, or what can be run of it after ``errors`` of quantization."""
+        """Run a unit's first block, or what can be run of it after ``errors`` of quantization."""
         for error in errors.values():
             if error and of_the_machine(error):
                 raise error
@@ -170,19 +170,19 @@ class Gate:
             if not unit.done:
                 self._block(unit)
             if not unit.reason:
-                self.compatibility.old_checkpoint(unit.cell)
+                self.compatibility.old_checkpoint(unit)
             return
         for side in SIDES:
             if not errors[side]:
-                self.compatibility.alone(unit.cell, side)
+                self.compatibility.alone(unit, side)
         if not errors["old"]:
-            self.compatibility.old_checkpoint(unit.cell)
+            self.compatibility.old_checkpoint(unit)
         unit.close()
 
     def _rounds(self) -> None:
-        """Measure block after block of every cell that is not settled, the cells in a new random order each time.
+        """Measure block after block of every unit that is not settled, the units in a new random order each time.
 
-        Cells through either server take part in every round, so that none uses up the budget of another.
+        Those through every server and stage take part in every round, so that none uses up the budget of another.
         """
         draw = random.Random(f"{self.options.seed}/cells")
         pending = [unit for unit in self.units if not unit.closed]
@@ -196,7 +196,7 @@ class Gate:
                 self.write()
 
     def _block(self, unit: Unit) -> bool:
-        """Measure one block; returns whether the cell can go on."""
+        """Measure one block; returns whether the unit can go on."""
         unit.once, unit.tasks = self._missing(unit), self._missing_tasks(unit)
         first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
@@ -208,7 +208,7 @@ class Gate:
             unit.done -= 1
             unit.close("machine-trouble", "; ".join(found))
         elif first:
-            self.compatibility.served(unit.cell, errors)
+            self.compatibility.first_block(unit, errors)
             if found:
                 unit.close()
         elif found:
@@ -217,7 +217,7 @@ class Gate:
 
     def _missing(self, unit: Unit) -> frozenset[str]:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
-        found = [verdict for verdict in self._judged() if _is(verdict, unit.cell)]
+        found = [verdict for verdict in self._judged() if unit.holds(verdict)]
         have = {verdict.metric for verdict in found}
         wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have - SIZES
         wanted |= {
@@ -230,7 +230,7 @@ class Gate:
         wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
         if unit.cell.recipe.baseline:
             wanted -= TEXT_QUALITY - {"perplexity"}
-        if unit.cell.server == "vllm" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
+        if unit.stage == "engine" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
             wanted |= {"quantized_kernel_share"}
         return frozenset(wanted)
 
@@ -238,7 +238,7 @@ class Gate:
         """Return the tasks that no block has evaluated on both sides, whichever metrics they give."""
         if not unit.metrics & TASKS or self._random(unit):
             return ()
-        have = {one.task for one in self._series() if one.values["old"] and _is(one, unit.cell)}
+        have = {one.task for one in self._series() if one.values["old"] and unit.holds(one)}
         return tuple(task for task in dict.fromkeys(self.options.tasks) if task not in have)
 
     def _random(self, unit: Unit) -> bool:
@@ -251,7 +251,7 @@ class Gate:
         timed = [
             verdict
             for verdict in self._judged()
-            if _is(verdict, unit.cell) and verdict.primary and RULES[verdict.metric].kind == "blocks"
+            if unit.holds(verdict) and verdict.primary and RULES[verdict.metric].kind == "blocks"
         ]
         return not unit.timed or (bool(timed) and all(settled(verdict) for verdict in timed))
 
@@ -278,7 +278,7 @@ class Gate:
     def verdicts(self) -> list[Verdict]:
         """Return every verdict, the worst first."""
         events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
-        events += [event(_about(unit.cell), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
+        events += [event(_about(unit), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
         found = control(self._judged() + self._combined()) + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
@@ -337,12 +337,10 @@ def _flat(data: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def _about(cell: Cell) -> Series:
-    return Series(cell.model.name, cell.recipe.name, cell.server, MEASURING, "")
-
-
-def _is(about: Verdict | Series, cell: Cell) -> bool:
-    return (about.model, about.recipe, about.server) == (cell.model.name, cell.recipe.name, cell.server)
+def _about(unit: Unit) -> Series:
+    cell = unit.cell
+    # The label tells the two units of a cell apart; of an only one there is nothing to tell.
+    return Series(cell.model.name, cell.recipe.name, cell.server, MEASURING, "server" if unit.stage == "server" else "")
 
 
 def stored(folder: Path) -> dict[str, Any]:

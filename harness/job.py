@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -197,10 +198,19 @@ class Server:
         deadline = self.process.started + timeout
         while not self.start_seconds:
             if self.process.exit_code() is not None:
-                raise self._failed("start", *self.process.ending())
+                kind, words = self.process.ending()
+                raise self._failed("start", "exception" if self._raised() else kind, words)
             if time.monotonic() > deadline:
                 raise self._failed("start", "timeout", f"was not ready within {timeout:g} s")
             time.sleep(0.05)
+
+    def _raised(self) -> bool:
+        """Return whether the server ended by an exception of its own, which would come again: its log names one.
+
+        Not by a signal, nor because another process took its port meanwhile.
+        """
+        cause = root_cause(self.process.log_text())
+        return bool(cause) and (self.process.exit_code() or 0) < 128 and f"[Errno {errno.EADDRINUSE}]" not in cause
 
     def _await_health(self) -> None:
         """Note when the server first answers, whatever the planner waits for meanwhile."""

@@ -238,7 +238,7 @@ class Blocks(_Table):
     gate_rounds: PositiveInt | None = Field(
         default=None,
         description="Timed rounds of generate and latency in a gate's block, where a process's start costs more than "
-        "the rounds and those of the session are too few; none: as many as in a session.",
+        "the rounds and those of the session are too few, and half as many of serving; none: as many as in a session.",
     )
     gate_seconds: PositiveFloat | None = Field(
         default=None,

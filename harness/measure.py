@@ -365,8 +365,8 @@ class Measure(Quality):
         answer: dict[str, Any] = json.loads((self.run.folder / found.attachment).read_text(encoding="utf-8"))
         return answer
 
-    def serving(self, cell: Cell, num_prompts: int) -> dict[str, Measurement]:
-        """Measure the published serving benchmark.
+    def serving(self, cell: Cell, num_prompts: int, time: Callable[..., Any] | None = None) -> dict[str, Measurement]:
+        """Measure the published serving benchmark; ``time(function, rounds, warmup)``, if given, calls each round.
 
         The prefix cache is emptied before every round. Some versions of the benchmark then send their first prompt once
         to see whether the server answers, so that prompt's prefix is warm, by hand as here.
@@ -378,9 +378,11 @@ class Measure(Quality):
             prompts = self.flow.prompts().folder / "prompts.json"
             server = self.flow.server(cell)
             client = self.flow.client(cell)
-            rounds = []
-            for index in range(wanted.rounds):
-                self.flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {index + 1} of {wanted.rounds}")
+            rounds: list[dict[str, Any]] = []
+
+            def once() -> None:
+                number = len(rounds) + 1
+                self.flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {number} of {wanted.rounds}")
                 server.tell(self.flow.backend(cell).empty_cache, 60)
                 try:
                     answer = client.ask(
@@ -395,9 +397,11 @@ class Measure(Quality):
                         trust_remote_code=cell.model.trust_remote_code,
                     )
                 except WorkerError:
-                    server.check_alive(f"serving {num_prompts} prompts, round {index + 1}")
+                    server.check_alive(f"serving {num_prompts} prompts, round {number}")
                     raise
                 rounds.append(answer)
+
+            (time or _in_a_row)(once, wanted.rounds, 0)
             found = {}
             for name in names[:2]:
                 samples = [answer[name] for answer in rounds]
@@ -417,6 +421,11 @@ class Measure(Quality):
 def _latency_parameters(cell: Cell, batch_size: int) -> dict[str, Scalar]:
     wanted = cell.measurements.latency
     return {"batch_size": batch_size, "input_len": wanted.input_len, "output_len": wanted.output_len}
+
+
+def _in_a_row(function: Callable[[], None], rounds: int, warmup: int) -> None:
+    for _ in range(warmup + rounds):
+        function()
 
 
 def _split(values: list[float], warmup: int) -> tuple[list[float], list[float]]:

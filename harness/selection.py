@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from harness.blocks import TASKS, THROUGH, Unit
+from harness.blocks import TASKS, THROUGH, Unit, unit_id
 from harness.errors import HarnessError
 from harness.matrix import Matrix, Measurements
 
@@ -40,28 +40,33 @@ class Options:
 
 
 def units(matrix: Matrix, options: Options) -> list[Unit]:
-    """Return what is to be measured: every chosen cell through every chosen server, with the chosen metrics."""
+    """Return what is to be measured: every chosen cell through every chosen server, with the chosen metrics.
+
+    What the matrix does not send through a server, or not through all of its stages, is not gated there either.
+    """
     chosen = [
         cell
         for cell in matrix.cells(list(options.models) or None, list(options.recipes) or None)
-        if cell.hardware == options.hardware and not cell.skip
+        if cell.hardware == options.hardware
     ]
     if options.recipes:
         # Old and new are compared with each other: the baseline is measured only where it is asked for.
         chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
     found = []
     for cell in chosen:
-        for server in cell.servers:
-            if server not in THROUGH or server not in (options.servers or THROUGH):
-                continue
-            if cell.recipe.refusal(cell.hardware, server):
+        for server, listed in cell.servers.items():
+            if server not in THROUGH or server not in (options.servers or THROUGH) or cell.refusal(server):
                 continue
             through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
-            metrics = frozenset(name for name in THROUGH[server] if _selected(options.keyword, f"{through.id} {name}"))
-            if not options.tasks:
-                metrics -= TASKS
-            if metrics:
-                found.append(Unit(through, metrics))
+            for stage, measured in THROUGH[server].items():
+                if stage not in listed.stages:
+                    continue
+                name = unit_id(through.id, stage)
+                metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
+                if not options.tasks:
+                    metrics -= TASKS
+                if metrics:
+                    found.append(Unit(through, stage, metrics))
     if not found:
         raise HarnessError(
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
@@ -70,7 +75,7 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
 
 
 def _with_rounds(wanted: Measurements) -> Measurements:
-    """Return the measurements with as many rounds as a gate's block has."""
+    """Return the measurements with as many rounds as a gate's block has: of serving half as many."""
     rounds = wanted.blocks.gate_rounds
     if rounds is None:
         return wanted
@@ -78,6 +83,8 @@ def _with_rounds(wanted: Measurements) -> Measurements:
         update={
             "generate": wanted.generate.model_copy(update={"rounds": rounds}),
             "latency": wanted.latency.model_copy(update={"rounds": rounds}),
+            # A round is a benchmark of its own, which takes several times as long as a batch.
+            "serving": wanted.serving.model_copy(update={"rounds": (rounds + 1) // 2}),
         }
     )
 

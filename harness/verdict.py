@@ -39,7 +39,7 @@ REASONS = stats.REASONS | {
     "checkpoint-differs": "a checkpoint of the old version gives other logits under the new one",
 }
 
-QUANTIZE, LOAD, OLD_CHECKPOINT = STAGES = ("quantize and save", "load and run", "old checkpoint")
+QUANTIZE, LOAD, SERVE, OLD_CHECKPOINT = STAGES = ("quantize and save", "load and run", "serve", "old checkpoint")
 """The stages of the compatibility matrix."""
 LAYERS, LOGITS, MEASURING = "quantized_layers", "old checkpoint's logits", "measuring"
 EVENTS = (LAYERS, LOGITS, MEASURING, *(f"works: {stage}" for stage in STAGES))
@@ -75,6 +75,10 @@ class Rule:
 RULES: dict[str, Rule] = {
     "generate_throughput": Rule("blocks", 0.05, True),
     "latency": Rule("blocks", 0.05, True),
+    "request_throughput": Rule("blocks", 0.05, True),
+    "ttft": Rule("blocks", 0.10, False),
+    "tpot": Rule("blocks", 0.10, False),
+    "itl": Rule("blocks", 0.10, False),
     "engine_start": Rule("blocks", 0.25, False),
     "compile_time": Rule("blocks", 0.25, False),
     "peak_memory": Rule("size", 0.02, True, absolute=0.01),

@@ -72,7 +72,7 @@ class Machine:
     after ``stop_after`` the user interrupts.
     """
 
-    rate: Callable[[Side, int], float] = lambda side, block: 10.0 + 0.01 * ((block * 7 + len(side)) % 5)
+    rate: Callable[[Unit, Side, int], float] = lambda unit, side, block: 10.0 + 0.01 * ((block * 7 + len(side)) % 5)
     fault: Fault = lambda unit, side, block: None
     broken: Callable[[str, str], HarnessError | None] = lambda side, command: None
     accuracy: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
@@ -115,11 +115,16 @@ class Machine:
 
     def _records(self, gate: Gate, unit: Unit, side: Side, tags: dict[str, Any]) -> None:
         flags = {"side": side, **tags}
-        rate = self.rate(side, int(tags["block"]))
-        for metric in sorted(unit.metrics & {"generate_throughput", "latency", "engine_start"}):
-            parameters = {"batch_size": 1} if metric == "latency" else {"max_new_tokens": 16}
+        parameters: dict[str, dict[str, Any]] = {
+            "generate_throughput": {"max_new_tokens": 16},
+            "latency": {"batch_size": 1},
+            "request_throughput": {"num_prompts": 4},
+            "engine_start": {"kind": unit.stage},
+        }
+        for metric in sorted(unit.metrics & parameters.keys()):
+            rate = self.rate(unit, side, int(tags["block"]))
             rounds = [rate * part for part in (0.999, 1.0, 1.001)]
-            gate.run.append(record(unit, metric, rate, samples=rounds, parameters=parameters, flags=flags))
+            gate.run.append(record(unit, metric, rate, samples=rounds, parameters=parameters[metric], flags=flags))
         for metric in sorted(unit.once & {"peak_memory"}):
             gate.run.append(record(unit, metric, 1.0, samples=[1.0], flags=flags))
         for metric in sorted(unit.once & {"perplexity", "kl_divergence", "top1_agreement", "token_flips"}):
@@ -139,7 +144,7 @@ def make(
     """Return a gate in ``folder`` on ``machine``; ``resume`` takes over what an earlier one left there."""
     monkeypatch.setattr(Flow, "once", lambda *given, **more: machine.once(*given, **more))
     monkeypatch.setattr(Flow, "prompts", lambda _: Artifact(folder, "prompts/1", False))
-    for load in ("transformers", "engine"):
+    for load in ("transformers", "engine", "server"):
         monkeypatch.setattr(Flow, load, lambda flow, cell: machine.once(flow, "generate", {}, "load", cell))
     clock = SimpleNamespace(monotonic=lambda: machine.now)
     monkeypatch.setattr(blocks, "time", clock)

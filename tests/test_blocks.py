@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import blocks, hardware
 from harness.artifacts import Store
-from harness.blocks import Bench, SharedRun, of_the_machine, series
+from harness.blocks import Bench, BlockRunner, SharedRun, of_the_machine, series, stage_of
 from harness.environment import Environment
 from harness.flow import Checkpoint, Flow
 from harness.matrix import Matrix
@@ -21,11 +23,14 @@ from harness.metrics import METRICS
 from harness.pair import Pair
 from harness.records import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 from harness.schedule import SIDES
+from harness.selection import Options, units
 
 MODEL = ModelIdentity(name="m", source="folder:m", revision="1", weights="pretrained")
 CELL = Cell(
     model=MODEL, recipe=RecipeIdentity(name="int8wo", hash="h", config={}), hardware="cpu", server="transformers"
 )
+KINDS = ("engine", "server", "client")
+PROMPTS = {"num_prompts": 4, "dataset": "ShareGPT"}
 
 
 def record(metric: str, value: float, side: str, block: int = 0, attempt: int = 0, **more: object) -> Measurement:
@@ -85,6 +90,81 @@ def test_a_block_of_several_rounds_counts_with_their_median() -> None:
     lines = [record("latency", sum(samples) / 3, side, samples=samples) for side, samples in rounds.items()]
     (found,) = series(lines, interleaved=False)
     assert (found.old, found.new) == ([1.1], [1.3])
+
+
+def test_served_times_count_by_their_median_and_the_start_of_the_client_does_not_count() -> None:
+    lines = [
+        *(record("engine_start", 9.0, side, parameters={"kind": kind}) for side in SIDES for kind in KINDS),
+        *(record("request_throughput", 2.0, side, samples=[1.0, 2.0, 3.0], parameters=PROMPTS) for side in SIDES),
+        *(record("ttft", 2.0, side, samples=[1.0, 2.0, 9.0, 9.0], parameters=PROMPTS) for side in SIDES),
+    ]
+    served = [line.model_copy(update={"cell": CELL.model_copy(update={"server": "vllm"})}) for line in lines]
+    found = {(one.metric, one.label): one for one in series(served, interleaved=True)}
+    assert found.keys() == {
+        ("engine_start", "kind=engine"),
+        ("engine_start", "kind=server"),
+        ("request_throughput", "num_prompts=4"),
+        ("ttft", "num_prompts=4"),
+    }
+    assert {key for key, one in found.items() if one.drift_cancelled} == {key for key in found if "num" in key[1]}
+    throughput, ttft = (found[metric, "num_prompts=4"] for metric in ("request_throughput", "ttft"))
+    assert (throughput.old, throughput.rounds["old"]) == ([2.0], [[1.0, 2.0, 3.0]])
+    assert (ttft.old, ttft.rounds) == ([5.5], {}), "a sample is a request, and no round"
+    stages = {key: stage_of(one.server, one.metric, one.label) for key, one in found.items()}
+    assert {key for key, stage in stages.items() if stage == "engine"} == {("engine_start", "kind=engine")}
+
+
+@dataclass
+class Taken:
+    """Stands in for Measure and tells what was measured, in order; every timing has two rounds."""
+
+    told: list[tuple[str, str]]
+    side: str
+
+    def _timed(self, name: str, time: Callable[..., Any]) -> None:
+        time(lambda: self.told.append((self.side, name)), 2, 0)
+
+    def generate(self, cell: object, time: Callable[..., Any]) -> None:
+        self._timed("generate", time)
+
+    def engine(self, cell: object) -> None:
+        self.told.append((self.side, "engine"))
+
+    def latency(self, cell: object, size: int, time: Callable[..., Any]) -> None:
+        self._timed(f"latency {size}", time)
+
+    def server(self, cell: object) -> None:
+        self.told.append((self.side, "server"))
+
+    def serving(self, cell: object, prompts: int, time: Callable[..., Any]) -> None:
+        self._timed(f"serving {prompts}", time)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "starts", "timed"),
+    [
+        ("generate_throughput", [], ["generate"]),
+        ("latency", ["engine"], ["latency 1", "latency 8"]),
+        ("request_throughput", ["server"], ["serving 1", "serving 4"]),
+        ("engine_start and server", ["server"], []),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_block_takes_what_its_stage_has_in_turns_or_one_side_alone_on_a_gpu(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, device: str, keyword: str, starts: list[str], timed: list[str]
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(blocks, "Measure", lambda _flow, _run, tags: Taken(told, tags["side"]))
+    monkeypatch.setattr(hardware, "torch_device", lambda _: device)
+    (unit,) = units(bench.matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword=keyword))
+    assert BlockRunner(bench)(unit, ("new", "old")) == {"old": None, "new": None}
+    alone = [*starts, *(name for name in timed for _ in range(2))]
+    assert [name for side, name in told if side == "old"] == alone
+    if device == "cuda":
+        assert told == [(side, name) for side in ("new", "old") for name in alone]
+    else:
+        in_turns = [(side, name) for name in timed for side in ("new", "old", "old", "new")]
+        assert [it for it in told if it[1] in timed] == in_turns
 
 
 def keys(bench: Bench, flow: Flow) -> tuple[str, str]:

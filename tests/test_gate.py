@@ -34,6 +34,8 @@ SMALL = {
     "generate": "{ max_new_tokens = 2, rounds = 1 }",
     "memory": "{ max_new_tokens = 8 }",
     "text": "{ windows = 8, window_tokens = 64 }",
+    "serving": "{ num_prompts = [2], output_len = 4, rounds = 1 }",
+    "blocks": "{ gate_rounds = 3 }",
 }
 
 
@@ -57,6 +59,14 @@ class Gates:
         process = self.start(*more)
         output, _ = process.communicate(timeout=TIMEOUT)
         return process.returncode, output
+
+    def elsewhere(self, name: str, server: str) -> Gates:
+        """Return the same gates through another server, over a results folder of their own."""
+        folder = self.folder / name
+        command = [*self.command]
+        command[command.index("--results") + 1] = str(folder / "results")
+        command[command.index("--server") + 1] = server
+        return Gates(folder, command)
 
     @property
     def gate(self) -> Path:
@@ -183,6 +193,27 @@ def test_a_finished_gate_that_is_resumed_measures_nothing_again(gates: Gates) ->
     status, output = gates.run("--resume", "last", "--seed", "7")
     assert status == 2
     assert "started otherwise: seed: 0 then, 7 now" in output
+
+
+def test_both_sides_serve_in_turns_and_a_server_is_no_engine(gates: Gates) -> None:
+    served = gates.elsewhere("served", "vllm")
+    status, output = served.run("-k", "server and (request_throughput or engine_start)")
+    data = served.data
+    assert status == 3, output
+    assert [unit.rsplit("-", 2)[1:] for unit in data["units"]] == [["vllm", "server"]]
+    rows = {row["stage"]: (row["server"], row["old"], row["new"]) for row in data["compatibility"]}
+    assert rows["serve"] == rows["old checkpoint"] == ("vllm", "works", "works")
+    assert "load and run" not in rows
+    verdicts = {(it["metric"], it["label"]): it for it in data["verdicts"] if it["samples"]["old"]}
+    throughput = verdicts["request_throughput", "num_prompts=2"]
+    assert (throughput["reason"], throughput["primary"], throughput["drift_cancelled"]) == (
+        "too-few-blocks",
+        True,
+        True,
+    )
+    assert [len(rounds) for rounds in throughput["rounds"]["new"]] == [2], "half as many as a gate's block has"
+    assert not verdicts["engine_start", "kind=server"]["primary"]
+    assert {label for metric, label in verdicts if metric == "engine_start"} == {"kind=server"}
 
 
 def test_an_environment_that_cannot_be_imported_is_an_error_in_its_own_words(gates: Gates) -> None:

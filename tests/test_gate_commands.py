@@ -170,6 +170,7 @@ def test_a_first_release_that_cannot_be_installed_ends_it_before_anything_is_mea
         ("speed", (), "'speed' is not judged by gates"),
         ("latency", ("--server", "transformers"), "nothing to gate"),
         ("weight_size", ("--server", "vllm"), "nothing to gate"),
+        ("request_throughput", ("-k", "not server"), "nothing to gate"),
     ],
 )
 def test_what_would_measure_nothing_is_refused_first(

@@ -79,7 +79,9 @@ def test_a_decision_is_walked_through() -> None:
 
 
 def test_a_metric_that_no_gate_knows_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    gate_report.check_explained(["latency", "quantized_layers", "works: load and run"])
+    gate_report.check_explained(
+        ["latency", "quantized_layers", "request_throughput", "works: load and run", "works: serve"]
+    )
     given = ["gate", "a==1", "a==2", "-m", "cpu", "--explain", "latencies", "--results", str(tmp_path)]
     with pytest.raises(HarnessError, match=r"--explain 'latencies': gates have no verdict on it; did you mean latency"):
         gate_command.run(__main__.parser().parse_args(given))
@@ -205,6 +207,23 @@ def test_numbers_that_json_does_not_have_become_null() -> None:
 # -------------------------------------------------------------------------------------------------------- calibration
 
 
+def test_a_gate_keeps_to_what_the_matrix_sends_through_a_server(suites_matrix: Matrix) -> None:
+    first, *rest = [entry for entry in suites_matrix.entries if entry.hardware == "cpu"]
+
+    def stages(*servers: tuple[str, dict[str, Any]]) -> set[tuple[str, str]]:
+        entries = [first.model_copy(update={"servers": [name], **more}) for name, more in servers]
+        matrix = replace(suites_matrix, entries=[*entries, *rest])
+        return {(unit.cell.server, unit.stage) for unit in units(matrix, Options("a", "b", "cpu", recipes=("int8wo",)))}
+
+    transformers: tuple[str, dict[str, Any]] = ("transformers", {})
+    plain = ("transformers", "transformers")
+    assert stages(transformers, ("vllm", {"stages": ["engine"]})) == {plain, ("vllm", "engine")}
+    assert stages(transformers, ("vllm", {"stages": ["quantize", "server"]})) == {plain, ("vllm", "server")}
+    assert stages(transformers, ("vllm", {"skip": "too slow to serve"})) == {plain}
+    only_quantized = ("transformers", {"stages": ["quantize"]})
+    assert stages(only_quantized, ("vllm", {})) == {("vllm", "engine"), ("vllm", "server")}
+
+
 def calibrated(spread: float, seconds: float = 10.0) -> Calibration:
     """Return the calibration of two gates of old against old whose blocks' log ratios are all ``spread`` from 0."""
     signs = [1, -1] * 4
@@ -233,6 +252,36 @@ def test_a_calibration_is_the_pooled_noise_and_comes_back_from_the_disk(tmp_path
         Calibration.find(tmp_path, "cpu")
 
 
+def test_engine_and_server_of_a_cell_are_calibrated_each_by_its_own_blocks(suites_matrix: Matrix) -> None:
+    cell = (MODEL, "int8wo", "vllm")
+    noisy, quiet = [10 * noise for noise in NOISE], [10.0] * 8
+    values = {"old": noisy, "new": noisy[::-1]}
+    rounds = {side: [[value] * 3 for value in blocks] for side, blocks in values.items()}
+    found = [
+        Series(*cell, "request_throughput", "num_prompts=4", None, values, rounds=rounds),
+        Series(*cell, "latency", "batch_size=1", None, {"old": quiet, "new": quiet}),
+        *(Series(*cell, "engine_start", f"kind={kind}", None, values) for kind in ("engine", "server")),
+    ]
+    seconds = {f"{MODEL}-int8wo-cpu-vllm": {"seconds": 40.0}, f"{MODEL}-int8wo-cpu-vllm-server": {"seconds": 70.0}}
+    made = summarise([gate_json([judge(one, Margins()) for one in found], units=seconds)], "cpu", 1800.0)
+    taken = {(it.metric, it.label): it.block_seconds for it in made.noise}
+    assert taken == {
+        ("latency", "batch_size=1"): 40.0,
+        ("engine_start", "kind=engine"): 40.0,
+        ("engine_start", "kind=server"): 70.0,
+        ("request_throughput", "num_prompts=4"): 70.0,
+    }
+    wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("vllm",)))
+    engine, server = wanted
+    assert [it.label for unit in (engine, server) for it in made.of(unit, "engine_start")] == [
+        "kind=engine",
+        "kind=server",
+    ]
+    made.check(Margins(["0.5"]), wanted, budget=100)
+    with pytest.raises(HarnessError, match=r"request_throughput of \S+-vllm-server: margin 0.5%, detectable \d"):
+        made.check(Margins(["request_throughput=0.005"]), wanted, budget=300)
+
+
 def test_a_margin_that_the_machine_cannot_hold_is_refused(suites_matrix: Matrix) -> None:
     wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
     noisy = calibrated(0.10)
@@ -248,6 +297,14 @@ def test_what_a_gate_measures_is_selected_as_pytest_selects(suites_matrix: Matri
     assert {"bf16", "int8wo", "8da4w-int8emb", "float8wo"} <= {unit.cell.recipe.name for unit in every}
     assert {unit.cell.server for unit in every} == {"transformers", "vllm"}
     assert not [unit for unit in every if unit.cell.recipe.name == "float8wo" and unit.cell.server == "vllm"]
+    assert len({unit.id for unit in every}) == len(every)
+    engine, server = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("vllm",)))
+    assert (engine.stage, server.stage, server.id) == ("engine", "server", f"{engine.id}-server")
+    assert (engine.cell.measurements.latency.rounds, engine.cell.measurements.serving.rounds) == (15, 8)
+    (alone,) = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword="request_throughput"))
+    assert (alone.id, alone.metrics) == (server.id, {"request_throughput"})
+    without = units(suites_matrix, Options("a", "b", "cpu", keyword="not server"))
+    assert {unit.stage for unit in without} == {"transformers", "engine"}
     (one,) = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword="memory and not vllm"))
     assert one.metrics == {"peak_memory"}
     with pytest.raises(HarnessError, match="nothing to gate"):

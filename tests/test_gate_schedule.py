@@ -58,7 +58,7 @@ def test_blocks_go_on_until_the_interval_is_narrow_and_no_further(gate: Callable
 
 
 def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate]) -> None:
-    machine = Machine(rate=lambda side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0))
+    machine = Machine(rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0))
     outcome = gate(machine, budget=200)()
     found = of(outcome, "generate_throughput")
     assert (found.verdict, found.reason, found.blocks) == ("inconclusive", "too-noisy", 20)
@@ -66,15 +66,15 @@ def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate])
     assert outcome.exit_status == 3
 
 
-def test_cells_through_both_servers_share_the_budget(gate: Callable[..., Gate]) -> None:
+def test_engine_and_server_share_the_budget_with_transformers(gate: Callable[..., Gate]) -> None:
     noisy = Machine(
-        rate=lambda side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0),
+        rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0),
         block_seconds=lambda unit: 30.0 if unit.cell.server == "vllm" else 10.0,
     )
     outcome = gate(noisy, budget=400, servers=())()
     blocks = {unit.removeprefix(f"{CELL}-"): it["done"] for unit, it in outcome.data["units"].items()}
-    assert set(blocks) == {"transformers", "vllm"}
-    assert blocks["vllm"] >= 9, "a round of both takes 40 seconds"
+    assert set(blocks) == {"transformers", "vllm", "vllm-server"}
+    assert min(blocks.values()) >= 5, "a round of all takes 70 seconds"
     assert [unit for unit, _, _ in noisy.measured] != sorted(unit for unit, _, _ in noisy.measured), "in random order"
 
 
@@ -91,6 +91,51 @@ def test_the_first_block_decides_whether_a_recipe_works(
     assert (row["old"], row["new"]) == (old, new)
     assert outcome.exit_status == status
     assert len(machine.measured) == 1
+
+
+def test_served_throughput_goes_on_where_the_engine_of_the_same_cell_has_settled(gate: Callable[..., Gate]) -> None:
+    machine = Machine(
+        rate=lambda unit, side, block: (
+            10.0 + (4.0 if unit.stage == "server" and (block % 2 == 0) == (side == "old") else 0)
+        )
+    )
+    outcome = gate(machine, budget=300, servers=("vllm",))()
+    done = {unit: it["done"] for unit, it in outcome.data["units"].items()}
+    assert done == {f"{CELL}-vllm": 6, f"{CELL}-vllm-server": 24}
+    assert (of(outcome, "latency").verdict, of(outcome, "request_throughput").verdict) == ("pass", "inconclusive")
+    starts = {verdict.label: verdict.blocks for verdict in outcome.verdicts if verdict.metric == "engine_start"}
+    assert starts == {"kind=engine": 6, "kind=server": 24}
+    more = Machine(rate=machine.rate)
+    resumed = gate(more, budget=400, servers=("vllm",), resume=True)()
+    assert {unit for unit, _, _ in more.measured} == {f"{CELL}-vllm-server"}
+    assert resumed.data["units"][f"{CELL}-vllm"]["done"] == 6
+
+
+def test_a_server_that_no_longer_starts_has_stopped_working_and_its_engine_has_not(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (unit.stage, side) == ("server", "new") else None)
+    outcome = gate(machine, budget=1e6, servers=("vllm",))()
+    rows = {row["stage"]: (row["server"], row["old"], row["new"]) for row in outcome.data["compatibility"]}
+    assert rows["load and run"] == rows["old checkpoint"] == ("vllm", "works", "works")
+    assert rows["serve"] == ("vllm", "works", "fails")
+    assert of(outcome, "works: serve").reason == "stopped-working"
+    assert of(outcome, "latency").verdict == "pass"
+    assert outcome.exit_status == 1
+    assert [unit for unit, _, _ in machine.measured].count(f"{CELL}-vllm-server") == 1
+
+
+def test_a_recipe_that_only_one_side_can_quantize_is_served_there_alone(gate: Callable[..., Gate]) -> None:
+    machine = Machine(broken=lambda side, command: crash() if (side, command) == ("old", "quantize") else None)
+    outcome = gate(machine, budget=1e6, servers=("vllm",), pair=fake_gate.apart())()
+    rows = {row["stage"]: (row["old"], row["new"]) for row in outcome.data["compatibility"]}
+    assert rows["load and run"] == rows["serve"] == ("not tried", "works")
+    assert machine.asked.count(("new", "load")) == 2, "as an engine, and as a server"
+
+
+def test_trouble_of_the_server_is_told_apart_from_that_of_the_engine(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 1) else None)
+    outcome = gate(machine, budget=1e6, servers=("vllm",))()
+    found = [(verdict.metric, verdict.label) for verdict in outcome.verdicts if verdict.reason == "later-block-failed"]
+    assert sorted(found) == [("measuring", ""), ("measuring", "server")]
 
 
 def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working(gate: Callable[..., Gate]) -> None:

@@ -389,7 +389,7 @@ def test_a_backend_that_cannot_be_opened_says_why(
 # ------------------------------------------------------------------------------------------------------------- servers
 
 SERVER = """\
-import http.server, json, os, signal, sys, time
+import errno, http.server, json, os, signal, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, data, length=None):
         self.send_response(status)
@@ -498,6 +498,10 @@ def test_a_server_that_dies_while_it_is_asked_is_a_failure_of_its_kind(
     ("code", "kind", "words"),
     [
         ("sys.exit('no such model')", "crash", "ended with status 1"),
+        ("raise ValueError('no such tensor')", "exception", "its log names the cause: ValueError: no such tensor"),
+        ("print('ValueError: x', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9)"),
+        ("raise RuntimeError('Engine core initialization failed')", "crash", "ended with status 1"),
+        ("raise OSError(errno.EADDRINUSE, 'Address already in use')", "crash", "Address already in use"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
         ("time.sleep(600)", "timeout", "was not ready within 0.3 s"),
     ],

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,6 +144,38 @@ class ServingFlow(StubFlow):
         return self.answer
 
 
+class BenchmarkFlow(ServingFlow):
+    """Stands in for a flow whose serving benchmark always gives the same; ``told`` is what it was asked, in order."""
+
+    url = "http://127.0.0.1:1"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            {"request_throughput": 4.0, "output_throughput": 32.0, "ttft": [5.0, 7.0], "tpot": [], "itl": []}
+        )
+        self.artifact = SimpleNamespace(folder=folder, key="prompts/1")
+        self.told: list[str] = []
+
+    def prompts(self) -> SimpleNamespace:
+        return self.artifact
+
+    def served(self, cell: Cell) -> SimpleNamespace:
+        return self.artifact
+
+    def backend(self, cell: Cell) -> SimpleNamespace:
+        return SimpleNamespace(empty_cache="/empty")
+
+    def client(self, cell: Cell) -> BenchmarkFlow:
+        return self
+
+    def tell(self, path: str, timeout: float) -> None:
+        self.told.append(path)
+
+    def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        self.told.append(f"{command} {arguments['num_prompts']}")
+        return self.answer
+
+
 def repeat(once: Callable[[], None], rounds: int, warmup: int) -> int:
     for _ in range(warmup + rounds):
         once()
@@ -206,6 +239,25 @@ def test_a_resumed_runs_baseline_counts_without_being_asked_for_again(tmp_path: 
     flow.versions = {"torch": "2.14.0"}
     measure.generate(cells["int8wo"], repeat)
     assert measure.baseline_of(measure.measurements[-1]) is None, "it was measured under other packages"
+
+
+def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    cell = replace(cells["int8wo"], server="vllm")
+    assert cell.measurements.serving.rounds == 2
+    turns: list[tuple[int, int]] = []
+
+    def timer(once: Callable[[], None], rounds: int, warmup: int) -> None:
+        turns.append((rounds, warmup))
+        repeat(once, rounds, warmup)
+
+    for name, more in (("row", ()), ("turns", (timer,))):
+        flow = BenchmarkFlow(tmp_path)
+        found = Measure(flow, Run(tmp_path / name)).serving(cell, 4, *more)  # type: ignore[arg-type]
+        assert flow.told == ["/empty", "serving 4"] * 2, "the prefix cache is emptied before every round"
+        assert found.keys() == {"request_throughput", "output_throughput", "ttft"}
+        assert found["request_throughput"].samples == [4.0, 4.0]
+        assert found["ttft"].samples == [5.0, 7.0, 5.0, 7.0]
+    assert turns == [(2, 0)]
 
 
 def test_a_chat_whose_answer_is_gone_is_asked_again(tmp_path: Path, cells: dict[str, Cell]) -> None:

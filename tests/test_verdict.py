@@ -36,6 +36,8 @@ def times(factor: float, by: tuple[float, ...] = NOISE) -> list[float]:
         ("latency", 0.8, "pass", "improved"),
         ("generate_throughput", 0.8, "regressed", "beyond-margin"),
         ("generate_throughput", 1.2, "pass", "improved"),
+        ("request_throughput", 0.8, "regressed", "beyond-margin"),
+        ("ttft", 1.2, "regressed", "beyond-margin"),
         ("peak_memory", 1.2, "regressed", "beyond-range"),
         ("peak_memory", 1.0005, "pass", "within-range"),
         ("checkpoint_size", 1.0, "pass", "identical"),
@@ -240,7 +242,7 @@ def test_the_worst_comes_first() -> None:
 
 def test_margins_are_given_for_all_times_or_for_one_metric() -> None:
     margins = Margins(["0.1", "latency=0.2", "perplexity=0.03"])
-    assert margins.of("generate_throughput") == 0.1
+    assert margins.of("generate_throughput") == margins.of("request_throughput") == 0.1
     assert margins.of("latency") == 0.2
     assert margins.of("perplexity") == 0.03
     assert margins.of("peak_memory") == RULES["peak_memory"].margin

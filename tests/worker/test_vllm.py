@@ -96,7 +96,7 @@ def test_the_server_answers_a_chat(served):
 
 
 def test_serving_is_measured_through_the_client(served):
-    found = served.measure.serving(served.cell, 2)
+    found = served.measure.serving(served.cell, 2, repeat)
     assert {name: record.unit for name, record in found.items()} == {
         "request_throughput": "req/s",
         "output_throughput": "tok/s",
