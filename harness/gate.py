@@ -22,7 +22,20 @@ from harness.pair import Pair
 from harness.rendering import json_finite, write_text
 from harness.schedule import SIDES, Budget, Side, block_order
 from harness.selection import Options, units
-from harness.verdict import MEASURING, RULES, Margins, Series, Verdict, combined, control, event, judge, settled
+from harness.stats import MINIMUM_BLOCKS
+from harness.verdict import (
+    MEASURING,
+    RULES,
+    Margins,
+    Series,
+    Verdict,
+    combined,
+    control,
+    event,
+    family_of,
+    judge,
+    settled,
+)
 
 SCHEMA = 1
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
@@ -248,12 +261,13 @@ class Gate:
     def _settled(self, unit: Unit) -> bool:
         if self._missing(unit):
             return False
-        timed = [
-            verdict
-            for verdict in self._judged()
-            if unit.holds(verdict) and verdict.primary and RULES[verdict.metric].kind == "blocks"
-        ]
-        return not unit.timed or (bool(timed) and all(settled(verdict) for verdict in timed))
+        judged = control(self._judged() + self._combined())
+        family = len(family_of(judged))
+        timed = [verdict for verdict in judged if unit.holds(verdict) and verdict.metric in unit.timed]
+        if not timed:
+            # What is zero everywhere, as compile time where nothing is compiled, gives no verdict.
+            return not unit.timed or unit.done >= MINIMUM_BLOCKS
+        return all(settled(verdict, family) for verdict in timed)
 
     def _series(self) -> list[Series]:
         return series(self.run.lines(), hardware.torch_device(self.options.hardware) == "cpu")

@@ -365,7 +365,7 @@ class Measure(Quality):
         answer: dict[str, Any] = json.loads((self.run.folder / found.attachment).read_text(encoding="utf-8"))
         return answer
 
-    def serving(self, cell: Cell, num_prompts: int, time: Callable[..., Any] | None = None) -> dict[str, Measurement]:
+    def serving(self, cell: Cell, num_prompts: int, time: Callable[..., int] | None = None) -> dict[str, Measurement]:
         """Measure the published serving benchmark; ``time(function, rounds, warmup)``, if given, calls each round.
 
         The prefix cache is emptied before every round. Some versions of the benchmark then send their first prompt once
@@ -423,9 +423,10 @@ def _latency_parameters(cell: Cell, batch_size: int) -> dict[str, Scalar]:
     return {"batch_size": batch_size, "input_len": wanted.input_len, "output_len": wanted.output_len}
 
 
-def _in_a_row(function: Callable[[], None], rounds: int, warmup: int) -> None:
+def _in_a_row(function: Callable[[], None], rounds: int, warmup: int) -> int:
     for _ in range(warmup + rounds):
         function()
+    return warmup + rounds
 
 
 def _split(values: list[float], warmup: int) -> tuple[list[float], list[float]]:

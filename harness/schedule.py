@@ -70,18 +70,19 @@ class Turns:
     def timer(self, side: Side) -> Callable[[Callable[[], None], int, int], int]:
         """Return what a measurement calls to time ``function``: ``timer(function, rounds, warmup)``.
 
-        It returns how many calls it made: fewer than ``warmup + rounds`` where those would take too long by the warm-up
-        of the slower side, so that both sides make as many.
+        It returns how many calls it made: fewer than ``warmup + rounds`` where those would take too long by the first
+        ones (the warm-up, or one round) of the slower side, so that both sides make as many.
         """
 
         def run(function: Callable[[], None], rounds: int, warmup: int) -> int:
             self.meet(side)
-            self._longest[side] = max([self._call(side, function) for _ in range(warmup)], default=0.0)
+            first = min(warmup or 1, warmup + rounds)
+            self._longest[side] = max([self._call(side, function) for _ in range(first)], default=0.0)
             self.meet(side)
             longest = max(self._longest[each] for each in SIDES if each == side or each not in self._left)
             if self._seconds is not None and longest:
                 rounds = min(rounds, max(FEWEST_ROUNDS, int(self._seconds / longest)))
-            for _ in range(rounds):
+            for _ in range(warmup + rounds - first):
                 self._call(side, function)
             self.meet(side)
             return warmup + rounds

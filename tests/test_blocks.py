@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_a_pair_is_a_block_that_both_sides_finished(taken: dict, random: object)
     ]
     random.shuffle(lines)  # type: ignore[attr-defined]
     good = {place: value for place, (value, void) in taken.items() if not void}
-    whole = sorted(place for side, *place in good if side == "old" and ("new", *place) in good)
+    both = sorted(place for side, *place in good if side == "old" and ("new", *place) in good)
+    whole = [max(place for place in both if place[0] == block) for block in sorted({block for block, _ in both})]
     found = series(lines, interleaved=True)
     if not good:
         assert found == []
@@ -165,6 +167,24 @@ def test_a_block_takes_what_its_stage_has_in_turns_or_one_side_alone_on_a_gpu(
     else:
         in_turns = [(side, name) for name in timed for side in ("new", "old", "old", "new")]
         assert [it for it in told if it[1] in timed] == in_turns
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_block_takes_once_is_not_expected_of_the_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    class Slow(Taken):
+        def peak_memory(self, cell: object) -> None:
+            time.sleep(0.3)
+
+    monkeypatch.setattr(blocks, "Measure", lambda _flow, _run, tags: Slow([], tags["side"]))
+    monkeypatch.setattr(hardware, "torch_device", lambda _: device)
+    keyword = "generate_throughput or peak_memory"
+    (unit,) = units(bench.matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword=keyword))
+    unit.once = frozenset({"peak_memory"})
+    BlockRunner(bench)(unit, ("old", "new"))
+    assert 0 <= unit.seconds < 0.2
+    assert unit.measuring >= (0.3 if device == "cpu" else 0.6)
 
 
 def keys(bench: Bench, flow: Flow) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from harness.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerE
 from harness.gate import Gate, Outcome
 from harness.matrix import Matrix
 from harness.selection import Options
-from harness.verdict import Verdict
+from harness.verdict import Margins, Series, Verdict, judge, settled
 
 CELL = f"{fake_gate.MODEL}-int8wo-cpu"
 
@@ -64,6 +64,23 @@ def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate])
     assert (found.verdict, found.reason, found.blocks) == ("inconclusive", "too-noisy", 20)
     assert machine.now <= 200
     assert outcome.exit_status == 3
+
+
+def test_what_is_advisory_is_measured_on_where_it_alone_was_asked_for(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, servers=("vllm",), keyword="engine_start and not server")()
+    found = of(outcome, "engine_start")
+    assert (found.verdict, found.blocks) == ("pass", 6)
+
+
+def test_a_regression_that_the_family_does_not_keep_is_measured_on(gate: Callable[..., Gate]) -> None:
+    """By itself it is settled after six blocks; among several p-values its interval must be narrower."""
+    slower = Machine(rate=lambda unit, side, block: 10.0 * (1.0 + (side == "old") * (0.054 + 0.044 * (block % 2))))
+    found = of(gate(slower, budget=1e6)(), "generate_throughput")
+    six = {side: values[:6] for side, values in found.samples.items()}
+    alone = judge(Series("", "", "", "generate_throughput", "", values=six), Margins())
+    assert (alone.verdict, settled(alone)) == ("regressed", True)
+    assert found.blocks > 6
 
 
 def test_engine_and_server_share_the_budget_with_transformers(gate: Callable[..., Gate]) -> None:
