@@ -4,8 +4,8 @@ Run: PYTHONPATH=. python tests/benchmarks/bench_gate.py FOLDER [--arm ARM] [--ga
 
 Each arm is a fault planted in a copy of the installed torchao (tests/planted.py), held against the same torchao without
 it. Gates are added to FOLDER, arm by arm, so that the whole may be measured in parts; the table over all that is there
-goes to results/gate_calibration.md, what old against old measured to the .json beside it: the noise that bench_rules.py
-simulates with. With ``--gates 0`` these alone are written.
+goes to results/gate_calibration.md, the samples behind it to the _gates.json beside it, and what old against old
+measured to the .json: the noise that bench_rules.py simulates with. With ``--gates 0`` these alone are written.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def detections(folder: Path) -> Table:
             (
                 words,
                 metric,
+                ", ".join(sorted({f"{it['margin']:.0%}" for it in told})),
                 f"{statistics.median(ratios):.3f}" if ratios else "-",
                 share([it["verdict"] == "regressed" for it in told]),
                 str(unsure),
@@ -147,6 +148,7 @@ def detections(folder: Path) -> Table:
         (
             "planted",
             "metric",
+            "margin",
             "new / old, median",
             "called regressed",
             "inconclusive",
@@ -162,6 +164,19 @@ def detections(folder: Path) -> Table:
             "the last three rules look at the same samples; the first row holds false alarms, the others detections",
         ),
     )
+
+
+def told(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return what every gate of every arm said of the metric that should tell, with the samples that it looked at."""
+    kept = ("verdict", "reason", "margin", "ratio", "low", "high", "blocks", "samples")
+    return {
+        arm: [
+            {"created": data["created"], "device": data["device"], **{name: it[name] for name in kept}}
+            for data in outcomes(folder / arm)
+            for it in of(data, metric)
+        ]
+        for arm, (_, metric, _) in ARMS.items()
+    }
 
 
 def starts(gates: list[dict[str, Any]]) -> Table:
@@ -235,6 +250,10 @@ def main() -> None:
         tables.append(starts(same))
         tables.append(calibrate.table(calibrate.summarise(same, "cpu", budget)))
         write_text(arguments.output.with_suffix(".json"), json.dumps(noise(same), indent=1))
+    kept = arguments.output.with_name(f"{arguments.output.stem}_gates.json")
+    write_text(
+        kept, json.dumps({arm: gates for arm, gates in told(arguments.folder).items() if gates}, indent=1) + "\n"
+    )
     text = render(tables, "md", title="How often a gate is wrong")
     write_text(arguments.output, text)
     print(text)
