@@ -34,6 +34,7 @@ def missing(hardware: str) -> str:
             return problem
         if "H100" not in name:
             return f"the GPU here is {name}, not an H100; with several, CUDA_VISIBLE_DEVICES chooses"
+        strangers()
         return _driver_too_old()
     if hardware == "arm-mobile":
         # Each device says by itself whether it is here; without ExecuTorch there is nothing to run on any.
@@ -148,10 +149,28 @@ class Watch:
         self._seen |= {f"shared: process {pid} is on the GPU too" for pid in foreign(processes)}
 
 
+@functools.cache
+def strangers() -> frozenset[int]:
+    """Return the processes that were on the GPU when this was first asked, before there were workers of our own.
+
+    One of another container has an id of the host's here, which cannot be told later from that of a worker.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return frozenset(int(it.pid) for it in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu.used()))
+    except pynvml.NVMLError:
+        return frozenset()
+
+
 def foreign(processes: list[int]) -> list[int]:
-    """Return those process ids that exist here and are neither this process nor its descendants."""
+    """Return those process ids that are neither this process nor its descendants.
+
+    They exist here, or were on the GPU before the session's own: a container sees its workers under ids of the host's.
+    """
     ours = {os.getpid(), *descendants(os.getpid())}
-    return [pid for pid in processes if pid not in ours and Path(f"/proc/{pid}").exists()]
+    return [pid for pid in processes if pid not in ours and (pid in strangers() or Path(f"/proc/{pid}").exists())]
 
 
 def _gpu_state() -> dict[str, Scalar]:

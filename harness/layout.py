@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from harness import roofline
 from harness.documented import Documented, Figure
 from harness.errors import SampleError
 from harness.metrics import METRICS, Direction
@@ -199,6 +200,8 @@ class Layout:
             return f"{text} ({_signed(line.row, value - baseline)}{interval})"
         if {"lost", "won"} <= record.statistics.keys():
             return f"{text} ({record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won)"
+        if record.metric == "limit_fraction" and "measured_seconds" in record.statistics:
+            return f"{text} ({roofline.limited_by(record.statistics)})"
         ratio = line.ratio(baseline, value)
         return text if ratio is None else f"{text} ({line.ratio_text(ratio)})"
 

@@ -5,6 +5,7 @@ Source: Williams, Waterman and Patterson, Roofline: An Insightful Visual Perform
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,12 @@ def prefill(shape: Shape, batch: int, length: int) -> Cost:
         bytes=shape.weight_bytes + tokens * shape.kv_bytes_per_token,
         operations=2.0 * tokens * (shape.weights - shape.head_weights) + 2.0 * batch * shape.head_weights + attention,
     )
+
+
+def limited_by(statistics: Mapping[str, float]) -> str:
+    """Return what limits a step by the statistics of its record, a ``limit_fraction``."""
+    memory, arithmetic = statistics["memory_seconds"], statistics["arithmetic_seconds"]
+    return bound(memory, arithmetic, statistics["measured_seconds"])
 
 
 def bound(memory_seconds: float, arithmetic_seconds: float, measured_seconds: float) -> str:

@@ -272,11 +272,10 @@ def _speed_of_light(measurements: list[Measurement]) -> list[str]:
     lines: dict[str, str] = {}
     for row in measurements:
         if row.metric == "limit_fraction" and not row.discarded:
-            cell, figures = row.cell, row.statistics
-            seconds = (figures["memory_seconds"], figures["arithmetic_seconds"], figures["measured_seconds"])
+            cell = row.cell
             of = (
                 f"{cell.model.name} {cell.recipe.name} through {cell.server} on {cell.hardware}, "
                 f"batch {row.parameters['batch_size']}, {row.parameters['phase']}"
             )
-            lines[of] = f"{of}: {row.value:.0%} of the limit, limited by {roofline.bound(*seconds)}"
+            lines[of] = f"{of}: {row.value:.0%} of the limit, limited by {roofline.limited_by(row.statistics)}"
     return list(lines.values())

@@ -138,6 +138,14 @@ def test_runs_of_one_table_are_told_together(tmp_path: Path, capsys: pytest.Capt
     assert "empty: none of the tutorial's rows" in capsys.readouterr().err
 
 
+def test_the_committed_table_of_the_h100_cost_less_than_six_tenths(repository: Path) -> None:
+    runs = [repository / "results" / "reference" / f"h100-20261125-013623-gpu{index}" for index in range(2)]
+    found = cost([line for run in runs for line in Run(run).lines()])
+    assert found is not None
+    assert found.ratio is not None
+    assert found.ratio <= 0.6
+
+
 def test_a_client_is_cold_once_and_a_later_one_as_quick_as_one_was() -> None:
     alone = cost([*serving(), *serving("float8dq")])
     assert alone is not None

@@ -253,11 +253,25 @@ def test_slowed_clocks_are_seen_though_they_recover(gpu: Driver, monkeypatch: py
 
 
 def test_a_stranger_on_the_gpu_is_seen_and_the_own_worker_is_none(gpu: Driver) -> None:
+    assert hardware.missing("h100") == ""
     with subprocess.Popen(["sleep", "600"]) as own:
         with hardware.Watch("h100") as watch:
             gpu.pids = [os.getpid(), own.pid, 1, 2**22 + 1]
         own.kill()
     assert watch.problems == ["shared: process 1 is on the GPU too"]
+
+
+def test_what_was_on_the_gpu_before_the_session_is_a_stranger_under_whatever_id(gpu: Driver) -> None:
+    """In a container neither another one's process nor the own worker has an id that exists here."""
+    elsewhere, worker = 2**22 + 1, 2**22 + 2
+    gpu.pids = [elsewhere]
+    assert hardware.missing("h100") == ""
+    with hardware.Watch("h100") as watch:
+        gpu.pids = [elsewhere, worker]
+    assert watch.problems == [f"shared: process {elsewhere} is on the GPU too"]
+    with hardware.Watch("h100") as watch:
+        gpu.pids = [worker]
+    assert f"shared: process {worker} is on the GPU too" not in watch.problems
 
 
 def test_where_there_is_no_gpu_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:

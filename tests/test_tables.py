@@ -333,6 +333,17 @@ def test_an_accuracys_difference_has_its_interval_over_the_same_documents() -> N
     assert table.rows[0][2] == "0.445 ± 0.035 (-0.055)", "other documents are not paired"
 
 
+def test_a_fraction_of_the_limit_says_what_limits() -> None:
+    seconds = {"memory_seconds": 0.6, "arithmetic_seconds": 0.1, "measured_seconds": 1.0}
+    phase: dict[str, Scalar] = {"phase": "decode", "batch_size": 1}
+    records = [measured("limit_fraction", 0.6, parameters=phase, statistics=seconds)]
+    records += [
+        measured("limit_fraction", 0.3, "int8wo", parameters=phase, statistics=seconds | {"measured_seconds": 2.0})
+    ]
+    (table,) = tables.published_tables(records, Documented())
+    assert table.rows[0][-2:] == ("0.60 (memory)", "0.30 (overhead)")
+
+
 def test_random_weights_have_no_accuracy_but_agree_with_transformers_or_not() -> None:
     records = [
         measured("accuracy", 0.25, model=RANDOM, parameters={"task": "piqa", "task_metric": "acc"}),
