@@ -202,16 +202,20 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _REMOVED = "[token removed]"
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
 
+_ROOT = re.escape(f"{Path(__file__).resolve().parents[1]}/")
+_WHERE = re.compile(rf'(?<=File ")(?:[^"\n]*/(?:site|dist)-packages/|{_ROOT})')
+
 
 def redact(text: str, *secrets: str) -> str:
     """Return ``text`` with hub tokens, bearer credentials and ``secrets`` replaced, as every log tail must be.
 
-    The user's home folder becomes ``~``: its name is nobody else's business.
+    The user's home folder becomes ``~``, and a traceback's files are named from where Python finds them: where either
+    lies is nobody else's business.
     """
     for token in (*secrets, *(os.environ.get(name) for name in TOKENS)):
         if token:
             text = text.replace(token, _REMOVED)
-    return _SECRET.sub(_REMOVED, _home().sub("~", text))
+    return _SECRET.sub(_REMOVED, _home().sub("~", _WHERE.sub("", text)))
 
 
 def _home() -> re.Pattern[str]:

@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import harness
 from harness.errors import RecordError
 from harness.migrations import SCHEMA_VERSION
 from harness.records import (
@@ -512,6 +513,13 @@ def test_the_tokens_of_the_environment_are_taken_out_wherever_they_stand(
 )
 def test_the_home_folder_is_not_named(monkeypatch: pytest.MonkeyPatch, text: str, shown: str) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
+    assert redact(text) == shown
+
+
+def test_a_traceback_does_not_say_where_packages_lie() -> None:
+    own = Path(harness.__file__).with_name("records.py")
+    text = f'  File "/srv/x/site-packages/torch/nn.py", line 1\n  File "{own}", line 2\n/srv/site-packages/y'
+    shown = '  File "torch/nn.py", line 1\n  File "harness/records.py", line 2\n/srv/site-packages/y'
     assert redact(text) == shown
 
 
