@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 
-from harness import (
-    __version__,
-    baseline,
-    bisection,
-    budget,
-    bundle,
-    calibrate,
-    doctor,
-    export,
-    gate_command,
-    publish,
-    report,
-    tables,
-    trend,
-)
+from harness import __version__
 from harness.errors import HarnessError
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
+    # Imported here so that main answers for an installation that lacks something, too.
+    from harness import (
+        baseline,
+        bisection,
+        budget,
+        bundle,
+        calibrate,
+        doctor,
+        export,
+        gate_command,
+        publish,
+        report,
+        tables,
+        trend,
+    )
+
     parser = argparse.ArgumentParser(
         prog="python -m harness", description="torchao benchmarking and regression harness"
     )
@@ -51,12 +54,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    """Run the command that ``argv`` names and return its exit status.
+
+    1 is left to the commands, to a gate's "regressed" above all: whatever goes wrong unexpectedly is a 2 with its
+    traceback, and an interruption 130.
+    """
     try:
+        arguments = parser().parse_args(argv)
         status: int = arguments.run(arguments)
         return status
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
         return 2
 
 

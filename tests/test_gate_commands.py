@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,6 +114,40 @@ def test_a_metric_without_a_verdict_is_said_at_the_end_and_everything_is_written
     assert status == 1
     assert "latency: this gate has no verdict on it" in output
     assert all(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ZeroDivisionError("planted"), 2, "ZeroDivisionError: planted"),
+        (ValueError("math domain error"), 2, "Traceback (most recent call last)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (HarnessError("planted"), 2, "error: planted"),
+    ],
+)
+def test_only_a_regression_ends_with_1(
+    gates: Gates,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def fails(_: object) -> Workplace:
+        raise error
+
+    monkeypatch.setattr(gate_command, "workplace", fails)
+    assert __main__.main(["gate", "a==1", "a==2", "-m", "cpu"]) == status
+    assert words in capsys.readouterr().err
+
+
+def test_an_installation_that_lacks_something_has_not_regressed(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "scipy.py").write_text("raise ImportError('planted: scipy is not here')\n")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(repository)])}
+    command = [sys.executable, "-m", "harness", "gate", "a==1", "a==2", "-m", "cpu"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "planted: scipy is not here" in done.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- bisection
