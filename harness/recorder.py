@@ -37,6 +37,16 @@ class Figure:
     from_cache: bool = False
     discarded: str = ""
 
+    def problem(self) -> str:
+        """Return in words the first number that is NaN or infinite, or an empty string."""
+        if not math.isfinite(self.value):
+            return f"came out as {self.value}"
+        for what, values in (("sample", self.samples), ("warm-up", self.warmup)):
+            for index, value in enumerate(values):
+                if not math.isfinite(value):
+                    return f"has {value} as {what} {index} of {len(values)}"
+        return next((f"has {value} as {of}" for of, value in self.statistics.items() if not math.isfinite(value)), "")
+
 
 def percentiles(samples: Sequence[float]) -> dict[str, float]:
     """Return mean, standard deviation (n - 1) and p50, p90, p99 (linear interpolation) of samples."""
@@ -203,8 +213,8 @@ class Recorder:
     ) -> dict[str, Measurement]:
         found = {}
         for name, figure in figures.items():
-            if not math.isfinite(figure.value):
-                raise HarnessError(f"{name} of {cell.id} came out as {figure.value}: not a number that can be recorded")
+            if problem := figure.problem():
+                raise HarnessError(f"{name} of {cell.id} {problem}: not a number that can be recorded")
             record = record_of(
                 name,
                 figure.value,

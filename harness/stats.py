@@ -414,6 +414,11 @@ def finite(values: Sequence[float], what: str) -> np.ndarray:
     return array
 
 
+def logs(values: Sequence[float], what: str) -> np.ndarray:
+    """Return samples' natural logarithms; raises SampleError naming the first that is not finite and above zero."""
+    return np.asarray(np.log(_positive(values, what)))
+
+
 def _positive(values: Sequence[float], what: str) -> np.ndarray:
     array = finite(values, what)
     if not len(array):

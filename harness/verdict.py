@@ -192,7 +192,8 @@ def judge(series: Series, margins: Margins) -> Verdict:
         interval, decision, detail, p, margin = _JUDGES[rule.kind](series, rule, margin)
     except TooFewSamples as error:
         return _verdict(series, rule, margin, None, Decision("inconclusive", "too-few-blocks"), str(error), None)
-    except SampleError as error:
+    except (SampleError, ValueError, OverflowError) as error:
+        # Finite samples too may be so far apart that their ratio is none: math.exp and math.log refuse it.
         failed = _verdict(series, rule, margin, None, Decision("inconclusive", "bad-samples"), str(error), None)
         return replace(failed, verdict="error")
     if series.old == series.new and decision.verdict == "pass":
@@ -353,7 +354,7 @@ def _size(series: Series, rule: Rule, margin: float) -> Judged:
 
 def _ratio(series: Series, rule: Rule, margin: float) -> Judged:
     """Perplexity: each sample is a window's own perplexity."""
-    old, new = ([math.log(value) for value in stats.finite(side, "window's")] for side in (series.old, series.new))
+    old, new = (stats.logs(side, "window's").tolist() for side in (series.old, series.new))
     interval = accuracy.perplexity_ratio(old, new, CONFIDENCE)
     direction = METRICS[series.metric].direction
     decision = stats.decide(interval, margin, direction)

@@ -23,7 +23,7 @@ from harness import hardware
 from harness.errors import HarnessError, WrongKernels
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure, _split
-from harness.recorder import percentiles
+from harness.recorder import Figure, Recorder, percentiles
 from harness.records import Cell as CellIdentity
 from harness.records import Measurement, ModelIdentity, Run
 
@@ -352,6 +352,25 @@ def test_what_is_not_a_number_is_an_error_and_no_record(tmp_path: Path, cells: d
     with pytest.raises(HarnessError, match=rf"peak_memory of {cells['bf16'].id} came out as {number}"):
         measure.peak_memory(cells["bf16"])
     assert "peak_memory" not in [record.metric for record in recorded(Run(tmp_path))]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        (lambda bad: Figure(1.0, [1.0, bad, 1.0]), "as sample 1 of 3"),
+        (lambda bad: Figure(1.0, [1.0], [bad]), "as warm-up 0 of 1"),
+        (lambda bad: Figure(1.0, [1.0], statistics={"p99": bad}), "as p99"),
+    ],
+)
+def test_a_sample_that_is_not_a_number_is_an_error_and_no_record(
+    tmp_path: Path, cells: dict[str, Cell], figure: Callable[[float], Figure], words: str, number: float
+) -> None:
+    cell = cells["int8wo"]
+    recorder = Recorder(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(HarnessError, match=rf"latency of {cell.id} has {number} {words}"):
+        recorder.take(cell, {}, lambda: {"latency": figure(number)}, names=("latency",), quick=True)
+    assert not Run(tmp_path).path.exists()
 
 
 @pytest.mark.parametrize("field", ["server", "hardware"])

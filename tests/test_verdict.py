@@ -71,8 +71,7 @@ def test_fewer_blocks_than_the_rule_needs_are_inconclusive() -> None:
     ("metric", "bad"),
     [
         *((metric, bad) for metric in ("latency", "peak_memory") for bad in (math.nan, math.inf, 0.0, -1.0)),
-        # A perplexity is an exponential and never zero.
-        *(("perplexity", bad) for bad in (math.nan, math.inf)),
+        *(("perplexity", bad) for bad in (math.nan, math.inf, 0.0, -1.0)),
     ],
 )
 def test_what_is_no_number_is_an_error_that_names_it(metric: str, side: str, bad: float) -> None:
@@ -81,6 +80,23 @@ def test_what_is_no_number_is_an_error_that_names_it(metric: str, side: str, bad
     found = judge(series(metric, values["old"], values["new"]), MARGINS)
     assert (found.verdict, found.reason) == ("error", "bad-samples")
     assert "sample 3" in found.detail or "document" in found.detail
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("metric", RULES)
+@given(data=st.data())
+def test_whatever_samples_hold_there_is_a_verdict(metric: str, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, 8))
+    sides = {side: data.draw(st.lists(st.floats(), min_size=count, max_size=count)) for side in SIDES}
+    found = judge(series(metric, sides["old"], sides["new"]), MARGINS)
+    assert found.reason in REASONS
+    if count > 1 and not all(map(math.isfinite, sides["old"] + sides["new"])):
+        assert (found.verdict, found.reason) == ("error", "bad-samples")
+
+
+def test_ratios_beyond_all_numbers_are_no_verdict_on_the_metric() -> None:
+    found = judge(series("task_perplexity", [-1.0, -2.0], [-1.0, -2000.0]), MARGINS)
+    assert (found.verdict, found.reason) == ("error", "bad-samples")
 
 
 def test_accuracy_is_judged_document_by_document_and_flips_are_told() -> None:
