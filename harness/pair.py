@@ -20,6 +20,7 @@ from harness.errors import BrokenEnvironment, nearest
 from harness.records import digest, redact
 
 _RESOLVE_SECONDS = 600
+_IMPORT_SECONDS = 600
 # Imports every top-level module that the distribution named in argv[1] brings, as a worker would find it.
 _IMPORT = """
 import importlib, importlib.metadata, sys
@@ -38,7 +39,8 @@ for name in sorted(name for name in tops if name.isidentifier()):
 class Wanted:
     """One side's requirement as the resolver understood it.
 
-    ``digest`` names the contents of what no index vouches for (a wheel, a URL, a commit); it is empty for a release.
+    ``digest`` names the contents of what no index vouches for (a wheel, a URL, a commit); it is empty for a release,
+    whose ``requirement`` is then pinned to what pip chose.
     """
 
     requirement: str
@@ -81,10 +83,11 @@ class Pair:
 def make(store: Store, old: str, new: str, base: Environment) -> Pair:
     """Return two environments, alike in everything but the package of the two requirements.
 
-    A requirement is pip's: ``torchao==0.17.0``, or the path of a wheel. Where neither version has dependencies of its
-    own, each side is an overlay of that package alone; otherwise each is a virtual environment layered over ``base``,
-    in which pip resolved the requirement. Raises BrokenEnvironment, in the resolver's words, for what does not exist,
-    does not install or cannot be imported; nothing half-made is left behind.
+    A requirement is pip's: ``torchao==0.17.0``, or the path of a wheel; a range stands for the release that pip chooses
+    now. Where neither version has dependencies of its own, each side is an overlay of that package alone; otherwise
+    each is a virtual environment layered over ``base``, in which pip resolved the requirement. Raises
+    BrokenEnvironment, in the resolver's words, for what does not exist, does not install or cannot be imported;
+    nothing half-made is left behind.
     """
     wanted = [resolve(requirement, base) for requirement in (old, new)]
     names = {canonicalize_name(one.name) for one in wanted}
@@ -117,7 +120,12 @@ def resolve(requirement: str, base: Environment) -> Wanted:
     except (LookupError, TypeError) as error:
         raise BrokenEnvironment(f"{requirement}: pip resolves it to nothing") from error
     own = [line for line in metadata.get("requires_dist", []) if _applies(line)]
-    return Wanted(given, metadata["name"], metadata["version"], tuple(own), _contents(given, taken))
+    name, version, contents = metadata["name"], metadata["version"], _contents(given, taken)
+    if not contents:
+        # What a range stands for changes when another release appears, and environments are kept by requirement.
+        extras = ",".join(sorted(Requirement(given).extras))
+        given = f"{name}{f'[{extras}]' if extras else ''}=={version}"
+    return Wanted(given, name, version, tuple(own), contents)
 
 
 def _contents(given: str, taken: dict[str, Any]) -> str:
@@ -197,14 +205,20 @@ def _check_import(store: Store, environment: Environment, wanted: Wanted) -> Non
     """Import the package once in the environment that was made; what passed is remembered."""
 
     def build(_: Path) -> dict[str, Any]:
-        result = subprocess.run(
-            [environment.python, "-c", _IMPORT, wanted.name],
-            env=environment.environ(store),
-            capture_output=True,
-            text=True,
-            timeout=_RESOLVE_SECONDS,
-            check=False,
-        )
+        try:
+            result = subprocess.run(
+                [environment.python, "-c", _IMPORT, wanted.name],
+                env=environment.environ(store),
+                capture_output=True,
+                text=True,
+                timeout=_IMPORT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BrokenEnvironment(
+                f"the environment of {wanted.requirement} does not work: "
+                f"importing {wanted.name} did not end within {_IMPORT_SECONDS} s"
+            ) from error
         if result.returncode:
             words = redact(result.stderr.strip())[-2000:]
             raise BrokenEnvironment(f"the environment of {wanted.requirement} does not work:\n{words}")

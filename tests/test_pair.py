@@ -83,6 +83,32 @@ def test_an_environment_whose_import_fails_is_refused_and_tried_again_another_ti
             pair.make(store, "tiny_pkg==1.0", "tiny_pkg==9.0", BASE)
 
 
+def test_an_import_that_does_not_end_is_an_error_that_names_the_requirement_and_the_time(
+    wheels: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wheel(wheels, "tiny_pkg", "5.0", {"tiny_pkg/__init__.py": "import time\ntime.sleep(60)\n"})
+    monkeypatch.setattr(pair, "_IMPORT_SECONDS", 1)
+    with pytest.raises(BrokenEnvironment, match=r"tiny_pkg==5.0 does not work: .* did not end within 1 s"):
+        pair.make(store, "tiny_pkg==5.0", "tiny_pkg==1.0", BASE)
+
+
+@pytest.mark.parametrize("package", ["tiny_pkg", "needy_pkg"])
+def test_a_range_means_the_newest_release_each_time(wheels: Path, store: Store, package: str) -> None:
+    for name in ("tiny_pkg-3.0", "tiny_pkg-9.0", "needy_pkg-3.0"):
+        (wheels / f"{name}-py3-none-any.whl").unlink()
+    before = pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
+    needs = ["tiny_pkg==2.0"] if package == "needy_pkg" else []
+    write_wheel(wheels, package, "2.7", {f"{package}.py": "VERSION = '2.7'\n"}, requires=needs)
+    after = pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
+    assert [made.new.name for made in (before, after)] == [f"{package}==2.0", f"{package}==2.7"]
+    assert [made.new.packages()[package] for made in (before, after)] == ["2.0", "2.7"]
+    assert after.old == before.old
+
+
+def test_extras_are_kept_where_a_requirement_is_pinned(wheels: Path) -> None:
+    assert pair.resolve("tiny_pkg[more, less] >= 1, < 3", BASE).requirement == "tiny_pkg[less,more]==2.0"
+
+
 def test_a_wheel_that_was_built_anew_is_another_environment(wheels: Path, store: Store) -> None:
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'first'\n"})
     first = pair.make(store, "tiny_pkg==1.0", str(path), BASE)
