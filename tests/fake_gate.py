@@ -69,13 +69,14 @@ class Machine:
     ``rate`` gives a side's throughput or latency in one block; ``fault`` the error that a side's block ends with,
     ``broken`` that of one command of a worker on one side. ``measured`` lists every block as (unit id, block number,
     what it took once), ``asked`` every command as (side, command). ``accuracy`` has both sides' answers to each task;
-    after ``stop_after`` the user interrupts.
+    after ``stop_after`` the user interrupts. ``kl`` is how far each side's logits of an old checkpoint are from it.
     """
 
     rate: Callable[[Unit, Side, int], float] = lambda unit, side, block: 10.0 + 0.01 * ((block * 7 + len(side)) % 5)
     fault: Fault = lambda unit, side, block: None
     broken: Callable[[str, str], HarnessError | None] = lambda side, command: None
     accuracy: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    kl: Mapping[str, float] = field(default_factory=dict)
     stop_after: str = ""
     block_seconds: Callable[[Unit], float] = lambda unit: 10.0
     now: float = 0.0
@@ -90,7 +91,7 @@ class Machine:
             raise error
         layers = {"model.layers.0": {"kind": "linear", "tensor": "Int8Tensor", "quantized": True}}
         sizes = {"checkpoint_bytes": 1e6, "weight_bytes": 1e6, "layers": layers}
-        return sizes | {"kl": 0.0, "top1": 1.0, "largest": 0.0}
+        return sizes | {"kl": self.kl.get(flow._side, 0.0), "top1": 1.0, "largest": 0.0}
 
     def attempt(
         self, gate: Gate, unit: Unit, order: tuple[Side, Side], tags: dict[str, Any]

@@ -28,7 +28,7 @@ from harness.matrix import Matrix
 from harness.pair import Pair
 from harness.schedule import SIDES
 from harness.selection import Options, units
-from harness.verdict import Margins, Series, Verdict, judge
+from harness.verdict import LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Margins, Series, Verdict, event, judge
 
 MODEL = "SmolLM2-135M-Instruct"
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
@@ -46,6 +46,7 @@ class Gates:
     folder: Path
     answer: Callable[[Options], list[Verdict]] = lambda _: [speed()]
     asked: list[Options] = field(default_factory=list)
+    compatibility: list[dict[str, Any]] = field(default_factory=list)
 
     def gate(self, place: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None) -> Outcome:
         self.asked.append(options)
@@ -64,7 +65,7 @@ class Gates:
             "measuring_seconds": 90.0,
             "differences": [],
             "verdicts": [vars(verdict) for verdict in verdicts],
-            "compatibility": [],
+            "compatibility": self.compatibility,
             "kernels": [],
             "options": asdict(options),
             "matrix": {"measurements": {"generate": {"max_new_tokens": 16}}},
@@ -223,6 +224,87 @@ def test_sizes_and_tasks_can_be_searched_for(gates: Gates, command: Command, rel
     gates.answer = lambda options: [judge(sizes, Margins())]
     assert bisect(command, "checkpoint_size")[0] == 1
     assert bisect(command, "accuracy", "--task", "piqa")[0] == 2, "no gate here had a verdict on it"
+
+
+def stopped(stage: str) -> Verdict:
+    about = Series(MODEL, "int8wo", "transformers", f"works: {stage}", "")
+    return event(about, "regressed", "stopped-working", f"planted: {stage}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "stage", "status"),
+    [
+        ("generate_throughput", QUANTIZE, 1),
+        ("generate_throughput", LOAD, 1),
+        ("generate_throughput", OLD_CHECKPOINT, 0),
+        ("generate_throughput", SERVE, 0),
+        ("request_throughput", SERVE, 1),
+        ("checkpoint_size", QUANTIZE, 1),
+        ("checkpoint_size", LOAD, 0),
+        ("checkpoint_size", OLD_CHECKPOINT, 0),
+        ("old_checkpoint", OLD_CHECKPOINT, 1),
+    ],
+)
+def test_only_what_a_metric_needs_counts_as_its_regression(
+    gates: Gates, command: Command, releases: list[str], metric: str, stage: str, status: int
+) -> None:
+    size = judge(Series(MODEL, "int8wo", None, "checkpoint_size", "", None, {"old": [1e6], "new": [1e6]}), Margins())
+    served = replace(speed(), metric="request_throughput")
+    gates.answer = lambda _: [speed(), served, size, stopped(stage)]
+    assert bisect(command, metric)[0] == status
+
+
+def reads(same: bool) -> Verdict:
+    about = Series(MODEL, "int8wo", "transformers", LOGITS, "")
+    if same:
+        return event(about, "pass", "checkpoint-reads-same", "")
+    return event(about, "regressed", "checkpoint-differs", "")
+
+
+@pytest.mark.parametrize("bad", [stopped(OLD_CHECKPOINT), reads(False)])
+def test_the_first_release_that_reads_an_old_checkpoint_otherwise_is_named(
+    gates: Gates, command: Command, releases: list[str], bad: Verdict
+) -> None:
+    gates.answer = lambda options: [speed(0.5), bad if options.new >= "tiny==1.2" else reads(True)]
+    status, output, _ = bisect(command, "old_checkpoint", "-k", MODEL.partition("-")[0])
+    assert (status, output.splitlines()[-1]) == (1, "first bad release: 1.2 (last good: 1.1)")
+    assert "generate_throughput" not in output, "its own verdict is no part of the question"
+    assert {it.keyword for it in gates.asked} == {"(SmolLM2) and (peak_memory or compile_time)"}
+
+
+def test_an_old_checkpoint_that_works_through_an_engine_passes_without_a_verdict(
+    gates: Gates, command: Command, releases: list[str]
+) -> None:
+    works = {"model": MODEL, "recipe": "int8wo", "server": "vllm", "stage": OLD_CHECKPOINT, "error": None}
+    gates.answer = lambda _: []
+    gates.compatibility = [works | {"old": "works", "new": "works"}]
+    status, output, _ = bisect(command, "old_checkpoint")
+    assert (status, "1.4: old_checkpoint: pass" in output) == (0, True)
+    gates.compatibility = [works | {"old": "not tried", "new": "not tried"}]
+    status, output, _ = bisect(command, "old_checkpoint")
+    assert (status, "1.4: old_checkpoint: no verdict" in output) == (2, True)
+
+
+def test_a_baseline_has_no_old_checkpoint_to_search_for(gates: Gates, command: Command, releases: list[str]) -> None:
+    status, _, errors = command("bisect", "tiny", "1.0..1.4", "--metric", "old_checkpoint", "--recipe", "bf16")
+    assert (status, gates.asked) == (2, [])
+    assert "none of these cells has a quantized checkpoint" in errors
+
+
+def test_an_interrupted_bisection_keeps_its_gates_and_says_so(
+    gates: Gates, command: Command, releases: list[str]
+) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        if len(gates.asked) == 2:
+            raise KeyboardInterrupt
+        return [speed(0.7)]
+
+    gates.answer = answer
+    status, output, errors = bisect(command)
+    assert status == 130
+    assert f"1.4: generate_throughput of {MODEL}-int8wo-transformers: regressed" in output
+    assert "the gates that were measured are kept in" in errors
+    assert len(list((gates.folder / "results" / "gates").glob("*/gate.json"))) == 1
 
 
 # --------------------------------------------------------------------------------------------------------- calibration

@@ -14,6 +14,7 @@ import fake_gate
 import pytest
 from fake_gate import Machine
 
+from harness import bisection
 from harness.environment import Environment
 from harness.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
 from harness.gate import Gate, Outcome
@@ -167,6 +168,23 @@ def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working
     assert (row["old"], row["new"]) == ("works", "works")
     assert outcome.exit_status == 2
     assert len(machine.measured) == 4
+
+
+@pytest.mark.parametrize("kl", [0.0, 1.0])
+def test_one_block_is_enough_to_say_how_an_old_checkpoint_is_read(gate: Callable[..., Gate], kl: float) -> None:
+    machine = Machine(kl={"new": kl})
+    pair = fake_gate.apart()
+    outcome = gate(machine, budget=bisection._FIRST_BLOCKS, keyword=bisection._ON_THE_WAY, pair=pair)()
+    assert bisection._answer(outcome.data, bisection.CHECKPOINT) == ("regressed" if kl else "pass")
+    assert [(block, once) for _, block, once in machine.measured] == [(0, frozenset({"peak_memory"}))]
+
+
+def test_one_stage_is_enough_to_say_that_an_old_checkpoint_is_served(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    given = {"budget": bisection._FIRST_BLOCKS, "keyword": bisection._ON_THE_WAY}
+    outcome = gate(machine, servers=("vllm",), **given)()
+    assert bisection._answer(outcome.data, bisection.CHECKPOINT) == "pass"
+    assert [(unit, block) for unit, block, _ in machine.measured] == [(f"{CELL}-vllm", 0)]
 
 
 def test_sizes_alone_need_no_block(gate: Callable[..., Gate]) -> None:
