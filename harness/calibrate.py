@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import accuracy, gate_command, hardware, stats
 from harness.blocks import stage_of, unit_id
-from harness.calibration import Calibration, Noise, Steady
+from harness.calibration import Calibration, Noise, Steady, blocks_within
 from harness.environment import worker_threads
 from harness.errors import HarnessError
 from harness.gate import stored
@@ -29,12 +29,24 @@ from harness.verdict import RULES
 
 # Shown in the table of what a verdict costs.
 MARGINS = (0.03, 0.05, 0.10)
+NOT_KNOWN = "not known"
 
 Key = tuple[str, str, str, str, str]
 
 
+def device(outcomes: Sequence[dict[str, Any]]) -> str:
+    """Return what gates ran on; raises HarnessError if that is several devices, each of which has its own noise."""
+    names = sorted({str(data["device"]) for data in outcomes})
+    if len(names) > 1:
+        raise HarnessError(f"these gates ran on several devices ({'; '.join(names)}): calibrate each by itself")
+    return names[0]
+
+
 def summarise(outcomes: list[dict[str, Any]], on: str, budget: float) -> Calibration:
-    """Return the calibration that several gates of old against old amount to; raises HarnessError without blocks."""
+    """Return the calibration that several gates of old against old amount to, of the device that they ran on.
+
+    Raises HarnessError without blocks, and if the gates ran on several devices.
+    """
     timed: dict[Key, _Timed] = defaultdict(_Timed)
     steady: dict[Key, Steady] = {}
     for data in outcomes:
@@ -48,14 +60,14 @@ def summarise(outcomes: list[dict[str, Any]], on: str, budget: float) -> Calibra
             elif it["reason"] != "too-few-blocks" and (it["task"] or rule.kind != "documents"):
                 found = _steady(key, it)
                 before = steady.get(key, found)
-                steady[key] = max(found, before, key=lambda one: one.smallest)
+                steady[key] = max(found, before, key=lambda one: (one.differs is not None, one.smallest or 0.0))
     noise = [one.noise(key) for key, one in timed.items() if one.logs]
     if not noise and (timed or not steady):
         raise HarnessError("no gate came as far as two blocks of any metric: raise --budget")
     primary = [it for data in outcomes for it in data["verdicts"] if it["primary"]]
     return Calibration(
         hardware=on,
-        device=hardware.device(on).name,
+        device=device(outcomes),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         gates=len(outcomes),
         judged=len(primary),
@@ -144,17 +156,19 @@ def _steady(key: Key, it: dict[str, Any]) -> Steady:
 
     A size: what its margins allow, and the range of the same measured twice on top. Documents: the fewest lost ones
     that the interval of that many documents tells from the margin. Other quality: the margin, and the arm of the
-    interval of old against itself, of which nothing is left where the answer is the same or comes from the cache.
+    interval of old against itself. Where both sides give the very same answer, as where the second one comes from the
+    cache, what it differs from itself is not known, nor what rests on that.
     """
     model, recipe, server, metric, label = key
     old, new = it["samples"]["old"], it["samples"]["new"]
+    once, of_documents = RULES[metric].kind != "size" and old == new, False
     rule, value = RULES[metric], statistics.median(old) if RULES[metric].kind == "size" else statistics.fmean(old)
     if rule.kind == "size":
         differs = max(*old, *new) - min(*old, *new)
         smallest = max(rule.absolute, it["margin"] * value) + differs
     elif rule.kind == "documents" and {*old, *new} <= {0.0, 1.0}:
         found = accuracy.flips(old, new)
-        differs = found.share
+        differs, of_documents = found.share, True
         smallest = _fewest_lost(found, it["margin"]) / found.documents
     elif rule.kind in ("ratio", "likelihood"):
         # On the log scale, as the ratio of perplexities is judged.
@@ -174,8 +188,8 @@ def _steady(key: Key, it: dict[str, Any]) -> Steady:
         unit=it["unit"],
         pairs=min(len(old), len(new)),
         value=value,
-        differs=differs,
-        smallest=smallest,
+        differs=None if once else differs,
+        smallest=None if once and not of_documents else smallest,
     )
 
 
@@ -193,15 +207,24 @@ def _fewest_lost(found: accuracy.Flips, margin: float) -> int:
 
 
 def table(found: Calibration) -> Table:
-    """Return the noise of each timed metric, the smallest effect within the budget, and what a verdict costs."""
+    """Return the noise of each timed metric, the smallest effect within the budget, and what a verdict costs.
+
+    The budget is that of a gate of all these cells together, as Calibration.check divides it; the blocks for a margin
+    are no fewer than a gate may stop at.
+    """
     rows = []
+    cells: dict[tuple[str, ...], float] = {}
     for it in found.noise:
-        blocks = max(2, int(found.budget_seconds / it.block_seconds))
+        cell = (it.model, it.recipe, it.server, stage_of(it.server, it.metric, it.label))
+        cells[cell] = max(cells.get(cell, 0.0), it.block_seconds)
+    blocks = blocks_within(found.budget_seconds, cells.values())
+    for it in found.noise:
         costs = []
         for margin in MARGINS:
             needed = stats.samples_needed(it.sd, margin)
-            costs.append("-" if needed is None else f"{needed} ({needed * it.block_seconds:.0f} s)")
-        smallest = f"{stats.smallest_effect(it.sd, blocks):.1%}"
+            fewest = max(stats.MINIMUM_BLOCKS, needed or 0)
+            costs.append("-" if needed is None else f"{fewest} ({fewest * it.block_seconds:.0f} s)")
+        smallest = f"{stats.smallest_effect(it.sd, blocks):.1%}" if blocks > 1 else "-"
         metric = it.metric + (f" ({it.label})" if it.label else "")
         split = "-" if it.between is None or it.within is None else f"{it.between:.2%}, {it.within:.2%}"
         best = "-" if it.best_rounds is None else f"{it.best_rounds} ({it.rounds})"
@@ -227,6 +250,9 @@ def table(found: Calibration) -> Table:
             f"(rate {rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}])",
             "noise: standard deviation of the log ratio of a block's two sides; smallest effect and blocks: at a "
             "confidence of 95 % and a power of 90 %",
+            f"smallest effect in {found.budget_seconds:.0f} s: in a gate of all these cells together "
+            f"({len(cells)}, {blocks} blocks each), all of whose time goes into blocks, and none of which is settled "
+            f"before; blocks: of that cell alone, at least {stats.MINIMUM_BLOCKS}, below which no gate stops by itself",
             "best rounds: as many a process as tell most in the same time (Kalibera and Jones, 2013), by the "
             "variance between processes and within one; now: as the matrix has it",
         ),
@@ -239,10 +265,13 @@ def steady_table(found: Calibration) -> Table:
     for it in found.steady:
         cell = f"{it.recipe} {it.server}".strip()
         metric = it.metric + (f" ({it.label})" if it.label else "")
-        share = f" ({it.smallest / it.value:.2%})" if it.value and it.unit != "fraction" else ""
         unit = "" if it.unit == "1" else f" {it.unit}"
-        effect = f"{it.smallest:.4g}{unit}{share}"
-        rows.append((cell, metric, over(it.metric, it.pairs), f"{it.differs:.3g}{unit}", effect))
+        differs = NOT_KNOWN if it.differs is None else f"{it.differs:.3g}{unit}"
+        effect = NOT_KNOWN
+        if it.smallest is not None:
+            share = f" ({it.smallest / it.value:.2%})" if it.value and it.unit != "fraction" else ""
+            effect = f"{it.smallest:.4g}{unit}{share}"
+        rows.append((cell, metric, over(it.metric, it.pairs), differs, effect))
     return Table(
         "What is not timed",
         "",
@@ -251,6 +280,8 @@ def steady_table(found: Calibration) -> Table:
         (
             "sizes: what the margins allow and the range of the same measured twice; documents: the fewest lost ones "
             "that so many can tell; other quality: the margin, and what old differs from itself",
+            f"{NOT_KNOWN}: both sides gave the very same answer, as they do where it is asked for once and kept; of "
+            "documents the effect holds where none of them changes by itself",
         ),
     )
 
@@ -269,7 +300,7 @@ class _Kept:
         self.names: list[str] = []
 
     def resume(self, packages: dict[str, str]) -> list[dict[str, Any]]:
-        """Return the gates that are there; raises HarnessError if they are of something else."""
+        """Return the gates that are there; raises HarnessError if they are of something else, or of another device."""
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
             changed = self.options.changed(kept["options"])
@@ -278,11 +309,15 @@ class _Kept:
             if kept["packages"] != packages:
                 changed.append("packages are installed otherwise")
             self.names = list(kept["gates"])
+            found = [stored(self.gates / name) for name in self.names]
+            here = hardware.device(self.options.hardware).name
+            if found and (there := device(found)) != here:
+                changed.append(f"device: {there} then, {here} now")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HarnessError(f"--resume: no unfinished calibration can be read at {self.path} ({error})") from error
         if changed:
             raise HarnessError(f"{self.path}: this calibration was started otherwise: {'; '.join(changed)}")
-        return [stored(self.gates / name) for name in self.names]
+        return found
 
     def add(self, folder: Path, packages: dict[str, str]) -> None:
         self.names.append(folder.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,8 +50,14 @@ class Steady(_Frozen):
     unit: str
     pairs: int = Field(description="Blocks, windows or documents that a verdict rests on.")
     value: float = Field(description="The old side's: a size's median, otherwise the mean over the samples.")
-    differs: float = Field(description="How far the same is from itself at most, measured again: in the metric's unit.")
-    smallest: float = Field(description="Smallest worsening that its rule calls a regression: in the metric's unit.")
+    differs: float | None = Field(
+        description="How far the same is from itself at most, measured again: in the metric's unit. None where both "
+        "sides' answers are one and the same, as one from a cache is: what a second one would have been is not known."
+    )
+    smallest: float | None = Field(
+        description="Smallest worsening that its rule calls a regression: in the metric's unit. None where it rests on "
+        "what is not known; of documents it is that of so many of which none changes by itself."
+    )
 
 
 class Calibration(_Frozen):
@@ -105,12 +112,12 @@ class Calibration(_Frozen):
     def check(self, margins: Margins, units: Sequence[Unit], budget: float) -> None:
         """Refuse margins that this machine cannot hold within ``budget`` seconds.
 
-        Raises HarnessError that names each metric with the smallest effect that can be detected, and each size that
-        differs from itself by more than its margin.
+        Raises HarnessError that names each metric with the smallest effect that can be detected, and each size and
+        quality of text that differs from itself by more than its margin.
         """
         timed = [unit for unit in units if unit.timed]
-        a_pass = sum(max((it.block_seconds for it in self._all(unit)), default=0.0) for unit in timed)
-        blocks = max(2, int(budget / a_pass)) if a_pass else 2
+        cells = [max((it.block_seconds for it in self._all(unit)), default=0.0) for unit in timed]
+        blocks = max(2, blocks_within(budget, cells))
         problems = []
         for metric in sorted({metric for unit in timed for metric in unit.metrics}):
             if not (RULES[metric].primary and RULES[metric].kind == "blocks"):
@@ -122,12 +129,17 @@ class Calibration(_Frozen):
                     problems.append(
                         f"{metric} of {unit.id}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}"
                     )
-        for size in (it for it in self.steady if RULES[it.metric].kind == "size"):
-            allowed = max(RULES[size.metric].absolute, margins.of(size.metric) * size.value)
-            if size.differs > allowed and any(size.metric in unit.metrics and _of(size, unit) for unit in units):
+        given = _given(margins)
+        for it in self.steady:
+            # How many documents flip says little of their mean. What is advisory fails no gate, unless it is asked for.
+            if RULES[it.metric].kind == "documents" or not (RULES[it.metric].primary or it.metric in given):
+                continue
+            allowed = _allowed(it, margins)
+            if it.differs is not None and it.differs > allowed and any(_of(it, unit) for unit in units):
+                unit_name = "" if it.unit == "1" else f" {it.unit}"
                 problems.append(
-                    f"{size.metric} of {size.recipe}: margin {allowed:.4g} {size.unit}, and the same measured twice "
-                    f"differs by {size.differs:.4g} {size.unit}"
+                    f"{it.metric} of {it.recipe}: margin {allowed:.4g}{unit_name}, and the same measured twice "
+                    f"differs by {it.differs:.4g}{unit_name}"
                 )
         if problems:
             raise HarnessError(
@@ -136,9 +148,47 @@ class Calibration(_Frozen):
                 "fewer cells, or calibrate again on a quieter machine."
             )
 
+    def unknown(self, margins: Margins, units: Sequence[Unit]) -> list[str]:
+        """Return each metric that was given a margin of its own, with the cells of which it is not calibrated."""
+        found = []
+        for metric in sorted(_given(margins)):
+            cells = [unit.id for unit in units if metric in unit.metrics and not self._knows(unit, metric)]
+            if cells:
+                found.append(f"{metric} of {', '.join(cells)}")
+        return found
+
+    def _knows(self, unit: Unit, metric: str) -> bool:
+        if RULES[metric].kind == "blocks":
+            return bool(self.of(unit, metric))
+        return any(it.metric == metric and it.smallest is not None and _of(it, unit) for it in self.steady)
+
     def _all(self, unit: Unit) -> Iterable[Noise]:
         return (it for metric in unit.metrics for it in self.of(unit, metric))
 
 
-def _of(size: Steady, unit: Unit) -> bool:
-    return (size.model, size.recipe) == (unit.cell.model.name, unit.cell.recipe.name)
+def blocks_within(budget: float, cells: Iterable[float]) -> int:
+    """Return how many blocks each of the cells gets that share ``budget`` seconds, by the seconds that theirs take.
+
+    All of it goes into blocks, and all cells are measured to its end: what quantizing and quality take is not taken
+    off, nor is what a cell leaves to the others that is settled early.
+    """
+    a_pass = math.fsum(cells)
+    return int(budget / a_pass) if a_pass else 0
+
+
+def _given(margins: Margins) -> set[str]:
+    """Return the metrics that were given a margin by their name."""
+    return {name for text in margins.given if (name := text.rpartition("=")[0])}
+
+
+def _allowed(it: Steady, margins: Margins) -> float:
+    """Return what a margin allows in the metric's own unit."""
+    rule, margin = RULES[it.metric], margins.of(it.metric)
+    if rule.kind == "difference":
+        return margin + rule.of_old * abs(it.value)
+    return max(rule.absolute, margin * it.value)
+
+
+def _of(it: Steady, unit: Unit) -> bool:
+    cell = unit.cell
+    return it.metric in unit.metrics and (it.model, it.recipe) == (cell.model.name, cell.recipe.name)

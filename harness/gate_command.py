@@ -78,6 +78,11 @@ class Workplace:
                 f"{worker_threads()}: its margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
             )
         else:
+            if unknown := calibration.unknown(margins, wanted):
+                self.progress(
+                    f"--margin: taken as given, since the calibration of this machine says nothing of "
+                    f"{'; nor of '.join(unknown)}"
+                )
             calibration.check(margins, wanted, options.budget)
 
 

@@ -9,14 +9,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from harness import __main__, accuracy, bisection, calibrate, gate_command, pair, rendering
+from harness import __main__, accuracy, bisection, calibrate, gate_command, hardware, pair, rendering
 from harness.artifacts import Store
 from harness.calibrate import summarise
 from harness.calibration import Calibration
@@ -26,6 +26,7 @@ from harness.gate import Outcome, exit_status
 from harness.gate_command import Workplace
 from harness.matrix import Matrix
 from harness.pair import Pair
+from harness.records import Device
 from harness.schedule import SIDES
 from harness.selection import Options, units
 from harness.verdict import LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Margins, Series, Verdict, event, judge
@@ -47,6 +48,7 @@ class Gates:
     answer: Callable[[Options], list[Verdict]] = lambda _: [speed()]
     asked: list[Options] = field(default_factory=list)
     compatibility: list[dict[str, Any]] = field(default_factory=list)
+    device: str = hardware.device("cpu").name
 
     def gate(self, place: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None) -> Outcome:
         self.asked.append(options)
@@ -59,6 +61,7 @@ class Gates:
             "old": options.old,
             "new": options.new,
             "hardware": "cpu",
+            "device": self.device,
             "created": "2026-01-01T00:00:00+00:00",
             "budget_seconds": options.budget,
             "seconds": 100.0,
@@ -352,8 +355,9 @@ def test_a_calibration_tells_the_smallest_effect_of_every_metric_and_the_best_nu
     steady = {it.metric: it for it in calibration(gates).steady}
     assert steady["peak_memory"].differs == pytest.approx(0.002)
     assert steady["peak_memory"].smallest == pytest.approx(0.022), "the margin of 2 % and the spread on top"
-    assert steady["perplexity"].smallest / steady["perplexity"].value == pytest.approx(0.01)
-    assert steady["kl_divergence"].smallest == pytest.approx(0.002)
+    assert steady["perplexity"].smallest is steady["kl_divergence"].smallest is None, "one answer, held against itself"
+    assert steady["accuracy"].differs is None
+    assert steady["accuracy"].smallest is not None
     fewest = round(steady["accuracy"].smallest * 400)
     assert accuracy.tango_interval(fewest, 0, 400).high < -0.02 <= accuracy.tango_interval(fewest - 1, 0, 400).high
     for words in (
@@ -396,6 +400,9 @@ def test_an_interrupted_calibration_is_summarised_and_can_be_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "63")
         assert "63 now" in command("calibrate", "--gates", "4", "--resume")[2]
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "device", lambda _: Device(name="another processor"))
+        assert "another processor now" in command("calibrate", "--gates", "4", "--resume")[2]
     status, output, _ = command("calibrate", "--gates", "4", "--resume")
     assert status == 0
     assert [it.seed for it in gates.asked] == [0, 1, 2, 2, 3]
@@ -409,7 +416,7 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data = [vars(verdict) for seed in range(2) for verdict in same(seed, between=0.2)]
     unit = {f"{MODEL}-int8wo-cpu-transformers": {"seconds": 10.0}}
-    gate = {"hardware": "cpu", "verdicts": data, "exit_status": 0, "units": unit}
+    gate = {"hardware": "cpu", "device": hardware.device("cpu").name, "verdicts": data, "exit_status": 0, "units": unit}
     gate["matrix"] = {"measurements": {"generate": {"max_new_tokens": 16}}}
     summarise([gate], "cpu", 100.0).write(tmp_path)
     told: list[str] = []
@@ -425,6 +432,11 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     assert made
     quiet = made.model_copy(update={"noise": []})
     quiet.check(Margins(), units(suites_matrix, options), 100)
+    told.clear()
+    strict = replace(options, margins=("perplexity=0.02", "0.9"))
+    place._check_margins(strict, units(suites_matrix, strict))
+    (line,) = told
+    assert "--margin: taken as given, since the calibration of this machine says nothing of perplexity of" in line
     unsteady = [it.model_copy(update={"differs": 0.5}) for it in quiet.steady]
     loud = quiet.model_copy(update={"steady": unsteady})
     with pytest.raises(HarnessError, match=r"peak_memory of int8wo: .*the same measured twice differs by"):

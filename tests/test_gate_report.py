@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from harness import __main__, gate_command, gate_report, gatefile, hardware, rendering
+from harness import __main__, calibrate, calibration, gate_command, gate_report, gatefile, hardware, rendering, stats
 from harness.calibrate import summarise
 from harness.calibration import Calibration
 from harness.errors import HarnessError
@@ -38,6 +40,7 @@ def gate_json(verdicts: list[Verdict], **more: Any) -> dict[str, Any]:
         "old": "torchao==0.17.0",
         "new": "torchao==0.18.0",
         "hardware": "cpu",
+        "device": hardware.device("cpu").name,
         "created": "2026-01-01T00:00:00+00:00",
         "budget_seconds": 1800.0,
         "seconds": 100.0,
@@ -206,6 +209,8 @@ def test_numbers_that_json_does_not_have_become_null() -> None:
 
 # -------------------------------------------------------------------------------------------------------- calibration
 
+ONE = {"old": [1.0], "new": [1.0]}
+
 
 def test_a_gate_keeps_to_what_the_matrix_sends_through_a_server(suites_matrix: Matrix) -> None:
     first, *rest = [entry for entry in suites_matrix.entries if entry.hardware == "cpu"]
@@ -290,6 +295,79 @@ def test_a_margin_that_the_machine_cannot_hold_is_refused(suites_matrix: Matrix)
     noisy.check(Margins(["0.5"]), wanted, budget=100)
     noisy.check(Margins(["0.03"]), wanted, budget=100_000)
     calibrated(0.001).check(Margins(["0.03"]), wanted, budget=100)
+
+
+def test_a_calibration_is_of_the_device_that_its_gates_ran_on() -> None:
+    verdicts = [judge(Series(MODEL, "int8wo", "transformers", "peak_memory", "", None, ONE), Margins())]
+    there, here = (gate_json(verdicts, device=name) for name in ("another processor", "this one"))
+    assert summarise([there, there], "cpu", 1800.0).device == "another processor"
+    with pytest.raises(HarnessError, match=r"several devices \(another processor; this one\)"):
+        summarise([there, here], "cpu", 1800.0)
+
+
+def test_the_table_divides_the_budget_as_the_check_does_and_asks_for_no_fewer_blocks_than_a_verdict() -> None:
+    made = calibrated(0.02, seconds=100.0)
+    (one,) = made.noise
+    both = made.model_copy(update={"noise": [one, one.model_copy(update={"recipe": "int8dq"})]})
+    alone, shared = calibrate.table(made), calibrate.table(both)
+    column = next(index for index, name in enumerate(alone.header) if name.startswith("smallest effect"))
+    assert alone.rows[0][column] == f"{stats.smallest_effect(0.02, 18):.1%}"
+    assert [row[column] for row in shared.rows] == [f"{stats.smallest_effect(0.02, 9):.1%}"] * 2
+    blocks = [int(cell.split()[0]) for cell in alone.rows[0][column + 1 :]]
+    assert blocks == [stats.samples_needed(0.02, 0.03), stats.MINIMUM_BLOCKS, stats.MINIMUM_BLOCKS]
+    assert "in a gate of all these cells together (2, 9 blocks each)" in " ".join(shared.notes)
+    short = calibrate.table(made.model_copy(update={"budget_seconds": 150.0}))
+    assert short.rows[0][column] == "-", "one block is no verdict"
+
+
+@given(st.floats(1, 1e5), st.lists(st.floats(0.1, 1e3), min_size=1, max_size=8))
+def test_blocks_of_all_cells_fit_the_budget_and_one_more_of_each_would_not(budget: float, cells: list[float]) -> None:
+    blocks = calibration.blocks_within(budget, cells)
+    assert blocks * math.fsum(cells) <= budget * (1 + 1e-9) < (blocks + 1) * math.fsum(cells) * (1 + 2e-9)
+    assert calibration.blocks_within(budget, cells[::-1]) == blocks
+    assert calibration.blocks_within(budget, [*cells, 1.0]) <= blocks
+
+
+def drifted(metric: str, shift: float) -> Calibration:
+    """Return the calibration of one gate whose new side's windows are ``shift`` from the old side's."""
+    windows = [5.0 + 0.01 * index for index in range(16)]
+    found = quality(metric, windows, [value + shift for value in windows])
+    return summarise([gate_json([found])], "cpu", 1800.0)
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "kl_divergence"])
+def test_quality_that_is_further_from_itself_than_its_margin_is_refused(suites_matrix: Matrix, metric: str) -> None:
+    wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
+    with pytest.raises(HarnessError, match=rf"{metric} of int8wo: margin .*the same measured twice differs by 1"):
+        drifted(metric, 1.0).check(Margins(), wanted, budget=100)
+    drifted(metric, 1.0).check(Margins([f"{metric}=0.9"]), wanted, budget=100)
+    drifted(metric, 0.001).check(Margins(), wanted, budget=100)
+    elsewhere = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8dq",), servers=("transformers",)))
+    drifted(metric, 1.0).check(Margins(), elsewhere, budget=100)
+
+
+def test_advisory_quality_is_held_against_the_calibration_only_where_its_margin_is_asked_for(
+    suites_matrix: Matrix,
+) -> None:
+    wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
+    unsteady = drifted("token_flips", 0.5)
+    unsteady.check(Margins(), wanted, budget=100)
+    with pytest.raises(HarnessError, match=r"token_flips of int8wo: margin 0\.01 "):
+        unsteady.check(Margins(["token_flips=0.01"]), wanted, budget=100)
+
+
+def test_an_answer_that_may_come_from_the_cache_promises_nothing(suites_matrix: Matrix) -> None:
+    wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
+    cached, fresh = drifted("perplexity", 0.0), drifted("perplexity", 0.001)
+    assert [(it.differs, it.smallest) for it in cached.steady] == [(None, None)]
+    (row,) = calibrate.steady_table(cached).rows
+    assert row[-2:] == ("not known", "not known")
+    cached.check(Margins(["perplexity=0.0001"]), wanted, budget=100)
+    (cell,) = [unit.id for unit in wanted if "perplexity" in unit.metrics]
+    assert cached.unknown(Margins(["perplexity=0.01", "0.03"]), wanted) == [f"perplexity of {cell}"]
+    assert fresh.unknown(Margins(["perplexity=0.01"]), wanted) == []
+    assert calibrated(0.02).unknown(Margins(["generate_throughput=0.03"]), wanted) == []
+    assert calibrated(0.02).unknown(Margins(["kl_divergence=0.03"]), wanted) == [f"kl_divergence of {cell}"]
 
 
 def test_what_a_gate_measures_is_selected_as_pytest_selects(suites_matrix: Matrix) -> None:

@@ -213,7 +213,7 @@ def noise(gates: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what every process of gates of nothing measured, block by block, and what a block takes in seconds."""
     found = [{"created": data["created"], **of(data, SPEED)[0]["samples"]} for data in gates]
     blocks = [unit["seconds"] for data in gates for unit in data["units"].values()]
-    device = gates[0]["device"]
+    device = calibrate.device(gates)
     return {"metric": SPEED, "device": device, "block_seconds": statistics.median(blocks), "gates": found}
 
 
