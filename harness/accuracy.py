@@ -115,9 +115,9 @@ def perplexity_ratio(old_nll: Sequence[float], new_nll: Sequence[float], confide
 def combine_tasks(tasks: Sequence[Interval]) -> Interval:
     """Combine the differences of several tasks: the plain mean of the tasks, each counting once whatever its size.
 
-    That is how leaderboards average tasks, and a large task does not hide a small one. The interval is MOVER's: each
-    arm is the root of the summed squares of the tasks' own arms, so their score intervals keep their shape. The
-    tasks' documents are taken to be independent of each other's.
+    That is how leaderboards average tasks, and a large task does not hide a small one. The interval is MOVER's (Zou and
+    Donner 2008): each arm is the root of the summed squares of the tasks' own arms, so their score intervals keep their
+    shape. The tasks' documents are taken to be independent of each other's.
     """
     if not tasks:
         raise TooFewSamples("a mean over tasks", 1, 0)

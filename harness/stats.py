@@ -13,6 +13,10 @@ Sources
 - Chow and Robbins, Ann. Math. Statist. 36, 1965: sampling until the interval is narrow enough keeps its coverage
   (nearly, for few samples), since the rule looks at the width alone and never at where the interval lies.
 - Benjamini and Hochberg, J. R. Statist. Soc. B 57, 1995: the false discovery rate of a family.
+- Kirkwood, Geometric Means and Measures of Dispersion, Biometrics 35, 1979: the standard deviation of logarithms.
+- Moore, Interval Analysis, Prentice-Hall 1966: what a quotient or a difference of two ranges can be.
+- PEP 485, A Function for Testing Approximate Equality, 2015: an absolute and a relative tolerance, of which the larger
+  holds.
 
 What is judged document by document is in harness/accuracy.py.
 """
@@ -173,7 +177,10 @@ def decide(interval: Interval, margin: float, direction: Direction) -> Decision:
 
 
 def decide_difference(interval: Interval, margin: float, direction: Direction) -> Decision:
-    """Judge a difference new - old, e.g. of accuracy or KL divergence, against a margin in its own unit."""
+    """Judge a difference new - old, e.g. of accuracy or KL divergence, against a margin in its own unit.
+
+    As :func:`decide`, and by its sources, on the plain scale (Schuirmann 1987; Piaggio et al. 2012).
+    """
     width = max(interval.high - interval.estimate, interval.estimate - interval.low)
     return _decide(interval, _margin(margin), direction, width <= PRECISION * margin)
 
@@ -263,7 +270,10 @@ def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]
 
 
 def control_family(decisions: Sequence[Decision], p_values: Sequence[float], q: float = 0.05) -> list[Decision]:
-    """Return a family's decisions, where a regression that Benjamini-Hochberg does not reject becomes inconclusive."""
+    """Return a family's decisions, where a regression that is no discovery at ``q`` becomes inconclusive.
+
+    Discoveries are those of Benjamini and Hochberg (1995).
+    """
     kept = benjamini_hochberg(p_values, q)
     return [
         Decision("inconclusive", "false-discovery") if decision.verdict == "regressed" and not keep else decision
@@ -277,7 +287,8 @@ def control_family(decisions: Sequence[Decision], p_values: Sequence[float], q: 
 def range_ratio(old: Sequence[float], new: Sequence[float]) -> Interval:
     """Return the ratio of medians, and the range of the ratios of all pairs: for memory, which hardly varies.
 
-    No probability is claimed; one sample a side is enough.
+    The range is the quotient of the two sides' ranges in interval arithmetic (Moore 1966). No probability is claimed;
+    one sample a side is enough.
     """
     before, after = _positive(old, "old"), _positive(new, "new")
     ratio = float(np.median(after) / np.median(before))
@@ -288,8 +299,9 @@ def range_ratio(old: Sequence[float], new: Sequence[float]) -> Interval:
 def decide_memory(old: Sequence[float], new: Sequence[float], *, absolute: float, relative: float) -> Decision:
     """Judge nearly deterministic sizes without a p-value: growth counts only beyond both margins.
 
-    ``absolute`` is in the samples' unit, ``relative`` a share of the old median; allowed is the larger of the two.
-    Regressed if every pair of samples grew by more, pass if none did, otherwise inconclusive.
+    ``absolute`` is in the samples' unit, ``relative`` a share of the old median; allowed is the larger of the two, as
+    in PEP 485. Regressed if every pair of samples grew by more, pass if none did, otherwise inconclusive: the range of
+    the growth is the difference of the two sides' ranges (Moore 1966).
     """
     before, after = _positive(old, "old"), _positive(new, "new")
     allowed = max(_margin(absolute), _margin(relative) * float(np.median(before)))
@@ -339,12 +351,18 @@ def samples_needed(
 
 
 def log_ratio_sd(old: Sequence[float], new: Sequence[float]) -> float:
-    """Return the standard deviation (n - 1) of the blocks' log ratios: the noise that power is computed from."""
+    """Return the standard deviation (n - 1) of the blocks' log ratios: the noise that power is computed from.
+
+    :func:`log_sd` of the ratios (Kirkwood 1979).
+    """
     return log_sd(np.exp(_log_ratios(old, new)).tolist())
 
 
 def log_sd(values: Sequence[float]) -> float:
-    """Return the standard deviation (n - 1) of log values: about their coefficient of variation where it is small."""
+    """Return the standard deviation (n - 1) of log values: about their coefficient of variation where it is small.
+
+    The logarithm of Kirkwood's geometric standard deviation (1979).
+    """
     logs = np.log(_positive(values, "noise"))
     if len(logs) < 2:
         raise TooFewSamples("a standard deviation", 2, len(logs))

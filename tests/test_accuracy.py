@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
+from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -95,6 +98,62 @@ def test_one_task_is_its_own_mean() -> None:
     task = accuracy.tango_interval(12, 4, 200)
     combined = accuracy.combine_tasks([task])
     assert (combined.low, combined.estimate, combined.high) == pytest.approx((task.low, task.estimate, task.high))
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> stats.Interval:
+    low, estimate, high = sorted(draw(st.lists(st.floats(-1, 1), min_size=3, max_size=3)))
+    return stats.Interval(estimate, low, high, 0.95, "Tango score", draw(st.integers(1, 10_000)))
+
+
+TASKS = st.lists(tasks(), min_size=1, max_size=8)
+
+
+@given(TASKS, st.randoms(use_true_random=False))
+def test_the_mean_of_tasks_is_a_plain_mean_in_any_order_with_arms_that_add_as_errors_do(
+    given_tasks: list[stats.Interval], random: Random
+) -> None:
+    found = accuracy.combine_tasks(given_tasks)
+    count = len(given_tasks)
+    assert found.estimate == pytest.approx(statistics.fmean(task.estimate for task in given_tasks), abs=1e-12)
+    below = math.sqrt(sum((task.estimate - task.low) ** 2 for task in given_tasks)) / count
+    above = math.sqrt(sum((task.high - task.estimate) ** 2 for task in given_tasks)) / count
+    assert found.estimate - found.low == pytest.approx(below, abs=1e-9)
+    assert found.high - found.estimate == pytest.approx(above, abs=1e-9)
+    assert found.n == sum(task.n for task in given_tasks)
+    again = accuracy.combine_tasks(random.sample(given_tasks, count))
+    assert (again.low, again.estimate, again.high) == pytest.approx((found.low, found.estimate, found.high), abs=1e-12)
+
+
+@given(TASKS)
+def test_the_interval_of_a_mean_of_tasks_lies_within_the_mean_of_their_intervals(
+    given_tasks: list[stats.Interval],
+) -> None:
+    found = accuracy.combine_tasks(given_tasks)
+    assert found.low >= statistics.fmean(task.low for task in given_tasks) - 1e-9
+    assert found.high <= statistics.fmean(task.high for task in given_tasks) + 1e-9
+    assert found.low - 1e-12 <= found.estimate <= found.high + 1e-12
+
+
+@given(TASKS, st.floats(-0.5, 0.5))
+def test_a_mean_of_tasks_moves_with_them_and_turns_with_the_sides(
+    given_tasks: list[stats.Interval], shift: float
+) -> None:
+    found = accuracy.combine_tasks(given_tasks)
+    moved = accuracy.combine_tasks([task.transformed(lambda part: part + shift) for task in given_tasks])
+    expected = (found.low + shift, found.estimate + shift, found.high + shift)
+    assert (moved.low, moved.estimate, moved.high) == pytest.approx(expected, abs=1e-9)
+    turned = accuracy.combine_tasks(
+        [replace(task, estimate=-task.estimate, low=-task.high, high=-task.low) for task in given_tasks]
+    )
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=1e-12)
+
+
+@given(tasks(), st.integers(1, 9))
+def test_a_task_that_is_counted_several_times_has_arms_smaller_by_the_root(task: stats.Interval, count: int) -> None:
+    found = accuracy.combine_tasks([task] * count)
+    assert found.estimate == pytest.approx(task.estimate, abs=1e-12)
+    assert found.high - found.estimate == pytest.approx((task.high - task.estimate) / math.sqrt(count), abs=1e-9)
 
 
 def test_the_mean_of_tasks_counts_each_once_and_covers_the_truth() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from random import Random
 
 import numpy as np
 import pytest
@@ -158,6 +160,51 @@ def test_the_components_agree_with_the_analysis_of_variance() -> None:
     assert found.between == pytest.approx((ratio - 1) * found.within / 4)
 
 
+PROCESSES = st.lists(st.lists(SAMPLE, min_size=2, max_size=6), min_size=2, max_size=6)
+
+
+@given(PROCESSES, FACTOR, st.randoms(use_true_random=False))
+def test_the_components_have_neither_unit_nor_order(processes: list[list[float]], unit: float, random: Random) -> None:
+    found = stats.variance_components(processes)
+    mixed = [[unit * value for value in random.sample(samples, len(samples))] for samples in processes]
+    random.shuffle(mixed)
+    again = stats.variance_components(mixed)
+    assert (again.between, again.within) == pytest.approx((found.between, found.within), abs=1e-9)
+
+
+@given(PROCESSES, st.floats(0.5, 3))
+def test_the_components_grow_with_the_square_of_the_logs(processes: list[list[float]], power: float) -> None:
+    found = stats.variance_components(processes)
+    raised = stats.variance_components([[value**power for value in samples] for samples in processes])
+    expected = (power**2 * found.between, power**2 * found.within)
+    assert (raised.between, raised.within) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@given(st.integers(2, 6), st.integers(2, 5), st.data())
+def test_the_components_add_up_to_the_variance_of_the_processes_means(
+    count: int, inner: int, data: st.DataObject
+) -> None:
+    processes = data.draw(st.lists(st.lists(SAMPLE, min_size=inner, max_size=inner), min_size=count, max_size=count))
+    found = stats.variance_components(processes)
+    logs = [[math.log(value) for value in samples] for samples in processes]
+    within = statistics.fmean(statistics.variance(values) for values in logs)
+    means = statistics.variance([statistics.fmean(values) for values in logs])
+    assert found.within == pytest.approx(within, abs=1e-9)
+    assert found.between == pytest.approx(max(0.0, means - within / inner), abs=1e-9)
+    assert min(found.between, found.within) >= 0
+
+
+@given(PROCESSES, st.data())
+def test_what_shifts_whole_processes_leaves_the_variance_within_alone(
+    processes: list[list[float]], data: st.DataObject
+) -> None:
+    factors = data.draw(st.lists(FACTOR, min_size=len(processes), max_size=len(processes)))
+    moved = [[factor * value for value in samples] for factor, samples in zip(factors, processes, strict=True)]
+    assert stats.variance_components(moved).within == pytest.approx(
+        stats.variance_components(processes).within, abs=1e-9
+    )
+
+
 @given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(1, 100), st.floats(0.1, 10))
 def test_more_inner_samples_than_these_do_not_pay(between: float, within: float, process: float, sample: float) -> None:
     def cost(count: int) -> float:
@@ -283,6 +330,104 @@ def test_benjamini_hochbergs_own_example() -> None:
     assert stats.benjamini_hochberg(values, 0.05) == [True] * 4 + [False] * 11
 
 
+@st.composite
+def families(draw: st.DrawFn) -> tuple[list[Decision], list[float]]:
+    verdicts = draw(st.lists(st.sampled_from([Decision("regressed", "beyond-margin"), Decision("pass", "equivalent"),
+                                              Decision("inconclusive", "too-noisy")]), max_size=8))  # fmt: skip
+    # Ties and values at the step's own corners, beside any others.
+    value = st.sampled_from([0.0, 1.0, 0.05, 0.025]) | st.floats(0, 1)
+    return verdicts, draw(st.lists(value, min_size=len(verdicts), max_size=len(verdicts)))
+
+
+def rejected(p_values: list[float], q: float) -> set[int]:
+    """Return the largest set that Benjamini and Hochberg's definition allows, found by trying every size of it."""
+    largest: set[int] = set()
+    for size in range(1, len(p_values) + 1):
+        chosen = {index for index, p in enumerate(p_values) if p <= size * q / len(p_values)}
+        if len(chosen) >= size:
+            largest = chosen
+    return largest
+
+
+@given(families(), st.sampled_from([0.05, 0.1, 0.25]))
+def test_a_family_keeps_the_regressions_that_are_discoveries_and_all_else(
+    family: tuple[list[Decision], list[float]], q: float
+) -> None:
+    decisions, p_values = family
+    assume(all(abs(p - size * q / len(p_values)) > 1e-12 for p in p_values for size in range(1, len(p_values) + 1)))
+    kept = rejected(p_values, q)
+    for index, (before, after) in enumerate(zip(decisions, stats.control_family(decisions, p_values, q), strict=True)):
+        if before.verdict == "regressed" and index not in kept:
+            assert after == Decision("inconclusive", "false-discovery")
+        else:
+            assert after == before
+
+
+@given(families(), st.randoms(use_true_random=False), st.floats(0, 1))
+def test_a_familys_order_does_not_matter_and_smaller_p_values_keep_no_fewer(
+    family: tuple[list[Decision], list[float]], random: Random, factor: float
+) -> None:
+    decisions, p_values = family
+    found = stats.control_family(decisions, p_values)
+    order = random.sample(range(len(decisions)), len(decisions))
+    mixed = stats.control_family([decisions[i] for i in order], [p_values[i] for i in order])
+    assert mixed == [found[i] for i in order]
+    clearer = stats.control_family(decisions, [factor * p for p in p_values])
+    assert all(after == before for before, after in zip(found, clearer, strict=True) if before.verdict == "regressed")
+    assert [one.verdict for one in stats.control_family(found, p_values)] == [one.verdict for one in found]
+
+
+@st.composite
+def differences(draw: st.DrawFn) -> Interval:
+    low, estimate, high = sorted(draw(st.lists(st.floats(-1, 1), min_size=3, max_size=3)))
+    return Interval(estimate, low, high, 0.95, "Student-t", draw(st.integers(2, 40)))
+
+
+@given(differences(), MARGIN, DIRECTION)
+def test_a_difference_is_judged_by_its_whole_interval(
+    found: Interval, margin: float, direction: stats.Direction
+) -> None:
+    decision = stats.decide_difference(found, margin, direction)
+    worse = {"lower": found.low > margin, "higher": found.high < -margin}
+    worse["none"] = worse["lower"] or worse["higher"]
+    fine = {"lower": found.high < margin, "higher": found.low > -margin}
+    fine["none"] = fine["lower"] and fine["higher"]
+    assert (decision.verdict == "regressed") == worse[direction]
+    assert (decision.verdict == "pass") == fine[direction]
+
+
+@given(differences(), MARGIN, DIRECTION, st.sampled_from([0.25, 0.5, 2.0, 4.0]))
+def test_a_difference_has_no_unit_and_a_loss_is_a_gain_the_other_way(
+    found: Interval, margin: float, direction: stats.Direction, unit: float
+) -> None:
+    decision = stats.decide_difference(found, margin, direction)
+    scaled = found.transformed(lambda part: part * unit)
+    assert stats.decide_difference(scaled, margin * unit, direction) == decision
+    turned = Interval(-found.estimate, -found.high, -found.low, 0.95, found.method, found.n)
+    other: dict[stats.Direction, stats.Direction] = {"lower": "higher", "higher": "lower", "none": "none"}
+    assert stats.decide_difference(turned, margin, other[direction]) == decision
+
+
+@given(differences(), MARGIN, st.floats(1.01, 4), DIRECTION)
+def test_a_wider_margin_never_turns_a_pass_into_less(
+    found: Interval, margin: float, factor: float, direction: stats.Direction
+) -> None:
+    narrow, wide = (stats.decide_difference(found, m, direction).verdict for m in (margin, factor * margin))
+    assert narrow != "pass" or wide == "pass"
+    assert wide != "regressed" or narrow == "regressed"
+
+
+@given(intervals(), MARGIN, DIRECTION)
+def test_a_ratio_is_judged_as_the_difference_of_its_logarithms(
+    found: Interval, margin: float, direction: stats.Direction
+) -> None:
+    logs = found.transformed(math.log)
+    assert (
+        stats.decide_difference(logs, math.log1p(margin), direction).verdict
+        == stats.decide(found, margin, direction).verdict
+    )
+
+
 def test_a_family_takes_back_a_regression_that_chance_explains() -> None:
     regressed, passed = Decision("regressed", "beyond-margin"), Decision("pass", "equivalent")
     decisions = [regressed, *[passed] * 9]
@@ -305,6 +450,87 @@ def test_memory_that_varies_across_the_margin_is_inconclusive() -> None:
     decision = stats.decide_memory([1000, 1001], [1010, 1060], absolute=16, relative=0.02)
     assert decision == Decision("inconclusive", "mixed-range")
     assert stats.range_ratio([1000, 1001], [1010, 1060]).confidence is None
+
+
+SIDE = st.lists(SAMPLE, min_size=1, max_size=8)
+
+
+@given(SIDE, SIDE)
+def test_the_range_is_that_of_every_pairs_ratio_and_holds_the_ratio_of_medians(
+    old: list[float], new: list[float]
+) -> None:
+    found = stats.range_ratio(old, new)
+    ratios = [after / before for before in old for after in new]
+    assert (found.low, found.high) == pytest.approx((min(ratios), max(ratios)))
+    assert found.estimate == pytest.approx(statistics.median(new) / statistics.median(old))
+    assert found.low <= found.estimate * (1 + 1e-12)
+    assert found.estimate <= found.high * (1 + 1e-12)
+    assert (found.confidence, found.n) == (None, min(len(old), len(new)))
+
+
+@given(SIDE, SIDE, FACTOR, st.randoms(use_true_random=False))
+def test_the_range_has_neither_unit_nor_order_and_is_inverted_by_swapping_the_sides(
+    old: list[float], new: list[float], unit: float, random: Random
+) -> None:
+    found, swapped = stats.range_ratio(old, new), stats.range_ratio(new, old)
+    again = stats.range_ratio(*([unit * value for value in random.sample(side, len(side))] for side in (old, new)))
+    assert (again.low, again.estimate, again.high) == pytest.approx((found.low, found.estimate, found.high))
+    inverted = (1 / swapped.high, 1 / swapped.estimate, 1 / swapped.low)
+    assert inverted == pytest.approx((found.low, found.estimate, found.high))
+
+
+@given(SIDE, SIDE, SAMPLE)
+def test_a_further_sample_never_narrows_the_range(old: list[float], new: list[float], more: float) -> None:
+    found = stats.range_ratio(old, new)
+    for wider in (stats.range_ratio([*old, more], new), stats.range_ratio(old, [*new, more])):
+        assert wider.low <= found.low
+        assert found.high <= wider.high
+
+
+@given(SIDE, SIDE, st.floats(0.1, 100), st.floats(0.01, 0.5))
+def test_memory_is_judged_by_the_growth_of_every_pair(
+    old: list[float], new: list[float], absolute: float, relative: float
+) -> None:
+    allowed = max(absolute, relative * statistics.median(old))
+    grown = [after - before for before in old for after in new]
+    assume(all(abs(growth - allowed) > 1e-9 for growth in grown))
+    beyond = sum(growth > allowed for growth in grown)
+    expected = "pass" if not beyond else "regressed" if beyond == len(grown) else "inconclusive"
+    assert stats.decide_memory(old, new, absolute=absolute, relative=relative).verdict == expected
+
+
+# -------------------------------------------------------------------------------------------------------------- noise
+
+
+@given(st.lists(SAMPLE, min_size=2, max_size=15), FACTOR, st.randoms(use_true_random=False))
+def test_the_noise_has_neither_unit_nor_order_and_inverting_leaves_it(
+    values: list[float], unit: float, random: Random
+) -> None:
+    found = stats.log_sd(values)
+    assert found == pytest.approx(statistics.stdev(map(math.log, values)), abs=1e-9)
+    mixed = [unit * value for value in random.sample(values, len(values))]
+    assert stats.log_sd(mixed) == pytest.approx(found, abs=1e-9)
+    assert stats.log_sd([1 / value for value in values]) == pytest.approx(found, abs=1e-9)
+    assert stats.log_sd([value**2 for value in values]) == pytest.approx(2 * found, abs=1e-9)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=15))
+def test_small_noise_is_the_coefficient_of_variation(deviations: list[float]) -> None:
+    values = [100 + 0.1 * part for part in deviations]
+    variation = statistics.stdev(values) / statistics.fmean(values)
+    assert stats.log_sd(values) == pytest.approx(variation, rel=0.005, abs=1e-9)
+
+
+@given(BLOCKS, st.lists(FACTOR, min_size=15, max_size=15))
+def test_the_noise_of_blocks_is_that_of_their_ratios_without_the_drift_of_both(
+    blocks: list[tuple[float, float]], drift: list[float]
+) -> None:
+    old, new = sides(blocks)
+    found = stats.log_ratio_sd(old, new)
+    assert found == pytest.approx(stats.log_sd([b / a for a, b in blocks]), abs=1e-9)
+    assert stats.log_ratio_sd(new, old) == pytest.approx(found, abs=1e-9)
+    moved = ([value * factor for value, factor in zip(side, drift, strict=False)] for side in (old, new))
+    assert stats.log_ratio_sd(*moved) == pytest.approx(found, abs=1e-9)
 
 
 # -------------------------------------------------------------------------------------------------------------- power
