@@ -42,15 +42,11 @@ def flips(old: Sequence[float], new: Sequence[float]) -> Flips:
     return Flips(sum(d < 0 for d in differences), sum(d > 0 for d in differences), len(differences))
 
 
-def mcnemar_exact(lost: int, won: int, *, worse: bool = False) -> float:
-    """Return the p-value of "as many are lost as won", from discordant documents alone (exact McNemar).
-
-    Two-sided, or with ``worse`` one-sided: small only where more are lost than won.
-    """
+def mcnemar_exact(lost: int, won: int) -> float:
+    """Return the two-sided p-value of "as many are lost as won", from discordant documents alone (exact McNemar)."""
     if lost < 0 or won < 0:
         raise SampleError(f"counts of documents are not negative: lost {lost}, won {won}")
-    side = "greater" if worse else "two-sided"
-    return float(distributions.binomtest(lost, lost + won, 0.5, alternative=side).pvalue) if lost + won else 1.0
+    return float(distributions.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
 
 
 def noninferiority(old: Sequence[float], new: Sequence[float], confidence: float = 0.95) -> Interval:
