@@ -83,6 +83,9 @@ def tango_interval(lost: int, won: int, documents: int, confidence: float = 0.95
 
     edge = 1e-12
     low, high = -1.0, 1.0
+    if not excess(estimate) < z or not excess(estimate) > -z:
+        # At hardly any confidence there is nothing to either side of the estimate but rounding.
+        return Interval(estimate, estimate, estimate, confidence, "Tango score", documents)
     if excess(-1 + edge) > z:
         low = float(optimize.brentq(lambda d: min(excess(d), 1e9) - z, -1 + edge, estimate, xtol=1e-10))
     if excess(1 - edge) < -z:

@@ -136,7 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def answer(release: str) -> Answer:
         try:
-            outcome = place.gate(replace(wanted, old=first, new=f"{arguments.package}=={release}"))
+            asked = replace(wanted, old=first, new=f"{arguments.package}=={release}")
+            outcome = place.gate(asked, calibrated=arguments.metric != CHECKPOINT)
         except BrokenEnvironment as error:
             print(f"{release}: passed over: {error}", flush=True)
             return "error"

@@ -349,7 +349,7 @@ def run(arguments: argparse.Namespace) -> int:
         for index in range(len(outcomes), arguments.gates):
             place.progress(f"gate {index + 1} of {arguments.gates}, old against old")
             pair = Pair("none", place.base, place.base, ())
-            outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair)
+            outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
             outcomes.append(outcome.data)
             kept.add(outcome.folder, packages)
     except KeyboardInterrupt:

@@ -198,14 +198,18 @@ class Gate:
         Those through every server and stage take part in every round, so that none uses up the budget of another.
         """
         draw = random.Random(f"{self.options.seed}/cells")
-        pending = [unit for unit in self.units if not unit.closed]
-        while pending := [unit for unit in pending if not self._settled(unit)]:
+        too_long: set[str] = set()
+
+        def is_pending(unit: Unit) -> bool:
+            # Whether it is settled depends on the family, so that one which was may not be any more.
+            return not unit.closed and unit.id not in too_long and not self._settled(unit)
+
+        while pending := [unit for unit in self.units if is_pending(unit)]:
             for unit in draw.sample(pending, len(pending)):
                 if not self.budget.allows(unit.seconds):
-                    pending.remove(unit)
+                    too_long.add(unit.id)
                     continue
-                if not self._block(unit):
-                    pending.remove(unit)
+                self._block(unit)
                 self.write()
 
     def _block(self, unit: Unit) -> bool:

@@ -37,17 +37,20 @@ class Workplace:
     base: Environment
     progress: Callable[[str], None]
 
-    def gate(self, options: Options, resume: str | None = None, pair: Pair | None = None) -> Outcome:
+    def gate(
+        self, options: Options, resume: str | None = None, pair: Pair | None = None, *, calibrated: bool = True
+    ) -> Outcome:
         """Run one gate and return its outcome; the caller holds the machine.
 
-        ``pair`` are the two environments, where they are made already; what such a gate may find is not held against
-        the machine's calibration, which it may serve to find.
+        ``pair`` are the two environments, where they are made already. The margins are held against the machine's
+        calibration, unless the gate serves to find that, or is after something else.
         """
         wanted = units(self.matrix, options)
         gates = self.results / "gates"
         earlier = Run.open(gates, resume) if resume else None
-        if pair is None:
+        if calibrated:
             self._check_margins(options, wanted)
+        if pair is None:
             self.progress(f"making the environments of {options.old} and {options.new} ...")
             pair = make(self.store, options.old, options.new, self.base)
         run = SharedRun((earlier or Run.create(gates)).folder)

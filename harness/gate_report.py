@@ -78,7 +78,7 @@ def _flips(data: dict[str, Any]) -> Table:
         if it["metric"] not in _WINDOWS + _DOCUMENTS or not it["samples"]["old"] or not it["samples"]["new"]:
             continue
         told = NOTHING
-        if RULES[it["metric"]].kind == "documents":
+        if RULES[it["metric"]].kind == "documents" and _paired(it):
             found = accuracy.flips(it["samples"]["old"], it["samples"]["new"])
             told = f"{found.lost} lost, {found.won} won ({found.share:.2%} of {found.documents} documents)"
         elif it["metric"] in _WINDOWS:
@@ -95,6 +95,11 @@ def _flips(data: dict[str, Any]) -> Table:
             "tokens: the share of positions where exactly one of bf16 and the recipe predicts the text, old and new",
         ),
     )
+
+
+def _paired(it: dict[str, Any]) -> bool:
+    """Return whether both sides answered the same documents."""
+    return 0 < len(it["samples"]["old"]) == len(it["samples"]["new"])
 
 
 def _token_flips(it: dict[str, Any]) -> str:
@@ -192,7 +197,7 @@ def _walk(it: dict[str, Any]) -> list[str]:
     if it.get("p") is not None:
         family = "held under Benjamini-Hochberg at 5 % with all primary metrics" if it["primary"] else "advisory"
         lines.append(f"  p of 'not worse than the margin' (one-sided): {it['p']:.3g}, {family}")
-    if it["metric"] in RULES and RULES[it["metric"]].kind == "documents" and it["samples"]["old"]:
+    if it["metric"] in RULES and RULES[it["metric"]].kind == "documents" and _paired(it):
         flips = accuracy.flips(it["samples"]["old"], it["samples"]["new"])
         p = accuracy.mcnemar_exact(flips.lost, flips.won)
         lines.append(f"  of {flips.documents} documents {flips.lost} lost, {flips.won} won: exact McNemar p {p:.3g}")

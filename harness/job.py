@@ -266,6 +266,6 @@ def _error(label: str, stage: str, kind: str, words: str, log: str, tail: str) -
     cause = root_cause(log)
     if cause and cause.split(": ", 1)[1][:80] not in words:
         words += f"; its log names the cause: {cause}"
-    if "OutOfMemoryError" in words:
+    if "OutOfMemoryError" in words or cause.startswith("MemoryError"):
         kind = "out_of_memory"
     return WorkerError(f"{label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail)

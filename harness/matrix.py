@@ -345,11 +345,13 @@ class Through:
     skip: str = ""
 
     def __or__(self, other: Through) -> Through:
-        """Return what two tables say of one server together; what one of them skips the other may ask for."""
+        """Return what two tables say of one server together; of what one of them skips only the other is asked."""
+        if bool(self.skip) != bool(other.skip):
+            return other if self.skip else self
         return Through(
             tuple(dict.fromkeys(self.stages + other.stages)),
             tuple(dict.fromkeys(self.tasks + other.tasks)),
-            self.skip if other.skip else "",
+            self.skip,
         )
 
 

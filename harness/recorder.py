@@ -103,12 +103,17 @@ class Recorder:
     def baseline_of(self, measurement: Measurement) -> Measurement | None:
         """Return the same metric of the baseline as measured in this run, or None.
 
-        What this session has measured comes before what a resumed run brought along, of which only the same packages'
-        counts.
+        What this session has measured comes before what a resumed run brought along, of which the latest counts that
+        was measured under the same packages, from the same data and with the same options.
         """
         own = [other for other in reversed(self.measurements) if _is_baseline_of(other, measurement)]
-        earlier = [other for other in self._standing.values() if _is_baseline_of(other, measurement)]
-        return next(iter([*own, *(other for other in earlier if other.packages == measurement.packages)]), None)
+        earlier = [
+            other
+            for other in reversed(self._standing.values())
+            if _is_baseline_of(other, measurement)
+            and (other.packages, other.flags) == (measurement.packages, measurement.flags)
+        ]
+        return next(iter([*own, *earlier]), None)
 
     def take(
         self,

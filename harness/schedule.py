@@ -71,7 +71,7 @@ class Turns:
         """Return what a measurement calls to time ``function``: ``timer(function, rounds, warmup)``.
 
         It returns how many calls it made: fewer than ``warmup + rounds`` where those would take too long by the first
-        ones (the warm-up, or one round) of the slower side, so that both sides make as many.
+        ones (the warm-up, or one round) of the slower side, so that sides that run together make as many.
         """
 
         def run(function: Callable[[], None], rounds: int, warmup: int) -> int:

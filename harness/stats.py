@@ -11,7 +11,8 @@ Sources
 - Schuirmann, J. Pharmacokin. Biopharm. 15, 1987: equivalence is shown by an interval inside the margin (TOST);
   Piaggio et al., JAMA 308, 2012: non-inferiority is its one-sided half.
 - Chow and Robbins, Ann. Math. Statist. 36, 1965: sampling until the interval is narrow enough keeps its coverage
-  (nearly, for few samples), since the rule looks at the width alone and never at where the interval lies.
+  (nearly, for few samples), since the rule looks at the width alone and never at where the interval lies. Only how
+  narrow one must be whose regression its family took back depends on that; results/rules.md has what it costs.
 - Benjamini and Hochberg, J. R. Statist. Soc. B 57, 1995: the false discovery rate of a family.
 - Kirkwood, Geometric Means and Measures of Dispersion, Biometrics 35, 1979: the standard deviation of logarithms.
 - Moore, Interval Analysis, Prentice-Hall 1966: what a quotient or a difference of two ranges can be.
@@ -243,8 +244,8 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
 
     It is the level at which the interval's end reaches the margin (duality of tests and intervals: Lehmann and Romano,
     Testing Statistical Hypotheses, 2005, section 3.5), so that it is below (1 - confidence) / 2 exactly where the
-    interval lies beyond the margin, whichever kind of interval it is. ``margin`` is in the interval's unit. Nothing is
-    told apart beyond six standard errors.
+    interval lies beyond the margin, whichever kind of interval it is. ``margin`` is in the interval's unit. It is no
+    smaller than a bootstrap's resamples, or six standard errors, can tell.
     """
 
     def short(z: float) -> float:
@@ -253,10 +254,13 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
         return (low if z > 0 else high) - margin
 
     if short(_FARTHEST) > 0:
-        return float(distributions.norm.sf(_FARTHEST))
-    if short(-_FARTHEST) < 0:
-        return float(distributions.norm.sf(-_FARTHEST))
-    return float(distributions.norm.sf(optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)))
+        z = _FARTHEST
+    elif short(-_FARTHEST) < 0:
+        z = -_FARTHEST
+    else:
+        z = optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)
+    least = 1 / (_RESAMPLES + 1) if interval_at(0.5).method == "BCa" else 0.0
+    return max(least, float(distributions.norm.sf(z)))
 
 
 def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:

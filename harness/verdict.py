@@ -30,7 +30,7 @@ REASONS = stats.REASONS | {
     "bad-samples": "a sample is not a number that can be judged",
     "stopped-working": "it works under the old version and fails under the new one",
     "started-working": "it fails under the old version and works under the new one",
-    "later-block-failed": "a block failed after the cell's first one had worked, so the cell was measured no further",
+    "later-block-failed": "a block failed after the first one had worked, so nothing more of it was measured",
     "machine-trouble": "a full disk, or a machine that was throttled or shared: nothing that the recipe did",
     "fails-both": "it fails under both versions, so nothing can be judged",
     "layers-lost": "layers that were quantized under the old version are not under the new one",

@@ -36,6 +36,13 @@ def test_mcnemar_knows_no_direction_and_is_the_sign_test(lost: int, won: int) ->
     assert accuracy.mcnemar_exact(lost, won) == pytest.approx(min(1.0, 2 * tail))
 
 
+def test_tangos_interval_closes_on_its_estimate_where_hardly_any_confidence_is_asked_for() -> None:
+    for confidence in (0.0, 1e-12, 1e-9, 1e-3):
+        found = accuracy.tango_interval(10, 3, 200, confidence)
+        assert found.low <= found.estimate <= found.high
+        assert found.high - found.low < 1e-4
+
+
 def test_mcnemar_of_an_accuracy_that_hides_its_flips() -> None:
     assert accuracy.mcnemar_exact(28, 29) == 1.0
     # statsmodels 0.15.0: mcnemar([[101, 121], [59, 33]], exact=True), the counts of a classical textbook example.

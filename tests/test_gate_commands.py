@@ -49,9 +49,19 @@ class Gates:
     asked: list[Options] = field(default_factory=list)
     compatibility: list[dict[str, Any]] = field(default_factory=list)
     device: str = hardware.device("cpu").name
+    calibrated: list[bool] = field(default_factory=list)
 
-    def gate(self, place: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None) -> Outcome:
+    def gate(
+        self,
+        place: Workplace,
+        options: Options,
+        resume: str | None = None,
+        pair: Pair | None = None,
+        *,
+        calibrated: bool = True,
+    ) -> Outcome:
         self.asked.append(options)
+        self.calibrated.append(calibrated)
         verdicts = self.answer(options)
         folder = place.results / "gates" / str(len(list((place.results / "gates").glob("*"))))
         folder.mkdir(parents=True)
@@ -286,6 +296,7 @@ def test_an_old_checkpoint_that_works_through_an_engine_passes_without_a_verdict
     gates.compatibility = [works | {"old": "not tried", "new": "not tried"}]
     status, output, _ = bisect(command, "old_checkpoint")
     assert (status, "1.4: old_checkpoint: no verdict" in output) == (2, True)
+    assert not any(gates.calibrated), "no margin of a metric on the way keeps the search from its end"
 
 
 def test_a_baseline_has_no_old_checkpoint_to_search_for(gates: Gates, command: Command, releases: list[str]) -> None:

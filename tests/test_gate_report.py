@@ -77,6 +77,9 @@ def test_a_decision_is_walked_through() -> None:
     told = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", answers), Margins())
     walk = gate_report.text(gate_json([told]), ["accuracy"])
     assert "of 100 documents 20 lost, 0 won: exact McNemar p 1.91e-06" in walk
+    apart = {"old": answers["old"], "new": answers["new"][1:]}
+    fewer = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", apart), Margins())
+    assert "bad-samples" in gate_report.text(gate_json([fewer]), ["accuracy"]), "other documents are no pairs"
     text = gate_report.text(gate_json([speed(0.7)]), ["latency"])
     assert "latency: this gate has no verdict on it; there are verdicts on generate_throughput" in text
 

@@ -498,6 +498,7 @@ def test_a_server_that_dies_while_it_is_asked_is_a_failure_of_its_kind(
     ("code", "kind", "words"),
     [
         ("sys.exit('no such model')", "crash", "ended with status 1"),
+        ("raise MemoryError('no room')", "out_of_memory", "its log names the cause: MemoryError: no room"),
         ("raise ValueError('no such tensor')", "exception", "its log names the cause: ValueError: no such tensor"),
         ("print('ValueError: x', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9)"),
         ("raise RuntimeError('Engine core initialization failed')", "crash", "ended with status 1"),

@@ -624,6 +624,11 @@ def test_a_server_is_skipped_where_every_table_skips_it(skips: list[bool]) -> No
     assert bool(found.skip) == all(skips)
 
 
+def test_a_table_that_skips_adds_no_stages_to_one_that_asks() -> None:
+    asks, skips = Through(("engine",), ("piqa",)), Through(skip="it takes hours")
+    assert asks | skips == skips | asks == asks
+
+
 @given(st.lists(st.tuples(*(st.lists(st.sampled_from("abc"), unique=True),) * 2), min_size=1))
 def test_what_tables_say_of_one_server_adds_up(said: list[tuple[list[str], list[str]]]) -> None:
     found = reduce(or_, (Through(tuple(stages), tuple(tasks)) for stages, tasks in said))

@@ -241,6 +241,26 @@ def test_a_resumed_runs_baseline_counts_without_being_asked_for_again(tmp_path: 
     assert measure.baseline_of(measure.measurements[-1]) is None, "it was measured under other packages"
 
 
+def test_a_resumed_runs_baseline_is_the_latest_from_the_same_data(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+
+    def accuracy(recipe: str, value: float, inputs: str) -> Measurement:
+        found = measure.take(
+            cells[recipe], {"task": "t"}, lambda: {"accuracy": Figure(value)}, names=("accuracy",), inputs=inputs
+        )
+        return found["accuracy"]
+
+    for value, inputs in ((0.9, "a"), (0.5, "b")):
+        accuracy("bf16", value, inputs)
+    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    measure.resume()
+    for inputs, expected in (("a", 0.9), ("b", 0.5)):
+        baseline = measure.baseline_of(accuracy("int8wo", 0.4, inputs))
+        assert baseline is not None
+        assert baseline.value == expected
+    assert measure.baseline_of(accuracy("int8wo", 0.4, "c")) is None
+
+
 def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path, cells: dict[str, Cell]) -> None:
     cell = replace(cells["int8wo"], server="vllm")
     assert cell.measurements.serving.rounds == 2

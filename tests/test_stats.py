@@ -308,6 +308,13 @@ def test_the_p_value_and_the_bootstraps_interval_agree(count: int, shift: float,
     assert (stats.decide(interval, margin, "lower").verdict == "regressed") == (p < 0.025)
 
 
+def test_a_bootstraps_p_value_is_no_smaller_than_its_resamples_tell() -> None:
+    old, new = noisy(24, 0.12, sd=0.04)
+    assert stats.regression_p(old, new, 0.05, "lower") >= 1 / 5000
+    old, new = noisy(12, 0.3, sd=0.001)
+    assert stats.regression_p(old, new, 0.05, "lower") < 1e-8
+
+
 def test_what_a_family_leaves_needs_a_narrower_interval() -> None:
     interval = Interval(1.1, 1.1 / 1.024, 1.1 * 1.024, 0.95, "Student-t", 12)
     assert stats.precise_enough(interval, 0.05, level=0.025)

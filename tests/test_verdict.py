@@ -170,6 +170,11 @@ def test_losses_that_are_tolerated_do_not_keep_a_regression_of_speed() -> None:
     assert not settled(verdict, family=4), "it is measured on"
 
 
+def test_a_loss_of_just_the_margin_is_inconclusive_and_no_bad_sample() -> None:
+    lost = series("accuracy", [1.0] * 10 + [0.0] * 3 + [1.0] * 187, [0.0] * 10 + [1.0] * 190)
+    assert judge(lost, Margins(["accuracy=0.035"])).verdict == "inconclusive"
+
+
 def test_quality_that_is_too_noisy_says_what_would_tell_more() -> None:
     few = judge(series("accuracy", [1.0] * 10, [1.0] * 10), MARGINS)
     assert "more documents tell more" in few.detail
