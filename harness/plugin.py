@@ -222,7 +222,8 @@ def _devices(config: pytest.Config, cell: Cell, cells: list[Cell]) -> list[str]:
 def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     """Return the cell once for every server that the stage runs on."""
     if stage == "quantize":
-        return [cell] if any("quantize" in through.stages for through in cell.servers.values()) else []
+        asked = [through.stages for through in cell.servers.values()]
+        return [cell] if not asked or any("quantize" in stages for stages in asked) else []
     fitting = {"transformers": ["transformers"], "export": ["executorch"]}.get(stage, list(SERVERS))
     wanted = [name for name in cell.servers if not only or name in only]
     # One that was asked for is not left out in silence.
