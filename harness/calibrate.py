@@ -29,7 +29,6 @@ from harness.verdict import RULES
 
 # Shown in the table of what a verdict costs.
 MARGINS = (0.03, 0.05, 0.10)
-NOT_KNOWN = "not known"
 
 Key = tuple[str, str, str, str, str]
 
@@ -60,7 +59,7 @@ def summarise(outcomes: list[dict[str, Any]], on: str, budget: float) -> Calibra
             elif it["reason"] != "too-few-blocks" and (it["task"] or rule.kind != "documents"):
                 found = _steady(key, it)
                 before = steady.get(key, found)
-                steady[key] = max(found, before, key=lambda one: (one.differs is not None, one.smallest or 0.0))
+                steady[key] = max(found, before, key=lambda one: one.smallest)
     noise = [one.noise(key) for key, one in timed.items() if one.logs]
     if not noise and (timed or not steady):
         raise HarnessError("no gate came as far as two blocks of any metric: raise --budget")
@@ -156,19 +155,17 @@ def _steady(key: Key, it: dict[str, Any]) -> Steady:
 
     A size: what its margins allow, and the range of the same measured twice on top. Documents: the fewest lost ones
     that the interval of that many documents tells from the margin. Other quality: the margin, and the arm of the
-    interval of old against itself. Where both sides give the very same answer, as where the second one comes from the
-    cache, what it differs from itself is not known, nor what rests on that.
+    interval of old against itself, both evaluated.
     """
     model, recipe, server, metric, label = key
     old, new = it["samples"]["old"], it["samples"]["new"]
-    once, of_documents = RULES[metric].kind != "size" and old == new, False
     rule, value = RULES[metric], statistics.median(old) if RULES[metric].kind == "size" else statistics.fmean(old)
     if rule.kind == "size":
         differs = max(*old, *new) - min(*old, *new)
         smallest = max(rule.absolute, it["margin"] * value) + differs
     elif rule.kind == "documents" and {*old, *new} <= {0.0, 1.0}:
         found = accuracy.flips(old, new)
-        differs, of_documents = found.share, True
+        differs = found.share
         smallest = _fewest_lost(found, it["margin"]) / found.documents
     elif rule.kind in ("ratio", "likelihood"):
         # On the log scale, as the ratio of perplexities is judged.
@@ -188,8 +185,8 @@ def _steady(key: Key, it: dict[str, Any]) -> Steady:
         unit=it["unit"],
         pairs=min(len(old), len(new)),
         value=value,
-        differs=None if once else differs,
-        smallest=None if once and not of_documents else smallest,
+        differs=differs,
+        smallest=smallest,
     )
 
 
@@ -266,12 +263,9 @@ def steady_table(found: Calibration) -> Table:
         cell = f"{it.recipe} {it.server}".strip()
         metric = it.metric + (f" ({it.label})" if it.label else "")
         unit = "" if it.unit == "1" else f" {it.unit}"
-        differs = NOT_KNOWN if it.differs is None else f"{it.differs:.3g}{unit}"
-        effect = NOT_KNOWN
-        if it.smallest is not None:
-            share = f" ({it.smallest / it.value:.2%})" if it.value and it.unit != "fraction" else ""
-            effect = f"{it.smallest:.4g}{unit}{share}"
-        rows.append((cell, metric, over(it.metric, it.pairs), differs, effect))
+        share = f" ({it.smallest / it.value:.2%})" if it.value and it.unit != "fraction" else ""
+        effect = f"{it.smallest:.4g}{unit}{share}"
+        rows.append((cell, metric, over(it.metric, it.pairs), f"{it.differs:.3g}{unit}", effect))
     return Table(
         "What is not timed",
         "",
@@ -279,9 +273,7 @@ def steady_table(found: Calibration) -> Table:
         tuple(rows),
         (
             "sizes: what the margins allow and the range of the same measured twice; documents: the fewest lost ones "
-            "that so many can tell; other quality: the margin, and what old differs from itself",
-            f"{NOT_KNOWN}: both sides gave the very same answer, as they do where it is asked for once and kept; of "
-            "documents the effect holds where none of them changes by itself",
+            "that so many can tell; other quality: the margin, and what old differs from itself, evaluated twice",
         ),
     )
 

@@ -50,14 +50,8 @@ class Steady(_Frozen):
     unit: str
     pairs: int = Field(description="Blocks, windows or documents that a verdict rests on.")
     value: float = Field(description="The old side's: a size's median, otherwise the mean over the samples.")
-    differs: float | None = Field(
-        description="How far the same is from itself at most, measured again: in the metric's unit. None where both "
-        "sides' answers are one and the same, as one from a cache is: what a second one would have been is not known."
-    )
-    smallest: float | None = Field(
-        description="Smallest worsening that its rule calls a regression: in the metric's unit. None where it rests on "
-        "what is not known; of documents it is that of so many of which none changes by itself."
-    )
+    differs: float = Field(description="How far the same is from itself at most, measured again: in the metric's unit.")
+    smallest: float = Field(description="Smallest worsening that its rule calls a regression: in the metric's unit.")
 
 
 class Calibration(_Frozen):
@@ -135,7 +129,7 @@ class Calibration(_Frozen):
             if RULES[it.metric].kind == "documents" or not (RULES[it.metric].primary or it.metric in given):
                 continue
             allowed = _allowed(it, margins)
-            if it.differs is not None and it.differs > allowed and any(_of(it, unit) for unit in units):
+            if it.differs > allowed and any(_of(it, unit) for unit in units):
                 unit_name = "" if it.unit == "1" else f" {it.unit}"
                 problems.append(
                     f"{it.metric} of {it.recipe}: margin {allowed:.4g}{unit_name}, and the same measured twice "
@@ -160,7 +154,7 @@ class Calibration(_Frozen):
     def _knows(self, unit: Unit, metric: str) -> bool:
         if RULES[metric].kind == "blocks":
             return bool(self.of(unit, metric))
-        return any(it.metric == metric and it.smallest is not None and _of(it, unit) for it in self.steady)
+        return any(it.metric == metric and _of(it, unit) for it in self.steady)
 
     def _all(self, unit: Unit) -> Iterable[Noise]:
         return (it for metric in unit.metrics for it in self.of(unit, metric))

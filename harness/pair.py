@@ -64,6 +64,11 @@ class Pair:
     differences: tuple[str, ...]
     contents: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def alike(self) -> bool:
+        """Whether both sides are one and the same: old against old."""
+        return self.old == self.new and not self.contents
+
     def side(self, name: str) -> Environment:
         return self.old if name == "old" else self.new
 

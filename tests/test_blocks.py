@@ -214,6 +214,15 @@ def bench(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
     return Bench(Pair("torchao", environment, environment, ()), store, run, matrix, base)
 
 
+def test_old_against_old_is_evaluated_on_both_sides(bench: Bench) -> None:
+    """What came from the cache would say that it is exactly itself."""
+    old, new = (keys(bench, bench.flow(side)) for side in SIDES)
+    assert old[0] == new[0]
+    assert old[1] != new[1]
+    bench.pair = replace(bench.pair, new=Environment(name="other"))
+    assert keys(bench, bench.flow("new"))[1] == old[1]
+
+
 def test_two_builds_of_one_version_share_nothing_that_is_made_with_them(bench: Bench) -> None:
     bench.pair = replace(bench.pair, contents={"old": "a" * 64, "new": "b" * 64})
     old, new = (keys(bench, bench.flow(side)) for side in SIDES)
