@@ -200,11 +200,13 @@ class Gate:
         draw = random.Random(f"{self.options.seed}/cells")
         too_long: set[str] = set()
 
-        def is_pending(unit: Unit) -> bool:
-            # Whether it is settled depends on the family, so that one which was may not be any more.
-            return not unit.closed and unit.id not in too_long and not self._settled(unit)
+        def pending_units() -> list[Unit]:
+            # Whether a unit is settled depends on the family, so that one which was may not be any more.
+            judged = self._controlled()
+            left = (unit for unit in self.units if not unit.closed and unit.id not in too_long)
+            return [unit for unit in left if not self._settled(unit, judged)]
 
-        while pending := [unit for unit in self.units if is_pending(unit)]:
+        while pending := pending_units():
             for unit in draw.sample(pending, len(pending)):
                 if not self.budget.allows(unit.seconds):
                     too_long.add(unit.id)
@@ -214,7 +216,7 @@ class Gate:
 
     def _block(self, unit: Unit) -> bool:
         """Measure one block; returns whether the unit can go on."""
-        unit.once, unit.tasks = self._missing(unit), self._missing_tasks(unit)
+        unit.once, unit.tasks = self._missing(unit, self._judged()), self._missing_tasks(unit)
         first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
@@ -232,9 +234,9 @@ class Gate:
             unit.close("later-block-failed", "; ".join(found))
         return not unit.closed
 
-    def _missing(self, unit: Unit) -> frozenset[str]:
+    def _missing(self, unit: Unit, judged: Iterable[Verdict]) -> frozenset[str]:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
-        found = [verdict for verdict in self._judged() if unit.holds(verdict)]
+        found = [verdict for verdict in judged if unit.holds(verdict)]
         have = {verdict.metric for verdict in found}
         wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have - SIZES
         wanted |= {
@@ -262,10 +264,9 @@ class Gate:
         """Return whether the cell's weights are random, which have no quality."""
         return self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random"
 
-    def _settled(self, unit: Unit) -> bool:
-        if self._missing(unit):
+    def _settled(self, unit: Unit, judged: list[Verdict]) -> bool:
+        if self._missing(unit, judged):
             return False
-        judged = control(self._judged() + self._combined())
         family = len(family_of(judged))
         timed = [verdict for verdict in judged if unit.holds(verdict) and verdict.metric in unit.timed]
         if not timed:
@@ -282,6 +283,10 @@ class Gate:
             return []
         return [judge(one, self.margins) for one in combined(self._series())]
 
+    def _controlled(self) -> list[Verdict]:
+        """Return the verdicts on what was measured, their family held against its false discovery rate."""
+        return control(self._judged() + self._combined())
+
     def _judged(self) -> list[Verdict]:
         wanted = frozenset().union(*(unit.metrics for unit in self.units)) | SIZES
         return [
@@ -297,7 +302,7 @@ class Gate:
         """Return every verdict, the worst first."""
         events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
         events += [event(_about(unit), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
-        found = control(self._judged() + self._combined()) + self.compatibility.verdicts + events
+        found = self._controlled() + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
     def write(self) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -106,14 +107,14 @@ class Recorder:
         What this session has measured comes before what a resumed run brought along, of which the latest counts that
         was measured under the same packages, from the same data and with the same options.
         """
-        own = [other for other in reversed(self.measurements) if _is_baseline_of(other, measurement)]
-        earlier = [
+        own = (other for other in reversed(self.measurements) if _is_baseline_of(other, measurement))
+        earlier = (
             other
             for other in reversed(self._standing.values())
             if _is_baseline_of(other, measurement)
             and (other.packages, other.flags) == (measurement.packages, measurement.flags)
-        ]
-        return next(iter([*own, *earlier]), None)
+        )
+        return next(itertools.chain(own, earlier), None)
 
     def take(
         self,
