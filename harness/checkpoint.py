@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from harness import held
 from harness.artifacts import MANIFEST, Store, file_digest, manifest, problem
 from harness.errors import ArtifactError
 from harness.records import ModelIdentity
@@ -68,7 +69,7 @@ class Checkpoint:
     @property
     def classes(self) -> set[str]:
         """The torchao config classes that ``config.json`` names, nested ones too."""
-        return set(_types(self.config["quantization_config"].get("quant_type")))
+        return set(held.classes(self.config["quantization_config"].get("quant_type")))
 
 
 def open_checkpoint(folder: Path, store: Store) -> Checkpoint:
@@ -167,14 +168,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ArtifactError(f"{path} is not a JSON object")
     return found
-
-
-def _types(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if isinstance(value.get("_type"), str):
-            yield value["_type"]
-        for inner in value.values():
-            yield from _types(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _types(inner)

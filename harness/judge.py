@@ -29,7 +29,8 @@ class Judge:
     def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement], alone: str = "") -> None:
         """Hold each measurement against every threshold that applies to it.
 
-        ``alone`` says why a baseline may be missing: limits that need it are then told of as not judged.
+        ``alone`` says why a baseline may be missing: limits that need it are then told of as not judged, as are those
+        of a model that came quantized.
 
         Raises ThresholdFailure that lists all limits that do not hold, and those that need a baseline which this
         run has not measured. A limit that is known not to hold is judged and recorded as any other.
@@ -41,11 +42,12 @@ class Judge:
             random = measurement.cell.model.weights == "random"
             for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters, random=random):
                 baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
-                if alone and threshold.needs_baseline and baseline is None:
+                missing = threshold.needs_baseline and baseline is None
+                if missing and (why := alone or self.measure.flow.alone(cell)):
                     what = f"{describe(measurement)} of {cell.id}: {threshold.comparison} {threshold.limit:g}"
-                    self.unjudged.append(f"{what}: {alone}")
+                    self.unjudged.append(f"{what}: {why}")
                     continue
-                if threshold.needs_baseline and baseline is None:
+                if missing:
                     problem, known = self._unjudged(cell, measurement, threshold), ""
                 else:
                     problem, known = self._hold(cell, measurement, threshold, baseline), threshold.known_failure

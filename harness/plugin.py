@@ -14,7 +14,7 @@ import pytest
 
 from harness import gpu, hardware, hooks
 from harness.environment import Environment, at
-from harness.errors import HarnessError, ThresholdFailure, WorkerError, WrongKernels, nearest
+from harness.errors import HarnessError, ThresholdFailure, Unsuitable, WorkerError, WrongKernels, nearest
 from harness.expressions import asked_for
 from harness.matrix import STAGES, Cell, Matrix, load
 from harness.progress import Progress, terminal
@@ -622,6 +622,8 @@ def pytest_runtest_makereport(
         if isinstance(error, WorkerError) and error.log_tail:
             text += "\n\nthe end of its log:\n" + error.log_tail
         report.longrepr = text
+        if isinstance(error, Unsuitable):
+            report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1] or 0, f"Skipped: {text}")
         if isinstance(error, (ThresholdFailure, WrongKernels)) and error.known:
             report.outcome, report.wasxfail = "skipped", error.known
         session = item.config.stash.get(_session_key, None)

@@ -28,7 +28,8 @@ class Quality(Recorder):
     def text_quality(self, cell: Cell) -> dict[str, Measurement]:
         """Measure perplexity of real text and, for a recipe, its agreement with the baseline over the same text."""
         wanted = cell.measurements.text
-        baseline = None if cell.recipe.baseline else self.flow.plain(cell.model, cell.hardware)
+        alone = cell.recipe.baseline or self.flow.alone(cell)
+        baseline = None if alone else self.flow.plain(cell.model, cell.hardware)
         names = ["perplexity"] if baseline is None else ["perplexity", "kl_divergence", "top1_agreement", "token_flips"]
         text = self.flow.prompts()
         key: dict[str, Any] = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens}

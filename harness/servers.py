@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import hardware
+from harness import hardware, held
 from harness.records import Scalar
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class SGLang(ServerBackend):
         # As vLLM's engine: the latency's prompts are random, so there is nothing to share.
         return {
             "checkpoint": str(checkpoint),
-            "recipe": self._recipe(cell),
+            "recipe": self._recipe(cell, checkpoint),
             "disable_radix_cache": True,
             "cuda_graph_bs": sorted(cell.measurements.latency.batch_sizes),
             **options,
@@ -171,7 +171,7 @@ class SGLang(ServerBackend):
 
     def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
         found = ["--model-path", str(checkpoint)]
-        if recipe := self._recipe(cell):
+        if recipe := self._recipe(cell, checkpoint):
             found += ["--recipe", json.dumps(recipe)]
         found += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
         return [*found, *_flags(options), "--cuda-graph-bs", *map(str, self.graphs)]
@@ -181,8 +181,8 @@ class SGLang(ServerBackend):
             return ""
         return f"SGLang is served on an NVIDIA GPU of compute capability 8.0 or later, not on {on}"
 
-    def _recipe(self, cell: Cell) -> dict[str, Any] | None:
-        if cell.recipe.baseline:
+    def _recipe(self, cell: Cell, checkpoint: Path) -> dict[str, Any] | None:
+        if cell.recipe.baseline or held.method(checkpoint):
             return None
         return {"config": cell.recipe.config, "arguments": cell.recipe.arguments}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -75,7 +76,8 @@ class Bench:
     def __init__(self, matrix: Matrix, folder: Path) -> None:
         self.cells = {cell.recipe.name: cell for cell in matrix.cells(models=["Phi-4-mini-instruct"])}
         self.run = Run(folder)
-        self.measure = Measure(None, self.run)  # type: ignore[arg-type]
+        self.flow = SimpleNamespace(alone=lambda cell: "")
+        self.measure = Measure(self.flow, self.run)  # type: ignore[arg-type]
         self.matrix = matrix
 
     def judge(self, *thresholds: dict[str, Any]) -> Judge:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
+from harness import held
 from harness.worker import recipe as recipes
 from harness.worker import tensors
 from harness.worker.backend import Backend
@@ -62,12 +63,30 @@ class Quantize(Backend):
         loaded.save_pretrained(output)
         return _facts(model, output)
 
-    def facts(self, checkpoint: str, trust_remote_code: bool) -> dict[str, Any]:
-        """Return of a plain checkpoint that somebody else made what the other commands return of theirs."""
+    def facts(
+        self,
+        checkpoint: str,
+        trust_remote_code: bool,
+        config: str = "",
+        arguments: dict[str, Any] | None = None,
+        quantizes: list[str] | None = None,
+    ) -> dict[str, Any]:
+        """Return of a checkpoint that somebody else made what the other commands return of theirs.
+
+        ``config`` and ``arguments`` are the recipe that it is taken for, if it is quantized already. Raises ValueError
+        if it was made by another, and, as ``quantize`` does, for layers of the kinds in ``quantizes`` that are plain.
+        """
+        if config:
+            other = recipes.differences(config, arguments or {}, held.quant_type(Path(checkpoint)))
+            if other:
+                raise ValueError(f"the checkpoint was quantized with another {config}: {'; '.join(other)}")
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=torch.bfloat16, device_map=self.device, trust_remote_code=trust_remote_code
         )
-        return _facts(model, checkpoint)
+        found = _facts(model, checkpoint)
+        if plain := tensors.unquantized(found["layers"], quantizes or []):
+            raise ValueError(_silent_skip(config, arguments or {}, plain, found["layers"]))
+        return found
 
     def quantize(
         self,

@@ -6,6 +6,7 @@ import enum
 import importlib
 import inspect
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from harness import notation
@@ -28,6 +29,42 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
         if name not in signature.parameters:
             raise ValueError(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
     return kind(**{name: _value(value) for name, value in arguments.items()})
+
+
+def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str]:
+    """Say where the config that a checkpoint was made by is another than ``config(**arguments)``.
+
+    ``stored`` is what :func:`harness.held.quant_type` returns. Arguments that it does not have yet count as this
+    torchao's defaults. ``set_inductor_config`` is left out, which no tensor depends on. Raises ValueError for a config
+    that this torchao cannot read.
+    """
+    from torchao.core.config import config_from_dict, config_to_dict
+
+    asked = config_to_dict(build(config, arguments))
+    if not isinstance(stored, dict):
+        return [f"{stored} by name alone, of a version of torchao that wrote no arguments down"]
+    try:
+        held = config_to_dict(config_from_dict(stored))
+    except Exception as error:
+        raise ValueError(f"this torchao cannot read the checkpoint's own config, {stored}: {error}") from error
+    return [
+        f"{name} {theirs!r} where the recipe has {ours!r}"
+        for name, theirs, ours in _unequal("", held, asked)
+        if not name.endswith("set_inductor_config")
+    ]
+
+
+def _unequal(name: str, held: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the leaves in which two serialized configs are not equal, each with where it is."""
+    if isinstance(held, dict) and isinstance(asked, dict) and held.get("_type") == asked.get("_type"):
+        for key in sorted(held.keys() | asked.keys()):
+            inner = name if key == "_data" else f"{name}.{key}".removeprefix(".")
+            yield from _unequal(inner, held.get(key), asked.get(key))
+    elif isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
+        for index, (ours, theirs) in enumerate(zip(held, asked, strict=True)):
+            yield from _unequal(f"{name}[{index}]", ours, theirs)
+    elif held != asked:
+        yield name, held, asked
 
 
 def _named(name: str) -> Any:

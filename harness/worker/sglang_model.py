@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from harness import held
 from harness.worker import profiling, tensors
 from harness.worker import recipe as recipes
 
@@ -123,11 +124,10 @@ def is_quantized(folder: Path) -> bool:
 
     Such a checkpoint must not show SGLang its ``quantization_config``, which it does not know.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method not in (None, "torchao"):
+    method = held.method(folder)
+    if method not in ("", held.TORCHAO):
         raise ValueError(f"{folder} is quantized with {method}; SGLang is given torchao recipes here")
-    return method == "torchao"
+    return bool(method)
 
 
 def admit(folder: Path, recipe: dict[str, Any] | None) -> None:
