@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from harness.blocks import REPEATS, Bench, Unit, of_the_machine, was_lost
-from harness.errors import HarnessError, WorkerError
+from harness.errors import HarnessError, Unsuitable, WorkerError
 from harness.flow import Flow
 from harness.matrix import Cell
 from harness.measure import Measure
@@ -97,7 +97,10 @@ class Compatibility:
         return self.rows.setdefault(key, Row(*key))
 
     def quantize(self, cell: Cell) -> dict[Side, HarnessError | None]:
-        """Make the cell's checkpoint on both sides; returns each side's error."""
+        """Make the cell's checkpoint on both sides; returns each side's error.
+
+        A cell that the model does not suit has no row: nothing of it works or fails.
+        """
         self.bench.base.plain(cell.model, cell.hardware)
 
         def make(side: Side) -> tuple[dict[str, Any], str]:
@@ -107,6 +110,8 @@ class Compatibility:
 
         found = self.bench.both(lambda side: self._repeated(f"quantize {cell.id}", lambda: make(side)))
         errors = {side: found[side] if isinstance(found[side], HarnessError) else None for side in SIDES}
+        if any(isinstance(error, Unsuitable) for error in errors.values()):
+            return errors
         row = self.row(cell, QUANTIZE)
         for side, error in errors.items():
             if not of_the_machine(error):

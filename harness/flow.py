@@ -58,7 +58,8 @@ class Checkpoint:
     def quantized(self) -> str:
         """The torchao config class that it came quantized with, or an empty string if it is plain.
 
-        Raises ArtifactError if something else than torchao quantized it, or if its config.json is damaged.
+        Raises ArtifactError if something else than torchao quantized it, or if its config.json is damaged or does not
+        say how.
         """
         try:
             method = held.method(self.folder)
@@ -68,7 +69,13 @@ class Checkpoint:
             raise ArtifactError(
                 f"model {self.model.name} is quantized with {method}: give the plain model, or one of torchao's"
             )
-        return held.config_class(self.folder)
+        found = held.config_class(self.folder)
+        if method and not found.endswith("Config"):
+            raise ArtifactError(
+                f"model {self.model.name} came quantized with torchao, and its config.json has {found or 'nothing'} in "
+                "place of torchao's config with its arguments, so no recipe can be told from it: give the plain model"
+            )
+        return found
 
     @property
     def chats(self) -> bool:
@@ -203,7 +210,8 @@ class Flow:
         what = f"model {cell.model.name} came quantized, with {model.quantized}"
         names = [one.name for one in self.matrix.recipes.values() if one.config == model.quantized]
         if cell.recipe.baseline or names:
-            known = " or ".join(names) or f"'{model.quantized}(...)'"
+            # A recipe of the matrix may have other arguments than the model was quantized with.
+            known = " or ".join([*names, f"'{model.quantized}(...)'"])
             raise Unsuitable(f"{what}: it is measured as it is, by --recipe {known} alone")
         raise ArtifactError(
             f"{what}, which is no recipe of {self.matrix.path.name}: to measure it as it is, add the recipe there or "
@@ -480,9 +488,14 @@ class Flow:
         return SERVERS[cell.server]
 
     def served(self, cell: Cell) -> Checkpoint:
-        """Return the checkpoint that the cell's server is given: a plain one, if it applies the recipe itself."""
+        """Return the checkpoint that the cell's server is given: a plain one, if it applies the recipe itself.
+
+        One that came quantized is that of its own recipe through such a server too.
+        """
         if cell.server in SERVERS and self.backend(cell).at_load:
-            return self.plain(cell.model, cell.hardware)
+            plain = self.plain(cell.model, cell.hardware)
+            if not plain.quantized:
+                return plain
         return self.checkpoint(cell)
 
     def engine_options(self, cell: Cell) -> dict[str, Scalar]:

@@ -15,7 +15,7 @@ from harness.artifacts import Store
 from harness.blocks import SIZES, TASKS, TEXT_QUALITY, Bench, BlockRunner, SharedRun, Unit, of_the_machine, series
 from harness.compatibility import Compatibility
 from harness.environment import Environment
-from harness.errors import HarnessError, RecordError
+from harness.errors import HarnessError, RecordError, Unsuitable
 from harness.flow import Flow
 from harness.matrix import Matrix
 from harness.pair import Pair
@@ -156,7 +156,10 @@ class Gate:
         return outcome
 
     def _survey(self) -> None:
-        """Quantize everywhere, run each recipe's first block, and carry old checkpoints over."""
+        """Quantize everywhere, run each recipe's first block, and carry old checkpoints over.
+
+        Raises HarnessError if the models suit none of what was asked for.
+        """
         cells: dict[tuple[str, str], list[Unit]] = {}
         for unit in self.units:
             cells.setdefault((unit.cell.model.name, unit.cell.recipe.name), []).append(unit)
@@ -171,10 +174,17 @@ class Gate:
                             raise
                         unit.close("machine-trouble", str(error))
                     self.write()
+        left_out = [unit.problem for unit in self.units if unit.problem and not unit.reason]
+        if len(left_out) == len(self.units):
+            raise HarnessError(f"nothing to gate: {'; '.join(dict.fromkeys(left_out))}")
 
     def _try(self, unit: Unit, errors: Mapping[Side, HarnessError | None]) -> None:
         """Run a unit's first block, or what can be run of it after ``errors`` of quantization."""
         for error in errors.values():
+            if isinstance(error, Unsuitable):
+                self.progress(f"left out {unit.id}: {error}")
+                unit.close(problem=str(error))
+                return
             if error and of_the_machine(error):
                 raise error
         if not any(errors.values()):
@@ -247,7 +257,7 @@ class Gate:
         if self._random(unit):
             wanted -= TEXT_QUALITY
         wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
-        if unit.cell.recipe.baseline:
+        if unit.cell.recipe.baseline or self.bench.base.alone(unit.cell):
             wanted -= TEXT_QUALITY - {"perplexity"}
         if unit.stage == "engine" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
             wanted |= {"quantized_kernel_share"}

@@ -30,11 +30,14 @@ def quant_type(folder: Path) -> Any:
 
 
 def config_class(folder: Path) -> str:
-    """Return the torchao config class that a checkpoint was made by, the outermost one, or an empty string."""
+    """Return the torchao config class that a checkpoint was made by, the outermost one, or an empty string.
+
+    Where no class is written down, what is there instead is said: the name alone, or ``several configs``.
+    """
     if method(folder) != TORCHAO:
         return ""
     found = quant_type(folder)
-    return str(found.get("_type", "several configs")) if isinstance(found, dict) else str(found)
+    return str(found.get("_type", "several configs")) if isinstance(found, dict) else str(found or "")
 
 
 def classes(config: Any) -> Iterator[str]:

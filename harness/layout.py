@@ -176,8 +176,9 @@ class Layout:
         twice = sum(other.name == recipe.name for other in self.subject.recipes) > 1
         name = f"{recipe.name} ({recipe.hash[:6]})" if twice else recipe.name
         model = self.documented.label(self.subject.model.name, self.subject.hardware)
-        # A model that came quantized is usually called after its recipe.
-        return model if model.endswith(f"-{name}") else f"{model}-{name}"
+        # A model that came quantized is usually called after its recipe; beside a baseline both need names.
+        once = self.subject.baseline is None and model.endswith(f"-{name}")
+        return model if once else f"{model}-{name}"
 
     def figure(self, line: _Line, recipe: RecipeIdentity | None) -> Figure | None:
         if recipe is None or line.row.statistic:

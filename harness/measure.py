@@ -246,8 +246,9 @@ class Measure(Quality):
         """Split a batch's latency into prefill and decode, and hold both against what the device can do at best."""
         wanted = cell.measurements.latency
         parameters = _latency_parameters(cell, batch_size)
-        ceiling = self._ceiling(cell)
+        # Before the device is measured for a recipe that the model does not suit.
         shape = self._shape(cell)
+        ceiling = self._ceiling(cell)
 
         def seconds(output_len: int, rounds: int) -> list[float]:
             engine = self.flow.engine(cell)

@@ -622,8 +622,9 @@ def pytest_runtest_makereport(
         if isinstance(error, WorkerError) and error.log_tail:
             text += "\n\nthe end of its log:\n" + error.log_tail
         report.longrepr = text
-        if isinstance(error, Unsuitable):
-            report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1] or 0, f"Skipped: {text}")
+        if isinstance(error, Unsuitable) and _cell_key in item.stash:
+            line = (item.location[1] or 0) + 1
+            report.outcome, report.longrepr = "skipped", (str(item.path), line, f"Skipped: {text}")
         if isinstance(error, (ThresholdFailure, WrongKernels)) and error.known:
             report.outcome, report.wasxfail = "skipped", error.known
         session = item.config.stash.get(_session_key, None)

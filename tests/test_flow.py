@@ -1,8 +1,13 @@
-"""What artifacts are known by: whatever makes them otherwise is part of their keys; and when programs are made."""
+"""What artifacts are known by: whatever makes them otherwise is part of their keys; and when programs are made.
+
+And what a model that came quantized is taken for.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +17,7 @@ import pytest
 from harness import together
 from harness.artifacts import Artifact, Store
 from harness.environment import Environment
-from harness.errors import HarnessError, WorkerError
+from harness.errors import ArtifactError, HarnessError, Unsuitable, WorkerError
 from harness.flow import Checkpoint, Flow
 from harness.matrix import Cell, Matrix
 from harness.records import ModelIdentity, Run
@@ -161,3 +166,132 @@ def test_a_checkpoint_that_fails_ahead_fails_its_own_test_alone(exports: Exports
     assert sorted(exports.made) == ["bf16 llama_route", "bf16 transformers_route"]
     with pytest.raises(HarnessError, match="quantize: it broke"):
         exports.program(quantized, "llama")
+
+
+# ------------------------------------------------------------------------------------- a model that came quantized
+
+INT8 = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}
+STATIC = {"_type": "Float8StaticActivationFloat8WeightConfig", "_version": 2, "_data": {}}
+
+
+class Came(Flow):
+    """A flow of one model's folder that notes what workers are asked for, and answers for them."""
+
+    def __init__(self, folder: Path, matrix: Matrix, quantized: Any) -> None:
+        super().__init__(Store(folder / "cache"), Run(folder / "run"), matrix, environment=Environment())
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.model = folder / "came"
+        self.model.mkdir()
+        (self.model / "model.safetensors").write_bytes(b"")
+        config = {"max_position_embeddings": 64} | ({"quantization_config": quantized} if quantized else {})
+        (self.model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def cell(self, recipe: str, on: str = "cpu", server: str = "") -> Cell:
+        cells = self.matrix.cells([str(self.model)], [recipe])
+        (found,) = [one for one in cells if one.hardware == on and one.recipe == self.matrix.recipe(recipe)]
+        return replace(found, server=server)
+
+    def once(self, backend: str, specification: Any, command: str, cell: Cell | None, **arguments: Any) -> Any:
+        self.asked.append((command, arguments))
+        return dict.fromkeys(versions.CHECKPOINT_FACTS, 1)
+
+
+@pytest.fixture
+def came(tmp_path: Path, suites_matrix: Matrix) -> Any:
+    """``came(quant_type)`` returns the flow of a model that torchao quantized so; without it, of a plain one."""
+    return lambda it=None, method="torchao": Came(
+        tmp_path, suites_matrix, it and {"quant_method": method, "quant_type": {"default": it}}
+    )
+
+
+def test_a_model_that_came_quantized_is_its_own_recipes_checkpoint(came: Any) -> None:
+    """A worker looks once whether it is; what the records say of the model, says so."""
+    flow = came(INT8)
+    cell = flow.cell("int8wo")
+    assert flow.checkpoint(cell).folder == flow.model
+    assert flow.facts(cell) == dict.fromkeys(versions.CHECKPOINT_FACTS, 1)
+    assert flow.checkpoint(replace(cell, server="vllm")).folder == flow.model
+    recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}, "quantizes": ["linear"]}
+    assert flow.asked == [("facts", {"checkpoint": str(flow.model), "trust_remote_code": False, **recipe})]
+    assert flow.identity(cell).model.note == "came quantized, with Int8WeightOnlyConfig, and was measured as it is"
+    assert flow.alone(cell) == "came came quantized, so there is no baseline"
+
+
+def test_another_recipe_of_the_same_class_looks_for_itself(came: Any) -> None:
+    flow = came(INT8)
+    flow.checkpoint(flow.cell("int8wo"))
+    flow.checkpoint(flow.cell("Int8WeightOnlyConfig(granularity=PerGroup(32))"))
+    assert [arguments["arguments"] for _, arguments in flow.asked] == [{}, {"granularity": "PerGroup(32)"}]
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "int8dq", "8da4w-int8emb"])
+def test_the_baseline_and_other_recipes_do_not_suit_it_and_name_the_one_that_does(came: Any, recipe: str) -> None:
+    flow = came(INT8)
+    words = (
+        r"model came came quantized, with Int8WeightOnlyConfig: it is measured as it is, "
+        r"by --recipe int8wo or 'Int8WeightOnlyConfig\(\.\.\.\)' alone"
+    )
+    for ask in (flow.checkpoint, flow.facts, flow.transformers):
+        with pytest.raises(Unsuitable, match=words):
+            ask(flow.cell(recipe))
+    assert not flow.asked
+
+
+def test_a_class_that_is_no_recipe_is_an_error_of_every_recipe_and_says_how_to_name_it(came: Any) -> None:
+    flow = came(STATIC)
+    named = f"--recipe '{STATIC['_type']}(...)'"
+    with pytest.raises(
+        ArtifactError, match=r"which is no recipe of matrix\.toml: to measure it as it is, add"
+    ) as caught:
+        flow.checkpoint(flow.cell("int8wo"))
+    assert str(caught.value).endswith(f"name it, as {named}")
+    with pytest.raises(Unsuitable) as skipped:
+        flow.checkpoint(flow.cell("bf16"))
+    assert str(skipped.value).endswith(f"by {named} alone")
+    assert flow.checkpoint(flow.cell(f"{STATIC['_type']}(scale=1.0)")).folder == flow.model
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "int8wo"])
+def test_what_torchao_did_not_quantize_is_an_error(came: Any, recipe: str) -> None:
+    flow = came(INT8, method="gptq")
+    with pytest.raises(ArtifactError, match="model came is quantized with gptq: give the plain model, or one of torch"):
+        flow.checkpoint(flow.cell(recipe))
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "int8wo"])
+def test_a_config_that_is_a_name_alone_is_an_error_whatever_is_asked(came: Any, recipe: str) -> None:
+    """No recipe can be named for it, and Transformers does not read it either."""
+    flow = came("int8_weight_only")
+    with pytest.raises(ArtifactError, match=r"has int8_weight_only in place of torchao's config.*give the plain model"):
+        flow.checkpoint(flow.cell(recipe))
+
+
+def test_a_damaged_configuration_is_an_error_that_names_model_and_file(came: Any) -> None:
+    flow = came()
+    (flow.model / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"model came: .*config\.json cannot be read"):
+        flow.checkpoint(flow.cell("bf16"))
+
+
+def test_a_plain_model_is_not_alone(came: Any) -> None:
+    flow = came()
+    assert flow.checkpoint(flow.cell("bf16")).folder == flow.model
+    assert flow.alone(flow.cell("int8wo")) == ""
+    assert not flow.identity(flow.cell("bf16")).model.note
+    assert not flow.asked
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "float8dq"])
+def test_a_server_that_quantizes_as_it_loads_takes_it_for_no_other_recipe(came: Any, recipe: str) -> None:
+    """It would serve the same tensors under that recipe's name."""
+    flow = came(INT8)
+    with pytest.raises(Unsuitable):
+        flow.served(flow.cell(recipe, "h100", "sglang"))
+    assert flow.served(flow.cell("int8wo", "h100", "sglang")).folder == flow.model
+    assert [command for command, _ in flow.asked] == ["facts"]
+
+
+def test_a_server_that_quantizes_as_it_loads_is_given_a_plain_model(came: Any) -> None:
+    flow = came()
+    assert flow.served(flow.cell("float8dq", "h100", "sglang")).folder == flow.model
+    assert not flow.asked

@@ -5,6 +5,7 @@ Its workers are functions (tests/fake_gate.py), so that many blocks take no time
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from fake_gate import Machine
 
 from harness import bisection
+from harness.blocks import TEXT_QUALITY
 from harness.environment import Environment
 from harness.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
 from harness.gate import Gate, Outcome
@@ -56,6 +58,43 @@ def test_blocks_go_on_until_the_interval_is_narrow_and_no_further(gate: Callable
     assert "perplexity" in machine.measured[0][2]
     assert not any(once for _, _, once in machine.measured[1:]), "one block of quality and memory is enough"
     assert outcome.exit_status == 0
+
+
+HELD = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}
+
+
+def test_of_a_model_that_came_quantized_nothing_is_waited_for_that_needs_a_baseline(
+    gate: Callable[..., Gate], tmp_path: Path
+) -> None:
+    """Its distance from the baseline can never be told, so that it is settled without."""
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": HELD}), encoding="utf-8")
+    machine = Machine()
+    outcome = gate(machine, budget=1e6)()
+    taken = frozenset().union(*(once for _, _, once in machine.measured))
+    assert taken & TEXT_QUALITY == {"perplexity"}
+    assert len(machine.measured) == 6
+    assert set(machine.asked) == {("old", "facts"), ("new", "facts")}, "nothing is quantized"
+    assert outcome.exit_status == 0
+
+
+def test_cells_that_a_model_does_not_suit_are_left_out_of_a_gate(gate: Callable[..., Gate], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": HELD}), encoding="utf-8")
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, recipes=("bf16", "int8wo", "int8dq"))()
+    assert {unit for unit, _, _ in machine.measured} == {f"{CELL}-transformers"}
+    assert {row["recipe"] for row in outcome.data["compatibility"]} == {"int8wo"}
+    assert {verdict.recipe for verdict in outcome.verdicts} == {"int8wo"}
+    assert outcome.exit_status == 0
+    (left,) = [unit for name, unit in outcome.data["units"].items() if "-int8dq-" in name]
+    assert (left["closed"], left["done"]) == (True, 0)
+    assert "by --recipe int8wo or" in left["problem"]
+
+
+def test_a_gate_that_suits_no_model_says_which_recipe_does(gate: Callable[..., Gate], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": HELD}), encoding="utf-8")
+    for resume in (False, True):
+        with pytest.raises(HarnessError, match=r"^nothing to gate: model .* came quantized.*by --recipe int8wo or"):
+            gate(Machine(), budget=1e6, recipes=("int8dq",), resume=resume)()
 
 
 def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate]) -> None:

@@ -224,6 +224,22 @@ def test_a_known_failure_does_not_excuse_a_missing_baseline(bench: Bench, quanti
     assert not judge.known
 
 
+def test_of_a_model_that_came_quantized_limits_against_a_baseline_are_told_as_not_judged(
+    bench: Bench, quantized: Cell
+) -> None:
+    """Its absolute limits are judged as any other's."""
+    bench.flow.alone = lambda cell: f"{cell.model.name} came quantized, so there is no baseline"
+    judge = bench.judge(
+        {"metric": "peak_memory", "max_ratio": 0.5}, {"metric": "peak_memory", "max": 5.0, "unit": "GB"}
+    )
+    with pytest.raises(ThresholdFailure, match="max 6, limit 5"):
+        judge(quantized, bench.measured("float8dq", 6.0))
+    assert judge.unjudged == [
+        f"peak_memory of {quantized.id}: max_ratio 0.5: Phi-4-mini-instruct came quantized, so there is no baseline"
+    ]
+    assert [judgement.comparison for judgement in bench.judgements()] == ["max"]
+
+
 def test_a_general_limit_is_known_not_to_hold_for_one_recipe_alone(bench: Bench, quantized: Cell) -> None:
     """The equal limit for all is not judged beside it; for another recipe it fails as ever."""
     general = {"metric": "peak_memory", "max": 5.0, "unit": "GB"}

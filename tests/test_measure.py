@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import hardware
-from harness.errors import HarnessError, WrongKernels
+from harness.errors import HarnessError, Unsuitable, WrongKernels
 from harness.matrix import Cell, Matrix
 from harness.measure import Measure, _split
 from harness.recorder import Figure, Recorder, percentiles
@@ -280,6 +280,40 @@ def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path,
     assert turns == [(2, 0)]
 
 
+class PredictingFlow(BenchmarkFlow):
+    """Stands in for a flow whose evaluations always give the same; ``why`` is why there is no baseline."""
+
+    def __init__(self, folder: Path, why: str) -> None:
+        super().__init__(folder)
+        self.why = why
+        self.against: list[str | None] = []
+
+    def alone(self, cell: Cell) -> str:
+        return self.why
+
+    def plain(self, model: Any, on: str) -> SimpleNamespace:
+        return SimpleNamespace(folder=Path("plain"), key="plain/1")
+
+    def evaluated(self, cell: Cell, what: str, key: Any, ask: Callable[[], dict[str, Any]]) -> SimpleNamespace:
+        return SimpleNamespace(facts=ask(), made=True)
+
+    def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        self.against.append(arguments["baseline"])
+        beside = [0.1, 0.2] if arguments["baseline"] else []
+        return {"windows": {"nll": [1.0, 1.2], "kl": beside, "top1": beside, "flips": beside}}
+
+
+@pytest.mark.parametrize(("why", "against"), [("", "plain"), ("it came quantized", None)])
+def test_text_is_held_against_the_baseline_if_there_is_one(
+    tmp_path: Path, cells: dict[str, Cell], why: str, against: str | None
+) -> None:
+    flow = PredictingFlow(tmp_path, why)
+    found = Measure(flow, Run(tmp_path)).text_quality(cells["int8wo"])  # type: ignore[arg-type]
+    assert flow.against == [against]
+    others = {"kl_divergence", "top1_agreement", "token_flips"} if against else set()
+    assert found.keys() == {"perplexity"} | others
+
+
 def test_a_chat_whose_answer_is_gone_is_asked_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
     cell = replace(cells["bf16"], server="vllm")
     first, again = ({"usage": {"completion_tokens": count}} for count in (7, 9))
@@ -351,6 +385,23 @@ def test_a_machine_that_never_settles_is_an_error(
     assert all(record.discarded for record in recorded(Run(tmp_path)))
     quantized = recorded(Run(tmp_path))[0].model_copy(update={"cell": measure.flow.identity(cells["int8wo"])})
     assert measure.baseline_of(quantized) is None
+
+
+def test_a_device_is_not_asked_what_it_can_do_for_what_the_model_does_not_suit(
+    tmp_path: Path, cells: dict[str, Cell]
+) -> None:
+    """Its tables would have a column of that recipe, with nothing but the device's own figures."""
+
+    class UnsuitedFlow(StubFlow):
+        def checkpoint(self, cell: Cell) -> None:
+            raise Unsuitable("the model came quantized")
+
+        def limits(self, cell: Cell, **_: Any) -> dict[str, Any]:
+            pytest.fail("the device was measured")
+
+    with pytest.raises(Unsuitable):
+        Measure(UnsuitedFlow(1.0), Run(tmp_path)).speed_of_light(cells["int8dq"], 1)  # type: ignore[arg-type]
+    assert not Run(tmp_path).path.exists()
 
 
 def test_a_device_is_asked_again_what_it_can_do_where_it_was_disturbed(

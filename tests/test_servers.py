@@ -78,6 +78,16 @@ def test_sglang_is_given_the_recipe_beside_a_plain_checkpoint(cells):
     assert specification["disable_radix_cache"] is True
 
 
+def test_sglang_is_given_no_recipe_beside_a_checkpoint_that_holds_it(cells, tmp_path):
+    """Its worker refuses to quantize what is quantized."""
+    config = {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "X"}}}}
+    backend, cell = SERVERS["sglang"], cells["float8dq"]
+    for text, given in (("{}", True), (json.dumps(config), False)):
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        assert ("--recipe" in backend.arguments(cell, tmp_path, {}, 8000)) is given
+        assert bool(backend.specification(cell, tmp_path, {})["recipe"]) is given
+
+
 def test_sglang_captures_graphs_for_what_is_measured(cells):
     """The engine for its batches alone, the server as far as vLLM does."""
     specification = SERVERS["sglang"].specification(cells["float8dq"], FOLDER, {})

@@ -149,6 +149,19 @@ def test_alias_of_the_model_is_labelled_as_published(documented: Documented) -> 
 
 
 @pytest.mark.parametrize(
+    ("name", "column"),
+    [("Smol-int8wo", "Smol-int8wo"), ("Smol", "Smol-int8wo"), ("Smol-8da4w", "Smol-8da4w-int8wo")],
+)
+def test_a_model_that_is_called_after_its_recipe_is_not_called_so_twice(name: str, column: str) -> None:
+    model = SMOL.model_copy(update={"name": name})
+    own = measured("peak_memory", 1, "int8wo", model=model)
+    (table,) = tables.published_tables([own], Documented())
+    assert table.header[-1] == column
+    (beside,) = tables.published_tables([measured("peak_memory", 2, model=model), own], Documented())
+    assert beside.header[-2:] == (name, f"{name}-int8wo"), "two columns of one name could not be told apart"
+
+
+@pytest.mark.parametrize(
     ("metric", "baseline", "value", "shown"),
     [
         ("peak_memory", 8.91, 9.98, "9.98 (12% increase)"),

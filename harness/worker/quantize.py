@@ -79,7 +79,10 @@ class Quantize(Backend):
         if config:
             other = recipes.differences(config, arguments or {}, held.quant_type(Path(checkpoint)))
             if other:
-                raise ValueError(f"the checkpoint was quantized with another {config}: {'; '.join(other)}")
+                raise ValueError(
+                    f"the checkpoint was quantized with another {config}: {'; '.join(other)}. Measure it by a recipe "
+                    "with the same arguments"
+                )
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=torch.bfloat16, device_map=self.device, trust_remote_code=trust_remote_code
         )

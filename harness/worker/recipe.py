@@ -61,10 +61,18 @@ def _unequal(name: str, held: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]
             inner = name if key == "_data" else f"{name}.{key}".removeprefix(".")
             yield from _unequal(inner, held.get(key), asked.get(key))
     elif isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
-        for index, (ours, theirs) in enumerate(zip(held, asked, strict=True)):
-            yield from _unequal(f"{name}[{index}]", ours, theirs)
-    elif held != asked:
+        for index, (theirs, ours) in enumerate(zip(held, asked, strict=True)):
+            yield from _unequal(f"{name}[{index}]", theirs, ours)
+    elif _written(held) != _written(asked):
         yield name, held, asked
+
+
+def _written(leaf: Any) -> Any:
+    """Return a member of an enum of strings as its plain value, which torchao's configs take as well."""
+    kind = _named(leaf["_type"]) if isinstance(leaf, dict) and isinstance(leaf.get("_type"), str) else None
+    if isinstance(kind, type) and issubclass(kind, str) and issubclass(kind, enum.Enum):
+        return kind[leaf["_data"]].value
+    return leaf
 
 
 def _named(name: str) -> Any:

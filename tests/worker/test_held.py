@@ -1,0 +1,214 @@
+"""A model that came quantized, with real workers: what is the recipe's checkpoint, what is not, and a run of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import hardware, held, session
+from harness.errors import WorkerError
+from harness.matrix import Matrix
+from harness.records import Measurement, Run
+from harness.worker import recipe as recipes
+
+INT8 = "Int8WeightOnlyConfig"
+
+
+# ------------------------------------------------------------------------------------------- the recipe's checkpoint
+
+
+@pytest.fixture
+def taken(quantizing: Any, suites_matrix: Matrix) -> Callable[..., dict[str, Any]]:
+    """``taken(folder, recipe)`` asks for the facts of a folder that is taken for that recipe's checkpoint."""
+
+    def ask(folder: Path, recipe: str) -> dict[str, Any]:
+        config = suites_matrix.recipe(recipe).identity.config
+        wanted = {name: config[name] for name in ("config", "arguments", "quantizes")}
+        found: dict[str, Any] = quantizing.worker.ask(
+            "facts", 60, checkpoint=str(folder), trust_remote_code=False, **wanted
+        )
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize("recipe", ["int8wo", "8da4w-int8emb"])
+def test_a_checkpoint_of_the_recipe_has_the_facts_of_its_making(quantizing: Any, taken: Any, recipe: str) -> None:
+    made = quantizing.by(recipe)
+    assert taken(made.folder, recipe) == made.facts
+    assert any(layer["quantized"] for layer in made.facts["layers"].values())
+
+
+def test_other_arguments_are_an_error_that_names_them(quantizing: Any, taken: Any) -> None:
+    with pytest.raises(WorkerError, match=f"quantized with another {INT8}: granularity .*PerRow.*has .*PerGroup") as it:
+        taken(quantizing.by("int8wo").folder, f"{INT8}(granularity=PerGroup(32))")
+    assert (it.value.stage, it.value.kind) == ("facts", "exception")
+    assert str(it.value).endswith("Measure it by a recipe with the same arguments")
+
+
+def test_layers_that_the_recipe_means_and_the_checkpoint_left_plain_are_named(
+    quantizing: Any, taken: Any, suites_matrix: Matrix
+) -> None:
+    spared = ["model.layers.0.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
+    config = suites_matrix.recipe("int8wo").identity.config
+    options = {"quantizes": [], "transformers_options": {"modules_to_not_convert": [*spared, "lm_head"]}}
+    made = quantizing.ask(**config | options)
+    with pytest.raises(WorkerError, match=f"{INT8} left 2 of 16 layers unquantized.*: {', '.join(spared)} "):
+        taken(made.folder, "int8wo")
+
+
+# ---------------------------------------------------------------------------------------------------- what differs
+
+
+def written(config: str, arguments: dict[str, Any]) -> Any:
+    """Return a config as it stands in config.json."""
+    serialized = pytest.importorskip("torchao.core.config")
+    return json.loads(json.dumps(serialized.config_to_dict(recipes.build(config, arguments))))
+
+
+def test_every_recipe_of_the_matrix_equals_itself_and_no_other(suites_matrix: Matrix) -> None:
+    quantized = [recipe for recipe in suites_matrix.recipes.values() if not recipe.baseline]
+    for recipe in quantized:
+        assert recipe.config
+        stored = written(recipe.config, recipe.arguments)
+        assert recipes.differences(recipe.config, recipe.arguments, stored) == []
+        for other in quantized:
+            assert other.config
+            same = other is recipe
+            assert (recipes.differences(other.config, other.arguments, stored) == []) is same, (recipe.name, other.name)
+
+
+@pytest.mark.parametrize("recipe", ["int8wo", "int8dq", "8da4w", "8da4w-int8emb"])
+def test_what_transformers_saved_is_the_recipe(quantizing: Any, suites_matrix: Matrix, recipe: str) -> None:
+    config = suites_matrix.recipe(recipe).identity.config
+    stored = held.quant_type(quantizing.by(recipe).folder)
+    assert recipes.differences(config["config"], config["arguments"], stored) == []
+
+
+GROUPS = {"granularity": "PerGroup(32)"}
+PART = {"config": INT8, "arguments": GROUPS}
+ROWS = ["PerRow()", "PerRow()"]
+
+
+@pytest.mark.parametrize(
+    ("config", "held", "asked", "words"),
+    [
+        (INT8, GROUPS, {"granularity": "PerGroup(64)"}, ["granularity.group_size 32 where the recipe has 64"]),
+        (
+            "Int8DynamicActivationIntxWeightConfig",
+            {"weight_dtype": "torch.int4"},
+            {"weight_dtype": "torch.int8"},
+            ["weight_dtype 'int4' where the recipe has 'int8'"],
+        ),
+        (
+            "FqnToConfig",
+            {"fqn_to_config": {"re:.*": PART}},
+            {"fqn_to_config": {"re:.*": PART | {"arguments": {"granularity": "PerGroup(64)"}}}},
+            [
+                f"{where}.re:.*.granularity.group_size 32 where the recipe has 64"
+                for where in ("fqn_to_config", "module_fqn_to_config")
+            ],
+        ),
+        (
+            "Float8DynamicActivationFloat8WeightConfig",
+            {"granularity": ROWS},
+            {"granularity": ROWS, "activation_value_lb": 0.5, "set_inductor_config": False},
+            ["activation_value_lb None where the recipe has 0.5"],
+        ),
+        (INT8, {"set_inductor_config": False}, {}, []),
+        # Both spellings are torchao's.
+        (
+            "Int4WeightOnlyConfig",
+            {"int4_packing_format": "Int4PackingFormat.TILE_PACKED_TO_4D"},
+            {"int4_packing_format": "tile_packed_to_4d"},
+            [],
+        ),
+        (
+            "Int4WeightOnlyConfig",
+            {"int4_packing_format": "Int4PackingFormat.PLAIN"},
+            {"int4_packing_format": "tile_packed_to_4d"},
+            [
+                "int4_packing_format {'_type': 'Int4PackingFormat', '_data': 'PLAIN'} "
+                "where the recipe has 'tile_packed_to_4d'"
+            ],
+        ),
+    ],
+)
+def test_what_differs_is_named_by_where_it_is(
+    config: str, held: dict[str, Any], asked: dict[str, Any], words: list[str]
+) -> None:
+    assert recipes.differences(config, asked, written(config, held)) == words
+
+
+def test_an_argument_that_the_checkpoint_does_not_have_yet_counts_as_its_default() -> None:
+    stored = written(INT8, GROUPS)
+    del stored["_data"]["set_inductor_config"], stored["_data"]["group_size"]
+    assert recipes.differences(INT8, GROUPS, stored) == []
+
+
+@pytest.mark.parametrize("stored", ["int8_weight_only", None])
+def test_a_name_alone_is_no_recipe(stored: Any) -> None:
+    pytest.importorskip("torchao")
+    (words,) = recipes.differences(INT8, {}, stored)
+    assert words.startswith(f"{stored} by name alone")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"_type": "Int9WeightOnlyConfig", "_data": {}},
+        {"_type": INT8, "_version": 2, "_data": {"later": 1}},
+        {"_type": INT8, "_version": 1, "_data": {}},
+        {"one": {}, "two": {}},
+    ],
+)
+def test_a_config_that_this_torchao_cannot_read_is_an_error(stored: Any) -> None:
+    pytest.importorskip("torchao")
+    with pytest.raises(ValueError, match=r"this torchao cannot read the checkpoint's own config, .*: "):
+        recipes.differences(INT8, {}, stored)
+
+
+# ----------------------------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
+    pytester: pytest.Pytester, repository: Path, quantizing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the suites' own test and matrix; the folder is called after its recipe, as such models are."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setattr(hardware, "missing", lambda name: "" if name == "cpu" else "not here")
+    monkeypatch.setattr(session, "machine_lock", lambda: pytester.path / "lock")
+    shutil.copy(repository / "suites" / "test_quantize.py", pytester.path)
+    folder = pytester.path / "tiny-int8wo"
+    shutil.copytree(quantizing.by("int8wo").folder, folder)
+    given = ["-p", "harness.plugin", "-m", "cpu", "-rs", "--model", str(folder), "--results", "results"]
+    result = pytester.runpytest_inprocess(
+        *given, "--cache", "cache", "--matrix", str(repository / "suites" / "matrix.toml")
+    )
+    assert result.ret == pytest.ExitCode.OK, result.stdout.str()
+    result.assert_outcomes(passed=1, skipped=5)
+    reason = f"model tiny-int8wo came quantized, with {INT8}: it is measured as it is, by --recipe int8wo or *alone"
+    of = "tiny-int8wo-int8wo-cpu: max_ratio 0.7: tiny-int8wo came quantized, so there is no baseline"
+    result.stdout.fnmatch_lines(
+        [
+            "*limits that were not judged, for want of a baseline*",
+            f"checkpoint_size of {of}",
+            f"weight_size of {of}",
+            "*= skipped =*",
+            reason,
+            "limits held: 0 of 0",
+            f"SKIPPED [[]5] test_quantize.py:*: {reason}",
+        ]
+    )
+    (records,) = Path("results/runs").iterdir()
+    found = [line for line in Run(records).lines() if isinstance(line, Measurement)]
+    assert {line.cell.recipe.name for line in found} == {"int8wo"}
+    assert {line.metric: line.value for line in found}["quantized_layers"] == 14
+    table = Path("results/tables/cpu.md").read_text(encoding="utf-8")
+    assert "| tiny-int8wo |" in table
+    assert f"came quantized, with {INT8}, and was measured as it is" in table
