@@ -11,7 +11,7 @@ from functools import cached_property
 from harness import roofline
 from harness.documented import Documented, Figure
 from harness.errors import SampleError
-from harness.metrics import METRICS, Direction
+from harness.metrics import METRICS, OF_THE_DEVICE, Direction
 from harness.records import Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.rendering import Entry, Table
 from harness.rows import AGREEMENT, ROWS, Row, Section, Words, improvement, ratio_text, rows_of
@@ -43,8 +43,9 @@ class Subject:
 
     @cached_property
     def recipes(self) -> list[RecipeIdentity]:
-        """Every recipe in order of appearance, the baseline first."""
-        recipes = {recipe_key(it.cell.recipe): it.cell.recipe for it in (*self.measurements, *self.discarded)}
+        """Every recipe that something was measured of, in order of appearance, the baseline first."""
+        records = [it for it in (*self.measurements, *self.discarded) if it.metric not in OF_THE_DEVICE]
+        recipes = {recipe_key(it.cell.recipe): it.cell.recipe for it in records}
         return sorted(recipes.values(), key=lambda recipe: not recipe.baseline)
 
     @cached_property
@@ -140,7 +141,7 @@ class Layout:
         """Return the section's table; where some line was measured through several servers, with a column for them."""
         lines = self.lines(section)
         often = Counter((it.row, it.unit, it.definition, frozenset(it.parameters.items())) for it in lines)
-        return [self.table(section, lines, servers=max(often.values()) > 1)] if lines else []
+        return [self.table(section, lines, servers=max(often.values()) > 1)] if lines and self.subject.recipes else []
 
     def lines(self, section: Section) -> list[_Line]:
         found: dict[tuple[object, ...], _Line] = {}

@@ -31,6 +31,9 @@ class Metric:
 
 TUTORIAL = "torchao tutorial, part 3 (serving)"
 
+OF_THE_DEVICE = frozenset({"copy_bandwidth", "matrix_rate"})
+"""Metrics of the device alone, which stand with a cell since they were measured for it."""
+
 TASK_BATCH = {"cuda": 256, "cpu": 8}
 """Requests of a task that go through Transformers at once, by torch device."""
 

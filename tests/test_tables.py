@@ -182,6 +182,14 @@ def test_words_are_honest(metric: str, baseline: float, value: float, shown: str
     assert found[0].rows[0][2] == shown
 
 
+def test_what_a_device_can_do_alone_makes_no_column() -> None:
+    device = measured("copy_bandwidth", 3000)
+    own = [measured("peak_memory", 1, "int8wo"), measured("copy_bandwidth", 3000, "int8wo")]
+    shown = tables.published_tables([device, *own], Documented())
+    assert [table.header[1:] for table in shown] == [("Phi-4-mini-instruct-int8wo",)] * 2
+    assert tables.published_tables([device], Documented()) == []
+
+
 def test_cells_not_measured_and_columns_not_measured() -> None:
     records = [
         measured("latency", 2, parameters={"batch_size": 1}),
