@@ -163,6 +163,11 @@ def _summary(data: dict[str, Any]) -> str:
         ),
         f"exit status {data['exit_status']}: {STATUS[data['exit_status']]}",
     ]
+    left_out: dict[str, list[str]] = {}
+    for name, unit in data["units"].items():
+        if unit.get("problem") and not unit.get("reason"):
+            left_out.setdefault(unit["problem"], []).append(name)
+    lines += [f"left out: {', '.join(names)}: {why}" for why, names in left_out.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 TORCHAO = "torchao"
+# Classes that torchao has under another name now.
+_RENAMED = {"ModuleFqnToConfig": "FqnToConfig", "AOPerModuleConfig": "FqnToConfig"}
 
 
 def method(folder: Path) -> str:
@@ -37,7 +39,8 @@ def config_class(folder: Path) -> str:
     if method(folder) != TORCHAO:
         return ""
     found = quant_type(folder)
-    return str(found.get("_type", "several configs")) if isinstance(found, dict) else str(found or "")
+    name = str(found.get("_type", "several configs")) if isinstance(found, dict) else str(found or "")
+    return _RENAMED.get(name, name)
 
 
 def classes(config: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ Its workers are functions (tests/fake_gate.py), so that many blocks take no time
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import fake_gate
 import pytest
 from fake_gate import Machine
 
-from harness import bisection
+from harness import bisection, gate_report
 from harness.blocks import TEXT_QUALITY
 from harness.environment import Environment
 from harness.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
@@ -88,6 +89,8 @@ def test_cells_that_a_model_does_not_suit_are_left_out_of_a_gate(gate: Callable[
     (left,) = [unit for name, unit in outcome.data["units"].items() if "-int8dq-" in name]
     assert (left["closed"], left["done"]) == (True, 0)
     assert "by --recipe int8wo or" in left["problem"]
+    told = gate_report.text(outcome.data)
+    assert re.search(r"^left out: .*-int8dq-.*: model .* came quantized.*by --recipe int8wo or", told, re.MULTILINE)
 
 
 def test_a_gate_that_suits_no_model_says_which_recipe_does(gate: Callable[..., Gate], tmp_path: Path) -> None:

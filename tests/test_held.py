@@ -41,6 +41,12 @@ def test_a_torchao_config_is_known_by_its_outermost_class(tmp_path: Path, config
     assert held.quant_type(found) == config
 
 
+@pytest.mark.parametrize("name", ["ModuleFqnToConfig", "AOPerModuleConfig"])
+def test_a_class_that_torchao_has_renamed_is_known_by_its_name_of_today(tmp_path: Path, name: str) -> None:
+    found = folder(tmp_path, {"quant_method": "torchao", "quant_type": {"default": NAMED | {"_type": name}}})
+    assert held.config_class(found) == "FqnToConfig"
+
+
 def test_classes_are_those_of_nested_configs_too() -> None:
     assert list(held.classes({"default": NAMED})) == ["FqnToConfig", "Int8WeightOnlyConfig", "PerRow"]
     assert list(held.classes([INT8, "int8_weight_only", None])) == ["Int8WeightOnlyConfig", "PerRow"]

@@ -42,6 +42,7 @@ class Executorch(Backend):
         """Generate greedily with ExecuTorch's LLM runner and return its own statistics of every round.
 
         The prompt is the beginning of ``text``, about ``prompt_tokens`` long; the runner counts its tokens itself.
+        Raises ValueError for a round too short for the runner's clock, which counts milliseconds: it has no rates then.
         """
         import executorch.extension.llm.custom_ops.custom_ops
         import executorch.kernels.quantized  # noqa: F401
@@ -62,6 +63,11 @@ class Executorch(Backend):
                 self.report({"done": len(found), "of": warmup + rounds})
         except RuntimeError as error:
             raise explain(self.file, str(error)) from None
+        if any(rate not in one for one in found for rate in ("prefill_token_per_sec", "decode_token_per_sec")):
+            raise ValueError(
+                f"{prompt_tokens} tokens and {new_tokens} new ones took ExecuTorch's runner less than the millisecond "
+                "that it counts in, so it has no rates: ask for more (prompt_tokens, new_tokens of the matrix's mobile)"
+            )
         return {"rounds": found}
 
     def windows(self, text: str, windows: int, window_tokens: int) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class Quantize(Backend):
         """Return of a checkpoint that somebody else made what the other commands return of theirs.
 
         ``config`` and ``arguments`` are the recipe that it is taken for, if it is quantized already. Raises ValueError
-        if it was made by another, and, as ``quantize`` does, for layers of the kinds in ``quantizes`` that are plain.
+        if it was made by another, for quantized layers of other kinds than ``quantizes``, and, as ``quantize`` does,
+        for plain layers of these kinds.
         """
         if config:
             other = recipes.differences(config, arguments or {}, held.quant_type(Path(checkpoint)))
@@ -87,6 +88,11 @@ class Quantize(Backend):
             checkpoint, dtype=torch.bfloat16, device_map=self.device, trust_remote_code=trust_remote_code
         )
         found = _facts(model, checkpoint)
+        if more := tensors.quantized_besides(found["layers"], quantizes or []) if config else []:
+            raise ValueError(
+                f"the checkpoint holds {len(more)} quantized layers that the recipe leaves plain: "
+                f"{', '.join(more[:6])}. Measure it by a recipe that quantizes these kinds of layer too"
+            )
         if plain := tensors.unquantized(found["layers"], quantizes or []):
             raise ValueError(_silent_skip(config, arguments or {}, plain, found["layers"]))
         return found

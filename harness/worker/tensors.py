@@ -75,3 +75,8 @@ def layers(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
 def unquantized(found: dict[str, dict[str, Any]], targets: list[str]) -> list[str]:
     """Return the names of layers whose kind is among ``targets`` but whose weight is not a quantized tensor."""
     return [name for name, layer in found.items() if layer["kind"] in targets and not layer["quantized"]]
+
+
+def quantized_besides(found: dict[str, dict[str, Any]], targets: list[str]) -> list[str]:
+    """Return the names of layers whose weight is a quantized tensor though their kind is not among ``targets``."""
+    return [name for name, layer in found.items() if layer["quantized"] and layer["kind"] not in targets]

@@ -195,7 +195,7 @@ def test_here_and_on_arm(host: Host, qemu: Qemu, pte: Path, executorch: Any, tex
 
 def test_llm_runner(executorch: Any, text: str) -> None:
     """ExecuTorch's own runner gives its statistics for every round, warm-up included."""
-    rounds = executorch("run", text=text, prompt_tokens=16, new_tokens=6, warmup=1, rounds=2)["rounds"]
+    rounds = executorch("run", text=text, prompt_tokens=64, new_tokens=24, warmup=1, rounds=2)["rounds"]
     assert len(rounds) == 3
     for one in rounds:
         assert one["prefill_token_per_sec"] > 0 < one["decode_token_per_sec"]

@@ -62,6 +62,18 @@ def test_layers_that_the_recipe_means_and_the_checkpoint_left_plain_are_named(
         taken(made.folder, "int8wo")
 
 
+def test_layers_that_the_recipe_leaves_plain_and_the_checkpoint_holds_quantized_are_named(
+    quantizing: Any, suites_matrix: Matrix
+) -> None:
+    config = suites_matrix.recipe("8da4w-int8emb").identity.config
+    wanted = {"config": config["config"], "arguments": config["arguments"], "quantizes": ["linear"]}
+    folder = str(quantizing.by("8da4w-int8emb").folder)
+    with pytest.raises(
+        WorkerError, match=r"holds 2 quantized layers .* leaves plain: .*embed_tokens, lm_head\. Measure"
+    ):
+        quantizing.worker.ask("facts", 60, checkpoint=folder, trust_remote_code=False, **wanted)
+
+
 # ---------------------------------------------------------------------------------------------------- what differs
 
 
