@@ -34,7 +34,8 @@ _DISCLAIMER = (
 @dataclass(frozen=True)
 class Contents:
     """What a card is about. ``measurements`` are this recipe's and its baseline's alone; ``discarded`` ones among them
-    were asked for in spite of that, as were the ``failed`` judgements."""
+    were asked for in spite of that, as were the ``failed`` judgements. ``itself`` says that what was measured came
+    quantized and is what goes out, so that its ``source`` is not where the unquantized weights are from."""
 
     repository: str
     model: ModelIdentity
@@ -45,6 +46,7 @@ class Contents:
     failed: Sequence[Judgement] = ()
     base_model: str = ""
     license: str = ""
+    itself: bool = False
 
     @property
     def base_name(self) -> str:
@@ -142,7 +144,7 @@ def _head(contents: Contents) -> str:
     recipe, model = contents.recipe, contents.model
     method = ", ".join(dict.fromkeys(_classes(recipe.config)))
     base = f"[{contents.base_model}](https://huggingface.co/{contents.base_model})" if contents.base_model else ""
-    weights = "" if model.source.startswith("hub:") else f", weights from {escape_md(model.source)}"
+    weights = "" if contents.itself or model.source.startswith("hub:") else f", weights from {escape_md(model.source)}"
     facts = {
         "Published by": contents.repository.split("/")[0],
         "License": contents.license,

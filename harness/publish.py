@@ -22,6 +22,7 @@ from harness.hardware import torch_device
 from harness.layout import place_of
 from harness.records import Cell, Judgement, Measurement, ModelIdentity, Run, describe, redact
 from harness.rendering import one_line, write_text
+from harness.sources import folder_revision
 
 ALLOWED = {
     "random-weights": "figures of weights that were never trained",
@@ -103,6 +104,8 @@ def choose(records: Records, checkpoint: Checkpoint, store: Store, allowed: Iter
     ties the folder to them and that was not allowed.
     """
     subjects, origin = records.subjects(), checkpoint.origin
+    if itself := [cell for cell in subjects if _is_itself(cell, checkpoint)]:
+        return itself[-1]
     if origin:
         found = [cell for cell in subjects if cell.recipe.hash == origin.recipe]
         if not found:
@@ -134,6 +137,11 @@ def choose(records: Records, checkpoint: Checkpoint, store: Store, allowed: Iter
     if len(found) > 1:
         raise Refused(f"{checkpoint.folder} could be {_list(found)}; name the runs of one of them with --records")
     return found[0]
+
+
+def _is_itself(cell: Cell, checkpoint: Checkpoint) -> bool:
+    """Say whether the records of a cell are of this very folder, measured as a model that came quantized."""
+    return cell.model.source.startswith("folder:") and cell.model.revision == folder_revision(checkpoint.folder)
 
 
 def named(records: Records, name: str) -> Cell:
@@ -240,7 +248,13 @@ def run(args: argparse.Namespace) -> int:
         cell = named(records, args.checkpoint)
         if not args.card_only:
             checkpoint = open_checkpoint(stored(records, cell, store), store)
-    records = records.of(cell, checkpoint.origin if checkpoint else None)
+    itself = checkpoint is not None and _is_itself(cell, checkpoint)
+    if itself and not args.base_model:
+        raise Refused(
+            f"{args.checkpoint} came quantized when it was measured, so the records do not tell from which model: name "
+            "that one with --base-model ID"
+        )
+    records = records.of(cell, checkpoint.origin if checkpoint and not itself else None)
     measurements, failed = screen(records, cell, args.allow)
     # Taken out of each text by itself: what stands in its place means something of its own to YAML.
     clean = _Cleaner(hub.token() or "")
@@ -254,6 +268,7 @@ def run(args: argparse.Namespace) -> int:
         failed=[clean.line(it) for it in failed],
         base_model=args.base_model or _hub_id(cell.model),
         license=args.license,
+        itself=itself,
     )
     text = card.write_card(contents, Documented.load())
     for name in checkpoint.left_out if checkpoint else ():

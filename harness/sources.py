@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import Artifact, Store, file_digest
+from harness.artifacts import MANIFEST, Artifact, Store, file_digest
 from harness.errors import ArtifactError
 from harness.matrix import Model
 from harness.records import redact
@@ -147,7 +147,9 @@ def folder_revision(folder: Path) -> str:
     import hashlib
 
     total = hashlib.sha256()
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json", ".gguf", ".jinja")]
+    endings = (".safetensors", ".json", ".gguf", ".jinja")
+    # A stored checkpoint's manifest is no part of the model: a copy without it is the same one.
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in endings and path.name != MANIFEST]
     if not any(path.suffix in (".safetensors", ".gguf") for path in files):
         raise ArtifactError(f"{folder} holds neither .safetensors nor .gguf weights")
     for path in files:

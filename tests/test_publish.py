@@ -33,6 +33,7 @@ from harness.records import (
     Run,
     Scalar,
 )
+from harness.sources import folder_revision
 
 PACKAGES = {"torch": "2.13.0", "torchao": "0.18.0", "transformers": "5.19.0", "vllm": "0.32.0"}
 MODEL = ModelIdentity(name="Tiny", source="hub:them/Tiny", revision="c0ffee", weights="pretrained")
@@ -375,6 +376,24 @@ def test_a_folder_that_nothing_ties_to_the_records(place: Place, tmp_path: Path)
     assert "nothing but its class (Int8WeightOnlyConfig) and its size says" in said
     assert "--allow unproven" in said
     assert place.publish("--allow", "unproven", what=str(folder))[0] == 0
+
+
+def test_a_folder_that_came_quantized_when_it_was_measured(place: Place, tmp_path: Path) -> None:
+    """Its records are of this very folder; from which model it was quantized must be said."""
+    folder = tmp_path / "mine"
+    fill(folder, weights=safetensors(300_000, b"m"))
+    mine = cell(
+        model=ModelIdentity(name="mine", source="folder:mine", revision=folder_revision(folder), weights="pretrained")
+    )
+    place.record(measured("peak_memory", 3, mine, parameters={"max_new_tokens": 128}))
+    status, said = place.publish(what=str(folder))
+    assert (status, "name that one with --base-model ID" in said) == (2, True)
+    assert place.publish("--base-model", "them/Tiny", what=str(folder))[0] == 0
+    assert "- **Quantized from:** [them/Tiny](https://huggingface.co/them/Tiny)\n" in place.card.text
+    assert "| Peak Memory (GB) | 3.00" in place.card.text
+    (folder / "generation_config.json").write_text('{"changed": 1}')
+    status, said = place.publish("--base-model", "them/Tiny", what=str(folder))
+    assert (status, "nothing but its class" in said) == (2, True), "what was measured is not what would go out"
 
 
 def test_a_folder_of_another_size_is_never_taken(place: Place, tmp_path: Path) -> None:
