@@ -98,7 +98,7 @@ SCHEMA = pa.schema(
 )
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
-_LAYOUT = 2
+_LAYOUT = 3
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 # What tables and trends need; the rest is read for exports.

@@ -158,9 +158,10 @@ class Outcome(_Line):
     kind: Literal["outcome"] = "outcome"
     test: str = Field(description="File, test and parameters, e.g. test_engine.py::test_latency[cell-8].")
     cell: Cell | None = None
-    outcome: Literal["passed", "failed", "skipped", "error"]
+    outcome: Literal["passed", "failed", "skipped", "xfailed", "error"]
     seconds: float = Field(description="Wall time of the test with its set-up and tear-down.")
     reason: str = Field(default="", description="Why it was skipped, or the first line of what it failed with.")
+    known: str = Field(default="", description="Why one that xfailed was expected to, as the matrix has it.")
 
 
 Line = Annotated[Header | Measurement | Failure | Judgement | Timing | Outcome, Field(discriminator="kind")]

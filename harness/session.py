@@ -145,12 +145,14 @@ class HarnessSession:
     def record_outcome(self, test: str, cell: Cell, reports: Sequence[pytest.TestReport]) -> str:
         """Keep how a test ended, what it cost, and why it was skipped or failed; returns the outcome."""
         ended = [report for report in reports if report.outcome != "passed"]
-        outcome: Literal["passed", "failed", "skipped", "error"] = "passed"
-        reason = ""
+        outcome: Literal["passed", "failed", "skipped", "xfailed", "error"] = "passed"
+        reason = expected = ""
         if ended:
             outcome = "skipped" if ended[0].skipped else "failed" if ended[0].when == "call" else "error"
             told = ended[0].longrepr[2] if isinstance(ended[0].longrepr, tuple) else ended[0].longreprtext
             reason = redact(next(iter(str(told).removeprefix("Skipped: ").strip().splitlines()), ""))
+            if outcome == "skipped" and hasattr(ended[0], "wasxfail"):
+                outcome, expected = "xfailed", redact(ended[0].wasxfail)
         known = cell.model.name in self.flow.known_models
         self.run.append(
             Outcome(
@@ -159,6 +161,7 @@ class HarnessSession:
                 outcome=outcome,
                 seconds=sum(report.duration for report in reports),
                 reason=reason,
+                known=expected,
             )
         )
         return outcome

@@ -13,8 +13,8 @@ from pathlib import Path
 from harness.documented import Documented
 from harness.errors import RecordError
 from harness.failures import counted
-from harness.layout import SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
-from harness.records import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Run
+from harness.layout import NOTHING, SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
+from harness.records import Cell, Failure, Line, Measurement, Outcome, Run
 from harness.rendering import Entry, Format, Table, render, write_text
 from harness.rows import AGREEMENT, Words, rows_of
 from harness.servers import distributions
@@ -44,11 +44,16 @@ KEY_PACKAGES = ("torch", "torchao", "mslk-cuda", "transformers", *distributions(
 
 @dataclass(frozen=True)
 class Skip:
-    """What did not run on a hardware, and why; for the list at the end of a written file."""
+    """What did not run on a hardware, and why; for the list at the end of a written file.
+
+    Of what failed as ``expected`` the reason is what failed, and ``known`` why the matrix expects it.
+    """
 
     hardware: str
     what: str
     reason: str
+    expected: bool = False
+    known: str = ""
 
 
 def collect(measurements: Iterable[Measurement]) -> list[Subject]:
@@ -248,27 +253,17 @@ def _publication_tables(hardware: str, measurements: Sequence[Measurement], docu
 def skips_of(lines: Iterable[Line]) -> list[Skip]:
     """Return what a run skipped, a cell's tests with one reason together; a test that ran later is no longer skipped.
 
-    A limit that is known not to hold ends its test as a skip too: that one was measured, and is left out. So is a test
-    whose model's weights were not looked for before it, since its cell is not known.
+    Tests that failed as expected are among them, as such. A test whose model's weights were not looked for before it is
+    left out, since its cell is not known.
     """
-    last: dict[str, tuple[Cell, str] | None] = {}
-    judged = False
-    for line in lines:
-        if isinstance(line, Header):
-            judged = False
-        elif isinstance(line, Judgement):
-            judged |= not line.passed
-        elif isinstance(line, Outcome):
-            skipped = line.outcome == "skipped" and not judged
-            last[line.test] = (line.cell, line.reason) if skipped and line.cell else None
-            judged = False
-    tests: dict[tuple[str, str, str], dict[str, None]] = {}
-    for test, found in last.items():
-        if found:
-            cell, reason = found
+    last = {line.test: line for line in lines if isinstance(line, Outcome)}
+    tests: dict[tuple[str, str, str, bool, str], dict[str, None]] = {}
+    for test, it in last.items():
+        if it.outcome in ("skipped", "xfailed") and it.cell:
             name = test.partition("::")[2].partition("[")[0]
-            tests.setdefault((cell.hardware, _cell_name(cell), reason), {})[name] = None
-    return [Skip(hardware, f"{of}: {', '.join(names)}", reason) for (hardware, of, reason), names in tests.items()]
+            key = (it.cell.hardware, _cell_name(it.cell), it.reason, it.outcome == "xfailed", it.known)
+            tests.setdefault(key, {})[name] = None
+    return [Skip(key[0], f"{key[1]}: {', '.join(names)}", *key[2:]) for key, names in tests.items()]
 
 
 def _failure_tables(failures: Sequence[Failure]) -> list[Table]:
@@ -280,8 +275,13 @@ def _failure_tables(failures: Sequence[Failure]) -> list[Table]:
 
 
 def _skip_tables(skips: Sequence[Skip]) -> list[Table]:
-    rows = tuple((skip.what, skip.reason) for skip in skips)
-    return [Table("Skipped", "", ("what", "reason"), rows)] if rows else []
+    expected = tuple((skip.what, skip.reason, skip.known or NOTHING) for skip in skips if skip.expected)
+    skipped = tuple((skip.what, skip.reason) for skip in skips if not skip.expected)
+    found = (
+        Table("Failed as expected", "", ("what", "how it failed", "why that is expected"), expected),
+        Table("Skipped", "", ("what", "reason"), skipped),
+    )
+    return [table for table in found if table.rows]
 
 
 def _cell_name(cell: Cell) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from harness.documented import Documented
 from harness.recorder import record_of
-from harness.records import Cell, Device, Judgement, Measurement, ModelIdentity, Outcome, RecipeIdentity, Run
+from harness.records import Cell, Device, Measurement, ModelIdentity, Outcome, RecipeIdentity, Run
 from harness.session import HarnessSession
 
 MODEL = ModelIdentity(name="a-model", source="random:shape", revision="r", weights="random")
@@ -42,7 +42,7 @@ def fraction(value: float, server: str, *, bound: str = "memory", discarded: str
 @pytest.fixture
 def session(tmp_path: Path) -> HarnessSession:
     """A session that has a run, where to put tables and no limits; it has nothing to measure with."""
-    nothing: Any = SimpleNamespace(failures=[], known=[], unjudged=[])
+    nothing: Any = SimpleNamespace(failures=[], known=[], unjudged=[], known_models=[])
     return HarnessSession(
         run=Run.create(tmp_path / "runs"),
         results=tmp_path,
@@ -91,14 +91,27 @@ def test_the_kernels_of_each_cell_are_named_by_their_share(session: HarnessSessi
 
 
 def skipped(test: str, of: Cell | None, reason: str, outcome: str = "skipped") -> Outcome:
-    return Outcome.model_validate({"test": test, "cell": of, "outcome": outcome, "seconds": 0.1, "reason": reason})
+    known = "too small a batch" if outcome == "xfailed" else ""
+    return Outcome.model_validate(
+        {"test": test, "cell": of, "outcome": outcome, "seconds": 0.1, "reason": reason, "known": known}
+    )
+
+
+@pytest.mark.parametrize(("known", "outcome"), [("a small model", "xfailed"), (None, "skipped")])
+def test_an_expected_failure_is_no_skip(session: HarnessSession, known: str | None, outcome: str) -> None:
+    report: Any = SimpleNamespace(outcome="skipped", skipped=True, when="call", duration=0.5, longrepr="")
+    report.longreprtext = "17\nand more"
+    if known:
+        report.wasxfail = known
+    of: Any = cell()
+    assert session.record_outcome("test_engine.py::test_latency[a]", of, [report]) == outcome
+    (line,) = session.run.read()[0]
+    assert isinstance(line, Outcome)
+    assert (line.outcome, line.reason, line.known) == (outcome, "17", known or "")
 
 
 def test_the_written_table_names_what_cannot_work_and_why(session: HarnessSession, tmp_path: Path) -> None:
     where = "test_engine.py::"
-    known = Judgement(
-        cell=cell(), metric="limit_fraction", passed=False, measured=0.5, limit=0.6, comparison="min", origin="chosen"
-    )
     for line in (
         fraction(0.5, "vllm"),
         skipped(f"{where}test_engine[a-model-8da4w-h100-vllm]", cell(recipe="8da4w"), "no kernel on a GPU"),
@@ -106,17 +119,21 @@ def test_the_written_table_names_what_cannot_work_and_why(session: HarnessSessio
         skipped(f"{where}test_latency[a-model-8da4w-h100-vllm-128]", cell(recipe="8da4w"), "no kernel on a GPU"),
         skipped(f"{where}test_engine[a-model-bf16-h100-sglang]", cell("sglang"), "SGLang is not installed"),
         skipped(f"{where}test_kernels[a-model-bf16-h100-vllm]", cell(), "", "passed"),
-        known,
-        skipped(f"{where}test_speed_of_light[a-model-bf16-h100-vllm-1]", cell(), "measured 0.5, limit 0.6"),
+        skipped(f"{where}test_speed_of_light[a-model-bf16-h100-vllm-1]", cell(), "measured 0.5, limit 0.6", "xfailed"),
         skipped(f"{where}test_chat[a-model-bf16-h100-vllm]", cell(), "the tokenizer has no chat template"),
         skipped(f"{where}test_engine[a-model-bf16-h100-sglang]", cell("sglang"), "", "passed"),
     ):
         session.run.append(line)
     session.summary([])
     text = (tmp_path / "tables" / "h100.md").read_text(encoding="utf-8")
-    lines = [line for line in text.partition("Skipped")[2].splitlines() if line.startswith("|")]
-    rows = [[one.strip() for one in line.strip("|").split("|")] for line in lines]
-    assert rows[2:] == [
+    expected, shown = (
+        [[one.strip() for one in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+        for part in text.partition("Failed as expected")[2].split("Skipped")
+    )
+    assert expected[2:] == [
+        ["a-model x bf16 on h100 through vllm: test_speed_of_light", "measured 0.5, limit 0.6", "too small a batch"]
+    ]
+    assert shown[2:] == [
         ["a-model x 8da4w on h100 through vllm: test_engine, test_latency", "no kernel on a GPU"],
         ["a-model x bf16 on h100 through vllm: test_chat", "the tokenizer has no chat template"],
     ]
