@@ -181,9 +181,9 @@ class Measure(Quality):
     def kernels(self, cell: Cell) -> dict[str, Measurement]:
         """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own.
 
-        Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, or when
-        the matrix names none for this hardware; the message names what ran, the longest first. The baseline, which has
-        none of its own, is profiled alone.
+        Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, when they
+        ran in whole steps for some layers alone, or when the matrix names none for this hardware; the message names
+        what ran, the longest first. The baseline, which has none of its own, is profiled alone.
         """
         pattern = cell.recipe.kernels.get(cell.hardware, "")
         wanted = cell.measurements.latency
@@ -224,11 +224,12 @@ class Measure(Quality):
         if pattern:
             share = found["quantized_kernel_share"]
             calls, due = (share.statistics.get(name, 0.0) for name in ("calls", "calls_due"))
-            if share.value and calls >= due:
+            # An engine may go a step further than it was asked to, but every layer goes with it.
+            if share.value and due and calls >= due and calls % (due / _PROFILED_STEPS) == 0:
                 return
             wrong = (
-                f"{calls:g} calls of kernels that match {pattern!r}, {due:g} are due, one a quantized layer and step; "
-                "what ran instead"
+                f"{calls:g} calls of kernels that match {pattern!r}, {due:g} are due, one a quantized layer and step"
+                f"{' (or whole steps more)' if calls > due else ''}; what ran instead"
             )
         else:
             wrong = (

@@ -521,6 +521,20 @@ def test_a_recipe_whose_kernels_did_not_run_for_every_layer_and_step_fails(
         assert ("aten::mm (8 calls, 6.00 ms)" in str(raised.value)) == (OTHER in ran)
 
 
+@pytest.mark.parametrize(("calls", "passes"), [(10, True), (12, True), (9, False), (11, False)])
+def test_an_engine_that_goes_a_step_further_takes_every_layer_along(
+    tmp_path: Path, cells: dict[str, Cell], calls: int, passes: bool
+) -> None:
+    """Else the calls of a further step would make up for a layer that fell back."""
+    measure = Measure(StubEngine(("aten::_int_mm", 0.002, calls), OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    cell = replace(cells["int8dq"], server="vllm")
+    if passes:
+        measure.kernels(cell)
+        return
+    with pytest.raises(WrongKernels, match=rf"{calls} calls .* 8 are due, .* \(or whole steps more\); what ran"):
+        measure.kernels(cell)
+
+
 def test_a_known_fallback_says_why(tmp_path: Path, cells: dict[str, Cell]) -> None:
     measure = Measure(StubEngine(OTHER), Run(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(WrongKernels, match="aten::mm") as raised:
@@ -547,7 +561,8 @@ def test_the_profiles_of_the_committed_h100_runs_bear_their_records_out(
             calls, due = line.statistics["calls"], line.statistics["calls_due"]
             assert calls == sum(calls for _, calls in own)
             assert due > 0
-            assert calls >= due or suites_matrix.recipes[line.cell.recipe.name].known_fallback
+            whole = calls >= due and calls % (due / 4) == 0
+            assert whole or suites_matrix.recipes[line.cell.recipe.name].known_fallback
             shares += 1
     assert shares
 
