@@ -11,6 +11,9 @@ from typing import Any
 
 from harness import notation
 
+# Arguments that no tensor depends on; a nested config's version is torchao's choice.
+_NOT_OF_TENSORS = ("set_inductor_config", "._version")
+
 
 def build(config: str, arguments: dict[str, Any]) -> Any:
     """Return the torchao config ``config(**arguments)``.
@@ -24,33 +27,41 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
         stable = dir(importlib.import_module(notation.MODULES[0]))
         known = ", ".join(sorted(name for name in stable if name.endswith("Config")))
         raise ValueError(f"torchao has no config class {config!r}; it has: {known}")
-    signature = inspect.signature(kind)
+    takes = _parameters(config)
     for name in arguments:
-        if name not in signature.parameters:
-            raise ValueError(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
+        if name not in takes:
+            raise ValueError(f"{config} has no argument {name!r}; it has: {', '.join(takes)}")
     return kind(**{name: _value(value) for name, value in arguments.items()})
+
+
+def _parameters(config: str) -> list[str]:
+    """Return the names of the arguments that a config class takes."""
+    return list(inspect.signature(_named(config)).parameters)
 
 
 def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str]:
     """Say where the config that a checkpoint was made by is another than ``config(**arguments)``.
 
     ``stored`` is what :func:`harness.held.quant_type` returns. Arguments that it does not have yet count as this
-    torchao's defaults. ``set_inductor_config`` is left out, which no tensor depends on. Raises ValueError for a config
-    that this torchao cannot read.
+    torchao's defaults, and a version that the recipe does not name is the checkpoint's. ``set_inductor_config`` is left
+    out, which no tensor depends on. Raises ValueError for a config that this torchao cannot read.
     """
     from torchao.core.config import config_from_dict, config_to_dict
 
-    asked = config_to_dict(build(config, arguments))
     if not isinstance(stored, dict):
         return [f"{stored} by name alone, of a version of torchao that wrote no arguments down"]
     try:
-        held = config_to_dict(config_from_dict(stored))
+        found = config_from_dict(stored)
+        held = config_to_dict(found)
     except Exception as error:
         raise ValueError(f"this torchao cannot read the checkpoint's own config, {stored}: {error}") from error
+    # The version that a config has by default is torchao's choice of a format, and rises with its releases.
+    same = {"version": stored["_version"]} if type(found) is _named(config) and "_version" in stored else {}
+    asked = config_to_dict(build(config, {**same, **arguments} if "version" in _parameters(config) else arguments))
     return [
         f"{name} {theirs!r} where the recipe has {ours!r}"
         for name, theirs, ours in _unequal("", held, asked)
-        if not name.endswith("set_inductor_config")
+        if not name.endswith(_NOT_OF_TENSORS)
     ]
 
 

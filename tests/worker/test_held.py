@@ -133,6 +133,9 @@ ROWS = ["PerRow()", "PerRow()"]
             ["activation_value_lb None where the recipe has 0.5"],
         ),
         (INT8, {"set_inductor_config": False}, {}, []),
+        # torchao's default rises with its releases; a recipe that names one means it.
+        ("Float8WeightOnlyConfig", {"version": 1}, {}, []),
+        ("Float8WeightOnlyConfig", {"version": 1}, {"version": 2}, ["_version 1 where the recipe has 2"]),
         # Both spellings are torchao's.
         (
             "Int4WeightOnlyConfig",
