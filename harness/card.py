@@ -259,7 +259,7 @@ def _measured(contents: Contents) -> list[str]:
     return [
         "## How It Was Measured",
         "\n".join(f"- {escape_md(f'{name}: {text}')}" for name, text in facts.items()),
-        "All of it again, recipe and baseline side by side, with torchao-harness:",
+        f"All of it again{'' if contents.itself else ', recipe and baseline side by side'}, with torchao-harness:",
         _code("Shell", "\n".join(_suites(contents))),
     ]
 

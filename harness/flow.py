@@ -21,8 +21,8 @@ from harness.job import Server, Worker, free_port
 from harness.matrix import Cell, Matrix, Model
 from harness.process import ForkServer, Process
 from harness.protocol import Job
+from harness.records import CAME_QUANTIZED, ModelIdentity, Run, Scalar, Timing, file_name
 from harness.records import Cell as CellIdentity
-from harness.records import ModelIdentity, Run, Scalar, Timing
 from harness.servers import SERVERS, ServerBackend
 from harness.together import Work, together
 from harness.worker import versions
@@ -733,14 +733,14 @@ class Flow:
     def _log(self, label: str) -> Path:
         """Return a log's file; the two sides of a gate have one each, so that neither tells the other's errors."""
         label = f"{self._side}-{label}" if self._side else label
-        return self.run.logs / ("".join(c if c.isalnum() or c in "-._" else "-" for c in label) + ".log")
+        return self.run.logs / f"{file_name(label)}.log"
 
 
 def _noted(found: Checkpoint) -> Checkpoint:
     """Have the records say of a model that it came quantized."""
     if not found.quantized:
         return found
-    note = f"came quantized, with {found.quantized}, and was measured as it is"
+    note = f"{CAME_QUANTIZED}{found.quantized}, and was measured as it is"
     return replace(found, model=found.model.model_copy(update={"note": note}))
 
 

@@ -60,7 +60,10 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}
-        return dict(found)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is damaged; save the model again") from error
+    table = (found.get("quantization_config") or {}) if isinstance(found, dict) else None
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: it, or its quantization_config, is not a table: it is damaged; save the model again")
+    return table

@@ -331,7 +331,8 @@ class Layout:
         if any("stderr" in record.statistics for record in records):
             paired = any(record.metric == "accuracy" for record in records)
             interval = ", of an accuracy with its 95 % interval over the same documents (Tango)" if paired else ""
-            stated.insert(0, f"± is the task's standard error; in brackets the difference from the baseline{interval}")
+            against = f"; in brackets the difference from the baseline{interval}" if self.subject.baseline else ""
+            stated.insert(0, f"± is the task's standard error{against}")
         if self.subject.model.weights == "random" and any(record.metric in AGREEMENT for record in records):
             stated.append(
                 "with random weights almost all tokens are equally likely: agreement says that the same model runs "

@@ -248,7 +248,7 @@ def run(args: argparse.Namespace) -> int:
         cell = named(records, args.checkpoint)
         if not args.card_only:
             checkpoint = open_checkpoint(stored(records, cell, store), store)
-    itself = checkpoint is not None and _is_itself(cell, checkpoint)
+    itself = cell.model.came_quantized
     if itself and not args.base_model:
         raise Refused(
             f"{args.checkpoint} came quantized when it was measured, so the records do not tell from which model: name "

@@ -25,6 +25,10 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+# How the note of a model begins whose weights were quantized before it was measured.
+CAME_QUANTIZED = "came quantized, with "
+
+
 class ModelIdentity(_Frozen):
     """Which weights were measured."""
 
@@ -35,6 +39,11 @@ class ModelIdentity(_Frozen):
     note: str = Field(
         default="", description="What a reader must know, e.g. that the source was already quantized once."
     )
+
+    @property
+    def came_quantized(self) -> bool:
+        """Whether what was measured is a quantized checkpoint as it is, and no unquantized weights are known."""
+        return self.note.startswith(CAME_QUANTIZED)
 
 
 class RecipeIdentity(_Frozen):
@@ -199,6 +208,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def file_name(text: str) -> str:
+    """Return a text as the name of a file: what systems do not take is replaced, and a long one ends in its digest."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", text)
+    return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}-{digest(text)}"
+
+
+# With an ending and a number it stays below the 255 bytes that file systems take.
+_LONGEST_NAME = 200
+
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _REMOVED = "[token removed]"
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
@@ -310,7 +328,7 @@ class Run:
 
         Raises RecordError when the disk refuses it; nothing half-written is left behind.
         """
-        target = self.attachments / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.json"
+        target = self.attachments / f"{file_name(name)}.json"
         temporary = target.with_suffix(".tmp")
         with _kept(target, "an attachment"):
             self.attachments.mkdir(parents=True, exist_ok=True)

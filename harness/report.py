@@ -19,6 +19,7 @@ from harness.failures import counted
 from harness.gatefile import GateFile
 from harness.gatefile import load as load_gate
 from harness.layout import SECTIONS
+from harness.metrics import OF_THE_DEVICE
 from harness.records import Failure, Header, Judgement, Measurement, Run, redact
 from harness.rendering import Table, write_text
 
@@ -233,6 +234,8 @@ def _identities(measurements: Iterable[Measurement]) -> list[list[str]]:
     """Return what each cell was made of: weights, configuration, and the server's options."""
     found: dict[tuple[str, ...], None] = {}
     for it in measurements:
+        if it.metric in OF_THE_DEVICE:
+            continue
         recipe, model = it.cell.recipe, it.cell.model
         flags = " ".join(f"{name}={value}" for name, value in it.flags.items())
         config = json.dumps(recipe.config) if recipe.config else "none: the baseline"

@@ -235,8 +235,9 @@ def test_nothing_of_the_tutorials_says_nothing(lines: list[Line]) -> None:
 
 def test_the_committed_runs_can_be_told(repository: Path) -> None:
     for run in sorted((repository / "results" / "reference").iterdir()):
-        found = cost(Run(run).lines())
-        if run.name.startswith("arm-mobile"):
+        lines = list(Run(run).lines())
+        found = cost(lines)
+        if "vllm" not in {line.cell.server for line in lines if isinstance(line, Measurement)}:
             assert found is None
         else:
             assert found is not None

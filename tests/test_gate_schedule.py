@@ -74,7 +74,8 @@ def test_of_a_model_that_came_quantized_nothing_is_waited_for_that_needs_a_basel
     taken = frozenset().union(*(once for _, _, once in machine.measured))
     assert taken & TEXT_QUALITY == {"perplexity"}
     assert len(machine.measured) == 6
-    assert set(machine.asked) == {("old", "facts"), ("new", "facts")}, "nothing is quantized"
+    # One side may find the answer that the other's has just stored.
+    assert {command for _, command in machine.asked} == {"facts"}, "nothing is quantized"
     assert outcome.exit_status == 0
 
 

@@ -74,11 +74,20 @@ def test_what_stands_in_place_of_a_class_is_said(tmp_path: Path, quant_type: Any
     assert (held.method(found), held.config_class(found)) == ("torchao", said)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '"torchao"', '{"quantization_config": "torchao"}', "\xff"])
-def test_a_damaged_configuration_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("{", r"cannot be read \("),
+        ("\xff", r"cannot be read \("),
+        ("[1]", "is not a table"),
+        ('"torchao"', "is not a table"),
+        ('{"quantization_config": "torchao"}', "is not a table"),
+    ],
+)
+def test_a_damaged_configuration_is_named(tmp_path: Path, text: str, wrong: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
     for ask in (held.method, held.quant_type, held.config_class):
-        with pytest.raises(ValueError, match=r"config\.json cannot be read .*: it is damaged") as caught:
+        with pytest.raises(ValueError, match=rf"{wrong}.*: it is damaged; save the model again") as caught:
             ask(tmp_path)
         assert str(path) in str(caught.value)

@@ -22,6 +22,7 @@ from harness import __main__ as command_line
 from harness.artifacts import Store
 from harness.recorder import record_of
 from harness.records import (
+    CAME_QUANTIZED,
     Cell,
     Device,
     Header,
@@ -378,22 +379,45 @@ def test_a_folder_that_nothing_ties_to_the_records(place: Place, tmp_path: Path)
     assert place.publish("--allow", "unproven", what=str(folder))[0] == 0
 
 
-def test_a_folder_that_came_quantized_when_it_was_measured(place: Place, tmp_path: Path) -> None:
-    """Its records are of this very folder; from which model it was quantized must be said."""
+@pytest.fixture
+def came_quantized(place: Place, tmp_path: Path) -> Path:
+    """A folder that was measured as it is, as the model ``mine``."""
     folder = tmp_path / "mine"
     fill(folder, weights=safetensors(300_000, b"m"))
-    mine = cell(
-        model=ModelIdentity(name="mine", source="folder:mine", revision=folder_revision(folder), weights="pretrained")
+    model = ModelIdentity(
+        name="mine",
+        source="folder:mine",
+        revision=folder_revision(folder),
+        weights="pretrained",
+        note=f"{CAME_QUANTIZED}Int8WeightOnlyConfig, and was measured as it is",
     )
-    place.record(measured("peak_memory", 3, mine, parameters={"max_new_tokens": 128}))
-    status, said = place.publish(what=str(folder))
+    place.record(measured("peak_memory", 3, cell(model=model), parameters={"max_new_tokens": 128}))
+    place.record(measured("perplexity", 9, cell(model=model), parameters={"text": "ShareGPT answers"}))
+    return folder
+
+
+def test_a_folder_that_came_quantized_when_it_was_measured(place: Place, came_quantized: Path) -> None:
+    """Its records are of this very folder; from which model it was quantized must be said."""
+    what = str(came_quantized)
+    status, said = place.publish(what=what)
     assert (status, "name that one with --base-model ID" in said) == (2, True)
-    assert place.publish("--base-model", "them/Tiny", what=str(folder))[0] == 0
-    assert "- **Quantized from:** [them/Tiny](https://huggingface.co/them/Tiny)\n" in place.card.text
-    assert "| Peak Memory (GB) | 3.00" in place.card.text
-    (folder / "generation_config.json").write_text('{"changed": 1}')
-    status, said = place.publish("--base-model", "them/Tiny", what=str(folder))
+    assert place.publish("--base-model", "them/Tiny", what=what)[0] == 0
+    text = place.card.text
+    assert "- **Quantized from:** [them/Tiny](https://huggingface.co/them/Tiny)\n" in text
+    assert "| Peak Memory (GB) | 3.00" in text
+    assert "All of it again, with torchao-harness" in text
+    assert "the baseline" not in text
+    (came_quantized / "generation_config.json").write_text('{"changed": 1}')
+    status, said = place.publish("--base-model", "them/Tiny", what=what)
     assert (status, "nothing but its class" in said) == (2, True), "what was measured is not what would go out"
+
+
+@pytest.mark.usefixtures("came_quantized")
+def test_the_card_alone_of_what_came_quantized_needs_its_base_too(place: Place) -> None:
+    status, said = place.publish("--card-only", what="mine:int8wo")
+    assert (status, "name that one with --base-model ID" in said) == (2, True)
+    assert place.publish("--card-only", "--base-model", "them/Tiny", what="mine:int8wo")[0] == 0
+    assert "folder:mine" not in place.card.text.partition("## How It Was Measured")[0]
 
 
 def test_a_folder_of_another_size_is_never_taken(place: Place, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from harness.records import (
     RecipeIdentity,
     Run,
     Timing,
+    file_name,
     identity,
     parse,
     read,
@@ -264,6 +266,17 @@ def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Pa
         for line, found in zip(first, lines, strict=False):
             if isinstance(found, Measurement):
                 assert line == json.loads(found.model_dump_json()) | {"schema_version": 1}
+
+
+@given(st.text(max_size=400), st.text(max_size=400))
+def test_the_names_of_files_are_short_plain_and_tell_texts_apart_that_were_cut(one: str, other: str) -> None:
+    for text in (one, other):
+        name = file_name(text)
+        assert len(name) <= 200
+        assert re.fullmatch(r"[A-Za-z0-9._-]*", name)
+        assert file_name(name) == name
+    if len(one) > 200 and len(other) > 200:
+        assert (file_name(one) == file_name(other)) == (one == other)
 
 
 @pytest.mark.parametrize(

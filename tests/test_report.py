@@ -130,6 +130,13 @@ def test_a_run_without_its_baseline_still_gives_a_page(tmp_path: Path) -> None:
     assert "int8wo" in page
 
 
+def test_a_recipe_of_which_only_the_device_was_measured_is_not_told_of(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", [measured("copy_bandwidth", 3000), measured("latency", 1.0, "int8wo")])
+    page = page_of([run])
+    assert "int8wo" in page
+    assert "none: the baseline" not in page
+
+
 @pytest.mark.parametrize("command", ["table", "report", "export"])
 def test_a_time_that_is_no_date_costs_its_own_line(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]

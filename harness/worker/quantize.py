@@ -91,7 +91,7 @@ class Quantize(Backend):
         if more := tensors.quantized_besides(found["layers"], quantizes or []) if config else []:
             raise ValueError(
                 f"the checkpoint holds {len(more)} quantized layers that the recipe leaves plain: "
-                f"{', '.join(more[:6])}. Measure it by a recipe that quantizes these kinds of layer too"
+                f"{', '.join(more[:6])}. Measure it by a recipe of the matrix whose `quantizes` has these kinds too"
             )
         if plain := tensors.unquantized(found["layers"], quantizes or []):
             raise ValueError(_silent_skip(config, arguments or {}, plain, found["layers"]))

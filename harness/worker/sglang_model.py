@@ -135,7 +135,7 @@ def admit(folder: Path, recipe: dict[str, Any] | None) -> None:
     if recipe is not None and is_quantized(folder):
         raise ValueError(
             f"{folder} is quantized already, so {recipe['config']} cannot be applied to it: serve the plain checkpoint "
-            "with the recipe, or this one without a recipe (as the baseline)"
+            "with the recipe, or this one without"
         )
 
 
