@@ -134,7 +134,7 @@ def test_a_recipe_of_which_only_the_device_was_measured_is_not_told_of(tmp_path:
     run = written(tmp_path / "run", [measured("copy_bandwidth", 3000), measured("latency", 1.0, "int8wo")])
     page = page_of([run])
     assert "int8wo" in page
-    assert "none: the baseline" not in page
+    assert "<td>bf16</td>" not in page
 
 
 @pytest.mark.parametrize("command", ["table", "report", "export"])
