@@ -23,7 +23,14 @@ class ArtifactError(HarnessError):
 
 
 class Unsuitable(HarnessError):
-    """A cell asks of a model what it cannot give, where another cell is the one to ask: its tests are skipped."""
+    """A cell asks of a model what it cannot give, where another cell is the one to ask: its tests are skipped.
+
+    ``nowhere`` says that no cell is: then they fail.
+    """
+
+    def __init__(self, message: str, *, nowhere: bool = False) -> None:
+        super().__init__(message)
+        self.nowhere = nowhere
 
 
 class BrokenEnvironment(HarnessError):

@@ -160,7 +160,7 @@ class Flow:
         """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one.
 
         A model that comes quantized is the checkpoint of the recipe that it was quantized with. Raises Unsuitable for
-        any other recipe and for the baseline, ArtifactError if no recipe is it.
+        any other recipe and for the baseline.
         """
         plain = self.plain(cell.model, cell.hardware)
         if plain.quantized:
@@ -213,9 +213,10 @@ class Flow:
             # A recipe of the matrix may have other arguments than the model was quantized with.
             known = " or ".join([*names, f"'{model.quantized}(...)'"])
             raise Unsuitable(f"{what}: it is measured as it is, by --recipe {known} alone")
-        raise ArtifactError(
+        raise Unsuitable(
             f"{what}, which is no recipe of {self.matrix.path.name}: to measure it as it is, add the recipe there or "
-            f"name it, as --recipe '{model.quantized}(...)'"
+            f"name it, as --recipe '{model.quantized}(...)'",
+            nowhere=True,
         )
 
     def _found(self, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:

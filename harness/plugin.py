@@ -622,7 +622,7 @@ def pytest_runtest_makereport(
         if isinstance(error, WorkerError) and error.log_tail:
             text += "\n\nthe end of its log:\n" + error.log_tail
         report.longrepr = text
-        if isinstance(error, Unsuitable) and _cell_key in item.stash:
+        if isinstance(error, Unsuitable) and not error.nowhere and _cell_key in item.stash:
             line = (item.location[1] or 0) + 1
             report.outcome, report.longrepr = "skipped", (str(item.path), line, f"Skipped: {text}")
         if isinstance(error, (ThresholdFailure, WrongKernels)) and error.known:

@@ -240,14 +240,14 @@ def test_the_baseline_and_other_recipes_do_not_suit_it_and_name_the_one_that_doe
 def test_a_class_that_is_no_recipe_is_an_error_of_every_recipe_and_says_how_to_name_it(came: Any) -> None:
     flow = came(STATIC)
     named = f"--recipe '{STATIC['_type']}(...)'"
-    with pytest.raises(
-        ArtifactError, match=r"which is no recipe of matrix\.toml: to measure it as it is, add"
-    ) as caught:
+    with pytest.raises(Unsuitable, match=r"which is no recipe of matrix\.toml: to measure it as it is, add") as caught:
         flow.checkpoint(flow.cell("int8wo"))
     assert str(caught.value).endswith(f"name it, as {named}")
+    assert caught.value.nowhere
     with pytest.raises(Unsuitable) as skipped:
         flow.checkpoint(flow.cell("bf16"))
     assert str(skipped.value).endswith(f"by {named} alone")
+    assert not skipped.value.nowhere
     assert flow.checkpoint(flow.cell(f"{STATIC['_type']}(scale=1.0)")).folder == flow.model
 
 

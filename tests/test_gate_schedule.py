@@ -101,6 +101,13 @@ def test_a_gate_that_suits_no_model_says_which_recipe_does(gate: Callable[..., G
             gate(Machine(), budget=1e6, recipes=("int8dq",), resume=resume)()
 
 
+def test_a_gate_of_a_model_that_no_recipe_is_of_says_so(gate: Callable[..., Gate], tmp_path: Path) -> None:
+    quantized = HELD | {"quant_type": {"default": {"_type": "LaterConfig", "_data": {}}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantized}), encoding="utf-8")
+    with pytest.raises(HarnessError, match=r"^nothing to gate: model .* with LaterConfig, which is no recipe of"):
+        gate(Machine(), budget=1e6, recipes=("int8dq",))()
+
+
 def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate]) -> None:
     machine = Machine(rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0))
     outcome = gate(machine, budget=200)()

@@ -472,7 +472,7 @@ def test_an_error_of_the_harness_is_reported_in_its_own_words_with_the_end_of_th
 
 
 def test_a_cell_that_the_model_does_not_suit_is_skipped_with_the_reason(run: Run, pytester: pytest.Pytester) -> None:
-    """A test that is about no cell has no other one to ask."""
+    """A test that is about no cell has no other one to ask, nor has one where no cell suits."""
     pytester.makepyfile(
         test_second="""
         import pytest
@@ -482,14 +482,15 @@ def test_a_cell_that_the_model_does_not_suit_is_skipped_with_the_reason(run: Run
         def test_config(cell):
             if cell.recipe.baseline:
                 raise Unsuitable("the model came quantized")
+            raise Unsuitable("with what no recipe is", nowhere=True)
 
         def test_itself():
             raise Unsuitable("nothing suits")
         """
     )
     result = run("test_second.py", "-rs", "-m", "not h100 and not arm-mobile", "--model", "small", "--recipe", "int8wo")
-    result.assert_outcomes(passed=1, skipped=1, failed=1)
-    result.stdout.fnmatch_lines(["SKIPPED [[]1] test_second.py:4: the model came quantized"])
+    result.assert_outcomes(skipped=1, failed=2)
+    result.stdout.fnmatch_lines(["with what no recipe is", "SKIPPED [[]1] test_second.py:4: the model came quantized"])
 
 
 def test_a_session_that_cannot_start_says_so_once(
