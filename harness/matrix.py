@@ -416,6 +416,16 @@ class Matrix:
             return self.recipes[given]
         if re.fullmatch(r"[A-Za-z_]\w*Config(\(.*\))?", given, re.DOTALL):
             parsed = parse_config(given)
+            taken = parsed["arguments"]
+            named = taken.get("fqn_to_config") or taken.get("module_fqn_to_config")
+            named = named if isinstance(named, dict) else {}
+            meant = [str(name) for name, config in named.items() if config and re.search("embed|lm_head", str(name))]
+            if meant:
+                # Transformers would leave them out in silence.
+                raise MatrixError(
+                    f"--recipe {given!r} is for {', '.join(meant)} too, and a config of the command line quantizes "
+                    f"linear layers alone: make it a recipe of {self.path.name}, with embedding or head in `quantizes`"
+                )
             return Recipe(
                 name=re.sub(r"[^\w.-]+", "_", given).strip("_"),
                 config=parsed["config"],

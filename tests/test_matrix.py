@@ -353,6 +353,16 @@ def test_whatever_changes_the_weights_changes_the_identity(matrix: Matrix, chang
     assert recipe.model_copy(update={"name": "other", "reason": "x"}).identity.hash == recipe.identity.hash
 
 
+def test_a_config_of_the_command_line_for_embedding_or_head_is_refused(suites_matrix: Matrix) -> None:
+    """They would stay as they are without a word; named to be left out, they are."""
+    config = "FqnToConfig(fqn_to_config={'re:.*embed_tokens': %s, 'lm_head': %s, '_default': Int8WeightOnlyConfig()})"
+    with pytest.raises(
+        MatrixError, match=r"is for re:\.\*embed_tokens, lm_head too, .*with embedding or head in `quantizes`"
+    ):
+        suites_matrix.recipe(config % ("Int8WeightOnlyConfig()", "Int8WeightOnlyConfig()"))
+    assert suites_matrix.recipe(config % (None, None)).quantizes == ["linear"]
+
+
 @pytest.mark.parametrize(
     ("text", "config", "arguments"),
     [
