@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import urllib.request
@@ -20,10 +21,12 @@ from harness.artifacts import Store
 from harness.environment import Environment
 from harness.errors import WorkerError
 from harness.flow import Flow
+from harness.job import Server
 from harness.matrix import Cell, Latency, Matrix, Serving
 from harness.measure import Measure
+from harness.process import Process
 from harness.records import Run
-from harness.servers import SERVED_NAME
+from harness.servers import SERVED_NAME, SERVERS
 
 LINEAR_LAYERS_IN_VLLM = 8  # two layers of qkv_proj, o_proj, gate_up_proj and down_proj
 
@@ -127,12 +130,16 @@ def test_a_task_is_solved_through_the_server(served, documents):
 # ------------------------------------------------------------------------------------- a server that is not one
 
 
+USAGE = {"prompt_tokens": 7, "completion_tokens": 2}
+
+
 @dataclass
 class Stub:
     """An OpenAI-compatible server that answers each request as ``answers`` says, in order; then always well."""
 
     url: str = ""
     answers: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self) -> str:
@@ -145,8 +152,20 @@ def stub() -> Iterator[Stub]:
     found = Stub()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._whole("text/plain", b"")
+
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            found.paths.append(self.path)
+            if self.path.startswith("/flush_cache"):
+                # SGLang answers so in words.
+                self._whole("text/plain", b"Cache flushed.\n")
+                return
+            if self.path == "/v1/chat/completions":
+                said = {"message": {"role": "assistant", "content": "one two"}}
+                self._whole("application/json", json.dumps({"choices": [said], "usage": USAGE}).encode())
+                return
             answer = found.next()
             if answer == "refused":
                 self.send_error(500, "out of luck")
@@ -160,8 +179,15 @@ def stub() -> Iterator[Stub]:
                 self._event({"error": {"message": "the engine is dead", "code": 500}})
             else:
                 self._event({"choices": [{"text": " two"}]})
-                self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+                self._event({"choices": [], "usage": USAGE})
             self.wfile.write(b"data: [DONE]\n\n")
+
+        def _whole(self, kind: str, data: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
         def _event(self, data: dict[str, Any]) -> None:
             self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
@@ -201,6 +227,34 @@ def test_every_request_answered_is_a_result(served, stub):
     assert found["tpot"] == pytest.approx(found["itl"])
     whole = [first + second for first, second in zip(found["ttft"], found["itl"], strict=True)]
     assert all(milliseconds >= 10 for milliseconds in whole), "the server waits 10 ms between its two tokens"
+
+
+@pytest.fixture
+def through_sglang(served, stub, tmp_path, monkeypatch) -> Iterator[Cell]:
+    """The cell through SGLang, in whose place the stub answers."""
+    process = Process(
+        [sys.executable, "-c", "import time; time.sleep(300)"], environ=dict(os.environ), log=tmp_path / "log"
+    )
+    server = Server(process, port=int(stub.url.rpartition(":")[2]), label="server through sglang")
+    server.wait_ready(30)
+    monkeypatch.setattr(served.flow, "server", lambda cell: server)
+    yield replace(served.cell, server="sglang")
+    server.close()
+
+
+def test_sglang_is_asked_what_vllm_is_by_the_same_client(served, stub, through_sglang):
+    assert served.measure.chat(through_sglang)["usage"] == USAGE
+    found = served.measure.serving(through_sglang, 2, repeat)
+    assert {record.cell.server for record in found.values()} == {"sglang"}
+    assert found.keys() == {"request_throughput", "output_throughput", "ttft", "tpot", "itl"}
+    assert [len(found[name].samples) for name in ("request_throughput", "ttft", "itl")] == [2, 4, 4]
+    assert found["output_throughput"].value == pytest.approx(2 * found["request_throughput"].value, rel=0.01)
+    flushed = SERVERS["sglang"].empty_cache
+    asked = [path for path in stub.paths if path != "/v1/chat/completions"]
+    rounds = [index for index, path in enumerate(asked) if path == flushed]
+    assert len(rounds) == 2, "the prefix cache is emptied before each round"
+    assert rounds[0] == 0
+    assert set(asked) == {flushed, "/v1/completions"}
 
 
 @pytest.mark.parametrize("failure", ["refused", "broken"])
