@@ -59,7 +59,7 @@ def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str
     same = {"version": stored["_version"]} if type(found) is _named(config) and "_version" in stored else {}
     asked = config_to_dict(build(config, {**same, **arguments} if "version" in _parameters(config) else arguments))
     return [
-        f"{name} {theirs!r} where the recipe has {ours!r}"
+        f"{name} {_shown(theirs)} where the recipe has {_shown(ours)}"
         for name, theirs, ours in _unequal("", held, asked)
         if not name.endswith(_NOT_OF_TENSORS)
     ]
@@ -76,6 +76,16 @@ def _unequal(name: str, held: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]
             yield from _unequal(f"{name}[{index}]", theirs, ours)
     elif _written(held) != _written(asked):
         yield name, held, asked
+
+
+def _shown(value: Any) -> str:
+    """Return a part of a serialized config as it is written in Python."""
+    if not (isinstance(value, dict) and "_type" in value):
+        return repr(value)
+    data = value.get("_data")
+    if isinstance(data, dict):
+        return f"{value['_type']}({', '.join(f'{name}={_shown(inner)}' for name, inner in data.items())})"
+    return f"{value['_type']}.{data}"
 
 
 def _written(leaf: Any) -> Any:
