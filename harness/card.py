@@ -34,8 +34,7 @@ _DISCLAIMER = (
 @dataclass(frozen=True)
 class Contents:
     """What a card is about. ``measurements`` are this recipe's and its baseline's alone; ``discarded`` ones among them
-    were asked for in spite of that, as were the ``failed`` judgements. ``itself`` says that what was measured came
-    quantized and is what goes out, so that its ``source`` is not where the unquantized weights are from."""
+    were asked for in spite of that, as were the ``failed`` judgements."""
 
     repository: str
     model: ModelIdentity
@@ -46,7 +45,6 @@ class Contents:
     failed: Sequence[Judgement] = ()
     base_model: str = ""
     license: str = ""
-    itself: bool = False
 
     @property
     def base_name(self) -> str:
@@ -144,7 +142,9 @@ def _head(contents: Contents) -> str:
     recipe, model = contents.recipe, contents.model
     method = ", ".join(dict.fromkeys(_classes(recipe.config)))
     base = f"[{contents.base_model}](https://huggingface.co/{contents.base_model})" if contents.base_model else ""
-    weights = "" if contents.itself or model.source.startswith("hub:") else f", weights from {escape_md(model.source)}"
+    # A model that came quantized is itself what was measured, and not where the unquantized weights are from.
+    told = model.came_quantized or model.source.startswith("hub:")
+    weights = "" if told else f", weights from {escape_md(model.source)}"
     facts = {
         "Published by": contents.repository.split("/")[0],
         "License": contents.license,
@@ -259,7 +259,8 @@ def _measured(contents: Contents) -> list[str]:
     return [
         "## How It Was Measured",
         "\n".join(f"- {escape_md(f'{name}: {text}')}" for name, text in facts.items()),
-        f"All of it again{'' if contents.itself else ', recipe and baseline side by side'}, with torchao-harness:",
+        f"All of it again{'' if contents.model.came_quantized else ', recipe and baseline side by side'}, with "
+        "torchao-harness:",
         _code("Shell", "\n".join(_suites(contents))),
     ]
 

@@ -54,7 +54,7 @@ class Checkpoint:
     model: ModelIdentity
     facts: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def quantized(self) -> str:
         """The torchao config class that it came quantized with, or an empty string if it is plain.
 
@@ -135,7 +135,6 @@ class Flow:
         self._client: Worker | None = None
         self._forks: dict[tuple[str, ...], ForkServer] = {}
         self._plain: dict[str, Checkpoint] = {}
-        self._held: set[str] = set()
         self._online: bool | None = None
         self._inner: list[float] = []
 
@@ -164,8 +163,8 @@ class Flow:
         """
         plain = self.plain(cell.model, cell.hardware)
         if plain.quantized:
-            self._check_held(cell, plain)
-            return plain
+            self._refuse_other(cell, plain)
+            return replace(plain, facts=self._found(cell, plain))
         if cell.recipe.baseline:
             return plain
         device = hardware.torch_device(cell.hardware)
@@ -200,12 +199,9 @@ class Flow:
         checkpoint = self.checkpoint(cell)
         return checkpoint.facts or self._found(cell, checkpoint)
 
-    def _check_held(self, cell: Cell, model: Checkpoint) -> None:
-        """Raise unless a cell's recipe is the one that its model came quantized with."""
+    def _refuse_other(self, cell: Cell, model: Checkpoint) -> None:
+        """Raise Unsuitable unless a cell's recipe is of the config class that its model came quantized with."""
         if cell.recipe.config == model.quantized:
-            if _base(cell) not in self._held:
-                self._found(cell, model)
-                self._held.add(_base(cell))
             return
         what = f"model {cell.model.name} came quantized, with {model.quantized}"
         names = [one.name for one in self.matrix.recipes.values() if one.config == model.quantized]
@@ -222,8 +218,8 @@ class Flow:
     def _found(self, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return sizes and layers of a checkpoint that somebody else made, which is loaded for it once."""
         device = hardware.torch_device(cell.hardware)
-        recipe = {} if cell.recipe.baseline else cell.recipe.identity.config
-        recipe = {name: recipe[name] for name in ("config", "arguments", "quantizes") if name in recipe}
+        config = cell.recipe.identity.config
+        recipe = {name: config[name] for name in ("config", "arguments", "quantizes") if name in config}
 
         def build(_: Path) -> dict[str, Any]:
             arguments = {"checkpoint": str(checkpoint.folder), "trust_remote_code": cell.model.trust_remote_code}

@@ -181,9 +181,9 @@ class Measure(Quality):
     def kernels(self, cell: Cell) -> dict[str, Measurement]:
         """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own.
 
-        Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, when they
-        ran in whole steps for some layers alone, or when the matrix names none for this hardware; the message names
-        what ran, the longest first. The baseline, which has none of its own, is profiled alone.
+        Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, or in
+        further steps not for every layer, or when the matrix names none for this hardware; the message names what ran,
+        the longest first. The baseline, which has none of its own, is profiled alone.
         """
         pattern = cell.recipe.kernels.get(cell.hardware, "")
         wanted = cell.measurements.latency

@@ -104,8 +104,11 @@ def choose(records: Records, checkpoint: Checkpoint, store: Store, allowed: Iter
     ties the folder to them and that was not allowed.
     """
     subjects, origin = records.subjects(), checkpoint.origin
-    if itself := [cell for cell in subjects if _is_itself(cell, checkpoint)]:
-        return itself[-1]
+    if came := [cell for cell in subjects if cell.model.came_quantized]:
+        # Records of this very folder, measured as it is.
+        revision = folder_revision(checkpoint.folder)
+        if itself := [cell for cell in came if cell.model.revision == revision]:
+            return itself[-1]
     if origin:
         found = [cell for cell in subjects if cell.recipe.hash == origin.recipe]
         if not found:
@@ -137,11 +140,6 @@ def choose(records: Records, checkpoint: Checkpoint, store: Store, allowed: Iter
     if len(found) > 1:
         raise Refused(f"{checkpoint.folder} could be {_list(found)}; name the runs of one of them with --records")
     return found[0]
-
-
-def _is_itself(cell: Cell, checkpoint: Checkpoint) -> bool:
-    """Say whether the records of a cell are of this very folder, measured as a model that came quantized."""
-    return cell.model.source.startswith("folder:") and cell.model.revision == folder_revision(checkpoint.folder)
 
 
 def named(records: Records, name: str) -> Cell:
@@ -248,13 +246,12 @@ def run(args: argparse.Namespace) -> int:
         cell = named(records, args.checkpoint)
         if not args.card_only:
             checkpoint = open_checkpoint(stored(records, cell, store), store)
-    itself = cell.model.came_quantized
-    if itself and not args.base_model:
+    if cell.model.came_quantized and not args.base_model:
         raise Refused(
             f"{args.checkpoint} came quantized when it was measured, so the records do not tell from which model: name "
             "that one with --base-model ID"
         )
-    records = records.of(cell, checkpoint.origin if checkpoint and not itself else None)
+    records = records.of(cell, checkpoint.origin if checkpoint and not cell.model.came_quantized else None)
     measurements, failed = screen(records, cell, args.allow)
     # Taken out of each text by itself: what stands in its place means something of its own to YAML.
     clean = _Cleaner(hub.token() or "")
@@ -268,7 +265,6 @@ def run(args: argparse.Namespace) -> int:
         failed=[clean.line(it) for it in failed],
         base_model=args.base_model or _hub_id(cell.model),
         license=args.license,
-        itself=itself,
     )
     text = card.write_card(contents, Documented.load())
     for name in checkpoint.left_out if checkpoint else ():

@@ -208,14 +208,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# With an ending and a number it stays below the 255 bytes that file systems take.
+_LONGEST_NAME = 200
+
+
 def file_name(text: str) -> str:
     """Return a text as the name of a file: what systems do not take is replaced, and a long one ends in its digest."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", text)
     return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}-{digest(text)}"
 
-
-# With an ending and a number it stays below the 255 bytes that file systems take.
-_LONGEST_NAME = 200
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _REMOVED = "[token removed]"

@@ -263,7 +263,10 @@ def skips_of(lines: Iterable[Line]) -> list[Skip]:
             name = test.partition("::")[2].partition("[")[0]
             key = (it.cell.hardware, _cell_name(it.cell), it.reason, it.outcome == "xfailed", it.known)
             tests.setdefault(key, {})[name] = None
-    return [Skip(key[0], f"{key[1]}: {', '.join(names)}", *key[2:]) for key, names in tests.items()]
+    return [
+        Skip(hardware, f"{of}: {', '.join(names)}", reason, expected, known)
+        for (hardware, of, reason, expected, known), names in tests.items()
+    ]
 
 
 def _failure_tables(failures: Sequence[Failure]) -> list[Table]:

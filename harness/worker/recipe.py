@@ -27,16 +27,11 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
         stable = dir(importlib.import_module(notation.MODULES[0]))
         known = ", ".join(sorted(name for name in stable if name.endswith("Config")))
         raise ValueError(f"torchao has no config class {config!r}; it has: {known}")
-    takes = _parameters(config)
+    signature = inspect.signature(kind)
     for name in arguments:
-        if name not in takes:
-            raise ValueError(f"{config} has no argument {name!r}; it has: {', '.join(takes)}")
+        if name not in signature.parameters:
+            raise ValueError(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
     return kind(**{name: _value(value) for name, value in arguments.items()})
-
-
-def _parameters(config: str) -> list[str]:
-    """Return the names of the arguments that a config class takes."""
-    return list(inspect.signature(_named(config)).parameters)
 
 
 def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str]:
@@ -56,8 +51,9 @@ def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str
     except Exception as error:
         raise ValueError(f"this torchao cannot read the checkpoint's own config, {stored}: {error}") from error
     # The version that a config has by default is torchao's choice of a format, and rises with its releases.
-    same = {"version": stored["_version"]} if type(found) is _named(config) and "_version" in stored else {}
-    asked = config_to_dict(build(config, {**same, **arguments} if "version" in _parameters(config) else arguments))
+    named = "_version" in stored and "version" in inspect.signature(type(found)).parameters
+    same = {"version": stored["_version"]} if named and type(found) is _named(config) else {}
+    asked = config_to_dict(build(config, same | arguments))
     return [
         f"{name} {_shown(theirs)} where the recipe has {_shown(ours)}"
         for name, theirs, ours in _unequal("", held, asked)
