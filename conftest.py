@@ -1,3 +1,3 @@
 """Loads the harness's plugin for every pytest run in this folder."""
 
-pytest_plugins = ["harness.plugin"]
+pytest_plugins = ["harness.plugin.plugin"]

@@ -7,24 +7,24 @@ import sys
 import traceback
 
 from harness import __version__
-from harness.errors import HarnessError
+from harness.base.errors import HarnessError
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     # Imported here so that main answers for an installation that lacks something, too.
-    from harness import (
+    from harness.commands import (
         baseline,
-        bisection,
-        budget,
+        bisect,
         bundle,
         calibrate,
+        cost,
         doctor,
         export,
-        gate_command,
+        gate,
         publish,
         report,
-        tables,
+        table,
         trend,
     )
 
@@ -34,11 +34,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, words in (
-        ("table", tables, "write the tables of one or several runs"),
-        ("cost", budget, "tell what the rows of runs cost, against the tutorial's commands one after another"),
+        ("table", table, "write the tables of one or several runs"),
+        ("cost", cost, "tell what the rows of runs cost, against the tutorial's commands one after another"),
         ("baseline", baseline, "store what several runs measured, with their spread, as this hardware's baseline"),
-        ("gate", gate_command, "compare two versions of a package: one verdict a metric"),
-        ("bisect", bisection, "find the first release of a package that makes a metric worse"),
+        ("gate", gate, "compare two versions of a package: one verdict a metric"),
+        ("bisect", bisect, "find the first release of a package that makes a metric worse"),
         ("calibrate", calibrate, "hold this environment against itself: what can this machine tell?"),
         ("report", report, "write one self-contained HTML page about runs and gates"),
         ("export", export, "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit"),

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from harness.artifacts import Store, default_root, file_digest
-from harness.environment import Environment
-from harness.job import Worker
-from harness.matrix import Matrix, load
-from harness.protocol import Job
-from harness.sources import SHAREGPT_FILE
+from harness.base.files import default_root, file_digest
+from harness.contract.protocol import Job
+from harness.matrix.load import load
+from harness.matrix.plan import Matrix
+from harness.runtime.environment import Environment
+from harness.runtime.job import Worker
+from harness.runtime.sources import SHAREGPT_FILE
+from harness.runtime.store import Store
 
 pytest_plugins = ["pytester"]
 

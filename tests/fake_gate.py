@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 
-from harness import blocks, schedule
-from harness.artifacts import Artifact, Store
-from harness.blocks import SharedRun, Unit
-from harness.environment import Environment
-from harness.errors import HarnessError
-from harness.flow import Checkpoint, Flow
-from harness.gate import Gate, stored
-from harness.matrix import Cell, Matrix
-from harness.metrics import METRICS
-from harness.pair import Pair
-from harness.records import Device, Header, Measurement, ModelIdentity
-from harness.schedule import SIDES, Budget, Side
-from harness.selection import Options
+from harness.base.errors import HarnessError
+from harness.gate import blocks, schedule
+from harness.gate.bench import SharedRun
+from harness.gate.gate import Gate, stored
+from harness.gate.plan import Options, Unit
+from harness.gate.schedule import Budget
+from harness.judge.series import SIDES, Side
+from harness.matrix.plan import Cell, Matrix
+from harness.measure.checkpoints import Checkpoint
+from harness.measure.flow import Flow
+from harness.records.metrics import METRICS
+from harness.records.schema import Device, Header, Measurement, ModelIdentity
+from harness.runtime.environment import Environment
+from harness.runtime.pair import Pair
+from harness.runtime.store import Artifact, Store
 
 MODEL = "SmolLM2-135M-Instruct"
 IDENTITY = ModelIdentity(name=MODEL, source=f"folder:{MODEL}", revision="1", weights="pretrained")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.artifacts import Store
+from harness.base.errors import MatrixError
 from harness.devices.adb import Adb
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
 from harness.devices.ios import Ios, counts_for, named
 from harness.devices.linux import Host, Qemu, Ssh
-from harness.environment import Environment
-from harness.errors import MatrixError
+from harness.runtime.environment import Environment
+from harness.runtime.store import Store
 
 __all__ = [
     "KINDS",

@@ -10,9 +10,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from harness.artifacts import file_digest
+from harness.base.files import file_digest
 from harness.devices.base import UNWRITTEN, DeviceError, DeviceRunner, Reading, Request, read
-from harness.records import Device, Scalar
+from harness.records.schema import Device, Scalar
 
 # Where a program of the shell user may be executed on any Android.
 FOLDER = "/data/local/tmp/torchao-harness"

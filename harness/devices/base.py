@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from harness.errors import WorkerError
-from harness.records import Device, Scalar, redact
-from harness.worker.program_errors import Meaning, meaning
+from harness.base.errors import WorkerError
+from harness.base.text import redact
+from harness.contract.program_errors import Meaning, meaning
+from harness.records.schema import Device, Scalar
 
 # What the project's runner says when a device's storage takes no more of the logits.
 UNWRITTEN = "the logits could not be written"

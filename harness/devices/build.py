@@ -12,10 +12,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from harness.artifacts import Artifact, Store, file_digest
-from harness.environment import Environment
-from harness.errors import ArtifactError
-from harness.records import redact
+from harness.base.errors import ArtifactError
+from harness.base.files import file_digest
+from harness.base.text import redact
+from harness.runtime.environment import Environment
+from harness.runtime.store import Artifact, Store
 
 SOURCE = Path(__file__).with_name("runner.cpp")
 RUNNER = "runner"

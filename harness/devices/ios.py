@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.base.errors import MatrixError
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
-from harness.errors import MatrixError
-from harness.matrix import Cell
-from harness.records import Device
+from harness.matrix.plan import Cell
+from harness.records.schema import Device
 
 # Names of the metrics of ExecuTorch's iOS benchmark app (LLaMA.swift, MetricsTests), and of XCTest's own.
 _RATE = "tokens per second"

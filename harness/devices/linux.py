@@ -12,13 +12,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from harness import hardware
-from harness.artifacts import Store, file_digest
+from harness.base.files import file_digest
 from harness.devices import build
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request, read
-from harness.environment import Environment
-from harness.process import Process
-from harness.records import Device, Scalar
+from harness.machine import probe
+from harness.records.schema import Device, Scalar
+from harness.runtime.environment import Environment
+from harness.runtime.process import Process
+from harness.runtime.store import Store
 
 QEMU = "qemu-aarch64-static"
 # A core that phones have. By default qemu emulates all that ARM ever specified, and XNNPACK then chooses kernels for
@@ -47,10 +48,10 @@ class Host(DeviceRunner):
         return build.missing(self.machine)
 
     def device(self) -> Device:
-        return hardware.device("cpu")
+        return probe.device("cpu")
 
     def state(self) -> dict[str, Scalar]:
-        return hardware.state("arm-mobile")
+        return probe.state("arm-mobile")
 
     def runner_key(self) -> str:
         return build.runner(self.store, self.environment, self.machine).key
@@ -96,7 +97,7 @@ class Qemu(Host):
         return super().missing()
 
     def device(self) -> Device:
-        host = hardware.device("cpu")
+        host = probe.device("cpu")
         name = f"aarch64 ({CORE}) under qemu-user on {host.name}"
         return Device(name=name, detail={**host.detail, "emulated": True})
 

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any
 
-from harness.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.contract.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.worker.backend import Backend
 
 

@@ -31,8 +31,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from harness import gpu, warden
-from harness.protocol import FORKS_FD
+from harness.contract import visible, warden
+from harness.contract.protocol import FORKS_FD
 
 _TRANSFORMERS = ("harness.worker.generate", "harness.worker.quantize", "transformers.models.auto.modeling_auto")
 _VLLM = (
@@ -93,7 +93,7 @@ def _device_asked_through_nvml() -> Iterator[None]:
         return
 
     def capability(device: Any = None) -> tuple[int, int]:
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(gpu.used())
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(visible.used())
         return int(major), int(minor)
 
     def properties(device: Any = None) -> SimpleNamespace:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lm_eval.api.model import TemplateLM
 
-from harness.worker.program_errors import Meaning, meaning
+from harness.contract.program_errors import Meaning, meaning
 
 
 class Program:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
-from harness import held
+from harness.contract import quantized
 from harness.worker import recipe as recipes
 from harness.worker import tensors
 from harness.worker.backend import Backend
@@ -78,7 +78,7 @@ class Quantize(Backend):
         for plain layers of these kinds.
         """
         if config:
-            other = recipes.differences(config, arguments or {}, held.quant_type(Path(checkpoint)))
+            other = recipes.differences(config, arguments or {}, quantized.quant_type(Path(checkpoint)))
             if other:
                 raise ValueError(
                     f"the checkpoint was quantized with another {config}: {'; '.join(other)}. Measure it by a recipe "

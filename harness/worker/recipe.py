@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from harness import notation
+from harness.contract import notation
 
 # Arguments that no tensor depends on; a nested config's version is torchao's choice.
 _NOT_OF_TENSORS = ("set_inductor_config", "._version")
@@ -18,9 +18,9 @@ _NOT_OF_TENSORS = ("set_inductor_config", "._version")
 def build(config: str, arguments: dict[str, Any]) -> Any:
     """Return the torchao config ``config(**arguments)``.
 
-    The texts of :mod:`harness.notation` become dtypes, granularities and members of torchao's enums, tables with a
-    ``config`` key nested configs; an enum of strings takes its plain values too. Raises ValueError for a class, an
-    argument or a value that this torchao does not have.
+    The texts of :mod:`harness.contract.notation` become dtypes, granularities and members of torchao's enums, tables
+    with a ``config`` key nested configs; an enum of strings takes its plain values too. Raises ValueError for a class,
+    an argument or a value that this torchao does not have.
     """
     kind = _named(config)
     if not isinstance(kind, type):
@@ -37,9 +37,10 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
 def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str]:
     """Say where the config that a checkpoint was made by is another than ``config(**arguments)``.
 
-    ``stored`` is what :func:`harness.held.quant_type` returns. Arguments that it does not have yet count as this
-    torchao's defaults, and a version that the recipe does not name is the checkpoint's. ``set_inductor_config`` is left
-    out, which no tensor depends on. Raises ValueError for a config that this torchao cannot read.
+    ``stored`` is what :func:`harness.contract.quantized.quant_type` returns. Arguments that it does not have yet
+    count as this torchao's defaults, and a version that the recipe does not name is the checkpoint's.
+    ``set_inductor_config`` is left out, which no tensor depends on. Raises ValueError for a config that this
+    torchao cannot read.
     """
     from torchao.core.config import config_from_dict, config_to_dict
 

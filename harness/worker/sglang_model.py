@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from harness import held
+from harness.contract import quantized
 from harness.worker import profiling, tensors
 from harness.worker import recipe as recipes
 
@@ -124,8 +124,8 @@ def is_quantized(folder: Path) -> bool:
 
     Such a checkpoint must not show SGLang its ``quantization_config``, which it does not know.
     """
-    method = held.method(folder)
-    if method not in ("", held.TORCHAO):
+    method = quantized.method(folder)
+    if method not in ("", quantized.TORCHAO):
         raise ValueError(f"{folder} is quantized with {method}; SGLang is given torchao recipes here")
     return bool(method)
 

@@ -23,12 +23,14 @@ from pathlib import Path
 import pytest
 from scipy.stats import binom
 
-from harness import matrix
-from harness.artifacts import Store, default_root
-from harness.environment import Environment
-from harness.flow import Flow
-from harness.records import Run
-from harness.servers import SERVED_NAME, SERVERS
+from harness.base.files import default_root
+from harness.matrix import load
+from harness.measure.flow import Flow
+from harness.records.run import Run
+from harness.runtime.environment import Environment
+from harness.runtime.store import Store
+from harness.servers.base import SERVED_NAME
+from harness.servers.registry import SERVERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAIRS = int(os.environ.get("HARNESS_PAIRS", "12"))
@@ -48,7 +50,7 @@ if __name__ == "__main__":
 def flow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("by-hand")
     store = Store(Path(CACHE) if CACHE else default_root())
-    suites = matrix.load(ROOT / "suites" / "matrix.toml")
+    suites = load.load(ROOT / "suites" / "matrix.toml")
     flow = Flow(store, Run.create(folder), suites, environment=Environment())
     flow.start_ahead = False
     yield flow

@@ -25,16 +25,19 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
 import bench_rules  # noqa: E402
 import planted  # noqa: E402
 
-from harness import calibrate, stats  # noqa: E402
-from harness.artifacts import Store, default_root  # noqa: E402
-from harness.environment import Environment  # noqa: E402
-from harness.gate_command import Workplace  # noqa: E402
-from harness.lock import machine_lock, only_session  # noqa: E402
-from harness.matrix import load  # noqa: E402
-from harness.pair import make  # noqa: E402
-from harness.rendering import Table, render, write_text  # noqa: E402
-from harness.schedule import parse_budget  # noqa: E402
-from harness.selection import Options  # noqa: E402
+from harness.base.files import default_root, write_text  # noqa: E402
+from harness.commands.gate import Workplace  # noqa: E402
+from harness.gate import noise as gate_noise  # noqa: E402
+from harness.gate.plan import Options  # noqa: E402
+from harness.gate.schedule import parse_budget  # noqa: E402
+from harness.judge import stats  # noqa: E402
+from harness.machine.lock import machine_lock, only_session  # noqa: E402
+from harness.matrix.load import load  # noqa: E402
+from harness.report import noise as report_noise  # noqa: E402
+from harness.report.rendering import Table, render  # noqa: E402
+from harness.runtime.environment import Environment  # noqa: E402
+from harness.runtime.pair import make  # noqa: E402
+from harness.runtime.store import Store  # noqa: E402
 
 SPEED = "generate_throughput"
 # What each arm plants, the metric that should tell, and whether the gate must call it a regression.
@@ -213,7 +216,7 @@ def noise(gates: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what every process of gates of nothing measured, block by block, and what a block takes in seconds."""
     found = [{"created": data["created"], **of(data, SPEED)[0]["samples"]} for data in gates]
     blocks = [unit["seconds"] for data in gates for unit in data["units"].values()]
-    device = calibrate.device(gates)
+    device = gate_noise.device(gates)
     return {"metric": SPEED, "device": device, "block_seconds": statistics.median(blocks), "gates": found}
 
 
@@ -248,7 +251,7 @@ def main() -> None:
     if len(same := outcomes(arguments.folder / "same")) > 1:
         budget = float(same[0]["budget_seconds"])
         tables.append(starts(same))
-        tables.append(calibrate.table(calibrate.summarise(same, "cpu", budget)))
+        tables.append(report_noise.table(gate_noise.summarise(same, "cpu", budget)))
         write_text(arguments.output.with_suffix(".json"), json.dumps(noise(same), indent=1))
     kept = arguments.output.with_name(f"{arguments.output.stem}_gates.json")
     write_text(

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats as distributions
 
-from harness import stats
-from harness.baseline import MOST_MARGIN, smallest_margin
-from harness.rendering import Table, render
-from harness.verdict import FALSE_DISCOVERIES
+from harness.judge import stats
+from harness.judge.baseline import MOST_MARGIN, smallest_margin
+from harness.judge.rules import FALSE_DISCOVERIES
+from harness.report.rendering import Table, render
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOWER = (0.0, 0.05, 0.10, 0.20)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact, Store, file_digest
+from harness.base.files import file_digest
 from harness.devices import Host, Qemu
-from harness.environment import Environment
+from harness.runtime.environment import Environment
+from harness.runtime.store import Artifact, Store
 from tests.devices.adb_server import AdbServer
 
 _CUSTOM = """

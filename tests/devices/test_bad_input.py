@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact, Store
+from harness.base.errors import WorkerError
+from harness.contract.program_errors import Meaning, meaning
+from harness.contract.warden import descendants
 from harness.devices import DeviceError, Host, Request, build
 from harness.devices.base import read
-from harness.environment import Environment
-from harness.errors import WorkerError
-from harness.warden import descendants
-from harness.worker.program_errors import Meaning, meaning
+from harness.runtime.environment import Environment
+from harness.runtime.store import Artifact, Store
+from tests.contract.test_warden import gone, until
 from tests.devices.conftest import CONTEXT
-from tests.test_warden import gone, until
 
 pytest.importorskip("executorch")
 

@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 
-from harness import hardware
-from harness.artifacts import Artifact, Store
+from harness.base.errors import HarnessError
 from harness.devices import Host, Qemu
-from harness.environment import Environment
-from harness.errors import HarnessError
-from harness.flow import Checkpoint
-from harness.matrix import Cell, Matrix
-from harness.measure import Measure
-from harness.mobile import MeasureMobile
-from harness.records import Measurement, ModelIdentity, Run
+from harness.machine import probe
+from harness.matrix.plan import Cell, Matrix
+from harness.measure.checkpoints import Checkpoint
+from harness.measure.measure import Measure
+from harness.measure.mobile import MeasureMobile
+from harness.records.run import Run
+from harness.records.schema import Measurement, ModelIdentity
+from harness.runtime.environment import Environment
+from harness.runtime.store import Artifact, Store
 from tests.devices.adb_server import AdbServer
-from tests.test_measure import StubFlow
+from tests.measure.test_measure import StubFlow
 
 pytestmark = pytest.mark.skipif(not shutil.which("adb"), reason="no adb; on Debian: apt-get install adb")
 
@@ -191,5 +192,5 @@ def test_documents_that_were_cut_are_counted(bench: Bench, quantized_cell: Cell)
 def test_whose_state_is_recorded(tmp_path: Path) -> None:
     """This machine's for what runs here, none for what is emulated."""
     store = Store(tmp_path)
-    assert Host(store, Environment()).state().keys() == hardware.state("arm-mobile").keys()
+    assert Host(store, Environment()).state().keys() == probe.state("arm-mobile").keys()
     assert Qemu(store, Environment()).state() == {}

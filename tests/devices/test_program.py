@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Artifact, Store, file_digest
+from harness.base.files import file_digest
 from harness.devices import Adb, Host, Qemu, Request
-from harness.environment import Environment
-from harness.mobile import metrics_on
+from harness.measure.mobile import metrics_on
+from harness.runtime.environment import Environment
+from harness.runtime.store import Artifact, Store
 from tests.devices.conftest import CONTEXT
 
 pytest.importorskip("executorch")

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Store
+from harness.base.errors import MatrixError
 from harness.devices import DeviceError, Host, Ios, Request, Ssh, linux, open_device
-from harness.environment import Environment
-from harness.errors import MatrixError
-from harness.job import free_port
-from tests.test_warden import until
+from harness.runtime.environment import Environment
+from harness.runtime.job import free_port
+from harness.runtime.store import Store
+from tests.contract.test_warden import until
 
 REQUEST = Request([10, 11, 12, 13], 5, 0, 2, [[10, 11, 12]])
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.job import Worker
-from harness.matrix import Matrix
+from harness.matrix.plan import Matrix
+from harness.runtime.job import Worker
 
 TIMEOUT = 300
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import WorkerError
+from harness.base.errors import WorkerError
 
 
 def evaluate(generating: Any, names: list[str], data: Path, limit: int | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import WorkerError
+from harness.base.errors import WorkerError
 
 WINDOWS, WINDOW_TOKENS = 3, 64
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness import hardware, held, session
-from harness.errors import WorkerError
-from harness.matrix import Matrix
-from harness.records import Measurement, Run
+from harness.base.errors import WorkerError
+from harness.contract import quantized as held
+from harness.machine import probe
+from harness.matrix.plan import Matrix
+from harness.plugin import session
+from harness.records.run import Run
+from harness.records.schema import Measurement
 from harness.worker import recipe as recipes
 
 INT8 = "Int8WeightOnlyConfig"
@@ -196,12 +199,12 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
 ) -> None:
     """By the suites' own test and matrix; the folder is called after its recipe, as such models are."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr(hardware, "missing", lambda name: "" if name == "cpu" else "not here")
+    monkeypatch.setattr(probe, "missing", lambda name: "" if name == "cpu" else "not here")
     monkeypatch.setattr(session, "machine_lock", lambda: pytester.path / "lock")
     shutil.copy(repository / "suites" / "test_quantize.py", pytester.path)
     folder = pytester.path / "tiny-int8wo"
     shutil.copytree(quantizing.by("int8wo").folder, folder)
-    given = ["-p", "harness.plugin", "-m", "cpu", "-rs", "--model", str(folder), "--results", "results"]
+    given = ["-p", "harness.plugin.plugin", "-m", "cpu", "-rs", "--model", str(folder), "--results", "results"]
     result = pytester.runpytest_inprocess(
         *given, "--cache", "cache", "--matrix", str(repository / "suites" / "matrix.toml")
     )

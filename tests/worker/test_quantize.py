@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import file_digest
-from harness.errors import WorkerError
-from harness.worker.versions import CHECKPOINT_FACTS
+from harness.base.errors import WorkerError
+from harness.base.files import file_digest
+from harness.contract.versions import CHECKPOINT_FACTS
 
 LINEAR_LAYERS = 14
 

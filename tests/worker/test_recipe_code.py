@@ -6,8 +6,10 @@ import importlib
 
 import pytest
 
-from harness import notation, recipe_code
-from harness.matrix import Matrix, parse_config
+from harness.contract import notation
+from harness.matrix.config_text import parse_config
+from harness.matrix.plan import Matrix
+from harness.publish import recipe_code
 from harness.worker import recipe as recipes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.matrix import Matrix
+from harness.matrix.plan import Matrix
 
 MERGED_LAYERS = 2 * 4
 SPARED = ("model.layers.0.self_attn.o_proj", "model.layers.1.mlp.down_proj")

@@ -17,16 +17,18 @@ from typing import Any
 
 import pytest
 
-from harness.artifacts import Store
-from harness.environment import Environment
-from harness.errors import WorkerError
-from harness.flow import Flow
-from harness.job import Server
-from harness.matrix import Cell, Latency, Matrix, Serving
-from harness.measure import Measure
-from harness.process import Process
-from harness.records import Run
-from harness.servers import SERVED_NAME, SERVERS
+from harness.base.errors import WorkerError
+from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import Latency, Serving
+from harness.measure.flow import Flow
+from harness.measure.measure import Measure
+from harness.records.run import Run
+from harness.runtime.environment import Environment
+from harness.runtime.job import Server
+from harness.runtime.process import Process
+from harness.runtime.store import Store
+from harness.servers.base import SERVED_NAME
+from harness.servers.registry import SERVERS
 
 LINEAR_LAYERS_IN_VLLM = 8  # two layers of qkv_proj, o_proj, gate_up_proj and down_proj
 

@@ -1,0 +1,21 @@
+"""Whether the Hugging Face hub can be asked from here."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+
+
+def hub_answers() -> bool:
+    """Return whether the Hugging Face hub can be asked from here, within five seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False

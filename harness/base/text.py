@@ -1,0 +1,65 @@
+"""Texts that leave the process: digests, names of files, one line of many, and nothing secret."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# With an ending and a number it stays below the 255 bytes that file systems take.
+_LONGEST_NAME = 200
+
+
+def file_name(text: str) -> str:
+    """Return a text as the name of a file: what systems do not take is replaced, and a long one ends in its digest."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", text)
+    return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}-{digest(text)}"
+
+
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+
+
+_REMOVED = "[token removed]"
+
+
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
+
+
+_ROOT = re.escape(f"{Path(__file__).resolve().parents[2]}/")
+
+
+_WHERE = re.compile(rf'(?<=File ")(?:[^"\n]*/(?:site|dist)-packages/|{_ROOT})')
+
+
+def redact(text: str, *secrets: str) -> str:
+    """Return ``text`` with hub tokens, bearer credentials and ``secrets`` replaced, as every log tail must be.
+
+    The user's home folder becomes ``~``, and a traceback's files are named from where Python finds them: where either
+    lies is nobody else's business.
+    """
+    for token in (*secrets, *(os.environ.get(name) for name in TOKENS)):
+        if token:
+            text = text.replace(token, _REMOVED)
+    return _SECRET.sub(_REMOVED, _home().sub("~", _WHERE.sub("", text)))
+
+
+def _home() -> re.Pattern[str]:
+    home = os.path.expanduser("~").rstrip("/")
+    return re.compile(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])" if home.count("/") else r"(?!)")
+
+
+def one_line(text: str) -> str:
+    """Put spaces for line breaks, control and invisible formatting characters (direction overrides among them)."""
+    kept = (" " if unicodedata.category(it) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else it for it in text)
+    return " ".join("".join(kept).split())

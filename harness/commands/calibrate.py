@@ -1,0 +1,101 @@
+"""``python -m harness calibrate``: gates of this environment against itself, and what they say of the machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.base.files import write_text
+from harness.commands import gate as gate_command
+from harness.gate.gate import stored
+from harness.gate.noise import device, summarise
+from harness.gate.plan import Options
+from harness.machine import probe
+from harness.machine.lock import machine_lock, only_session
+from harness.report.noise import written
+from harness.runtime.environment import worker_threads
+from harness.runtime.pair import Pair
+
+
+class _Kept:
+    """The gates that a calibration has finished, so that one that was interrupted can be gone on with."""
+
+    def __init__(self, results: Path, options: Options) -> None:
+        self.path = results / "calibration" / f"{options.hardware}.unfinished.json"
+        self.gates = results / "gates"
+        self.options = options
+        self.names: list[str] = []
+
+    def resume(self, packages: dict[str, str]) -> list[dict[str, Any]]:
+        """Return the gates that are there; raises HarnessError if they are of something else, or of another device."""
+        try:
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            changed = self.options.changed(kept["options"])
+            if kept["threads"] != worker_threads():
+                changed.append(f"OMP_NUM_THREADS: {kept['threads']} then, {worker_threads()} now")
+            if kept["packages"] != packages:
+                changed.append("packages are installed otherwise")
+            self.names = list(kept["gates"])
+            found = [stored(self.gates / name) for name in self.names]
+            here = probe.device(self.options.hardware).name
+            if found and (there := device(found)) != here:
+                changed.append(f"device: {there} then, {here} now")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HarnessError(f"--resume: no unfinished calibration can be read at {self.path} ({error})") from error
+        if changed:
+            raise HarnessError(f"{self.path}: this calibration was started otherwise: {'; '.join(changed)}")
+        return found
+
+    def add(self, folder: Path, packages: dict[str, str]) -> None:
+        self.names.append(folder.name)
+        kept = {
+            "options": asdict(self.options),
+            "threads": worker_threads(),
+            "packages": packages,
+            "gates": self.names,
+        }
+        write_text(self.path, json.dumps(kept, indent=1) + "\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    gate_command.add_common_arguments(parser)
+    parser.add_argument("--gates", type=int, default=5, metavar="N", help="gates of old against old (default: 5)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted calibration")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.gates < 1:
+        raise HarnessError(f"--gates {arguments.gates}: at least one is needed")
+    place = gate_command.workplace(arguments)
+    wanted = gate_command.options(arguments, "this environment", "this environment")
+    packages = place.base.packages()
+    kept = _Kept(place.results, wanted)
+    outcomes = kept.resume(packages) if arguments.resume else []
+    lock = only_session(machine_lock(), place.progress)
+    try:
+        for index in range(len(outcomes), arguments.gates):
+            place.progress(f"gate {index + 1} of {arguments.gates}, old against old")
+            pair = Pair("none", place.base, place.base, ())
+            outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
+            outcomes.append(outcome.data)
+            kept.add(outcome.folder, packages)
+    except KeyboardInterrupt:
+        if outcomes:
+            print(written(summarise(outcomes, arguments.hardware, wanted.budget)), end="")
+        print(
+            f"interrupted after {len(outcomes)} of {arguments.gates} gates; the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        return 130
+    finally:
+        lock.release()
+    found = summarise(outcomes, arguments.hardware, wanted.budget)
+    print(written(found), end="")
+    print(f"calibration: {found.write(place.results)}")
+    kept.path.unlink(missing_ok=True)
+    return 0

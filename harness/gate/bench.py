@@ -1,0 +1,123 @@
+"""Both sides of a gate with their environments, artifacts and flows, and what is done on both."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import HarnessError, RecordError
+from harness.judge.series import SIDES, Side
+from harness.machine import probe
+from harness.matrix.plan import Cell, Matrix
+from harness.measure.checkpoints import Checkpoint
+from harness.measure.flow import Flow
+from harness.records.run import Run
+from harness.records.schema import Line
+from harness.runtime.pair import Pair
+from harness.runtime.store import Store
+
+
+class SharedRun(Run):
+    """A run that both sides of a block append to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._lock = threading.Lock()
+
+    def append(self, line: Line) -> None:
+        with self._lock:
+            super().append(line)
+
+
+class CarriedFlow(Flow):
+    """A flow that works on the checkpoints of another one, which may live in another environment."""
+
+    maker: Flow
+
+    def checkpoint(self, cell: Cell) -> Checkpoint:
+        return self.maker.checkpoint(cell)
+
+    def ask_once(self, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
+        """Ask the checkpoint's predictions in a worker of its own; see harness.worker.compatibility."""
+        specification = {
+            "checkpoint": str(self.checkpoint(cell).folder),
+            "device": probe.torch_device(cell.hardware),
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        return self.once("compatibility", specification, command, cell, **arguments)
+
+
+@dataclass
+class Bench:
+    """What every block of a gate shares: the two environments, the store, the run and the matrix."""
+
+    pair: Pair
+    store: Store
+    run: SharedRun
+    matrix: Matrix
+    base: Flow
+    data: Path | None = None
+    limit: int | None = None
+    progress: Callable[[str], None] = lambda _: None
+    _roots: dict[Side, Flow] = field(default_factory=dict)
+
+    def flow(self, side: Side, kind: type[Flow] = Flow) -> Any:
+        """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share."""
+        made = kind(
+            self.store,
+            self.run,
+            self.matrix,
+            environment=self.pair.side(side),
+            data=self.data,
+            limit=self.limit,
+            progress=self.progress,
+            apart=self.pair.apart(side),
+            side=side,
+        )
+        if side == "new" and self.pair.alike:
+            # The cache would give what the other side has just found: evaluated anew, it says what it differs by.
+            made.block = 1
+        made.share_plain(self.base)
+        if side in self._roots:
+            made.share_forks(self._roots[side])
+        else:
+            self._roots[side] = made
+        return made
+
+    def close(self) -> None:
+        """End what workers are forked from on either side."""
+        for root in self._roots.values():
+            root.close()
+        self.base.close()
+
+    def carried(self, side: Side, maker: Flow) -> CarriedFlow:
+        """Return a flow of one side that works on the checkpoints of ``maker``."""
+        flow: CarriedFlow = self.flow(side, CarriedFlow)
+        flow.maker = maker
+        return flow
+
+    def guarded(self, work: Callable[[Side], Any], side: Side) -> Any:
+        """Do something on one side; returns its result, or the HarnessError that it raised."""
+        try:
+            return work(side)
+        except HarnessError as error:
+            return error
+        except OSError as error:
+            return RecordError(f"{self.run.folder}: {error}")
+
+    def both(self, work: Callable[[Side], Any], abort: Callable[[], None] = lambda: None) -> dict[Side, Any]:
+        """Do something on both sides at once; returns each side's result, or the HarnessError that it raised."""
+
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="side") as pool:
+            futures: dict[Side, Future[Any]] = {side: pool.submit(self.guarded, work, side) for side in SIDES}
+            try:
+                wait(futures.values())
+            except BaseException:
+                # Interrupted: what a side waits for must end first, or its thread would never.
+                abort()
+                raise
+            return {side: future.result() for side, future in futures.items()}

@@ -1,0 +1,156 @@
+"""What a gate is asked for, and which cells and metrics that selects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.judge.rules import RULES
+from harness.judge.series import SIZES, TASKS, THROUGH, Series, stage_of, unit_id
+from harness.judge.verdict import Verdict
+from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import Measurements, Stage
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a gate is asked for; kept in gate.json so that a resumed gate is the same gate."""
+
+    old: str
+    new: str
+    hardware: str
+    models: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    keyword: str = ""
+    tasks: tuple[str, ...] = ()
+    data: str = ""
+    limit: int | None = None
+    budget: float = 1800.0
+    margins: tuple[str, ...] = ()
+    seed: int = 0
+
+    def changed(self, stored: dict[str, Any]) -> list[str]:
+        """Return what differs from a stored gate's options; a larger budget is no difference."""
+        mine = json.loads(json.dumps(asdict(self)))
+        return [
+            f"{name}: {stored.get(name)!r} then, {value!r} now"
+            for name, value in mine.items()
+            if name != "budget" and stored.get(name) != value
+        ]
+
+
+def units(matrix: Matrix, options: Options) -> list[Unit]:
+    """Return what is to be measured: every chosen cell through every chosen server, with the chosen metrics.
+
+    What the matrix does not send through a server, or not through all of its stages, is not gated there either.
+    """
+    chosen = [
+        cell
+        for cell in matrix.cells(list(options.models) or None, list(options.recipes) or None)
+        if cell.hardware == options.hardware
+    ]
+    if options.recipes:
+        # Old and new are compared with each other: the baseline is measured only where it is asked for.
+        chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
+    found = []
+    for cell in chosen:
+        for server, listed in cell.servers.items():
+            if server not in THROUGH or server not in (options.servers or THROUGH) or cell.refusal(server):
+                continue
+            through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
+            for stage, measured in THROUGH[server].items():
+                if stage not in listed.stages:
+                    continue
+                name = unit_id(through.id, stage)
+                metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
+                if not options.tasks:
+                    metrics -= TASKS
+                if metrics:
+                    found.append(Unit(through, stage, metrics))
+    if not found:
+        raise HarnessError(
+            f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
+        )
+    return found
+
+
+def _with_rounds(wanted: Measurements) -> Measurements:
+    """Return the measurements with as many rounds as a gate's block has: of serving half as many."""
+    rounds = wanted.blocks.gate_rounds
+    if rounds is None:
+        return wanted
+    return wanted.model_copy(
+        update={
+            "generate": wanted.generate.model_copy(update={"rounds": rounds}),
+            "latency": wanted.latency.model_copy(update={"rounds": rounds}),
+            # A round is a benchmark of its own, which takes several times as long as a batch.
+            "serving": wanted.serving.model_copy(update={"rounds": (rounds + 1) // 2}),
+        }
+    )
+
+
+def _selected(keyword: str, text: str) -> bool:
+    """Return whether pytest's -k expression selects a name."""
+    if not keyword:
+        return True
+    from _pytest.mark.expression import Expression
+
+    def contains(name: str, /, **_: str | int | bool | None) -> bool:
+        return name.lower() in text.lower()
+
+    try:
+        return bool(Expression.compile(keyword).evaluate(contains))
+    except SyntaxError as error:
+        raise HarnessError(f"-k {keyword!r}: {error}") from error
+
+
+@dataclass
+class Unit:
+    """What is measured block by block: one cell through one server at one of its stages, and how far it has come.
+
+    ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
+    of them is enough (memory, quality, kernels), and ``tasks`` the tasks that it evaluates. A ``closed`` unit is not
+    measured any more: the recipe fails, or something else went wrong, which ``reason`` (a code of verdict.REASONS) and
+    ``problem`` name.
+    """
+
+    cell: Cell
+    stage: Stage
+    metrics: frozenset[str]
+    once: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ()
+    done: int = 0
+    seconds: float = 0.0
+    measuring: float = 0.0
+    lost: int = 0
+    closed: bool = False
+    reason: str = ""
+    problem: str = ""
+
+    def close(self, reason: str = "", problem: str = "") -> None:
+        """Measure it no more, for a reason that the compatibility matrix does not tell."""
+        self.closed, self.reason, self.problem = True, reason, problem
+
+    @property
+    def id(self) -> str:
+        return unit_id(self.cell.id, self.stage)
+
+    def holds(self, about: Series | Verdict) -> bool:
+        """Return whether a figure is of this unit; a server's start is not the engine's."""
+        cell = (self.cell.model.name, self.cell.recipe.name, self.cell.server)
+        stage = stage_of(about.server, about.metric, about.label)
+        return (about.model, about.recipe, about.server, stage) == (*cell, self.stage)
+
+    @property
+    def runs(self) -> bool:
+        """Whether any of its metrics needs the model to be run."""
+        return bool(self.metrics - SIZES)
+
+    @property
+    def timed(self) -> frozenset[str]:
+        """Those of its metrics that are judged over blocks and say how many it takes: the primary ones, if any."""
+        over_blocks = {metric for metric in self.metrics if RULES[metric].kind == "blocks"}
+        return frozenset({metric for metric in over_blocks if RULES[metric].primary} or over_blocks)

@@ -1,0 +1,137 @@
+"""The statistics of quality: paired document by document, since both sides answered the same ones.
+
+Sources
+- McNemar, Psychometrika 12, 1947, in its exact form (the binomial test of the discordant documents).
+- Tango, Statistics in Medicine 17, 1998: score interval for a difference of paired proportions. It does not collapse
+  when no document changed, where a bootstrap or Wald interval would claim to know the difference exactly.
+- Miller, Adding Error Bars to Evals, arXiv 2411.00640, 2024: the document is the unit, differences are paired.
+- Dutta et al., Accuracy is Not All You Need, NeurIPS 2024: flips.
+- Zou and Donner, Statistics in Medicine 27, 2008: intervals of sums from the parts' own intervals (MOVER).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import optimize
+from scipy import stats as distributions
+
+from harness.base.errors import SampleError, TooFewSamples
+from harness.judge.stats import Interval, finite, mean_interval
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Documents answered rightly by one side only: ``lost`` by old only, ``won`` by new only."""
+
+    lost: int
+    won: int
+    documents: int
+
+    @property
+    def share(self) -> float:
+        """Flips a document (Dutta et al. 2024), whichever way."""
+        return (self.lost + self.won) / self.documents
+
+
+def flips(old: Sequence[float], new: Sequence[float]) -> Flips:
+    """Count the documents whose score (0 or 1, or any in between) fell or rose."""
+    differences = _differences(old, new)
+    return Flips(sum(d < 0 for d in differences), sum(d > 0 for d in differences), len(differences))
+
+
+def mcnemar_exact(lost: int, won: int) -> float:
+    """Return the two-sided p-value of "as many are lost as won", from discordant documents alone (exact McNemar)."""
+    if lost < 0 or won < 0:
+        raise SampleError(f"counts of documents are not negative: lost {lost}, won {won}")
+    return float(distributions.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+
+
+def noninferiority(old: Sequence[float], new: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the difference new - old of the mean score over the same documents, to be held against a margin.
+
+    Scores of 0 and 1 get Tango's score interval, others (a partial credit) that of :func:`paired_difference`. New is
+    not worse by more than a margin where ``low > -margin``: ``stats.decide_difference(interval, margin, "higher")``.
+    """
+    differences = _differences(old, new)
+    if not differences:
+        raise TooFewSamples("a paired difference of documents", 1, 0)
+    if set(map(float, (*old, *new))) <= {0.0, 1.0}:
+        found = flips(old, new)
+        return tango_interval(found.lost, found.won, found.documents, confidence)
+    return paired_difference(old, new, confidence)
+
+
+def tango_interval(lost: int, won: int, documents: int, confidence: float = 0.95) -> Interval:
+    """Return (won - lost) / documents with Tango's score interval (1998, equations 24 to 26)."""
+    if not (lost >= 0 and won >= 0 and documents > 0 and lost + won <= documents):
+        raise SampleError(f"lost {lost} and won {won} are not parts of {documents} documents")
+    z = float(distributions.norm.ppf((1 + confidence) / 2))
+    estimate = (won - lost) / documents
+
+    def excess(difference: float) -> float:
+        # The score statistic at a hypothetical difference, with the most likely share of lost documents under it.
+        a = 2 * documents
+        b = (a - won + lost) * difference - won - lost
+        c = -lost * difference * (1 - difference)
+        share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+        variance = documents * max(0.0, 2 * share + difference * (1 - difference))
+        gap = won - lost - documents * difference
+        return gap / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, gap) if gap else 0.0
+
+    edge = 1e-12
+    low, high = -1.0, 1.0
+    if not excess(estimate) < z or not excess(estimate) > -z:
+        # At hardly any confidence there is nothing to either side of the estimate but rounding.
+        return Interval(estimate, estimate, estimate, confidence, "Tango score", documents)
+    if excess(-1 + edge) > z:
+        low = float(optimize.brentq(lambda d: min(excess(d), 1e9) - z, -1 + edge, estimate, xtol=1e-10))
+    if excess(1 - edge) < -z:
+        high = float(optimize.brentq(lambda d: max(excess(d), -1e9) + z, estimate, 1 - edge, xtol=1e-10))
+    return Interval(estimate, low, high, confidence, "Tango score", documents)
+
+
+def paired_difference(old: Sequence[float], new: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the mean of new - old over the same documents, e.g. of their KL divergence from the baseline.
+
+    One value a document (or window of text), never one a token: tokens of one text are not independent. Student's t
+    for few documents, BCa above; at least two.
+    """
+    return mean_interval(_differences(old, new), confidence, "a paired difference of documents")
+
+
+def perplexity_ratio(old_nll: Sequence[float], new_nll: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the ratio of perplexities new / old from the mean negative log-likelihood a token of each document.
+
+    Documents count alike, as do the equally long windows that the harness measures, so that the ratio is exp of the
+    paired difference of means.
+    """
+    return paired_difference(old_nll, new_nll, confidence).transformed(math.exp)
+
+
+def combine_tasks(tasks: Sequence[Interval]) -> Interval:
+    """Combine the differences of several tasks: the plain mean of the tasks, each counting once whatever its size.
+
+    That is how leaderboards average tasks, and a large task does not hide a small one. The interval is MOVER's (Zou and
+    Donner 2008): each arm is the root of the summed squares of the tasks' own arms, so their score intervals keep their
+    shape. The tasks' documents are taken to be independent of each other's.
+    """
+    if not tasks:
+        raise TooFewSamples("a mean over tasks", 1, 0)
+    if len({task.confidence for task in tasks}) > 1:
+        raise SampleError("the tasks' intervals have different confidence levels")
+    count = len(tasks)
+    mean = math.fsum(task.estimate for task in tasks) / count
+    below = math.hypot(*(task.estimate - task.low for task in tasks)) / count
+    above = math.hypot(*(task.high - task.estimate for task in tasks)) / count
+    documents = sum(task.n for task in tasks)
+    return Interval(mean, mean - below, mean + above, tasks[0].confidence, "mean of tasks, MOVER", documents)
+
+
+def _differences(old: Sequence[float], new: Sequence[float]) -> list[float]:
+    if len(old) != len(new):
+        raise SampleError(f"paired documents: got {len(old)} old and {len(new)} new; evaluate the same documents")
+    before, after = finite(old, "old document"), finite(new, "new document")
+    return [float(value) for value in after - before]

@@ -1,0 +1,284 @@
+"""Stored baselines: what several runs of one machine measured, with their spread, to hold later runs against."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from harness.base.errors import RecordError, TooFewSamples
+from harness.records.metrics import METRICS
+from harness.records.run import Run
+from harness.records.schema import Device, Measurement, Scalar
+
+SCHEMA_VERSION = 1
+
+
+# Two runs give a spread with one degree of freedom, from which nothing can be concluded.
+MINIMUM_RUNS = 3
+
+
+# Where the runs differ by so much that only a larger change could be told, nothing is judged.
+MOST_MARGIN = 0.25
+
+
+Key = tuple[str, str, str, str, str]
+
+
+class BaselineError(RecordError):
+    """A baseline cannot be made from these runs, or not be compared with this session."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Entry(_Frozen):
+    """One metric of one cell over the baseline's runs."""
+
+    model: str
+    revision: str = Field(description="The weights' revision: those of other weights are not compared.")
+    recipe: str
+    recipe_hash: str
+    server: str
+    metric: str
+    definition: int
+    unit: str
+    direction: Literal["lower", "higher", "none"]
+    parameters: dict[str, Scalar]
+    flags: dict[str, Scalar]
+    values: list[FiniteFloat] = Field(description="One value a run, in the runs' order.")
+    samples: list[FiniteFloat] = Field(description="Samples of the last run: documents or windows, to be paired.")
+    spread: float | None = Field(description="Standard deviation (n - 1) of the log values; None where one is not > 0.")
+
+    @property
+    def key(self) -> Key:
+        """What the entry is about; everything else must agree before values are compared."""
+        return (self.model, self.recipe, self.server, self.metric, json.dumps(self.parameters, sort_keys=True))
+
+    @property
+    def label(self) -> str:
+        return label(self.key)
+
+
+class Baseline(_Frozen):
+    """The file results/baselines/HARDWARE.json."""
+
+    schema_version: int = SCHEMA_VERSION
+    hardware: str
+    device: Device
+    created: float = Field(description="Seconds since the epoch.")
+    runs: list[str]
+    packages: dict[str, str] = Field(description="Versions of what decides the results, the same in all runs.")
+    entries: list[Entry]
+
+    def write(self, folder: Path) -> Path:
+        """Write the baseline as ``folder``/HARDWARE.json, in one step."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.hardware}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        return path
+
+
+def key(measurement: Measurement) -> Key:
+    """Return what a measurement is about, as :attr:`Entry.key`."""
+    cell = measurement.cell
+    parameters = json.dumps(measurement.parameters, sort_keys=True)
+    return (cell.model.name, cell.recipe.name, cell.server, measurement.metric, parameters)
+
+
+def label(of: Key) -> str:
+    """Return a key in words, as in ``latency (batch_size=1) of SmolLM2/int8wo/vllm``."""
+    model, recipe, server, metric, parameters = of
+    shown = ", ".join(f"{name}={value}" for name, value in json.loads(parameters).items())
+    return f"{metric}{f' ({shown})' if shown else ''} of {'/'.join(filter(None, (model, recipe, server)))}"
+
+
+def load(path: Path) -> Baseline:
+    """Read a baseline; BaselineError names the file and what is wrong with it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BaselineError(f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})")
+        return Baseline.model_validate(data)
+    except FileNotFoundError as error:
+        raise BaselineError(
+            f"there is no baseline {path}: make one from {MINIMUM_RUNS} runs or more with "
+            "python -m harness baseline RUN RUN RUN"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BaselineError(f"{path}: {where}: {first['msg']}; make the baseline anew") from error
+    except (ValueError, AttributeError) as error:
+        raise BaselineError(f"{path}: not a baseline ({error}); make it anew") from error
+
+
+def find(name: str, folder: Path) -> Path:
+    """Return the file of ``--against NAME``: a path, or the hardware of a baseline in ``folder``."""
+    path = Path(name)
+    return path if path.suffix == ".json" or path.is_file() else folder / f"{name}.json"
+
+
+def collect(runs: Sequence[Run]) -> list[Baseline]:
+    """Return one baseline for each hardware that the runs measured.
+
+    What fewer than MINIMUM_RUNS of them measured is left out. Raises TooFewSamples for fewer runs, and BaselineError
+    naming what differs between runs of one hardware: device, packages, weights, recipe, definition or flags.
+    """
+    names = [run.name for run in runs]
+    if len(set(names)) < MINIMUM_RUNS:
+        raise TooFewSamples("a baseline", MINIMUM_RUNS, len(set(names)), "runs")
+    if len(set(names)) < len(names):
+        raise BaselineError(f"a run counts once in a baseline: {', '.join(sorted(names))}")
+    found: dict[str, dict[str, list[Measurement]]] = defaultdict(dict)
+    for run in runs:
+        latest: dict[Key, Measurement] = {}
+        for line in run.lines():
+            if isinstance(line, Measurement) and not line.discarded and line.direction != "none":
+                latest[(line.cell.hardware, *key(line))] = line  # type: ignore[index]
+        for measurement in latest.values():
+            found[measurement.cell.hardware].setdefault(run.name, []).append(measurement)
+    whole = {hardware: by_run for hardware, by_run in found.items() if len(by_run) >= MINIMUM_RUNS}
+    if not whole:
+        raise BaselineError(
+            f"no hardware was measured in {MINIMUM_RUNS} of the runs {', '.join(names)}: "
+            + "; ".join(f"{hardware} in {len(by_run)}" for hardware, by_run in found.items())
+        )
+    return [_baseline(hardware, by_run) for hardware, by_run in sorted(whole.items())]
+
+
+def _baseline(hardware: str, by_run: Mapping[str, list[Measurement]]) -> Baseline:
+    everything = [(name, measurement) for name, rows in by_run.items() for measurement in rows]
+    _same("device", ((name, row.device.name) for name, row in everything))
+    packages: dict[str, str] = {}
+    for package in sorted({package for _, row in everything for package in row.packages}):
+        _same(package, ((name, row.packages.get(package, "none")) for name, row in everything))
+        packages[package] = everything[0][1].packages.get(package, "")
+    series: dict[Key, list[tuple[str, Measurement]]] = defaultdict(list)
+    for name, row in everything:
+        series[key(row)].append((name, row))
+    entries = [_entry(rows) for _, rows in sorted(series.items()) if len(rows) >= MINIMUM_RUNS]
+    last = everything[-1][1]
+    return Baseline(
+        hardware=hardware,
+        device=last.device,
+        created=time.time(),
+        runs=list(by_run),
+        packages=packages,
+        entries=entries,
+    )
+
+
+def _entry(rows: Sequence[tuple[str, Measurement]]) -> Entry:
+    what = label(key(rows[0][1]))
+    for name, of in _IDENTITY.items():
+        _same(f"{name} of {what}", ((run, of(row)) for run, row in rows))
+    last = rows[-1][1]
+    values = [row.value for _, row in rows]
+    spread = None
+    if min(values) > 0:
+        from harness.judge.stats import log_sd
+
+        spread = log_sd(values)
+    return Entry(
+        model=last.cell.model.name,
+        revision=last.cell.model.revision,
+        recipe=last.cell.recipe.name,
+        recipe_hash=last.cell.recipe.hash,
+        server=last.cell.server,
+        metric=last.metric,
+        definition=last.definition,
+        unit=last.unit,
+        direction=last.direction,
+        parameters=last.parameters,
+        flags=last.flags,
+        values=values,
+        samples=last.samples,
+        spread=spread,
+    )
+
+
+_IDENTITY: dict[str, Any] = {
+    "definition version": lambda row: row.definition,
+    "unit": lambda row: row.unit,
+    "weights revision": lambda row: row.cell.model.revision,
+    "recipe digest": lambda row: row.cell.recipe.hash,
+    "flags": lambda row: json.dumps(row.flags, sort_keys=True),
+}
+
+
+def _same(what: str, found: Iterable[tuple[str, Any]]) -> None:
+    seen: dict[Any, str] = {}
+    for run, value in found:
+        seen.setdefault(value, run)
+    if len(seen) > 1:
+        shown = ", ".join(f"{value!r} in {run}" for value, run in list(seen.items())[:3])
+        raise BaselineError(f"these runs do not make one baseline: the {what} differs: {shown}")
+
+
+def refuse_other(baseline: Baseline, path: Path, device: Device) -> None:
+    """Raise BaselineError naming the difference, if the baseline is of another device or other definitions."""
+    if baseline.device.name != device.name:
+        raise BaselineError(
+            f"{path} was measured on {baseline.device.name}, and this is {device.name}: figures of different hardware "
+            "are not compared; make a baseline here with python -m harness baseline RUN RUN RUN"
+        )
+    for entry in baseline.entries:
+        known = METRICS.get(entry.metric)
+        if known is None:
+            raise BaselineError(f"{path}: {entry.metric} is not measured any more; make the baseline anew")
+        if known.version != entry.definition:
+            raise BaselineError(
+                f"{path}: {entry.metric} was measured by version {entry.definition} of its definition, and today's is "
+                f"version {known.version}: figures of different definitions are not compared; make the baseline anew"
+            )
+
+
+def difference(entry: Entry, measurement: Measurement) -> str:
+    """Return why today's measurement is not of the same thing as the entry, or an empty string."""
+    pairs = (
+        ("weights revision", entry.revision, measurement.cell.model.revision),
+        ("recipe digest", entry.recipe_hash, measurement.cell.recipe.hash),
+        ("definition version", entry.definition, measurement.definition),
+        ("flags", json.dumps(entry.flags, sort_keys=True), json.dumps(measurement.flags, sort_keys=True)),
+    )
+    return "; ".join(f"{what} {old} in the baseline and {new} today" for what, old, new in pairs if old != new)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a session set out to measure: the cells whose every test runs, those seen at all, and if it was narrowed.
+
+    A cell is (model, recipe, server). ``narrowed`` says that options chose models, recipes or servers, so that what
+    was not seen was not meant to be.
+    """
+
+    whole: Collection[tuple[str, str, str]]
+    seen: Collection[tuple[str, str, str]]
+    narrowed: bool
+
+    def expects(self, entry: Entry) -> bool:
+        cell = (entry.model, entry.recipe, entry.server)
+        return cell in self.whole or (cell not in self.seen and not self.narrowed)
+
+
+def smallest_margin(spread: float, runs: int, confidence: float = 0.9, power: float = 0.9) -> float:
+    """Return the smallest margin at which an unchanged metric passes with this power, a block against the runs.
+
+    One block's mean differs from that of ``runs`` by a standard error of spread x sqrt(1 / runs + 1), where a mean
+    of ``runs`` blocks would have spread / sqrt(runs).
+    """
+    from harness.judge.stats import smallest_effect
+
+    return smallest_effect(spread * math.sqrt(runs + 1), runs, confidence, power)

@@ -1,0 +1,126 @@
+"""Holds measurements against thresholds, and says measured, limit and published value side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from harness.base.errors import ThresholdFailure
+from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import Threshold
+from harness.records.published import Documented
+from harness.records.run import Run
+from harness.records.schema import Judgement, Measurement, describe
+
+if TYPE_CHECKING:
+    from harness.measure.measure import Measure
+
+
+class Judge:
+    """Judges measurements by the thresholds of a matrix; every judgement is recorded, then failures are raised."""
+
+    def __init__(self, matrix: Matrix, measure: Measure, run: Run, documented: Documented) -> None:
+        self.matrix = matrix
+        self.measure = measure
+        self.run = run
+        self.documented = documented
+        self.failures: list[str] = []
+        self.known: list[str] = []
+        self.unjudged: list[str] = []
+
+    def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement], alone: str = "") -> None:
+        """Hold each measurement against every threshold that applies to it.
+
+        ``alone`` says why a baseline may be missing: limits that need it are then told of as not judged, as are those
+        of a model that came quantized.
+
+        Raises ThresholdFailure that lists all limits that do not hold, and those that need a baseline which this
+        run has not measured. A limit that is known not to hold is judged and recorded as any other.
+        """
+        if isinstance(measurements, Measurement):
+            measurements = [measurements]
+        problems, reasons = [], []
+        for measurement in measurements:
+            random = measurement.cell.model.weights == "random"
+            for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters, random=random):
+                baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
+                missing = threshold.needs_baseline and baseline is None
+                if missing and (why := alone or self.measure.flow.alone(cell)):
+                    what = f"{describe(measurement)} of {cell.id}: {threshold.comparison} {threshold.limit:g}"
+                    self.unjudged.append(f"{what}: {why}")
+                    continue
+                if missing:
+                    problem, known = self._unjudged(cell, measurement, threshold), ""
+                else:
+                    problem, known = self._hold(cell, measurement, threshold, baseline), threshold.known_failure
+                if problem:
+                    problems.append(problem)
+                    reasons.append(known)
+                    (self.known if known else self.failures).append(problem)
+                elif threshold.known_failure:
+                    self.known.append(
+                        f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} "
+                        f"{threshold.limit:g} holds now; its known_failure can be taken out of {self.matrix.path.name}"
+                    )
+        if problems:
+            known = "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
+            raise ThresholdFailure("\n".join(problems), known)
+
+    def _unjudged(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
+        return (
+            f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} {threshold.limit:g} needs the "
+            f"baseline of the same run, which has not been measured: select {self.matrix.baseline.name} too, or "
+            "--resume a run that has it"
+        )
+
+    def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold, baseline: Measurement | None) -> str:
+        """Judge and record; returns what is wrong, or an empty string if the limit holds."""
+        measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
+        passed = holds(threshold.comparison, measured, threshold.limit)
+        figure = self.documented.find(
+            cell.model.name,
+            cell.recipe.name,
+            cell.hardware,
+            measurement.metric,
+            measurement.parameters,
+            server=measurement.cell.server or None,
+        )
+        self.run.append(
+            Judgement(
+                cell=measurement.cell,
+                metric=measurement.metric,
+                parameters=measurement.parameters,
+                passed=passed,
+                measured=measured,
+                limit=threshold.limit,
+                comparison=threshold.comparison,
+                origin=threshold.origin,
+                published=figure.value if figure else None,
+            )
+        )
+        if passed:
+            return ""
+        unit = "" if measurement.unit == "1" else f" {measurement.unit}"
+        against = f" (baseline {baseline.value:.6g}{unit})" if baseline else ""
+        published = f"{figure.value:g}{unit}" if figure else "nothing"
+        return (
+            f"{describe(measurement)} of {cell.id}: measured {measurement.value:.6g}{unit}{against}, "
+            f"{threshold.comparison} {measured:.4g}, limit {threshold.limit:g}, published {published}; "
+            f"the limit's origin: {threshold.origin}"
+        )
+
+
+def compare(comparison: str, value: float, baseline: float | None) -> float:
+    """Return what is held against the limit: the value, its ratio to, or its difference from the baseline."""
+    if comparison in ("max", "min"):
+        return value
+    if baseline is None:
+        raise ValueError(f"{comparison} needs a baseline")
+    if comparison.endswith("_ratio"):
+        return value / baseline if baseline else float("nan")
+    return value - baseline
+
+
+def holds(comparison: str, measured: float, limit: float) -> bool:
+    """Return whether a limit holds; the limit itself is still within. NaN never holds."""
+    return measured <= limit if comparison.startswith("max") else measured >= limit

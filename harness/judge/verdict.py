@@ -1,0 +1,307 @@
+"""From the samples of both sides to a verdict a metric: which rule applies, its margin, and the reason code.
+
+No verdict divides by bf16. In a gate old and new stand in one block, so the machine's drift is in both, and a ratio to
+the bf16 of that block would only add its noise. ``--against`` takes none either: each figure is held against its own in
+the baseline, and a drift of the whole machine shows in all of them. Ratios to bf16 are for the suites' limits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from harness.base.errors import SampleError, TooFewSamples
+from harness.judge import accuracy, stats
+from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Kind, Margins, Rule
+from harness.judge.series import SIDES, Series
+from harness.judge.stats import Decision, Interval
+from harness.records.metrics import METRICS, Direction
+
+Outcome = Literal["pass", "regressed", "inconclusive", "error"]
+
+
+SEVERITY: dict[str, int] = {"regressed": 0, "error": 1, "inconclusive": 2, "pass": 3}
+
+
+_MORE = "more documents tell more (--limit, measurements.text.windows), more blocks do not"
+
+
+# Which of a task's metrics counts in the mean over tasks.
+TASK_METRICS = ("acc_norm", "acc", "exact_match", "em", "f1")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says of one metric of one cell, as gate.json holds it; ``ratio``, ``low``, ``high`` are new / old.
+
+    ``samples`` are paired: block by block, or of quality, which one block is enough for, window by window of a text or
+    document by document of a task. ``rounds`` holds what each block's sample is the median of.
+    """
+
+    model: str
+    recipe: str
+    server: str | None
+    metric: str
+    task: str | None
+    unit: str
+    direction: Direction
+    primary: bool
+    verdict: Outcome
+    ratio: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    margin: float
+    blocks: int
+    reason: str
+    detail: str
+    drift_cancelled: bool
+    samples: dict[str, list[float]]
+    label: str
+    p: float | None = None
+    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def severity(self) -> tuple[int, bool, float, tuple[str, ...]]:
+        """Sorts the worst first: by verdict, primary before advisory, then by how far the ratio is from 1."""
+        far = abs(math.log(self.ratio)) if self.ratio and self.ratio > 0 else math.inf
+        name = (self.model, self.recipe, self.server or "", self.metric, self.label)
+        return (SEVERITY[self.verdict], not self.primary, -far, name)
+
+
+def judge(series: Series, margins: Margins) -> Verdict:
+    """Return the verdict on one metric of one cell, before the family of all is controlled."""
+    rule, margin = RULES[series.metric], margins.of(series.metric)
+    try:
+        interval, decision, detail, p, margin = _JUDGES[rule.kind](series, rule, margin)
+    except TooFewSamples as error:
+        return _verdict(series, rule, margin, None, Decision("inconclusive", "too-few-blocks"), str(error), None)
+    except (SampleError, ValueError, OverflowError) as error:
+        # Finite samples too may be so far apart that their ratio is none: math.exp and math.log refuse it.
+        failed = _verdict(series, rule, margin, None, Decision("inconclusive", "bad-samples"), str(error), None)
+        return replace(failed, verdict="error")
+    if series.old == series.new and decision.verdict == "pass":
+        decision = Decision("pass", "identical")
+    if decision.reason == "too-noisy" and rule.kind not in ("blocks", "size"):
+        detail = f"{detail or REASONS[decision.reason]}; one block holds it all: {_MORE}"
+    return _verdict(series, rule, margin, interval, decision, detail or REASONS[decision.reason], p)
+
+
+def combined(tasks: Iterable[Series]) -> list[Series]:
+    """Return the tasks' accuracies of every cell with several tasks taken together, to be judged as one metric more.
+
+    One metric a task: the first of ``TASK_METRICS`` that it has. The rule of combination is accuracy.combine_tasks'.
+    """
+    cells: dict[tuple[str, str, str | None], dict[str, Series]] = {}
+    for one in tasks:
+        if one.metric == "accuracy" and one.task and one.old and one.new:
+            chosen = cells.setdefault((one.model, one.recipe, one.server), {})
+            if one.task not in chosen or _rank(one) < _rank(chosen[one.task]):
+                chosen[one.task] = one
+    return [
+        Series(
+            *cell,
+            "accuracy",
+            f"mean of {len(chosen)} tasks",
+            values={side: [value for one in chosen.values() for value in one.values[side]] for side in SIDES},
+            parts=tuple(chosen.values()),
+        )
+        for cell, chosen in cells.items()
+        if len(chosen) > 1
+    ]
+
+
+def _rank(series: Series) -> int:
+    known = series.task_metric.partition(",")[0]
+    return TASK_METRICS.index(known) if known in TASK_METRICS else len(TASK_METRICS)
+
+
+def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES) -> list[Verdict]:
+    """Hold the family of primary verdicts that rest on a test against a false discovery rate of ``q``.
+
+    Every p-value is one-sided and of "not worse than the margin". A regression that Benjamini-Hochberg does not keep
+    becomes inconclusive. Sizes, which hardly vary, have no p-value and stay out of it.
+    """
+    family = family_of(verdicts)
+    decisions = [
+        Decision("regressed" if verdict.verdict == "regressed" else "pass", verdict.reason) for verdict in family
+    ]
+    kept = stats.control_family(decisions, [float(verdict.p or 0.0) for verdict in family], q)
+    weakened = {
+        id(verdict) for verdict, decision in zip(family, kept, strict=True) if decision.verdict == "inconclusive"
+    }
+    return [
+        replace(verdict, verdict="inconclusive", reason="false-discovery", detail=REASONS["false-discovery"])
+        if id(verdict) in weakened
+        else verdict
+        for verdict in verdicts
+    ]
+
+
+def family_of(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return the verdicts whose false discovery rate is held: the primary ones that rest on a test."""
+    return [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
+
+
+def event(
+    series: Series, outcome: Outcome, reason: str, detail: str, *, unit: str = "", direction: Direction = "none"
+) -> Verdict:
+    """Return the verdict on something that happened or not, rather than on a number."""
+    return Verdict(
+        model=series.model,
+        recipe=series.recipe,
+        server=series.server,
+        metric=series.metric,
+        task=series.task,
+        unit=unit,
+        direction=direction,
+        primary=True,
+        verdict=outcome,
+        ratio=None,
+        low=None,
+        high=None,
+        confidence=CONFIDENCE,
+        margin=0.0,
+        blocks=min(len(series.old), len(series.new)),
+        reason=reason,
+        detail=detail or REASONS[reason],
+        drift_cancelled=False,
+        samples={side: list(series.values.get(side, ())) for side in SIDES},
+        label=series.label,
+    )
+
+
+def settled(verdict: Verdict, family: int = 1) -> bool:
+    """Return whether more blocks would not make this verdict's interval narrower than it needs to be.
+
+    A regression that is one by itself and not in its family of so many is measured until its interval is as narrow at
+    the level that the family leaves to one of it (Bonferroni's, Benjamini-Hochberg's strictest).
+    """
+    if verdict.ratio is None or verdict.low is None or verdict.high is None:
+        return False
+    interval = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks)
+    level = FALSE_DISCOVERIES / family if verdict.reason == "false-discovery" else (1 - verdict.confidence) / 2
+    return stats.precise_enough(interval, verdict.margin, level=level)
+
+
+def _verdict(
+    series: Series,
+    rule: Rule,
+    margin: float,
+    interval: Interval | None,
+    decision: Decision,
+    detail: str,
+    p: float | None,
+) -> Verdict:
+    metric = METRICS[series.metric]
+    pairs = min(len(series.old), len(series.new))
+    return Verdict(
+        model=series.model,
+        recipe=series.recipe,
+        server=series.server,
+        metric=series.metric,
+        task=series.task,
+        unit=metric.unit,
+        direction=metric.direction,
+        primary=rule.primary,
+        verdict=decision.verdict,
+        ratio=interval.estimate if interval else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        confidence=CONFIDENCE,
+        margin=margin,
+        blocks=pairs if rule.kind in ("blocks", "size") else min(1, pairs),
+        reason=decision.reason,
+        detail=detail,
+        drift_cancelled=series.drift_cancelled,
+        samples={side: list(series.values.get(side, ())) for side in SIDES},
+        label=series.label,
+        p=p,
+        rounds={side: [list(samples) for samples in blocks] for side, blocks in series.rounds.items()},
+    )
+
+
+Judged = tuple[Interval, Decision, str, float | None, float]
+
+
+def _blocks(series: Series, rule: Rule, margin: float) -> Judged:
+    direction = METRICS[series.metric].direction
+    interval = stats.paired_ratio(series.old, series.new, CONFIDENCE)
+    decision = stats.decide(interval, margin, direction)
+    return interval, decision, "", stats.regression_p(series.old, series.new, margin, direction), margin
+
+
+def _size(series: Series, rule: Rule, margin: float) -> Judged:
+    decision = stats.decide_memory(series.old, series.new, absolute=rule.absolute, relative=margin)
+    return stats.range_ratio(series.old, series.new), decision, "", None, margin
+
+
+def _ratio(series: Series, rule: Rule, margin: float) -> Judged:
+    """Perplexity: each sample is a window's own perplexity."""
+    old, new = (stats.logs(side, "window's").tolist() for side in (series.old, series.new))
+    interval = accuracy.perplexity_ratio(old, new, CONFIDENCE)
+    direction = METRICS[series.metric].direction
+    decision = stats.decide(interval, margin, direction)
+    return interval, decision, "", stats.regression_p(series.old, series.new, margin, direction), margin
+
+
+def _likelihood(series: Series, rule: Rule, margin: float) -> Judged:
+    """A task's perplexity: each sample is a document's log-likelihood."""
+    interval = accuracy.perplexity_ratio([-v for v in series.old], [-v for v in series.new], CONFIDENCE)
+    return interval, stats.decide(interval, margin, "lower"), "", None, margin
+
+
+def _difference(series: Series, rule: Rule, margin: float) -> Judged:
+    """A share or a divergence, window by window: the difference is judged, and told as a ratio of the old mean."""
+    direction, unit = METRICS[series.metric].direction, METRICS[series.metric].unit
+    found = accuracy.paired_difference(series.old, series.new, CONFIDENCE)
+    before = math.fsum(series.old) / len(series.old)
+    allowed = margin + rule.of_old * abs(before)
+    decision = stats.decide_difference(found, allowed, direction)
+    detail = (
+        f"{REASONS[decision.reason]}: {before:.4g} {found.estimate:+.2g} {unit} "
+        f"({found.low:+.2g} to {found.high:+.2g}), margin {allowed:.2g}"
+    )
+    p = stats.inverted_p(lambda level: accuracy.paired_difference(series.old, series.new, level), allowed, direction)
+    return _as_ratio(found, before), decision, detail, p, allowed
+
+
+def _documents(series: Series, rule: Rule, margin: float) -> Judged:
+    parts = series.parts or (series,)
+
+    def at(confidence: float) -> Interval:
+        return accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, confidence) for one in parts])
+
+    found, p = at(CONFIDENCE), stats.inverted_p(at, margin, "higher")
+    flips = accuracy.flips(series.old, series.new)
+    before = math.fsum(math.fsum(one.old) / len(one.old) for one in parts) / len(parts)
+    decision = stats.decide_difference(found, margin, "higher")
+    tasks = ", ".join(" ".join(filter(None, (one.task, one.task_metric))) for one in series.parts)
+    detail = (f"the mean over {tasks}, each task counting once, interval by MOVER: " if tasks else "") + (
+        f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
+        f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), "
+        f"exact McNemar p {accuracy.mcnemar_exact(flips.lost, flips.won):.3g}; "
+        f"p of a loss within the margin {p:.3g}"
+    )
+    return _as_ratio(found, before), decision, detail, p, margin
+
+
+def _as_ratio(found: Interval, before: float) -> Interval:
+    """Return a difference as a ratio of the old mean; of a mean of zero there is none, and NaN says so."""
+
+    def ratio(part: float) -> float:
+        return (before + part) / before if before else math.nan
+
+    return Interval(ratio(found.estimate), ratio(found.low), ratio(found.high), found.confidence, found.method, found.n)
+
+
+_JUDGES: dict[Kind, Any] = {
+    "blocks": _blocks,
+    "size": _size,
+    "ratio": _ratio,
+    "difference": _difference,
+    "documents": _documents,
+    "likelihood": _likelihood,
+}

@@ -1,0 +1,65 @@
+"""A torchao config written as on a command line, read without torchao."""
+
+from __future__ import annotations
+
+import ast
+import json
+from typing import Any
+
+from harness.base.errors import MatrixError
+from harness.contract import notation
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """Parse ``Class(argument=value, ...)`` into the ``config`` and ``arguments`` of a recipe, without evaluating it.
+
+    Values are literals, torch dtypes (``torch.int4``), granularities (``PerGroup(32)``), members of torchao's enums
+    (``MappingType.SYMMETRIC``), nested configs, and lists and dictionaries of all these.
+    """
+    try:
+        node = ast.parse(text, mode="eval").body
+        return _config(node, text)
+    except SyntaxError as error:
+        raise MatrixError(f"--recipe {text!r}: {error.msg} at column {error.offset}") from error
+    except (ValueError, MemoryError, RecursionError) as error:
+        raise MatrixError(
+            f"--recipe {text[:200]!r}: cannot be parsed ({error or 'it is nested too deeply'})"
+        ) from error
+
+
+def _config(node: ast.expr, text: str) -> dict[str, Any]:
+    if isinstance(node, ast.Name):
+        return {"config": node.id, "arguments": {}}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise MatrixError(f"--recipe {text!r}: arguments need names, e.g. Int4WeightOnlyConfig(group_size=32)")
+        arguments = {str(keyword.arg): _value(keyword.value, text) for keyword in node.keywords}
+        return {"config": node.func.id, "arguments": arguments}
+    raise MatrixError(f"--recipe {text!r}: not of the form Class(argument=value, ...)")
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    named = node.func if isinstance(node, ast.Call) else node
+    if isinstance(named, ast.Name) and named.id.endswith("Config"):
+        return _config(node, text)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(part, text) for part in node.elts]
+    if isinstance(node, ast.Dict) and all(_is_text(key) for key in node.keys):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        return dict(zip(keys, (_value(part, text) for part in node.values), strict=True))
+    source = ast.unparse(node)
+    if notation.granularity(source) or notation.is_dtype(source) or notation.member(source):
+        return source
+    try:
+        value = ast.literal_eval(node)
+        json.dumps(value, allow_nan=False)
+        return value
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MatrixError(
+            f"--recipe {text!r}: {source} is not a literal, a torch dtype, a granularity such as PerGroup(32), "
+            "a member of an enum such as MappingType.SYMMETRIC, or a config"
+        ) from error
+
+
+def _is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -1,0 +1,208 @@
+"""matrix.toml -> models, recipes, cells, measurements and thresholds, checked, with the line at fault in the error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import MatrixError, nearest
+from harness.machine import probe
+from harness.matrix.config_text import parse_config
+from harness.matrix.schema import STAGES, CellEntry, Measurements, Model, Recipe, Threshold
+from harness.servers import registry
+
+
+@dataclass(frozen=True)
+class Through:
+    """What a cell goes through on one server: stages of the suites, and tasks of lm-evaluation-harness, or why not."""
+
+    stages: tuple[str, ...] = STAGES
+    tasks: tuple[str, ...] = ()
+    skip: str = ""
+
+    def __or__(self, other: Through) -> Through:
+        """Return what two tables say of one server together; of what one of them skips only the other is asked."""
+        if bool(self.skip) != bool(other.skip):
+            return other if self.skip else self
+        return Through(
+            tuple(dict.fromkeys(self.stages + other.stages)),
+            tuple(dict.fromkeys(self.tasks + other.tasks)),
+            self.skip,
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model x recipe x hardware, through one server where one is involved. ``skip`` says why it cannot run.
+
+    ``servers`` are all that the matrix sends it through, each with what is done there.
+    """
+
+    model: Model
+    recipe: Recipe
+    hardware: str
+    server: str
+    servers: Mapping[str, Through]
+    measurements: Measurements
+    skip: str = ""
+
+    def refusal(self, server: str) -> str:
+        """Return why the matrix does not send it through a server, or an empty string if it does."""
+        listed = self.servers[server].skip if server in self.servers else ""
+        return self.skip or listed or self.recipe.refusal(self.hardware, server)
+
+    @property
+    def id(self) -> str:
+        parts = [self.model.name, self.recipe.name, self.hardware]
+        return "-".join([*parts, self.server] if self.server else parts)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The whole of matrix.toml."""
+
+    path: Path
+    models: dict[str, Model]
+    recipes: dict[str, Recipe]
+    entries: list[CellEntry]
+    measurements: dict[str, Measurements]
+    thresholds: list[Threshold]
+
+    @property
+    def baseline(self) -> Recipe:
+        return next(recipe for recipe in self.recipes.values() if recipe.baseline)
+
+    def model(self, given: str) -> Model:
+        """Return the model that a command line names: one of the matrix, a folder, or a hub id."""
+        if given in self.models:
+            return self.models[given]
+        folder = Path(given)
+        if folder.is_dir():
+            return Model(name=folder.resolve().name, folder=str(folder.resolve()))
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and not given.startswith((".", "/")):
+            return Model(name=given.split("/")[1], hub=given)
+        raise MatrixError(
+            f"--model {given!r} is neither a model of {self.path.name}, nor a folder, nor a hub id (owner/name); "
+            + nearest(given, self.models)
+        )
+
+    def recipe(self, given: str) -> Recipe:
+        """Return the recipe that a command line names: one of the matrix, or ``Class(argument=value, ...)``."""
+        if given in self.recipes:
+            return self.recipes[given]
+        if re.fullmatch(r"[A-Za-z_]\w*Config(\(.*\))?", given, re.DOTALL):
+            parsed = parse_config(given)
+            taken = parsed["arguments"]
+            named = taken.get("fqn_to_config") or taken.get("module_fqn_to_config")
+            named = named if isinstance(named, dict) else {}
+            meant = [str(name) for name, config in named.items() if config and re.search("embed|lm_head", str(name))]
+            if meant:
+                # Transformers would leave them out in silence.
+                raise MatrixError(
+                    f"--recipe {given!r} is for {', '.join(meant)} too, and a config of the command line quantizes "
+                    f"linear layers alone: make it a recipe of {self.path.name}, with embedding or head in `quantizes`"
+                )
+            return Recipe(
+                name=re.sub(r"[^\w.-]+", "_", given).strip("_"),
+                config=parsed["config"],
+                arguments=parsed["arguments"],
+                known_fallback="a recipe of the command line names no kernels to look for",
+                hardware=list(probe.NAMES),
+                servers=list(registry.names()),
+            )
+        raise MatrixError(
+            f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "
+            f"'Int8WeightOnlyConfig(granularity=PerGroup(32))'; " + nearest(given, self.recipes)
+        )
+
+    def cells(self, models: list[str] | None = None, recipes: list[str] | None = None) -> list[Cell]:
+        """Return the cells to run, baseline first for each model, not yet through a server.
+
+        ``models`` and ``recipes`` replace those of the matrix. Alone, each keeps to the [[cells]] tables that list it,
+        and goes through all of a hardware where none does. A model and a recipe that were both asked for run together
+        on every hardware, through the servers of the tables that list both, or else the model, or else the recipe, or
+        else through all. The baseline is always among the recipes, since ratios need it.
+        """
+        chosen: dict[tuple[str, str, str], Cell] = {}
+        for entry in self.entries:
+            for model in self._models(entry, models, together=recipes is not None):
+                entry_recipes = self._recipes(entry, recipes, model if models is not None else None)
+                if not entry_recipes:
+                    continue
+                if all(not recipe.baseline for recipe in entry_recipes):
+                    entry_recipes.insert(0, self.baseline)
+                entry_recipes.sort(key=lambda recipe: not recipe.baseline)
+                for recipe in entry_recipes:
+                    key = (entry.hardware, model.name, recipe.name)
+                    before = chosen[key].servers if key in chosen else {}
+                    through = Through(tuple(entry.stages), tuple(entry.tasks), entry.skip)
+                    here = {server: before.get(server, through) | through for server in entry.servers}
+                    if key in chosen and (chosen[key].model, chosen[key].recipe) != (model, recipe):
+                        what = f"models are called {model.name!r}"
+                        if chosen[key].model == model:
+                            what = f"recipes are called {recipe.name!r}"
+                        raise MatrixError(f"two different {what}; run them one at a time, or give one another name")
+                    chosen[key] = Cell(
+                        model=model,
+                        recipe=recipe,
+                        hardware=entry.hardware,
+                        server="",
+                        servers={**before, **here},
+                        measurements=self.measurements[entry.hardware],
+                        skip=recipe.refusal(entry.hardware),
+                    )
+        return list(chosen.values())
+
+    def _models(self, entry: CellEntry, given: list[str] | None, *, together: bool) -> list[Model]:
+        """Return the models of one [[cells]] table, or those of the given ones that may belong to it."""
+        if given is None:
+            return [self.models[name] for name in entry.models]
+        found = [self.model(name) for name in given]
+        return found if together else [it for it in found if self._belongs(entry, model=it.name)]
+
+    def _recipes(self, entry: CellEntry, given: list[str] | None, model: Model | None) -> list[Recipe]:
+        """Return the recipes of one [[cells]] table, or those of the given ones that belong to it and the model."""
+        if given is None:
+            return [self.recipes[name] for name in entry.recipes]
+        found = [self.recipe(name) for name in given]
+        return [it for it in found if self._belongs(entry, model=model.name if model else "", recipe=it.name)]
+
+    def _belongs(self, entry: CellEntry, *, model: str = "", recipe: str = "") -> bool:
+        """Return whether a table is of those of its hardware that fit best what was asked for."""
+        here = [other for other in self.entries if other.hardware == entry.hardware]
+        for names in ({"model": model, "recipe": recipe}, {"model": model}, {"recipe": recipe}):
+            wanted = {kind: name for kind, name in names.items() if name}
+            fitting = [other for other in here if wanted and _lists(other, **wanted)]
+            if fitting:
+                return entry in fitting
+        return True
+
+    def limits(self, cell: Cell, metric: str, parameters: dict[str, Any], *, random: bool = False) -> list[Threshold]:
+        """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones.
+
+        Of a model with ``random`` weights some say nothing: those that are for pretrained ones are left out.
+
+        Of equal limits one that is known not to hold stands alone, so that it may be so for a part of what the other is
+        for.
+        """
+        found = [
+            threshold
+            for threshold in self.thresholds
+            if threshold.metric == metric
+            and (threshold.models is None or cell.model.name in threshold.models)
+            and (threshold.recipes is None or cell.recipe.name in threshold.recipes)
+            and (threshold.hardware is None or cell.hardware in threshold.hardware)
+            and (threshold.servers is None or cell.server in threshold.servers)
+            and all(parameters.get(name) == value for name, value in threshold.parameters.items())
+            and not (threshold.needs_baseline and cell.recipe.baseline)
+            and not (threshold.pretrained and random)
+        ]
+        known = {(one.comparison, one.limit) for one in found if one.known_failure}
+        return [one for one in found if one.known_failure or (one.comparison, one.limit) not in known]
+
+
+def _lists(entry: CellEntry, model: str = "", recipe: str = "") -> bool:
+    return (not model or model in entry.models) and (not recipe or recipe in entry.recipes)

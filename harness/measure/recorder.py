@@ -1,0 +1,281 @@
+"""Records every figure of a block as it comes, unless the run has it already."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from harness.base.errors import DiscardedBlocks, HarnessError
+from harness.machine import probe
+from harness.machine import watch as machine_watch
+from harness.matrix.plan import Cell
+from harness.measure.flow import Flow
+from harness.records.metrics import METRICS
+from harness.records.run import Run
+from harness.records.schema import Device, Measurement, Scalar, identity
+
+State = dict[str, Scalar]
+Done = TypeVar("Done")
+Kept = TypeVar("Kept")
+
+# A record of everything would be out of proportion for the intervals of a thousand streamed answers.
+MAX_SAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one metric of a block came to, before it is a record."""
+
+    value: float
+    samples: Sequence[float] = ()
+    warmup: Sequence[float] = ()
+    statistics: dict[str, float] = field(default_factory=dict)
+    attachment: str = ""
+    from_cache: bool = False
+    discarded: str = ""
+
+    def problem(self) -> str:
+        """Return in words the first number that is NaN or infinite, or an empty string."""
+        if not math.isfinite(self.value):
+            return f"came out as {self.value}"
+        for what, values in (("sample", self.samples), ("warm-up", self.warmup)):
+            for index, value in enumerate(values):
+                if not math.isfinite(value):
+                    return f"has {value} as {what} {index} of {len(values)}"
+        return next((f"has {value} as {of}" for of, value in self.statistics.items() if not math.isfinite(value)), "")
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """Return mean, standard deviation (n - 1) and p50, p90, p99 (linear interpolation) of samples."""
+    ordered = sorted(samples)
+    found = {"mean": statistics.fmean(ordered), "n": float(len(ordered))}
+    if len(ordered) > 1:
+        found["stdev"] = statistics.stdev(ordered)
+    for percent in (50, 90, 99):
+        position = (len(ordered) - 1) * percent / 100
+        low, high = math.floor(position), math.ceil(position)
+        found[f"p{percent}"] = ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    return found
+
+
+class Recorder:
+    """What every kind of measurement is made through; what a resumed run already has is not measured again.
+
+    ``tags`` go into every record's flags: which side and block of a gate it belongs to.
+    """
+
+    def __init__(self, flow: Flow, run: Run, tags: dict[str, Scalar] | None = None) -> None:
+        self.flow = flow
+        self.run = run
+        self.tags = tags or {}
+        self.measurements: list[Measurement] = []
+        self._standing: dict[str, Measurement] = {}
+
+    def resume(self) -> None:
+        """Take over what the run has already measured."""
+        for line in self.run.lines():
+            if isinstance(line, Measurement) and not line.discarded:
+                self._standing[identity(line)] = line
+
+    def standing(self) -> list[Measurement]:
+        """Return the last record of everything that the run has measured, in earlier sessions too."""
+        return list(self._standing.values())
+
+    def forget(self, record: Measurement) -> None:
+        """Let what the run has already measured be measured again."""
+        self._standing.pop(identity(record), None)
+
+    @contextlib.contextmanager
+    def second_block(self) -> Iterator[None]:
+        """Measure anew whatever is asked for within, in fresh workers and from no cached evaluation."""
+        self.flow.close()
+        self.flow.block += 1
+        standing, self._standing = self._standing, {}
+        try:
+            yield
+        finally:
+            self._standing = standing | self._standing
+            self.flow.block -= 1
+
+    def baseline_of(self, measurement: Measurement) -> Measurement | None:
+        """Return the same metric of the baseline as measured in this run, or None.
+
+        What this session has measured comes before what a resumed run brought along, of which the latest counts that
+        was measured under the same packages, from the same data and with the same options.
+        """
+        own = (other for other in reversed(self.measurements) if _is_baseline_of(other, measurement))
+        earlier = (
+            other
+            for other in reversed(self._standing.values())
+            if _is_baseline_of(other, measurement)
+            and (other.packages, other.flags) == (measurement.packages, measurement.flags)
+        )
+        return next(itertools.chain(own, earlier), None)
+
+    def take(
+        self,
+        cell: Cell,
+        parameters: dict[str, Scalar],
+        take: Callable[[], dict[str, Figure]],
+        *,
+        names: Sequence[str],
+        engine: bool = False,
+        quick: bool = False,
+        inputs: str = "",
+        device: Device | None = None,
+        state: Callable[[], State] | None = None,
+    ) -> dict[str, Measurement]:
+        """Measure one block and record every figure of it, unless the run already has them all.
+
+        ``inputs`` names the data that went in by a digest: other data is another measurement. ``device`` is where it
+        runs if not here, ``state`` tells that device's state.
+        """
+        state = state or functools.partial(probe.state, cell.hardware)
+        flags: dict[str, Scalar] = dict(self.tags)
+        if inputs:
+            flags["inputs"] = inputs
+        if engine:
+            flags |= {**self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
+        common: dict[str, Any] = {
+            "parameters": parameters,
+            "cell": self.flow.identity(cell),
+            "packages": self.flow.environment_of(cell).decisive(),
+            "device": device or probe.device(cell.hardware),
+            "flags": flags,
+        }
+        standing = {name: self._standing.get(identity(record_of(name, 0.0, **common))) for name in names}
+        if all(standing.values()):
+            found = {name: record for name, record in standing.items() if record is not None}
+            self.measurements += found.values()
+            return found
+        if quick:
+            before = state()
+            with self.flow.timed("measure", cell):
+                figures = take()
+            return self._keep(cell, common, figures, before, state(), "")
+
+        def keep(figures: dict[str, Figure], before: State, after: State, problems: str) -> dict[str, Measurement]:
+            return self._keep(cell, common, figures, before, after, problems)
+
+        return self.undisturbed(cell, ", ".join(names), take, keep, state)
+
+    def undisturbed(
+        self,
+        cell: Cell,
+        what: str,
+        work: Callable[[], Done],
+        keep: Callable[[Done, State, State, str], Kept],
+        state: Callable[[], State],
+    ) -> Kept:
+        """Return what ``keep`` makes of the first of several tries of ``work`` that nothing disturbed on the machine.
+
+        It is given what was done, the machine's state before and after, and what disturbed it, of every try. Raises
+        DiscardedBlocks where none was quiet.
+        """
+        repeats = cell.measurements.blocks.repeats
+        for attempt in range(repeats + 1):
+            before = state()
+            with self.flow.timed("measure", cell), machine_watch.Watch(cell.hardware) as watch:
+                done = work()
+            found = keep(done, before, state(), "; ".join(watch.problems))
+            if not watch.problems:
+                return found
+            self.flow.progress(f"discarded a block of {cell.id} ({'; '.join(watch.problems)}), attempt {attempt + 1}")
+        raise DiscardedBlocks(
+            f"{what} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
+            f"{'; '.join(watch.problems)}. Records are kept as discarded; free or cool the machine and --resume."
+        )
+
+    def _attach(self, name: str, data: dict[str, Any]) -> str:
+        return self.run.attach("-".join([name, *map(str, self.tags.values())]), data)
+
+    def _note(
+        self,
+        cell: Cell,
+        parameters: dict[str, Scalar],
+        metric: str,
+        figure: Figure,
+        engine: bool = False,
+        inputs: str = "",
+    ) -> Measurement:
+        """Record a figure that is known already."""
+        block = {metric: figure}
+        return self.take(cell, parameters, lambda: block, names=(metric,), engine=engine, quick=True, inputs=inputs)[
+            metric
+        ]
+
+    def _keep(
+        self,
+        cell: Cell,
+        common: dict[str, Any],
+        figures: dict[str, Figure],
+        before: State,
+        after: State,
+        discarded: str,
+    ) -> dict[str, Measurement]:
+        found = {}
+        for name, figure in figures.items():
+            if problem := figure.problem():
+                raise HarnessError(f"{name} of {cell.id} {problem}: not a number that can be recorded")
+            record = record_of(
+                name,
+                figure.value,
+                samples=list(figure.samples),
+                warmup=list(figure.warmup),
+                statistics=figure.statistics,
+                attachment=figure.attachment,
+                from_cache=figure.from_cache,
+                state_before=before,
+                state_after=after,
+                discarded=discarded or figure.discarded,
+                **common,
+            )
+            self.run.append(record)
+            self.measurements.append(record)
+            if not record.discarded:
+                self._standing[identity(record)] = record
+            found[name] = record
+        return found
+
+
+def _is_baseline_of(other: Measurement, measurement: Measurement) -> bool:
+    """Return whether a record is of the baseline, and otherwise of the very thing that was measured."""
+    return (
+        other.cell.recipe.baseline
+        and not other.discarded
+        and other.cell.model == measurement.cell.model
+        and other.cell.hardware == measurement.cell.hardware
+        and other.cell.server == measurement.cell.server
+        and (other.metric, other.definition) == (measurement.metric, measurement.definition)
+        and other.parameters == measurement.parameters
+        and other.device.name == measurement.device.name
+    )
+
+
+def record_of(name: str, value: float, **rest: Any) -> Measurement:
+    """Return a record of a metric, with the unit, direction and version that its definition has; the rest is given."""
+    metric = METRICS[name]
+    return Measurement(
+        metric=name,
+        unit=metric.unit,
+        direction=metric.direction,
+        definition=metric.version,
+        value=value,
+        **rest,
+    )
+
+
+def thinned(samples: Sequence[float]) -> list[float]:
+    """Return at most MAX_SAMPLES samples, evenly over all of them."""
+    step = max(1, math.ceil(len(samples) / MAX_SAMPLES))
+    return list(samples[::step])
+
+
+def standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

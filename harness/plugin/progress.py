@@ -1,0 +1,144 @@
+"""What a session says while it works: what runs now, how far it is, and how long it will take, by earlier runs."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.records.run import Run
+
+_EVERY = 10.0
+_HEARTBEAT = 30.0
+_RUNS = 30
+
+
+class Estimate:
+    """How long tests take: as long as the same test last took on this device, or else as others of its function did."""
+
+    def __init__(self, known: Mapping[str, float]) -> None:
+        self._known = dict(known)
+
+    @classmethod
+    def load(cls, runs: Path, device: str, cache: Path | None = None) -> Estimate:
+        """Read the latest runs of a folder that were made on the device of that name."""
+        from harness.records import columns
+
+        opened = [Run(path.parent) for path in sorted(runs.glob("*/records.jsonl"))[-_RUNS:]]
+        found = columns.load(opened, columns=["test", "outcome", "seconds", "device"], cache=cache)
+        devices = dict(zip(*(found.kind("header")[name].to_pylist() for name in ("source", "device")), strict=True))
+        rows = found.kind("outcome").sort_by([("time", "ascending")]).to_pylist()
+        same = (row for row in rows if row["outcome"] == "passed" and devices.get(row["source"]) == device)
+        return cls({row["test"]: row["seconds"] for row in same})
+
+    def learn(self, test: str, seconds: float) -> None:
+        """Take in what a test of this session took."""
+        self._known[test] = seconds
+
+    def of(self, test: str) -> float | None:
+        """Return the seconds that a test is expected to take, or None where nothing like it was ever timed."""
+        if test in self._known:
+            return self._known[test]
+        function = test.split("[")[0]
+        alike = [seconds for name, seconds in self._known.items() if name.split("[")[0] == function]
+        return statistics.median(alike) if alike else None
+
+    def left(self, tests: Sequence[str]) -> tuple[float, int]:
+        """Return the seconds that tests are expected to take, and how many of them nothing is known of."""
+        times = [self.of(test) for test in tests]
+        return sum(it for it in times if it is not None), sum(it is None for it in times)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 12 min, 2 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class Progress:
+    """Writes whole lines between pytest's own; the same kind of line at most every ten seconds, and none with -q.
+
+    There are no control characters, so a log file reads as a terminal does. ``write`` puts one line out. Threads that
+    wait for work of their own may say something at any time.
+    """
+
+    def __init__(self, write: Callable[[str], None] | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: dict[str, float] = {}
+        self._spoke = clock()
+        self._tests: list[str] = []
+        self._now = -1
+        self._since = clock()
+        self.estimate = Estimate({})
+
+    def plan(self, tests: Sequence[str], estimate: Estimate) -> None:
+        """Take in which tests will run, in order, and what is known of their times."""
+        self._tests = list(tests)
+        self.estimate = estimate
+
+    def begin(self, test: str) -> None:
+        """Note that a test runs now."""
+        if test in self._tests[self._now + 1 :]:
+            self._now = self._tests.index(test, self._now + 1)
+            self._since = self._clock()
+
+    def end(self, test: str, seconds: float, passed: bool) -> None:
+        """Note that a test has ended."""
+        if passed:
+            self.estimate.learn(test, seconds)
+
+    def __call__(self, message: str) -> None:
+        """Say something, with how far the session is; of one kind, the words before a colon, not too often."""
+        kind, now = message.split(":")[0], self._clock()
+        with self._lock:
+            if self._write is None or now - self._last.get(kind, -_EVERY) < _EVERY:
+                return
+            self._last[kind] = now
+            self._spoke = now
+            self._write(" ".join(part for part in (message, self._place()) if part))
+
+    def waiting(self) -> None:
+        """Say what runs, if nothing was said for a while; called again and again while the session waits."""
+        now = self._clock()
+        with self._lock:
+            if self._write is None or self._now < 0 or now - max(self._spoke, self._since) < _HEARTBEAT:
+                return
+            test = self._tests[self._now]
+            usual = self.estimate.of(test)
+            told = f", usually {duration(usual)}" if usual is not None else ""
+            self._spoke = now
+            self._write(f"{test}: {duration(now - self._since)} so far{told} {self._place()}")
+
+    def _place(self) -> str:
+        if self._now < 0:
+            return ""
+        here = max(0.0, (self.estimate.of(self._tests[self._now]) or 0.0) - (self._clock() - self._since))
+        seconds, unknown = self.estimate.left(self._tests[self._now + 1 :])
+        unknown += self.estimate.of(self._tests[self._now]) is None
+        left = f"about {duration(here + seconds)} left" if here + seconds else "time left unknown"
+        beside = f" and {unknown} of unknown time" if unknown and here + seconds else ""
+        return f"[test {self._now + 1} of {len(self._tests)}, {left}{beside}]"
+
+
+def terminal(config: Any) -> Callable[[str], None] | None:
+    """Return what writes a line to pytest's terminal; None where there is none to write to, or it is to be quiet."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or capture is None or config.option.verbose < 0:
+        return None
+
+    def write(message: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(f"  {time.strftime('%H:%M:%S')} {message}", light=True)
+            sys.stdout.flush()
+
+    return write

@@ -1,0 +1,321 @@
+"""A checkpoint and its records -> a repository of the hub, or a folder that holds what the repository would."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from harness.base.errors import HarnessError, nearest
+from harness.base.files import write_text
+from harness.base.text import one_line, redact
+from harness.machine.probe import torch_device
+from harness.publish.checkpoint import Checkpoint, Origin, cached
+from harness.records.run import Run
+from harness.records.schema import Cell, Judgement, Measurement, ModelIdentity, describe
+from harness.report.layout import place_of
+from harness.runtime.sources import folder_revision
+from harness.runtime.store import Store
+
+ALLOWED = {
+    "random-weights": "figures of weights that were never trained",
+    "discarded": "figures of blocks that were discarded, with the reason at the card's top",
+    "failed-thresholds": "a checkpoint of which a limit does not hold, with the limit at the card's top",
+    "unproven": "a folder that only its recipe's class and its size tie to the records",
+}
+
+
+_MAKERS = ("torch", "torchao", "transformers")
+
+
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*\Z")
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Refused(HarnessError):
+    """What was asked for is not fit to be published; the message says why and what would allow it."""
+
+
+@dataclass
+class Records:
+    """Every line of the chosen runs that a card can be made of."""
+
+    runs: list[str] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, root: Path, names: Sequence[str]) -> Records:
+        found = cls()
+        for run in {one.folder.resolve(): one for one in (Run.open(root, name) for name in names)}.values():
+            lines, problems = run.read()
+            found.runs.append(run.name)
+            found.measurements += [line for line in lines if isinstance(line, Measurement)]
+            found.judgements += [line for line in lines if isinstance(line, Judgement)]
+            for problem in problems:
+                print(problem, file=sys.stderr)
+        return found
+
+    def subjects(self) -> list[Cell]:
+        """Return a cell for each pair of weights and quantized recipe, the latest measured last."""
+        found: dict[object, Cell] = {}
+        for it in sorted(self.measurements, key=lambda it: it.time):
+            if not it.cell.recipe.baseline:
+                of = (*_weights(it.cell.model), it.cell.recipe.hash)
+                found.pop(of, None)
+                found[of] = it.cell
+        return list(found.values())
+
+    def of(self, cell: Cell, origin: Origin | None) -> Records:
+        """Return what there is of one cell's weights and recipe, and of the baseline measured under the same packages.
+
+        Records under other packages, or on another kind of device, than the checkpoint was made with are of another
+        checkpoint; how many they are is said on standard error. Raises Refused where nothing is left.
+        """
+        here = [it for it in self.measurements if _same(it.cell.model, cell.model)]
+        own = [it for it in here if it.cell.recipe.hash == cell.recipe.hash]
+        other = [it for it in own if origin and _other_making(it, origin)]
+        if other:
+            why = "; ".join(dict.fromkeys(_other_making(it, origin) for it in other if origin))
+            if len(other) == len(own):
+                raise Refused(
+                    f"the records are of another checkpoint of {name_of(cell)}: {why}; measure this one, or name the "
+                    "runs that did with --records"
+                )
+            print(f"left out: {len(other)} of {len(own)} records are of another checkpoint: {why}", file=sys.stderr)
+        dropped = {id(it) for it in other}
+        own = [it for it in own if id(it) not in dropped]
+        under = {(it.cell.hardware, _versions(it)) for it in own}
+        base = [it for it in here if it.cell.recipe.baseline and (it.cell.hardware, _versions(it)) in under]
+        judged = [it for it in self.judgements if _same(it.cell.model, cell.model)]
+        judged = [it for it in judged if it.cell.recipe.hash == cell.recipe.hash]
+        return Records(self.runs, [*base, *own], [it for it in judged if it.cell.hardware in {one[0] for one in under}])
+
+
+def choose(records: Records, checkpoint: Checkpoint, store: Store, allowed: Iterable[str]) -> Cell:
+    """Return the cell that a checkpoint's folder is of.
+
+    Raises Refused where the records are of other weights or another recipe, and where nothing but a class and a size
+    ties the folder to them and that was not allowed.
+    """
+    subjects, origin = records.subjects(), checkpoint.origin
+    if came := [cell for cell in subjects if cell.model.came_quantized]:
+        # Records of this very folder, measured as it is.
+        revision = folder_revision(checkpoint.folder)
+        if itself := [cell for cell in came if cell.model.revision == revision]:
+            return itself[-1]
+    if origin:
+        found = [cell for cell in subjects if cell.recipe.hash == origin.recipe]
+        if not found:
+            known = ", ".join(f"{cell.recipe.name} ({cell.recipe.hash})" for cell in subjects)
+            raise Refused(
+                f"{checkpoint.folder} was made by the recipe {origin.recipe}, and the records have none of it: they "
+                f"are of {_shown(known) or 'no quantized recipe'}; name its runs with --records"
+            )
+        exact = [cell for cell in found if origin.is_of(cell.model, store)]
+        if not exact:
+            raise Refused(
+                f"{checkpoint.folder} was quantized from other weights ({origin.plain}) than the records are of: "
+                f"{_list(found)}; name its runs with --records"
+            )
+        return exact[-1]
+    found = [cell for cell in subjects if _fits(records, cell, checkpoint)]
+    classes = " and ".join(sorted(checkpoint.classes))
+    if not found:
+        raise Refused(
+            f"{checkpoint.folder} ({_shown(classes)}, {checkpoint.weight_bytes} bytes of weights) is none of the "
+            f"checkpoints that the records are of: {_list(subjects)}; name its runs with --records"
+        )
+    if "unproven" not in allowed:
+        raise Refused(
+            f"nothing but its class ({_shown(classes)}) and its size says that {checkpoint.folder} is what the records "
+            f"of {_list(found)} are of: it is not in the cache, under no name. Publish the cached one (MODEL:RECIPE), "
+            "name the cache with --cache, or say --allow unproven"
+        )
+    if len(found) > 1:
+        raise Refused(f"{checkpoint.folder} could be {_list(found)}; name the runs of one of them with --records")
+    return found[0]
+
+
+def named(records: Records, name: str) -> Cell:
+    """Return the cell that ``MODEL:RECIPE`` names among the records."""
+    model, _, recipe = name.rpartition(":")
+    cells = [it for it in records.subjects() if (it.model.name, it.recipe.name) == (model, recipe)]
+    if not cells:
+        known = [f"{it.model.name}:{it.recipe.name}" for it in records.subjects()]
+        raise Refused(
+            f"{name!r} is neither a folder nor a MODEL:RECIPE that the records of {_shown(', '.join(records.runs))} "
+            f"have; {_shown(nearest(name, known))}"
+        )
+    return cells[-1]
+
+
+def stored(records: Records, cell: Cell, store: Store) -> Path:
+    """Return the folder of the cached checkpoint that the records of a cell are of."""
+    origins = [(folder, it) for folder, it in cached(store, cell.recipe.hash) if it.is_of(cell.model, store)]
+    own = [it for it in records.measurements if it.cell.recipe.hash == cell.recipe.hash]
+    for folder, origin in origins:
+        if any(_same(it.cell.model, cell.model) and not _other_making(it, origin) for it in own):
+            return folder
+    others = "; ".join(dict.fromkeys(why for _, origin in origins for it in own if (why := _other_making(it, origin))))
+    raise Refused(
+        f"the cache {store.root} does not have the checkpoint of {name_of(cell)} that was measured"
+        + (f" (it has another: {_shown(others)})" if others else "")
+        + "; name its folder, or the cache with --cache"
+    )
+
+
+def screen(records: Records, cell: Cell, allowed: Iterable[str]) -> tuple[list[Measurement], list[Judgement]]:
+    """Return the figures that may be published, and the failed judgements that were asked for in spite of that.
+
+    A discarded record goes where another of the same line stands. Raises Refused that lists all that is not fit, each
+    with the option that allows it.
+    """
+    problems = []
+    if cell.model.weights == "random":
+        problems.append(("random-weights", f"{cell.model.name} has random weights: {cell.model.note}"))
+    standing = {(it.cell.recipe.hash, *_line(it)) for it in records.measurements if not it.discarded}
+    chosen, told = [], set()
+    for it in records.measurements:
+        line = (it.cell.recipe.hash, *_line(it))
+        if it.discarded and line in standing:
+            continue
+        if it.discarded and not it.cell.recipe.baseline and line not in told:
+            told.add(line)
+            problems.append(("discarded", f"{describe(it)} of {name_of(it.cell)} was discarded: {it.discarded}"))
+        if not it.discarded or "discarded" in allowed:
+            chosen.append(it)
+    latest = {}
+    for judged in sorted(records.judgements, key=lambda judged: judged.time):
+        parameters = frozenset(judged.parameters.items())
+        of = (judged.cell.hardware, judged.cell.server, judged.metric, parameters, judged.comparison)
+        latest[of, judged.origin] = judged
+    failed = [judged for judged in latest.values() if not judged.passed]
+    for judged in failed:
+        words = (
+            f"{judged.comparison} {judged.measured:.4g}, limit {judged.limit:g}; the limit's origin: {judged.origin}"
+        )
+        problems.append(("failed-thresholds", f"{describe(judged)} of {name_of(judged.cell)} fails: {words}"))
+    refused = [(kind, words) for kind, words in problems if kind not in allowed]
+    if refused:
+        kinds = " ".join(f"--allow {kind}" for kind in dict.fromkeys(kind for kind, _ in refused))
+        listed = "\n".join(f"  {_shown(words)}" for _, words in refused)
+        raise Refused(f"{name_of(cell)} is not fit to be published:\n{listed}\nTo publish it all the same, say {kinds}")
+    return chosen, failed
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Takes tokens out of whatever a card is made of."""
+
+    secret: str
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return redact(value, self.secret)
+        if isinstance(value, dict):
+            return {self(name): self(inner) for name, inner in value.items()}
+        return [self(inner) for inner in value] if isinstance(value, list) else value
+
+    def line(self, model: M) -> M:
+        return model.model_validate(self(model.model_dump()))
+
+
+def write_folder(folder: Path, text: str, files: Iterable[Path]) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HarnessError(f"--dry-run {folder}: is there and not empty; name a new folder")
+    write_text(folder / "README.md", text)
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"wrote {len(list(folder.iterdir()))} files ({total / 1e6:.1f} MB) to {folder}; nothing was sent")
+
+
+def check_names(args: argparse.Namespace) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    for option, value in (("--repo", args.repo), ("--base-model", args.base_model)):
+        try:
+            if value:
+                validate_repo_id(value)
+        except HFValidationError as error:
+            raise HarnessError(f"{option} {value!r}: {error}") from error
+    if args.repo.count("/") != 1:
+        raise HarnessError(f"--repo {args.repo!r}: needs the owner and the name, e.g. me/my-model-int8wo")
+    if args.license and not _LICENSE.match(args.license):
+        raise HarnessError(f"--license {args.license!r}: the hub names licences in small letters, e.g. apache-2.0")
+    if args.card_only and not args.dry_run:
+        raise HarnessError("--card-only goes with --dry-run: figures are published beside the weights they are of")
+
+
+def hub_id(model: ModelIdentity) -> str:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    kind, _, name = model.source.partition(":")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return ""
+    return name if kind == "hub" else ""
+
+
+def allowed() -> str:
+    return "publish in spite of it: " + "; ".join(f"{name}: {words}" for name, words in ALLOWED.items())
+
+
+def _same(one: ModelIdentity, other: ModelIdentity) -> bool:
+    return _weights(one) == _weights(other)
+
+
+def _weights(model: ModelIdentity) -> tuple[str, ...]:
+    """Return what tells weights apart; notes on them are for people."""
+    return model.name, model.source, model.revision, model.weights
+
+
+def _versions(it: Measurement) -> tuple[str | None, ...]:
+    return tuple(it.packages.get(name) for name in _MAKERS)
+
+
+def _other_making(it: Measurement, origin: Origin) -> str:
+    """Return why a record is not of the checkpoint that was made so; empty if it is."""
+    device = torch_device(it.cell.hardware)
+    if device != origin.device:
+        return f"measured on {device}, made on {origin.device}"
+    for name in _MAKERS:
+        if it.packages.get(name) != origin.packages.get(name):
+            return f"measured under {name} {it.packages.get(name)}, made under {origin.packages.get(name)}"
+    return ""
+
+
+def _line(it: Measurement) -> tuple[object, ...]:
+    return it.cell.hardware, it.device.name, *place_of(it)
+
+
+def _fits(records: Records, cell: Cell, checkpoint: Checkpoint) -> bool:
+    sizes = {
+        it.value
+        for it in records.measurements
+        if it.metric == "checkpoint_size" and it.cell.recipe == cell.recipe and _same(it.cell.model, cell.model)
+    }
+    return checkpoint.weight_bytes in sizes and str(cell.recipe.config.get("config")) in checkpoint.classes
+
+
+def name_of(cell: Cell) -> str:
+    return _shown(f"{cell.model.name}:{cell.recipe.name}")
+
+
+def _list(cells: Iterable[Cell]) -> str:
+    return ", ".join(dict.fromkeys(map(name_of, cells))) or "no quantized recipe"
+
+
+def _shown(text: str) -> str:
+    return one_line(text)

@@ -1,0 +1,117 @@
+"""A recipe as records hold it -> the Python that applies it to any model, for people to run by hand."""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.base.text import one_line
+from harness.contract import notation
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+_UNTIE = """\
+# Give the output head a weight of its own, since tied weights cannot be quantized apart.
+untied = AutoModelForCausalLM.from_pretrained(model_to_quantize, dtype=torch.bfloat16)
+untied.config.get_text_config(decoder=True).tie_word_embeddings = False
+untied.config.tie_word_embeddings = False
+untied._tied_weights_keys = None
+untied.all_tied_weights_keys = {}
+head = untied.get_output_embeddings()
+head.weight = torch.nn.Parameter(head.weight.detach().clone())
+untied.save_pretrained("untied")
+model_to_quantize = "untied"
+"""
+
+
+@dataclass
+class _Expression:
+    """Python source of a value, and the names of torchao in it."""
+
+    names: set[str] = field(default_factory=set)
+
+    def of(self, value: Any) -> str:
+        if isinstance(value, Mapping):
+            if notation.is_config(value):
+                return self.config(value)
+            return "{" + ", ".join(f"{self.of(str(key))}: {self.of(inner)}" for key, inner in value.items()) + "}"
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join(self.of(inner) for inner in value) + "]"
+        if isinstance(value, str):
+            return self.text(value)
+        return repr(value)
+
+    def config(self, value: Mapping[str, Any]) -> str:
+        name, arguments = str(value["config"]), value.get("arguments") or {}
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"the arguments of {name!r} have no names")
+        _check(name, *map(str, arguments))
+        self.names.add(name)
+        return f"{name}({', '.join(f'{key}={self.of(inner)}' for key, inner in arguments.items())})"
+
+    def text(self, value: str) -> str:
+        if notation.is_dtype(value):
+            return value
+        if value.isascii() and (granularity := notation.granularity(value)):
+            self.names.add(granularity.name)
+            return value
+        if member := notation.member(value):
+            self.names.add(member[0])
+            return value
+        return ascii(value)
+
+    def imports(self) -> str:
+        """Return the import statements of every name, torchao's first module first."""
+        modules: dict[str, list[str]] = {}
+        for name in sorted(self.names, key=lambda name: (notation.MODULES.index(notation.module_of(name)), name)):
+            modules.setdefault(notation.module_of(name), []).append(name)
+        return "\n".join(f"from {module} import {', '.join(names)}" for module, names in modules.items())
+
+
+def _check(*names: str) -> None:
+    unfit = [name for name in names if not _NAME.match(name) or keyword.iskeyword(name)]
+    if unfit:
+        raise ValueError(f"{unfit[0]!r} is no name that Python has for a class, an argument or an option")
+
+
+def expression(config: Mapping[str, Any]) -> str:
+    """Return ``Class(argument=value)`` of a recipe's configuration, as ``--recipe`` takes it."""
+    return _Expression().config(config)
+
+
+def quantization(config: Mapping[str, Any], model: str, output: str) -> str:
+    """Return a script that quantizes ``model`` as the harness does and saves it to the folder ``output``.
+
+    ``config`` is that of a :class:`harness.records.schema.RecipeIdentity`. Raises ValueError where it names a class or
+    an argument that is no Python name.
+    """
+    found = _Expression()
+    made = found.config(config)
+    options = dict(config.get("transformers_options") or {})
+    if {"embedding", "head"} & set(config.get("quantizes") or []):
+        options = {"include_input_output_embeddings": True, "modules_to_not_convert": []} | options
+    _check(*options)
+    given = "".join(f", {name}={found.of(value)}" for name, value in options.items())
+    untie = f"\n{_UNTIE}" if config.get("untie_embeddings") else ""
+    return f"""\
+import torch
+{found.imports()}
+from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
+
+model_id = {json.dumps(one_line(model))}
+model_to_quantize = model_id
+{untie}
+quant_config = {made}
+quantization_config = TorchAoConfig(quant_type=quant_config{given})
+quantized_model = AutoModelForCausalLM.from_pretrained(
+    model_to_quantize, dtype=torch.bfloat16, device_map="auto", quantization_config=quantization_config
+)
+tokenizer = AutoTokenizer.from_pretrained(model_id)
+
+quantized_model.save_pretrained({json.dumps(output)})
+tokenizer.save_pretrained({json.dumps(output)})
+"""

@@ -1,0 +1,178 @@
+"""The commands and scripts by which a card's reader uses a checkpoint and measures its figures again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+
+from harness.base.text import one_line
+from harness.machine.probe import torch_device
+from harness.publish import recipe_code
+from harness.records.metrics import TASK_BATCH
+from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
+
+SHAREGPT = (
+    "https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered/resolve/main/"
+    "ShareGPT_V3_unfiltered_cleaned_split.json"
+)
+_GENERATE = """\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model_name = MODEL_ID
+
+tokenizer = AutoTokenizer.from_pretrained(model_name)
+model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto", device_map="auto")
+
+messages = [{"role": "user", "content": "Give me a short introduction to large language models."}]
+text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(text, return_tensors="pt").to(model.device)
+
+output = model.generate(**inputs, max_new_tokens=256)
+print(tokenizer.decode(output[0][inputs.input_ids.shape[1] :], skip_special_tokens=True))
+"""
+# The tutorial's script, with today's argument names.
+_PEAK = """\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# use BASELINE or MODEL_ID
+model_id = MODEL_ID
+model = AutoModelForCausalLM.from_pretrained(model_id, device_map=DEVICE, dtype=torch.bfloat16)
+tokenizer = AutoTokenizer.from_pretrained(model_id)
+RESET
+messages = [
+    {"role": "system", "content": ""},
+    {"role": "user", "content": "Hey, are you conscious? Can you talk to me?"},
+]
+prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+with torch.inference_mode():
+    model.generate(**inputs, max_new_tokens=TOKENS)
+
+READ
+print(f"Peak Memory Usage: {memory:.02f} GB")
+"""
+_RESET = "torch.cuda.reset_peak_memory_stats()\n"
+_READ = {
+    "cuda": "memory = torch.cuda.max_memory_reserved() / 1e9",
+    "cpu": "import resource\n\nmemory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9",
+}
+_FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+_VERSION = re.compile(r"[A-Za-z0-9.!_-]+\Z")
+
+
+def generate(repository: str) -> str:
+    """Return a script that loads the published model and lets it answer."""
+    return _GENERATE.replace("MODEL_ID", json.dumps(repository))
+
+
+def pip(records: Iterable[Measurement], *names: str) -> str:
+    """Return the installation of the versions that the records were measured under; local builds' marks are dropped."""
+    newest = max(records, key=lambda it: it.time, default=None)
+    packages = newest.packages if newest else {}
+    found = [(name, packages[name].split("+")[0]) for name in names if name in packages]
+    wanted = [f"{name}=={version}" for name, version in found if _VERSION.match(version)]
+    return f"pip install {' '.join(wanted)}" if wanted else ""
+
+
+def flags(record: Measurement) -> tuple[list[str], list[str]]:
+    """Return the environment variables and the options that engine or server were started with."""
+    variables, options = [], []
+    for name, value in record.flags.items():
+        if not _FLAG.match(name) or value is False:
+            continue
+        if name.isupper():
+            variables.append(f"{name}={quoted(value)}")
+        else:
+            option = "--" + name.replace("_", "-")
+            options.append(option if value is True else f"{option} {quoted(value)}")
+    return variables, options
+
+
+def quoted(value: Scalar) -> str:
+    """Return a value as one word of a shell's command line."""
+    return shlex.quote(one_line(str(value)))
+
+
+def suite(model: ModelIdentity, recipe: RecipeIdentity, hardware: str, only: str = "") -> str:
+    """Return the command that measures recipe and baseline again with this harness."""
+    kind, _, where = model.source.partition(":")
+    named = {"hub": where, "folder": f"./{where}"}.get(kind, model.name)
+    given = recipe.name
+    made_by_hand = str(recipe.config.get("config", ""))
+    if made_by_hand and recipe.name.startswith(made_by_hand):
+        # Given on the command line as a config; its name in the records is not one that --recipe takes.
+        with contextlib.suppress(ValueError):
+            given = recipe_code.expression(recipe.config)
+    words = ["pytest suites -m", quoted(hardware), "--model", quoted(named), "--recipe", quoted(given)]
+    return " ".join(words + ([f"-k {shlex.quote(only)}"] if only else []))
+
+
+def lm_eval(own: Sequence[Measurement], models: Sequence[str]) -> str:
+    """Return lm-evaluation-harness's own commands for the tasks in the records, or an empty text."""
+    wanted: dict[tuple[str, Scalar], dict[str, None]] = {}
+    for it in own:
+        if it.metric in ("accuracy", "task_perplexity") and "task" in it.parameters and "through" not in it.parameters:
+            key = (torch_device(it.cell.hardware), it.parameters.get("documents", ""))
+            wanted.setdefault(key, {})[str(it.parameters["task"])] = None
+    lines = []
+    for (device, documents), tasks in wanted.items():
+        for model in models:
+            limit = f" --limit {documents}" if isinstance(documents, int) else ""
+            where = f"{'cuda:0' if device == 'cuda' else device} --batch_size {TASK_BATCH[device]}"
+            chosen = f"--tasks {quoted(','.join(tasks))}{limit} --device {where}"
+            lines.append(f"lm_eval --model hf --model_args pretrained={model},dtype=bfloat16 {chosen}")
+    return "\n".join(lines)
+
+
+def peak_memory(own: Sequence[Measurement], repository: str, base: str) -> list[str]:
+    """Return the script behind the peak memory, one for each kind of device in the records."""
+    scripts = {}
+    for it in own:
+        tokens = it.parameters.get("max_new_tokens")
+        if it.metric == "peak_memory" and isinstance(tokens, int):
+            device = torch_device(it.cell.hardware)
+            text = _PEAK.replace("RESET\n", _RESET + "\n" if device == "cuda" else "\n").replace("READ", _READ[device])
+            text = text.replace("DEVICE", f'"{device}"').replace("TOKENS", str(tokens))
+            scripts[device] = text.replace("MODEL_ID", json.dumps(repository)).replace("BASELINE", json.dumps(base))
+    return list(scripts.values())
+
+
+def serve(record: Measurement) -> str:
+    """Return the command that serves ``$MODEL`` as a record's server was started."""
+    variables, options = flags(record)
+    return " ".join([*variables, "vllm serve $MODEL", *options])
+
+
+def latency(own: Sequence[Measurement]) -> list[str]:
+    """Return vLLM's latency benchmark for each batch in the records; ``$MODEL`` is recipe or baseline."""
+    found: dict[str, None] = {}
+    for it in own:
+        sizes = [it.parameters.get(name) for name in ("input_len", "output_len", "batch_size")]
+        if it.metric == "latency" and it.cell.server == "vllm" and all(isinstance(size, int) for size in sizes):
+            variables, options = flags(it)
+            words = [*variables, "vllm bench latency --model $MODEL"]
+            names = ("--input-len", "--output-len", "--batch-size")
+            words += [f"{name} {size}" for name, size in zip(names, sizes, strict=True)]
+            words += [f"--num-iters-warmup {len(it.warmup)} --num-iters {len(it.samples)}", *options]
+            found[" ".join(words)] = None
+    return list(found)
+
+
+def serving(own: Sequence[Measurement]) -> tuple[list[str], list[str]]:
+    """Return the servers' and the clients' commands of the serving benchmark; ``$MODEL`` is recipe or baseline."""
+    servers: dict[str, None] = {}
+    clients: dict[str, None] = {}
+    for it in own:
+        prompts = it.parameters.get("num_prompts")
+        if it.metric == "request_throughput" and it.cell.server == "vllm" and isinstance(prompts, int):
+            servers[serve(it)] = None
+            client = "vllm bench serve --backend openai --model $MODEL --dataset-name sharegpt --temperature 0"
+            client += f" --dataset-path ./{SHAREGPT.rsplit('/', 1)[1]} --num-prompts {prompts}"
+            length = it.parameters.get("output_len")
+            clients[client + (f" --sharegpt-output-len {length}" if isinstance(length, int) else "")] = None
+    return list(servers), list(clients)

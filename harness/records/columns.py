@@ -1,0 +1,318 @@
+"""A columnar copy of record files, for work over many runs; the JSON lines stay the source of truth.
+
+Each run's lines lie once more as a Parquet file in the cache folder, under a name made of the run's path and of its
+record file's size and time of change. So a copy is either of the file as it is, or not found; all of them can be thrown
+away, and are written again when next asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from harness.base.errors import RecordError
+from harness.base.files import default_root
+from harness.base.text import digest
+from harness.records import failures
+from harness.records.run import BrokenLine, Run, parse, raw_lines
+from harness.records.schema import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Timing
+
+_TEXT = pa.string()
+_NUMBER = pa.float64()
+_LIST = pa.list_(pa.float64())
+
+SCHEMA = pa.schema(
+    {
+        "source": _TEXT,  # digest of the run folder's path
+        "line": pa.int64(),
+        "offset": pa.int64(),
+        "kind": _TEXT,
+        "time": _NUMBER,
+        "model": _TEXT,
+        "model_source": _TEXT,
+        "revision": _TEXT,
+        "weights": _TEXT,
+        "note": _TEXT,
+        "recipe": _TEXT,
+        "recipe_hash": _TEXT,
+        "config": _TEXT,
+        "baseline": pa.bool_(),
+        "hardware": _TEXT,
+        "server": _TEXT,
+        "device": _TEXT,
+        "device_detail": _TEXT,
+        "metric": _TEXT,
+        "unit": _TEXT,
+        "direction": _TEXT,
+        "definition": pa.int64(),
+        "parameters": _TEXT,
+        "value": _NUMBER,
+        "samples": _LIST,
+        "warmup": _LIST,
+        "statistics": _TEXT,
+        "packages": _TEXT,
+        "flags": _TEXT,
+        "state_before": _TEXT,
+        "state_after": _TEXT,
+        "attachment": _TEXT,
+        "from_cache": pa.bool_(),
+        "discarded": _TEXT,
+        "stage": _TEXT,
+        "test": _TEXT,
+        "outcome": _TEXT,
+        "seconds": _NUMBER,
+        "message": _TEXT,
+        "passed": pa.bool_(),
+        "measured": _NUMBER,
+        "limit": _NUMBER,
+        "comparison": _TEXT,
+        "origin": _TEXT,
+        "published": _NUMBER,
+        "harness": _TEXT,
+        "command": _TEXT,
+        "subject": _TEXT,  # digest of model and device: what one set of tables is about
+        "place": _TEXT,  # digest of the place in those tables, recipe included
+    }
+)
+"""One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
+
+_LAYOUT = 3
+_PROBLEM = "problem"
+_LARGEST = 2**63 - 1
+# What tables and trends need; the rest is read for exports.
+SLIM = ("source", "line", "offset", "kind", "time", "subject", "place", "discarded", "message")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The lines of several runs as one table, in the order of the runs given and of their lines."""
+
+    table: pa.Table
+    runs: Mapping[str, Run]
+    problems: tuple[str, ...]
+    cache: Path | None = None
+
+    def kind(self, *kinds: str) -> pa.Table:
+        """Return the rows of these kinds of line."""
+        return self.table.filter(pc.is_in(self.table["kind"], pa.array(kinds)))
+
+    def lines(self, rows: pa.Table) -> Iterator[Line]:
+        """Read the records behind some rows from their JSON lines, in the rows' order.
+
+        Raises RecordError if a record file does not hold any more what it held when it was listed.
+        """
+        files: dict[str, Any] = {}
+        try:
+            wanted = rows.select(["source", "offset", "line"]).to_pydict()
+            for source, offset, number in zip(wanted["source"], wanted["offset"], wanted["line"], strict=True):
+                path = self.runs[source].path
+                if source not in files:
+                    if len(files) > 200:
+                        files.pop(next(iter(files))).close()
+                    files[source] = path.open("rb")
+                files[source].seek(offset)
+                yield parse(files[source].readline(), f"{path}, line {number}")
+        except (BrokenLine, OSError) as error:
+            raise RecordError(f"{error}; it was changed while it was read: try again") from error
+        finally:
+            for file in files.values():
+                file.close()
+
+    def standing(self) -> list[Measurement]:
+        """Return the measurements that tables are made of: the latest of each place, and every discarded one.
+
+        They come in an order that gives the same tables as all measurements would.
+        """
+        rows = self.kind("measurement").select(["source", "line", "offset", "time", "subject", "place", "discarded"])
+        rows = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+        first = rows.group_by("subject", use_threads=False).aggregate([("row", "min")])
+        kept = rows.filter(pc.equal(rows["discarded"], ""))
+        kept = kept.sort_by([("time", "ascending"), ("row", "ascending")])
+        latest = kept.group_by(["subject", "place"], use_threads=False).aggregate([("row", "last")])["row_last"]
+        discarded = rows.filter(pc.not_equal(rows["discarded"], ""))["row"]
+        chosen = pa.concat_arrays([*latest.chunks, *discarded.chunks]) if rows.num_rows else pa.array([], pa.int64())
+        picked = rows.take(chosen).join(first, "subject").sort_by([("row_min", "ascending"), ("row", "ascending")])
+        return [line for line in self.lines(picked) if isinstance(line, Measurement)]
+
+    def failures(self) -> list[Failure]:
+        """Return every failure whose work nothing in these runs has measured since."""
+        rows = self.kind("failure")
+        failed = set(rows["source"].to_pylist())
+        if not failed:
+            return []
+        # What overcame a failure may be in another run; the columns that tell are read only where there is one.
+        whole = load(self.runs.values(), columns=failures.COLUMNS, cache=self.cache)
+        told = whole.kind("header", "failure", "outcome", "judgement", "measurement").select(list(failures.COLUMNS))
+        standing = failures.standing(told.to_pylist())
+        places = zip(rows["source"].to_pylist(), rows["line"].to_pylist(), strict=True)
+        rows = rows.filter(pa.array([place in standing for place in places]))
+        return [line for line in self.lines(rows) if isinstance(line, Failure)]
+
+
+def load(runs: Iterable[Run], *, columns: Sequence[str] = SLIM, cache: Path | None = None) -> Columns:
+    """Return the lines of ``runs``, each run once, with the given columns of SCHEMA.
+
+    ``cache`` is the folder of the columnar copies; where it cannot be written the copies are made in memory. Raises
+    RecordError for a run of a newer schema and for one that cannot be read.
+    """
+    folder = (cache or default_root()) / "columns"
+    names = list(dict.fromkeys([*columns, *SLIM]))
+    opened = {digest(str(run.folder.resolve())): run for run in runs}
+    found: dict[Path, tuple[str, Run]] = {}
+    parts: list[pa.Table] = []
+    for source, run in opened.items():
+        path = _copy(folder, source, run)
+        if path.is_file():
+            found[path] = (source, run)
+        else:
+            parts.append(_make(source, run, path).select(names))
+    if found:
+        whole = _read_all(list(found), names)
+        if whole is None:
+            parts += [_read_one(path, source, run, names) for path, (source, run) in found.items()]
+        else:
+            parts.append(whole)
+    table = pa.concat_tables(parts) if parts else SCHEMA.empty_table().select(names)
+    if len(parts) > 1:
+        place = pc.index_in(table["source"], pa.array(list(opened)))
+        table = table.append_column("run", place).sort_by([("run", "ascending"), ("line", "ascending")]).select(names)
+    return _columns(table, opened, cache)
+
+
+def _columns(table: pa.Table, runs: Mapping[str, Run], cache: Path | None) -> Columns:
+    problems = table.filter(pc.equal(table["kind"], _PROBLEM))["message"].to_pylist()
+    return Columns(table, runs, tuple(problems), cache)
+
+
+def _copy(folder: Path, source: str, run: Run) -> Path:
+    try:
+        state = run.path.stat()
+    except OSError as error:
+        raise RecordError(f"{run.path}: cannot be read ({error.strerror})") from error
+    version = digest([_LAYOUT, str(run.path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino])
+    return folder / f"{source}-{version}.parquet"
+
+
+def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
+    """Return all copies as one table; None if one of them is damaged, or was replaced meanwhile."""
+    try:
+        return ds.dataset([str(path) for path in paths], schema=SCHEMA, format="parquet").to_table(columns=list(names))
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _read_one(path: Path, source: str, run: Run, names: Sequence[str]) -> pa.Table:
+    table = _read_all([path], names)
+    return _make(source, run, path).select(names) if table is None else table
+
+
+def _make(source: str, run: Run, path: Path) -> pa.Table:
+    """Return a run's lines as a table, and keep them as ``path`` in place of the run's former copies."""
+    rows = []
+    try:
+        for number, offset, raw in raw_lines(run.path):
+            try:
+                row = _row(parse(raw, f"{run.path}, line {number}"))
+            except BrokenLine as error:
+                row = {"kind": _PROBLEM, "message": str(error)}
+            rows.append({"source": source, "line": number, "offset": offset, **row})
+    except OSError as error:
+        raise RecordError(f"{run.path}: cannot be read ({error.strerror})") from error
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+        for former in path.parent.glob(f"{source}-*.parquet"):
+            if former != path:
+                former.unlink(missing_ok=True)
+    except OSError:
+        # A cache that cannot be written costs time, nothing else.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return table
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _row(line: Line) -> dict[str, Any]:
+    row: dict[str, Any] = {"kind": line.kind, "time": line.time}
+    if isinstance(line, Header):
+        return row | {
+            "device": line.device.name,
+            "device_detail": _json(line.device.detail),
+            "packages": _json(line.packages),
+            "command": _json(line.command),
+            "harness": line.harness,
+        }
+    if line.cell is not None:
+        row |= _cell(line.cell)
+    if isinstance(line, Timing):
+        return row | {"stage": line.stage, "seconds": line.seconds}
+    if isinstance(line, Outcome):
+        return row | {"test": line.test, "outcome": line.outcome, "seconds": line.seconds, "message": line.reason}
+    if isinstance(line, Failure):
+        return row | {"stage": line.stage, "outcome": line.failure, "message": line.message}
+    if isinstance(line, Judgement):
+        kept = ("metric", "passed", "measured", "limit", "comparison", "origin", "published")
+        return row | {name: getattr(line, name) for name in kept} | {"parameters": _json(line.parameters)}
+    return row | _measurement(line)
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return {
+        "model": cell.model.name,
+        "model_source": cell.model.source,
+        "revision": cell.model.revision,
+        "weights": cell.model.weights,
+        "note": cell.model.note,
+        "recipe": cell.recipe.name,
+        "recipe_hash": cell.recipe.hash,
+        "config": _json(cell.recipe.config),
+        "baseline": cell.recipe.baseline,
+        "hardware": cell.hardware,
+        "server": cell.server,
+    }
+
+
+def _measurement(line: Measurement) -> dict[str, Any]:
+    if abs(line.definition) > _LARGEST:
+        raise BrokenLine(f"left out, definition {line.definition} is no version")
+    cell, parameters = line.cell, _json(line.parameters)
+    model, recipe = cell.model, cell.recipe
+    place = [recipe.name, recipe.hash, cell.server, line.metric, line.unit, line.definition, line.direction, parameters]
+    return {
+        "device": line.device.name,
+        "device_detail": _json(line.device.detail),
+        "metric": line.metric,
+        "unit": line.unit,
+        "direction": line.direction,
+        "definition": line.definition,
+        "parameters": parameters,
+        "value": line.value,
+        "samples": line.samples,
+        "warmup": line.warmup,
+        "statistics": _json(line.statistics),
+        "packages": _json(line.packages),
+        "flags": _json(line.flags),
+        "state_before": _json(line.state_before),
+        "state_after": _json(line.state_after),
+        "attachment": line.attachment,
+        "from_cache": line.from_cache,
+        "discarded": line.discarded,
+        "subject": digest([model.name, model.revision, model.weights, cell.hardware, line.device.name]),
+        "place": digest(place),
+    }

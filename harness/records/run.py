@@ -1,0 +1,186 @@
+"""A run's folder: records appended line by line, logs, attachments, and how they are read again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.base.errors import RecordError
+from harness.base.text import file_name
+from harness.records.migrations import migrate
+from harness.records.schema import _LINE, Line
+
+
+class Run:
+    """A run's folder: ``records.jsonl``, the workers' logs and attachments.
+
+    Lines are only ever appended, each flushed and fsynced before :meth:`append` returns, so that what was
+    measured stays whatever happens next.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "records.jsonl"
+        self.logs = folder / "logs"
+        self.attachments = folder / "attachments"
+        # Told of every line once it is on the disk.
+        self.written: Callable[[Line], object] = lambda line: None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @classmethod
+    def create(cls, root: Path) -> Run:
+        """Make a new run folder under ``root``, named by the time in UTC; RecordError says why there can be none."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        for attempt in range(100):
+            folder = root / (stamp if not attempt else f"{stamp}-{attempt}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise RecordError(f"{root}: no run can be kept there ({error.strerror})") from error
+            return cls(folder)
+        raise RecordError(f"no free run folder under {root} for {stamp}")
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> Run:
+        """Return the run called ``name`` (or ``last``, or a path to a run folder or its records file)."""
+        path = Path(name)
+        if path.is_file():
+            path = path.parent
+        if (path / "records.jsonl").is_file():
+            return cls(path)
+        runs = sorted(entry.parent for entry in root.glob("*/records.jsonl"))
+        if name == "last" and runs:
+            return cls(runs[-1])
+        if (root / name / "records.jsonl").is_file():
+            return cls(root / name)
+        names = ", ".join(run.name for run in runs[-5:]) or "none yet"
+        raise RecordError(f"no run {name!r} under {root}; the latest are: {names}")
+
+    def append(self, line: Line) -> None:
+        """Append one line and wait until it is on the disk.
+
+        Raises RecordError when the disk refuses it; a half-written line is cut off again, so that the file
+        keeps whole lines only.
+        """
+        data = (line.model_dump_json(exclude_defaults=False) + "\n").encode()
+        with _kept(self.path, "a record"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                start = file.seek(0, os.SEEK_END)
+                if start and not _ends_whole(self.path):
+                    data = b"\n" + data
+                try:
+                    while data:
+                        data = data[file.write(data) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.truncate(self.path, start)
+                    raise
+        self.written(line)
+
+    def read(self) -> tuple[list[Line], list[str]]:
+        """Return every whole line of the run and a message for each line that could not be read."""
+        return read(self.path)
+
+    def lines(self) -> Iterator[Line]:
+        """Yield every whole line, passing over broken ones."""
+        yield from self.read()[0]
+
+    def attach(self, name: str, data: Mapping[str, Any] | list[Any]) -> str:
+        """Write bulky detail beside the records and return its path relative to the run folder.
+
+        Raises RecordError when the disk refuses it; nothing half-written is left behind.
+        """
+        target = self.attachments / f"{file_name(name)}.json"
+        temporary = target.with_suffix(".tmp")
+        with _kept(target, "an attachment"):
+            self.attachments.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(json.dumps(data), encoding="utf-8")
+                os.replace(temporary, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+        return str(target.relative_to(self.folder))
+
+
+@contextlib.contextmanager
+def _kept(path: Path, what: str) -> Iterator[None]:
+    """Turn what the disk says while ``what`` is written into an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot write {what} ({error.strerror}); what was recorded before is kept. "
+            "Free some space and go on with --resume."
+        ) from error
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read(path: Path) -> tuple[list[Line], list[str]]:
+    """Read a record file: every whole line, and a message naming each line that is broken.
+
+    A line of a newer schema raises RecordError by name, since leaving it out in silence would change a table.
+    """
+    lines: list[Line] = []
+    problems: list[str] = []
+    for number, _, raw in raw_lines(path):
+        try:
+            lines.append(parse(raw, f"{path}, line {number}"))
+        except BrokenLine as error:
+            problems.append(str(error))
+    return lines, problems
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the number (from 1), the offset in bytes and the bytes of each line that is not blank."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if raw.strip():
+                yield number, offset, raw
+            offset += len(raw)
+
+
+class BrokenLine(RecordError):
+    """A line of a record file is not a record; the message says where and why."""
+
+
+def parse(raw: bytes, where: str) -> Line:
+    """Return one line of a record file, brought to today's schema.
+
+    Raises BrokenLine, which names ``where``, for what is no record, and RecordError for a line of a newer schema,
+    since leaving it out in silence would change a table.
+    """
+    try:
+        return _LINE.validate_python(migrate(json.loads(raw), where))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenLine(f"{where}: left out, {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    if isinstance(error, KeyError):
+        return f"key {error} is missing"
+    return f"not a whole JSON record ({error})"

@@ -1,0 +1,197 @@
+"""The record's schema, and an append-only store of records that survives a kill."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
+
+from harness.base.text import digest
+from harness.records.migrations import SCHEMA_VERSION
+
+Scalar = str | int | float | bool
+
+
+class _Frozen(BaseModel):
+    # Infinity and NaN are written as words, which are read again; as null they would break the line.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+# How the note of a model begins whose weights were quantized before it was measured.
+CAME_QUANTIZED = "came quantized, with "
+
+
+class ModelIdentity(_Frozen):
+    """Which weights were measured."""
+
+    name: str = Field(description="The model's name in the matrix, or what was given on the command line.")
+    source: str = Field(description="hub:ID, package:REQUIREMENT, folder:NAME or random:SHAPE.")
+    revision: str = Field(description="Commit of the hub, or a digest of the weights or of the shape and seed.")
+    weights: Literal["pretrained", "random"] = Field(description="random weights never carry accuracy.")
+    note: str = Field(
+        default="", description="What a reader must know, e.g. that the source was already quantized once."
+    )
+
+    @property
+    def came_quantized(self) -> bool:
+        """Whether what was measured is a quantized checkpoint as it is, and no unquantized weights are known."""
+        return self.note.startswith(CAME_QUANTIZED)
+
+
+class RecipeIdentity(_Frozen):
+    """Which quantization was applied."""
+
+    name: str
+    hash: str = Field(description="Digest of the serialized configuration: the recipe's identity.")
+    config: dict[str, Any] = Field(description="The configuration: class and arguments; empty for the baseline.")
+    baseline: bool = False
+
+
+class Device(_Frozen):
+    """What the measurement ran on."""
+
+    name: str
+    detail: dict[str, Scalar] = Field(default_factory=dict, description="Cores, memory, driver, and the like.")
+
+
+class Cell(_Frozen):
+    """One model x recipe x hardware, on one server: what a record is about."""
+
+    model: ModelIdentity
+    recipe: RecipeIdentity
+    hardware: str
+    server: str = Field(description="transformers, vllm, sglang or executorch; empty where no server is involved.")
+
+
+# The last second of the year 9999: what comes later has no date in the calendar of Python or of most databases.
+_LAST_SECOND = 253_402_300_799
+
+
+class _Line(_Frozen):
+    schema_version: int = SCHEMA_VERSION
+    time: FiniteFloat = Field(
+        default_factory=time.time,
+        ge=0,
+        le=_LAST_SECOND,
+        description="Seconds since the epoch when the line was written; at most the end of the year 9999.",
+    )
+
+
+class Header(_Line):
+    """First line of a run, repeated when a run is resumed: how it was started and in what."""
+
+    kind: Literal["header"] = "header"
+    run: str
+    command: list[str]
+    packages: dict[str, str] = Field(description="Every installed distribution of the planner's environment.")
+    device: Device
+    harness: str = Field(default="", description="Version of the harness, with its commit where it is a checkout.")
+
+
+class Measurement(_Line):
+    """One metric of one cell with its raw samples and all that is needed to trust it."""
+
+    kind: Literal["measurement"] = "measurement"
+    metric: str
+    unit: str
+    direction: Literal["lower", "higher", "none"]
+    definition: int = Field(description="Version of the metric's definition; see harness.records.metrics.")
+    parameters: dict[str, Scalar] = Field(default_factory=dict, description="E.g. batch_size, num_prompts, task.")
+    value: FiniteFloat
+    samples: list[FiniteFloat] = Field(
+        default_factory=list, description="Raw samples behind the value, in the metric's unit."
+    )
+    warmup: list[FiniteFloat] = Field(default_factory=list, description="Samples taken before, not counted.")
+    statistics: dict[str, FiniteFloat] = Field(default_factory=dict, description="Further figures, e.g. p99 or stderr.")
+    cell: Cell
+    packages: dict[str, str] = Field(description="Versions of what decides the result, in the worker's environment.")
+    device: Device
+    flags: dict[str, Scalar] = Field(default_factory=dict, description="Options and environment of engine or server.")
+    state_before: dict[str, Scalar] = Field(default_factory=dict)
+    state_after: dict[str, Scalar] = Field(default_factory=dict)
+    attachment: str = Field(
+        default="", description="File beside the records with bulky detail, e.g. per-document results."
+    )
+    from_cache: bool = Field(
+        default=False, description="Reused from the artifact of an identical, deterministic evaluation."
+    )
+    discarded: str = Field(default="", description="Why the measurement must not be used; empty if it may.")
+
+
+class Failure(_Line):
+    """A stage that did not give a result, with the end of its log."""
+
+    kind: Literal["failure"] = "failure"
+    cell: Cell
+    stage: str
+    failure: str = Field(description="exception, crash, timeout, out_of_memory, start or http.")
+    message: str
+    log_tail: str = ""
+
+
+class Judgement(_Line):
+    """One threshold held against one measurement."""
+
+    kind: Literal["judgement"] = "judgement"
+    cell: Cell
+    metric: str
+    parameters: dict[str, Scalar] = Field(default_factory=dict)
+    passed: bool
+    measured: float = Field(description="The value, or its ratio to or difference from the baseline.")
+    limit: float
+    comparison: str = Field(description="max, min, max_ratio, min_ratio, max_difference or min_difference.")
+    origin: str = Field(description="Where the limit comes from: published, stored baseline, or chosen.")
+    published: float | None = None
+
+
+class Timing(_Line):
+    """Where the session's time went: one stage of one cell."""
+
+    kind: Literal["timing"] = "timing"
+    cell: Cell | None = None
+    stage: str = Field(description="setup, quantize, export, engine start, compile, measure, evaluate or idle.")
+    seconds: float
+
+
+class Outcome(_Line):
+    """One test of the suites as it ended: what a later session's estimate of the time left is made of."""
+
+    kind: Literal["outcome"] = "outcome"
+    test: str = Field(description="File, test and parameters, e.g. test_engine.py::test_latency[cell-8].")
+    cell: Cell | None = None
+    outcome: Literal["passed", "failed", "skipped", "xfailed", "error"]
+    seconds: float = Field(description="Wall time of the test with its set-up and tear-down.")
+    reason: str = Field(default="", description="Why it was skipped, or the first line of what it failed with.")
+    known: str = Field(default="", description="Why one that xfailed was expected to, as the matrix has it.")
+
+
+Line = Annotated[Header | Measurement | Failure | Judgement | Timing | Outcome, Field(discriminator="kind")]
+
+
+_LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+def identity(measurement: Measurement) -> str:
+    """Return a digest of everything that makes two measurements the same measurement.
+
+    Time, values and machine state are left out: two records with one identity are repeats of each other.
+    """
+    parts = {
+        "metric": measurement.metric,
+        "definition": measurement.definition,
+        "parameters": measurement.parameters,
+        "cell": measurement.cell.model_dump(),
+        "packages": measurement.packages,
+        "device": measurement.device.name,
+        "flags": measurement.flags,
+    }
+    return digest(parts)
+
+
+def describe(it: Measurement | Judgement) -> str:
+    """Return a metric with its parameters, as errors name it."""
+    if not it.parameters:
+        return it.metric
+    parameters = ", ".join(f"{name}={value}" for name, value in it.parameters.items())
+    return f"{it.metric} ({parameters})"

@@ -1,0 +1,88 @@
+"""A gate's verdicts as JUnit XML and as Markdown."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+
+from harness.base.text import redact
+from harness.judge.gatefile import GateFile, Verdict
+from harness.report.rendering import Table, render
+
+# What XML 1.0 cannot hold, not even escaped.
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _xml(text: str) -> str:
+    """Return text without credentials and without what XML cannot hold."""
+    return _UNPRINTABLE.sub("\ufffd", redact(text))
+
+
+_OUTCOMES = {"regressed": "failure", "error": "error", "inconclusive": "skipped"}
+
+
+def junit(gates: Sequence[GateFile]) -> bytes:
+    """Return verdicts as JUnit XML: a suite a gate, a test case a verdict.
+
+    Failures and errors are what the exit status is: a primary verdict that regressed is a failure, one that could not
+    be judged an error, one that is inconclusive skipped with its reason. Advisory verdicts pass, and what they found
+    stands in the case's output. A gate that could not judge for want of a primary verdict has a case that says so.
+    """
+    root = ElementTree.Element("testsuites")
+    for gate in gates:
+        suite = ElementTree.SubElement(root, "testsuite", name=_xml(f"gate {gate.title}"))
+        for it in gate.verdicts:
+            cell = ".".join(part for part in (it.model, it.recipe, it.server) if part)
+            words = (
+                f"{it.reason}: new / old {_number(it.ratio)}, interval {_number(it.low)} to {_number(it.high)}, "
+                f"margin {it.margin:g}, {it.blocks} blocks. {it.detail}"
+            )
+            advisory = "" if it.primary else f"advisory, {it.verdict}: "
+            _case(suite, cell, it.what, _OUTCOMES.get(it.verdict, "") if it.primary else "", advisory + words)
+        if gate.exit_status == 2 and not suite.findall("testcase/error"):
+            _case(suite, "gate", "exit status", "error", "could not be judged: no primary verdict")
+        for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
+        suite.set("tests", str(len(suite)))
+        suite.set("time", f"{gate.seconds:.3f}")
+        suite.set("timestamp", _xml(gate.created))
+    ElementTree.indent(root)
+    text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"
+
+
+def _case(suite: ElementTree.Element, classname: str, name: str, outcome: str, words: str) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(classname), name=_xml(name))
+    if outcome:
+        ElementTree.SubElement(case, outcome, message=_xml(words)[:300])
+    ElementTree.SubElement(case, "system-out").text = _xml(words)
+
+
+def markdown(gates: Sequence[GateFile]) -> bytes:
+    """Return the verdicts as markdown tables, e.g. for the summary of a GitHub Actions step."""
+    tables = []
+    for gate in gates:
+        rows = tuple(
+            (it.name, _shown(it), _number(it.ratio), f"{_number(it.low)} to {_number(it.high)}", it.detail)
+            for it in sorted(gate.verdicts, key=lambda it: (not it.primary, it.verdict == "pass"))
+        )
+        header = ("what", "verdict", "new / old", "interval", "detail")
+        notes = (f"differs: {'; '.join(gate.differences)}",) if gate.differences else ()
+        tables.append(Table(f"{gate.title}: exit status {gate.exit_status}", "Verdicts", header, rows, notes))
+        if gate.compatibility:
+            header = ("what", "stage", "old", "new", "error")
+            broken = tuple(
+                (f"{it.model} {it.recipe} {it.server or ''}", it.stage, it.old, it.new, it.error or "")
+                for it in gate.compatibility
+            )
+            tables.append(Table(tables[-1].heading, "Compatibility", header, broken))
+    return render(tables, "md").encode("utf-8", errors="backslashreplace")
+
+
+def _shown(verdict: Verdict) -> str:
+    return verdict.verdict if verdict.primary else f"{verdict.verdict} (advisory)"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,406 @@
+"""One model on one device to tables: which lines, labels, cells and notes, whatever the layout."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from harness.base.errors import SampleError
+from harness.records.metrics import METRICS, OF_THE_DEVICE, Direction
+from harness.records.published import Documented, Figure
+from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
+from harness.report import limited
+from harness.report.rendering import Entry, Table
+from harness.report.rows import AGREEMENT, ROWS, Row, Section, Words, improvement, ratio_text, rows_of
+
+REPRODUCTION_TOLERANCE = 0.05
+"""A published improvement counts as reproduced if the measured one is at most this share smaller.
+
+An improvement is that of :func:`harness.report.rows.improvement`, so 1.16x counts from 1.102x on, and a memory
+reduction of 36 % (a factor of 1.563) from a factor of 1.485, which is a reduction of 33 %.
+"""
+
+NOTHING = "-"
+"""Stands in a cell that nobody measured, or of which every record was discarded."""
+
+SPEED_SECTIONS: dict[Section, str] = {"memory": "Memory", "performance": "Performance", "detail": "Serving detail"}
+SECTIONS: dict[Section, str] = SPEED_SECTIONS | {"quality": "Quality"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one set of tables is about: the standing and the discarded records of one model on one device."""
+
+    heading: str
+    model: ModelIdentity
+    hardware: str
+    device: str
+    measurements: tuple[Measurement, ...]
+    discarded: tuple[Measurement, ...]
+
+    @cached_property
+    def recipes(self) -> list[RecipeIdentity]:
+        """Every recipe that something was measured of, in order of appearance, the baseline first."""
+        records = [it for it in (*self.measurements, *self.discarded) if it.metric not in OF_THE_DEVICE]
+        recipes = {recipe_key(it.cell.recipe): it.cell.recipe for it in records}
+        return sorted(recipes.values(), key=lambda recipe: not recipe.baseline)
+
+    @cached_property
+    def baseline(self) -> RecipeIdentity | None:
+        return next((recipe for recipe in self.recipes if recipe.baseline), None)
+
+
+def recipe_key(recipe: RecipeIdentity) -> tuple[str, str]:
+    """Return what tells columns apart: two configs under one name are two recipes."""
+    return recipe.name, recipe.hash
+
+
+def place_of(record: Measurement) -> tuple[object, ...]:
+    """Return what tells rows apart; values of different definitions or units never share one."""
+    parameters = frozenset(record.parameters.items())
+    return record.cell.server, record.metric, record.unit, record.definition, record.direction, parameters
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row of a table before it is text, with each recipe's record; None where all of them were discarded."""
+
+    row: Row
+    server: str
+    parameters: Mapping[str, Scalar]
+    unit: str
+    definition: int
+    direction: Direction
+    cells: dict[tuple[str, str], Measurement | None] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """The published order of rows, a task's rows together."""
+        parameters = tuple((name, isinstance(it, str), it) for name, it in sorted(self.parameters.items()))
+        return str(self.parameters.get("task", "")), self.row.place, self.row.metric, parameters
+
+    @property
+    def own(self) -> dict[str, Scalar]:
+        return {**self.parameters, "unit": self.unit, "definition": self.definition}
+
+    def record(self, recipe: RecipeIdentity | None) -> Measurement | None:
+        return self.cells.get(recipe_key(recipe)) if recipe else None
+
+    def value(self, recipe: RecipeIdentity | None) -> float | None:
+        record = self.record(recipe)
+        if record is None:
+            return None
+        return record.statistics.get(self.row.statistic) if self.row.statistic else record.value
+
+    def text(self, value: float | None, figure: Figure | None) -> str:
+        """Show a value; one that is the published number itself keeps the digits that it was published with."""
+        if value is None:
+            return NOTHING
+        return (figure.digits if figure and figure.value == value else self.row.number(value)) + self.row.suffix
+
+    def published(self, figure: Figure | None) -> str:
+        return figure.text + self.row.suffix if figure else NOTHING
+
+    def ratio(self, baseline: float | None, value: float | None) -> float | None:
+        return None if baseline is None or value is None else improvement(baseline, value, self.direction)
+
+    def ratio_text(self, ratio: float | None) -> str:
+        return NOTHING if ratio is None else ratio_text(ratio, self.row.words)
+
+    def label(self, also: Sequence[str] = ()) -> str:
+        lead = [str(self.own[name]) for name in self.row.lead if name in self.own]
+        shown = dict.fromkeys((*self.row.after(self.parameters), *also))
+        after = ", ".join(f"{name}={self.own[name]}" for name in shown if name in self.own)
+        return " ".join(part for part in (*lead, self.row.label, f"({after})" if after else "") if part)
+
+
+def _labels(lines: Sequence[_Line]) -> list[str]:
+    """Name each line, with whatever else tells lines of one name apart."""
+    alike: dict[str, list[_Line]] = {}
+    for line in lines:
+        alike.setdefault(line.label(), []).append(line)
+    return [line.label(_differing(alike[line.label()])) for line in lines]
+
+
+def _differing(lines: Sequence[_Line]) -> list[str]:
+    names = dict.fromkeys(name for line in lines for name in line.own)
+    return [name for name in names if any(line.own.get(name) != lines[0].own.get(name) for line in lines)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables of one subject."""
+
+    subject: Subject
+    documented: Documented
+
+    def section(self, section: Section) -> list[Table]:
+        """Return the section's table; where some line was measured through several servers, with a column for them."""
+        lines = self.lines(section)
+        often = Counter((it.row, it.unit, it.definition, frozenset(it.parameters.items())) for it in lines)
+        return [self.table(section, lines, servers=max(often.values()) > 1)] if lines and self.subject.recipes else []
+
+    def lines(self, section: Section) -> list[_Line]:
+        found: dict[tuple[object, ...], _Line] = {}
+        for it in (*self.subject.measurements, *self.subject.discarded):
+            for row in rows_of(it.metric, it.unit):
+                if row.section == section and (not row.statistic or row.statistic in it.statistics):
+                    line = _Line(row, it.cell.server, it.parameters, it.unit, it.definition, it.direction)
+                    line = found.setdefault((row.statistic, *place_of(it)), line)
+                    line.cells.setdefault(recipe_key(it.cell.recipe), None if it.discarded else it)
+        return sorted(found.values(), key=lambda line: line.order)
+
+    def table(self, section: Section, lines: Sequence[_Line], *, servers: bool) -> Table:
+        recipes = [recipe for recipe in self.subject.recipes if any(recipe_key(recipe) in line.cells for line in lines)]
+        return Table(
+            self.subject.heading,
+            SECTIONS[section],
+            ("Benchmark", *(["Server"] if servers else []), *(self.column(recipe, section) for recipe in recipes)),
+            tuple(
+                (
+                    label,
+                    *([line.server or NOTHING] if servers else []),
+                    *(self.cell(line, recipe) for recipe in recipes),
+                )
+                for label, line in zip(_labels(lines), lines, strict=True)
+            ),
+            (*self.notes(lines), *(self.quality_notes(lines) if section == "quality" else ())),
+            self.entries(lines, recipes),
+        )
+
+    def column(self, recipe: RecipeIdentity, section: Section) -> str:
+        if recipe == self.subject.baseline:
+            return self.documented.label(self.subject.model.name, self.subject.hardware, section)
+        twice = sum(other.name == recipe.name for other in self.subject.recipes) > 1
+        name = f"{recipe.name} ({recipe.hash[:6]})" if twice else recipe.name
+        model = self.documented.label(self.subject.model.name, self.subject.hardware)
+        # A model that came quantized is usually called after its recipe; beside a baseline both need names.
+        once = self.subject.baseline is None and model.endswith(f"-{name}")
+        return model if once else f"{model}-{name}"
+
+    def figure(self, line: _Line, recipe: RecipeIdentity | None) -> Figure | None:
+        if recipe is None or line.row.statistic:
+            return None
+        cell = (self.subject.model.name, recipe.name, self.subject.hardware)
+        return self.documented.find(*cell, line.row.metric, line.parameters, server=line.server or None)
+
+    def reference(self, line: _Line, recipe: RecipeIdentity) -> RecipeIdentity | None:
+        """Return the recipe that ``recipe`` is held against in this line."""
+        return None if recipe == self.subject.baseline or line.row.words is Words.ALONE else self.subject.baseline
+
+    def cell(self, line: _Line, recipe: RecipeIdentity) -> str:
+        record, value = line.record(recipe), line.value(recipe)
+        if record is None or value is None:
+            return NOTHING
+        text = line.text(value, self.figure(line, recipe))
+        if line.row.section == "quality" and "stderr" in record.statistics:
+            text += f" ± {line.row.number(record.statistics['stderr'])}"
+        baseline = line.value(self.reference(line, recipe))
+        if baseline is not None and line.row.words is Words.DIFFERENCE:
+            interval = self._paired(line, recipe)
+            return f"{text} ({_signed(line.row, value - baseline)}{interval})"
+        if {"lost", "won"} <= record.statistics.keys():
+            return f"{text} ({record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won)"
+        if record.metric == "limit_fraction" and "measured_seconds" in record.statistics:
+            return f"{text} ({limited.limited_by(record.statistics)})"
+        ratio = line.ratio(baseline, value)
+        return text if ratio is None else f"{text} ({line.ratio_text(ratio)})"
+
+    def _paired(self, line: _Line, recipe: RecipeIdentity) -> str:
+        """Return the interval of an accuracy's difference from the baseline, where both have the same documents."""
+        record, reference = line.record(recipe), line.record(self.reference(line, recipe))
+        if record is None or reference is None or record.metric != "accuracy":
+            return ""
+        # Not at the top: whoever collects the suites need not wait for scipy.
+        from harness.judge.accuracy import noninferiority
+
+        try:
+            found = noninferiority(reference.samples, record.samples)
+        except SampleError:
+            return ""
+        return f", {_signed(line.row, found.low)} to {_signed(line.row, found.high)}"
+
+    def entries(self, lines: Iterable[_Line], recipes: Sequence[RecipeIdentity]) -> tuple[Entry, ...]:
+        made = (self.entry(line, recipe) for line in lines for recipe in recipes)
+        return tuple(entry for entry in made if entry)
+
+    def entry(self, line: _Line, recipe: RecipeIdentity) -> Entry | None:
+        record, value = line.record(recipe), line.value(recipe)
+        if record is None or value is None:
+            return None
+        against, figure = self.reference(line, recipe), self.figure(line, recipe)
+        baseline = line.value(against)
+        return Entry(
+            model=self.subject.model.name,
+            weights=self.subject.model.weights,
+            recipe=recipe.name,
+            hardware=self.subject.hardware,
+            device=self.subject.device,
+            server=line.server,
+            metric=line.row.metric,
+            statistic=line.row.statistic,
+            parameters=json.dumps(dict(line.parameters), sort_keys=True),
+            value=value,
+            unit=line.unit,
+            baseline=baseline,
+            ratio=line.ratio(baseline, value),
+            published=figure.value if figure else None,
+            published_ratio=_published_ratio(line, self.figure(line, against), figure),
+            samples=len(record.samples),
+            time=record.time,
+        )
+
+    def comparisons(self) -> list[Table]:
+        """Return a table for each recipe that something is published of and each server, measured or published."""
+        measured = [it for section in SPEED_SECTIONS for it in self.lines(section) if it.row.words is not Words.ALONE]
+        tables = []
+        for recipe in self.subject.recipes:
+            figures = self.documented.figures(self.subject.model.name, recipe.name, self.subject.hardware)
+            published = [it for it in figures if rows_of(it.metric, it.unit)[0].section in SPEED_SECTIONS]
+            if recipe == self.subject.baseline or not published:
+                continue
+            lines = [line for line in measured if recipe_key(recipe) in line.cells]
+            found = [self.figure(line, recipe) for line in lines]
+            lines += [_unmeasured(figure) for figure in published if figure not in found]
+            for server in dict.fromkeys(line.server for line in lines):
+                tables.append(self.comparison(recipe, server, [it for it in lines if it.server == server]))
+        return tables
+
+    def comparison(self, recipe: RecipeIdentity, server: str, lines: list[_Line]) -> Table:
+        lines.sort(key=lambda line: line.order)
+        base = self.subject.baseline
+        figures = [(self.figure(line, base), self.figure(line, recipe)) for line in lines]
+        header = ("Benchmark", "baseline", "quantized", "ratio")
+        title = recipe.name + (f" against {base.name}" if base else "") + (f" through {server}" if server else "")
+        return Table(
+            self.subject.heading,
+            f"{title}, measured and published",
+            (*header, "published baseline", "published quantized", "published ratio", "reproduced"),
+            tuple(
+                (label, *_beside(line, line.value(base), line.value(recipe), *pair))
+                for label, line, pair in zip(_labels(lines), lines, figures, strict=True)
+            ),
+            (*self.notes(lines), *self.publication_notes(figure for pair in figures for figure in pair)),
+            self.entries(lines, [base, recipe] if base else [recipe]),
+        )
+
+    def publication_notes(self, figures: Iterable[Figure | None]) -> list[str]:
+        """Say where the published figures are from, what is known of them, and what counts as reproduced."""
+        found = [figure for figure in figures if figure]
+        notes = [f"published: {figure.source}; on {figure.device}" for figure in found]
+        for figure in found:
+            notes += self.documented.remarks(figure.model, figure.hardware, figure.metric)
+        if found:
+            least = f"{1 - REPRODUCTION_TOLERANCE:.0%}"
+            notes.append(
+                f"reproduced: the improvement over the baseline, as a factor, is {least} of the published or more"
+            )
+        return list(dict.fromkeys(notes))
+
+    def notes(self, lines: Sequence[_Line]) -> list[str]:
+        """Return what a reader must know: of the weights, of parameters not named in a row, of discarded records."""
+        model = self.subject.model
+        about = dict.fromkeys(it.cell.model.note for it in (*self.subject.measurements, *self.subject.discarded))
+        here = {(line.row.metric, line.server) for line in lines}
+        why = Counter(it.discarded for it in self.subject.discarded if (it.metric, it.cell.server) in here)
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in why.items())
+        return [
+            *(["weights: random, exact shape; accuracy is left out"] if model.weights == "random" else []),
+            *(f"model: {note}" for note in about if note),
+            *_parameter_notes(lines, self.documented),
+            *([f"discarded: {why.total()} record{'s' if why.total() > 1 else ''}: {reasons}"] if why else []),
+        ]
+
+    def quality_notes(self, lines: Sequence[_Line]) -> list[str]:
+        records = [record for line in lines for record in line.cells.values() if record]
+        stated = [
+            f"published for {recipe.name}: {bound.text} ({bound.section})"
+            for recipe in self.subject.recipes
+            for bound in self.documented.bounds(self.subject.model.name, recipe.name, "accuracy")
+        ]
+        stated += dict.fromkeys(
+            f"{count:.0f} of the {record.parameters['documents']} documents of {record.parameters['task']} are longer "
+            "than the program's context and lost their beginning: export it with a longer one "
+            "(measurements.arm-mobile.mobile.context) for the task's own score"
+            for record in records
+            if (count := record.statistics.get("truncated")) and {"documents", "task"} <= record.parameters.keys()
+        )
+        if any("stderr" in record.statistics for record in records):
+            paired = any(record.metric == "accuracy" for record in records)
+            interval = ", of an accuracy with its 95 % interval over the same documents (Tango)" if paired else ""
+            against = f"; in brackets the difference from the baseline{interval}" if self.subject.baseline else ""
+            stated.insert(0, f"± is the task's standard error{against}")
+        if self.subject.model.weights == "random" and any(record.metric in AGREEMENT for record in records):
+            stated.append(
+                "with random weights almost all tokens are equally likely: agreement says that the same model runs "
+                "and little of how well; which token is the likeliest is nearly chance"
+            )
+        return stated
+
+
+def _signed(row: Row, difference: float) -> str:
+    return f"{'-' if difference < 0 else '+'}{row.number(abs(difference))}"
+
+
+def _unmeasured(figure: Figure) -> _Line:
+    """Return the line that a published figure would stand in, without records."""
+    metric = METRICS[figure.metric]
+    row = next(row for row in rows_of(figure.metric, figure.unit) if not row.statistic)
+    return _Line(row, figure.server, figure.parameters, figure.unit, metric.version, metric.direction)
+
+
+def _beside(
+    line: _Line, baseline: float | None, value: float | None, base_figure: Figure | None, figure: Figure | None
+) -> list[str]:
+    ratio, published = line.ratio(baseline, value), _published_ratio(line, base_figure, figure)
+    return [
+        line.text(baseline, base_figure),
+        line.text(value, figure),
+        line.ratio_text(ratio),
+        line.published(base_figure),
+        line.published(figure),
+        line.ratio_text(published),
+        _reproduced(ratio, published),
+    ]
+
+
+def _published_ratio(line: _Line, baseline: Figure | None, figure: Figure | None) -> float | None:
+    return line.ratio(baseline.value, figure.value) if baseline and figure else None
+
+
+def _reproduced(ratio: float | None, published: float | None) -> str:
+    if published is None:
+        return NOTHING
+    if ratio is None:
+        return "not measured"
+    return "yes" if ratio >= published * (1 - REPRODUCTION_TOLERANCE) else "no"
+
+
+def _parameter_notes(lines: Sequence[_Line], documented: Documented) -> list[str]:
+    """Say, for each metric, which parameters are not the published ones, or are neither published nor in a label."""
+    told: dict[str, dict[str, dict[Scalar, None]]] = {}
+    for line in lines:
+        published = documented.definition(line.row.metric)
+        for name, value in line.parameters.items():
+            usual = value in published[name] if name in published else name in line.row.named(line.parameters)
+            if not usual:
+                told.setdefault(line.row.metric, {}).setdefault(name, {})[value] = None
+    return [_parameter_note(metric, names, documented.definition(metric)) for metric, names in told.items()]
+
+
+def _parameter_note(
+    metric: str, names: Mapping[str, Iterable[Scalar]], published: Mapping[str, Iterable[Scalar]]
+) -> str:
+    label = next((row.label for row in ROWS if row.metric == metric and row.label), metric)
+    parts = [
+        f"{name} {_either(values)}" + (f" (published: {_either(published[name])})" if name in published else "")
+        for name, values in names.items()
+    ]
+    return f"{label}: {', '.join(parts)}"
+
+
+def _either(values: Iterable[Scalar]) -> str:
+    return " or ".join(str(value) for value in values)

@@ -1,0 +1,222 @@
+"""What a worker runs in: this interpreter, this one with one package swapped, or a virtual environment of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.base.errors import BrokenEnvironment
+from harness.base.text import TOKENS, digest, redact
+from harness.contract import visible
+from harness.runtime.store import Store
+from harness.servers.registry import distributions
+
+# What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
+_DECISIVE = (
+    *("torch", "torchao", "transformers", "executorch", "lm_eval", "accelerate", "tokenizers", "triton", "numpy"),
+    "mslk-cuda",  # where it is installed, torchao takes its kernels
+)
+
+_LIST_PACKAGES = (
+    "import importlib.metadata as m, json;"
+    "found = reversed(list(m.distributions()));"
+    "print(json.dumps({d.metadata['Name']: d.version for d in found if d.metadata['Name']}))"
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An interpreter and what stands before its own packages.
+
+    ``overlay`` is a folder put first on the worker's path, which swaps single packages; ``variables`` are set in
+    the worker's environment.
+    """
+
+    name: str = "this"
+    python: str = sys.executable
+    overlay: Path | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def environ(self, store: Store, extra: dict[str, str] | None = None) -> dict[str, str]:
+        """Return the worker's environment variables.
+
+        The hub token is taken out: a worker reads what the planner fetched. The harness itself is made importable
+        through a folder that holds nothing else, so that no other package of this environment leaks into another.
+        """
+        environ = {name: value for name, value in os.environ.items() if name not in TOKENS}
+        paths = [str(self.overlay)] if self.overlay else []
+        paths.append(str(_code_folder(store)))
+        if environ.get("PYTHONPATH"):
+            paths.append(environ["PYTHONPATH"])
+        environ |= {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONNOUSERSITE": "1",
+            # Asked whether there is a GPU, torch then does not initialize CUDA, after which nothing can be forked.
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+        environ |= visible.ORDER
+        environ.setdefault("OMP_NUM_THREADS", worker_threads())
+        return environ | self.variables | (extra or {})
+
+    def packages(self) -> dict[str, str]:
+        """Return the version of every distribution that a worker of this environment sees."""
+        return _packages(self.python, str(self.overlay or ""))
+
+    def interpreter(self) -> str:
+        """Return the interpreter's implementation, version and build."""
+        return _interpreter(self.python)
+
+    def has(self, *names: str) -> bool:
+        """Say whether a distribution of one of these names is installed."""
+        known = {_normal(name) for name in self.packages()}
+        return any(_normal(name) in known for name in names)
+
+    @property
+    def where(self) -> str:
+        """The environment in words: its interpreter, and the folder that stands before its packages."""
+        return f"{self.overlay} (before {self.python})" if self.overlay else self.python
+
+    def decisive(self) -> dict[str, str]:
+        """Return the versions of the packages that decide a result, as far as they are installed."""
+        known = {_normal(name): version for name, version in self.packages().items()}
+        wanted = (*_DECISIVE[:3], *distributions(), *_DECISIVE[3:])
+        return {name: known[_normal(name)] for name in wanted if _normal(name) in known}
+
+
+def worker_threads() -> str:
+    """Return how many threads a worker computes with: OMP_NUM_THREADS, or as many as there are processors."""
+    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+@functools.lru_cache(maxsize=64)
+def _packages(python: str, overlay: str) -> dict[str, str]:
+    environ = os.environ | {"PYTHONNOUSERSITE": "1"}
+    if overlay:
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [overlay, environ.get("PYTHONPATH", "")]))
+    try:
+        result = subprocess.run(
+            [python, "-c", _LIST_PACKAGES], capture_output=True, text=True, env=environ, timeout=60, check=False
+        )
+    except OSError as error:
+        raise BrokenEnvironment(f"{python} is not an interpreter that can be started ({error.strerror})") from error
+    except subprocess.TimeoutExpired as error:
+        raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
+    if result.returncode:
+        raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
+    found: dict[str, str] = json.loads(result.stdout)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _interpreter(python: str) -> str:
+    code = "import sys; print(sys.implementation.name, sys.version.replace(chr(10), ' '))"
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise BrokenEnvironment(f"{python} does not work: {result.stderr.strip()[-500:]}")
+    return result.stdout.strip()
+
+
+def _code_folder(store: Store) -> Path:
+    package = Path(__file__).resolve().parents[1]
+    folder = store.root / "code" / digest(str(package))
+    link = folder / package.name
+    if not link.is_symlink():
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(package)
+    return folder
+
+
+def overlay(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
+    """Return ``base`` with the package of ``requirement`` (e.g. ``torchao==0.17.0``) swapped.
+
+    The package is installed alone, without its dependencies, into a cached folder. ``contents`` is a digest of what a
+    requirement that names a file stands for. Raises BrokenEnvironment with the installer's own words when it cannot be
+    had; nothing half-made is left behind.
+    """
+
+    def build(folder: Path) -> None:
+        _pip(base.python, ["--target", str(folder / "site"), "--no-deps", requirement], requirement)
+
+    key = {"requirement": requirement, "python": base.python} | ({"contents": contents} if contents else {})
+    artifact = store.get("overlay", key, build, label=f"overlay {requirement}")
+    return Environment(
+        name=requirement, python=base.python, overlay=artifact.folder / "site", variables=dict(base.variables)
+    )
+
+
+def layered(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
+    """Return a virtual environment over ``base`` in which pip installed ``requirement`` with its dependencies.
+
+    What ``base`` has and the requirement allows stays as it is; what it does not allow stands before it in the new
+    environment, and ``base`` itself is left alone. Raises BrokenEnvironment with the installer's own words; nothing
+    half-made is left behind.
+    """
+
+    def build(folder: Path) -> None:
+        made = subprocess.run(
+            [base.python, "-m", "venv", "--without-pip", str(folder / "venv")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode:
+            raise BrokenEnvironment(f"environment {requirement}: venv failed: {made.stderr.strip()[-500:]}")
+        below = [path for path in _site_folders(base) if Path(path).is_dir()]
+        site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+        lines = [f"import site; site.addsitedir({path!r})" for path in below]
+        (site / "below.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _pip(str(folder / "venv" / "bin" / "python"), [requirement], requirement)
+
+    key = {"requirement": requirement, "python": base.python, "below": base.packages(), "contents": contents}
+    artifact = store.get("venv", key, build, label=f"environment {requirement}", verify=False)
+    python = str(artifact.folder / "venv" / "bin" / "python")
+    return Environment(name=requirement, python=python, overlay=base.overlay, variables=dict(base.variables))
+
+
+def _site_folders(base: Environment) -> list[str]:
+    """Return the folders that hold the packages of ``base``."""
+    code = "import json, site; print(json.dumps(site.getsitepackages()))"
+    result = subprocess.run([base.python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if result.returncode:
+        raise BrokenEnvironment(f"{base.python} does not work: {result.stderr.strip()[-500:]}")
+    found: list[str] = json.loads(result.stdout)
+    return found
+
+
+def at(path: Path, base: Environment) -> Environment:
+    """Return the environment at ``path``: an interpreter, or a folder of packages to stand before those of ``base``.
+
+    Raises BrokenEnvironment if it is neither.
+    """
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        return Environment(name=path.name, python=base.python, overlay=path, variables=dict(base.variables))
+    if not os.access(path, os.X_OK):
+        raise BrokenEnvironment(f"{path} is neither an interpreter nor a folder of packages")
+    return Environment(name=path.name, python=str(path), variables=dict(base.variables))
+
+
+def _pip(python: str, arguments: list[str], what: str) -> None:
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        words = redact(result.stderr.strip() or result.stdout.strip())
+        raise BrokenEnvironment(f"{what} could not be installed; the installer says:\n{words[-2000:]}")

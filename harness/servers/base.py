@@ -1,0 +1,71 @@
+"""What a server and its offline engine must say of themselves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.records.schema import Scalar
+
+if TYPE_CHECKING:
+    from harness.matrix.plan import Cell
+    from harness.runtime.environment import Environment
+
+
+SERVED_NAME = "model"
+
+
+class ServerBackend(ABC):
+    """A server and its offline engine.
+
+    ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it, ``compiles``
+    that it compiles the model and tells how long that took. ``worker`` is
+    the engine's module in harness/worker/, ``module`` is what runs as the server, ``distributions`` are the packages
+    that may hold it, ``repository`` is where on GitHub they are made, ``empty_cache`` is the path that empties its
+    prefix cache.
+    """
+
+    at_load: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
+    worker: ClassVar[str]
+    module: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]]
+    repository: ClassVar[str]
+    empty_cache: ClassVar[str]
+
+    @abstractmethod
+    def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
+        """Return the options of engine and server, the same for baseline and recipe; ``context`` is in tokens."""
+
+    @abstractmethod
+    def variables(self, cell: Cell) -> dict[str, str]:
+        """Return the environment variables of engine and server, the same for baseline and recipe."""
+
+    @abstractmethod
+    def specification(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar]) -> dict[str, Any]:
+        """Return what the engine's worker is opened with."""
+
+    @abstractmethod
+    def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
+        """Return what the server's module is given; it listens on 127.0.0.1 alone."""
+
+    def unsupported(self, on: str) -> str:
+        """Return why the server cannot run on a hardware, or an empty string if it can."""
+        return ""
+
+    def not_installed(self, environment: Environment) -> str:
+        """Return what is missing in an environment, or an empty string."""
+        if environment.has(*self.distributions):
+            return ""
+        return f"{' or '.join(self.distributions)} is not installed in {environment.where}"
+
+
+def command_flags(options: Mapping[str, Scalar]) -> list[str]:
+    """Return options as a command line takes them: true ones bare, false ones not at all."""
+    found = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        found += [flag] if value is True else [] if value is False else [flag, str(value)]
+    return found

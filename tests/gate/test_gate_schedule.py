@@ -1,0 +1,358 @@
+"""What a gate does block after block: how it stops, what it makes of failures, and how it goes on after a stop.
+
+Its workers are functions (tests/fake_gate.py), so that many blocks take no time; test_gate.py has real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.base.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
+from harness.gate import bisect
+from harness.gate.gate import Gate, Outcome
+from harness.gate.plan import Options
+from harness.judge.rules import Margins
+from harness.judge.series import TEXT_QUALITY, Series
+from harness.judge.verdict import Verdict, judge, settled
+from harness.matrix.plan import Matrix
+from harness.report import gate_report
+from harness.runtime.environment import Environment
+from tests import fake_gate
+from tests.fake_gate import Machine
+
+CELL = f"{fake_gate.MODEL}-int8wo-cpu"
+
+
+@pytest.fixture
+def gate(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gate]:
+    """``gate(machine, budget=..., resume=...)`` returns a gate of int8wo; the same folder each time."""
+
+    def make(machine: Machine, *, resume: bool = False, matrix: Matrix = suites_matrix, **more: Any) -> Gate:
+        pair = more.pop("pair", None)
+        wanted: dict[str, Any] = {"models": (fake_gate.MODEL,), "recipes": ("int8wo",), "servers": ("transformers",)}
+        options = Options("a", "b", "cpu", **(wanted | more))
+        return fake_gate.make(tmp_path, matrix, monkeypatch, machine, options, pair=pair, resume=resume)
+
+    return make
+
+
+def of(outcome: Outcome, metric: str) -> Verdict:
+    (found,) = [verdict for verdict in outcome.verdicts if verdict.metric == metric]
+    return found
+
+
+def crash(words: str = "ValueError: no kernel") -> WorkerError:
+    return WorkerError(f"transformers: generate: {words}", stage="generate", kind="exception")
+
+
+def test_blocks_go_on_until_the_interval_is_narrow_and_no_further(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6)()
+    found = of(outcome, "generate_throughput")
+    assert (found.verdict, found.blocks) == ("pass", 6), "the fewest blocks that a sequential rule may stop at"
+    assert [block for _, block, _ in machine.measured] == list(range(6))
+    assert "perplexity" in machine.measured[0][2]
+    assert not any(once for _, _, once in machine.measured[1:]), "one block of quality and memory is enough"
+    assert outcome.exit_status == 0
+
+
+HELD = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}
+
+
+def test_of_a_model_that_came_quantized_nothing_is_waited_for_that_needs_a_baseline(
+    gate: Callable[..., Gate], tmp_path: Path
+) -> None:
+    """Its distance from the baseline can never be told, so that it is settled without."""
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": HELD}), encoding="utf-8")
+    machine = Machine()
+    outcome = gate(machine, budget=1e6)()
+    taken = frozenset().union(*(once for _, _, once in machine.measured))
+    assert taken & TEXT_QUALITY == {"perplexity"}
+    assert len(machine.measured) == 6
+    # One side may find the answer that the other's has just stored.
+    assert {command for _, command in machine.asked} == {"facts"}, "nothing is quantized"
+    assert outcome.exit_status == 0
+
+
+def test_cells_that_a_model_does_not_suit_are_left_out_of_a_gate(gate: Callable[..., Gate], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": HELD}), encoding="utf-8")
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, recipes=("bf16", "int8wo", "int8dq"))()
+    assert {unit for unit, _, _ in machine.measured} == {f"{CELL}-transformers"}
+    assert {row["recipe"] for row in outcome.data["compatibility"]} == {"int8wo"}
+    assert {verdict.recipe for verdict in outcome.verdicts} == {"int8wo"}
+    assert outcome.exit_status == 0
+    (left,) = [unit for name, unit in outcome.data["units"].items() if "-int8dq-" in name]
+    assert (left["closed"], left["done"]) == (True, 0)
+    assert "by --recipe int8wo or" in left["problem"]
+    told = gate_report.text(outcome.data)
+    assert re.search(r"^left out: .*-int8dq-.*: model .* came quantized.*by --recipe int8wo or", told, re.MULTILINE)
+
+
+def test_a_gate_that_suits_no_model_says_which_recipe_does(gate: Callable[..., Gate], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": HELD}), encoding="utf-8")
+    for resume in (False, True):
+        with pytest.raises(HarnessError, match=r"^nothing to gate: model .* came quantized.*by --recipe int8wo or"):
+            gate(Machine(), budget=1e6, recipes=("int8dq",), resume=resume)()
+
+
+def test_a_gate_of_a_model_that_no_recipe_is_of_says_so(gate: Callable[..., Gate], tmp_path: Path) -> None:
+    quantized = HELD | {"quant_type": {"default": {"_type": "LaterConfig", "_data": {}}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantized}), encoding="utf-8")
+    with pytest.raises(HarnessError, match=r"^nothing to gate: model .* with LaterConfig, which is no recipe of"):
+        gate(Machine(), budget=1e6, recipes=("int8dq",))()
+
+
+def test_noise_uses_the_budget_up_and_is_inconclusive(gate: Callable[..., Gate]) -> None:
+    machine = Machine(rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0))
+    outcome = gate(machine, budget=200)()
+    found = of(outcome, "generate_throughput")
+    assert (found.verdict, found.reason, found.blocks) == ("inconclusive", "too-noisy", 20)
+    assert machine.now <= 200
+    assert outcome.exit_status == 3
+
+
+def test_what_is_advisory_is_measured_on_where_it_alone_was_asked_for(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, servers=("vllm",), keyword="engine_start and not server")()
+    found = of(outcome, "engine_start")
+    assert (found.verdict, found.blocks) == ("pass", 6)
+
+
+def test_a_regression_that_the_family_does_not_keep_is_measured_on(gate: Callable[..., Gate]) -> None:
+    """By itself it is settled after six blocks; among several p-values its interval must be narrower."""
+    slower = Machine(rate=lambda unit, side, block: 10.0 * (1.0 + (side == "old") * (0.054 + 0.044 * (block % 2))))
+    found = of(gate(slower, budget=1e6)(), "generate_throughput")
+    six = {side: values[:6] for side, values in found.samples.items()}
+    alone = judge(Series("", "", "", "generate_throughput", "", values=six), Margins())
+    assert (alone.verdict, settled(alone)) == ("regressed", True)
+    assert found.blocks > 6
+
+
+def test_engine_and_server_share_the_budget_with_transformers(gate: Callable[..., Gate]) -> None:
+    noisy = Machine(
+        rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0),
+        block_seconds=lambda unit: 30.0 if unit.cell.server == "vllm" else 10.0,
+    )
+    outcome = gate(noisy, budget=400, servers=())()
+    blocks = {unit.removeprefix(f"{CELL}-"): it["done"] for unit, it in outcome.data["units"].items()}
+    assert set(blocks) == {"transformers", "vllm", "vllm-server"}
+    assert min(blocks.values()) >= 5, "a round of all takes 70 seconds"
+    assert [unit for unit, _, _ in noisy.measured] != sorted(unit for unit, _, _ in noisy.measured), "in random order"
+
+
+@pytest.mark.parametrize(
+    ("broken", "old", "new", "status"),
+    [("new", "works", "fails", 1), ("old", "fails", "works", 0), ("both", "fails", "fails", 2)],
+)
+def test_the_first_block_decides_whether_a_recipe_works(
+    gate: Callable[..., Gate], broken: str, old: str, new: str, status: int
+) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if broken in (side, "both") else None)
+    outcome = gate(machine, budget=1e6)()
+    row = next(row for row in outcome.data["compatibility"] if row["stage"] == "load and run")
+    assert (row["old"], row["new"]) == (old, new)
+    assert outcome.exit_status == status
+    assert len(machine.measured) == 1
+
+
+def test_served_throughput_goes_on_where_the_engine_of_the_same_cell_has_settled(gate: Callable[..., Gate]) -> None:
+    machine = Machine(
+        rate=lambda unit, side, block: (
+            10.0 + (4.0 if unit.stage == "server" and (block % 2 == 0) == (side == "old") else 0)
+        )
+    )
+    outcome = gate(machine, budget=300, servers=("vllm",))()
+    done = {unit: it["done"] for unit, it in outcome.data["units"].items()}
+    assert done == {f"{CELL}-vllm": 6, f"{CELL}-vllm-server": 24}
+    assert (of(outcome, "latency").verdict, of(outcome, "request_throughput").verdict) == ("pass", "inconclusive")
+    starts = {verdict.label: verdict.blocks for verdict in outcome.verdicts if verdict.metric == "engine_start"}
+    assert starts == {"kind=engine": 6, "kind=server": 24}
+    more = Machine(rate=machine.rate)
+    resumed = gate(more, budget=400, servers=("vllm",), resume=True)()
+    assert {unit for unit, _, _ in more.measured} == {f"{CELL}-vllm-server"}
+    assert resumed.data["units"][f"{CELL}-vllm"]["done"] == 6
+
+
+def test_a_server_that_no_longer_starts_has_stopped_working_and_its_engine_has_not(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (unit.stage, side) == ("server", "new") else None)
+    outcome = gate(machine, budget=1e6, servers=("vllm",))()
+    rows = {row["stage"]: (row["server"], row["old"], row["new"]) for row in outcome.data["compatibility"]}
+    assert rows["load and run"] == rows["old checkpoint"] == ("vllm", "works", "works")
+    assert rows["serve"] == ("vllm", "works", "fails")
+    assert of(outcome, "works: serve").reason == "stopped-working"
+    assert of(outcome, "latency").verdict == "pass"
+    assert outcome.exit_status == 1
+    assert [unit for unit, _, _ in machine.measured].count(f"{CELL}-vllm-server") == 1
+
+
+def test_a_recipe_that_only_one_side_can_quantize_is_served_there_alone(gate: Callable[..., Gate]) -> None:
+    machine = Machine(broken=lambda side, command: crash() if (side, command) == ("old", "quantize") else None)
+    outcome = gate(machine, budget=1e6, servers=("vllm",), pair=fake_gate.apart())()
+    rows = {row["stage"]: (row["old"], row["new"]) for row in outcome.data["compatibility"]}
+    assert rows["load and run"] == rows["serve"] == ("not tried", "works")
+    assert machine.asked.count(("new", "load")) == 2, "as an engine, and as a server"
+
+
+def test_trouble_of_the_server_is_told_apart_from_that_of_the_engine(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 1) else None)
+    outcome = gate(machine, budget=1e6, servers=("vllm",))()
+    found = [(verdict.metric, verdict.label) for verdict in outcome.verdicts if verdict.reason == "later-block-failed"]
+    assert sorted(found) == [("measuring", ""), ("measuring", "server")]
+
+
+def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 3) else None)
+    outcome = gate(machine, budget=1e6)()
+    found = of(outcome, "measuring")
+    assert (found.verdict, found.reason) == ("error", "later-block-failed")
+    assert "new side, block 4: " in found.detail
+    assert "no kernel" in found.detail
+    assert not [verdict for verdict in outcome.verdicts if verdict.reason == "stopped-working"]
+    row = next(row for row in outcome.data["compatibility"] if row["stage"] == "load and run")
+    assert (row["old"], row["new"]) == ("works", "works")
+    assert outcome.exit_status == 2
+    assert len(machine.measured) == 4
+
+
+@pytest.mark.parametrize("kl", [0.0, 1.0])
+def test_one_block_is_enough_to_say_how_an_old_checkpoint_is_read(gate: Callable[..., Gate], kl: float) -> None:
+    machine = Machine(kl={"new": kl})
+    pair = fake_gate.apart()
+    outcome = gate(machine, budget=bisect._FIRST_BLOCKS, keyword=bisect._ON_THE_WAY, pair=pair)()
+    assert bisect._answer(outcome.data, bisect.CHECKPOINT) == ("regressed" if kl else "pass")
+    assert [(block, once) for _, block, once in machine.measured] == [(0, frozenset({"peak_memory"}))]
+
+
+def test_one_stage_is_enough_to_say_that_an_old_checkpoint_is_served(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    given = {"budget": bisect._FIRST_BLOCKS, "keyword": bisect._ON_THE_WAY}
+    outcome = gate(machine, servers=("vllm",), **given)()
+    assert bisect._answer(outcome.data, bisect.CHECKPOINT) == "pass"
+    assert [(unit, block) for unit, block, _ in machine.measured] == [(f"{CELL}-vllm", 0)]
+
+
+def test_sizes_alone_need_no_block(gate: Callable[..., Gate]) -> None:
+    machine = Machine()
+    outcome = gate(machine, budget=1e6, keyword="checkpoint_size", pair=fake_gate.apart())()
+    assert of(outcome, "checkpoint_size").verdict == "pass"
+    assert machine.measured == []
+    assert {command for _, command in machine.asked} == {"quantize"}
+    assert outcome.exit_status == 0
+
+
+TROUBLE = [
+    DiscardedBlocks("3 blocks in a row were discarded: throttled"),
+    ArtifactError("the disk of the cache is full"),
+    crash("OSError: [Errno 28] No space left on device"),
+]
+
+
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("error", TROUBLE, ids=lambda error: type(error).__name__)
+def test_trouble_of_the_machine_is_no_failure_of_the_recipe_and_a_resumed_gate_goes_on(
+    gate: Callable[..., Gate], error: HarnessError, block: int
+) -> None:
+    machine = Machine(fault=lambda unit, side, number: error if (side, number) == ("new", block) else None)
+    outcome = gate(machine, budget=1e6)()
+    found = of(outcome, "measuring")
+    assert (found.verdict, found.reason) == ("error", "machine-trouble")
+    assert str(error) in found.detail
+    assert outcome.exit_status == 2
+    assert "fails" not in {row[side] for row in outcome.data["compatibility"] for side in ("old", "new")}
+    again = Machine()
+    outcome = gate(again, budget=1e6, resume=True)()
+    assert again.measured[0][1] == block, "under its own number"
+    assert outcome.exit_status == 0
+    assert of(outcome, "generate_throughput").blocks == 6
+
+
+@pytest.mark.parametrize("error", TROUBLE, ids=lambda error: type(error).__name__)
+def test_trouble_of_the_machine_while_quantizing_is_no_failure_of_the_recipe(
+    gate: Callable[..., Gate], error: HarnessError
+) -> None:
+    machine = Machine(broken=lambda side, command: error if (side, command) == ("new", "quantize") else None)
+    apart = fake_gate.apart()
+    outcome = gate(machine, budget=1e6, pair=apart)()
+    assert of(outcome, "measuring").reason == "machine-trouble"
+    assert outcome.exit_status == 2
+    assert machine.measured == []
+    assert gate(Machine(), budget=1e6, pair=apart, resume=True)().exit_status == 0
+
+
+def test_a_worker_that_is_lost_while_quantizing_is_tried_again(gate: Callable[..., Gate]) -> None:
+    lost = [WorkerError("quantize: was ended by signal 9", stage="quantize", kind="crash")]
+    machine = Machine(
+        broken=lambda side, command: lost.pop() if (side, command) == ("new", "quantize") and lost else None
+    )
+    outcome = gate(machine, budget=1e6, pair=fake_gate.apart())()
+    assert outcome.exit_status == 0
+    assert machine.asked.count(("new", "quantize")) == 2
+
+
+def test_a_recipe_that_can_no_longer_be_quantized_has_stopped_working(gate: Callable[..., Gate]) -> None:
+    machine = Machine(broken=lambda side, command: crash() if (side, command) == ("new", "quantize") else None)
+    outcome = gate(machine, budget=1e6, pair=fake_gate.apart())()
+    assert of(outcome, "works: quantize and save").reason == "stopped-working"
+    assert outcome.exit_status == 1
+
+
+RIGHT = [1.0] * 300 + [0.0] * 100
+ANSWERS = {"hellaswag": (RIGHT, RIGHT), "piqa": (RIGHT, RIGHT)}
+
+
+def test_a_gate_that_is_stopped_between_two_tasks_measures_the_second_one_when_resumed(
+    gate: Callable[..., Gate],
+) -> None:
+    machine = Machine(accuracy=ANSWERS, stop_after="hellaswag")
+    with pytest.raises(KeyboardInterrupt):
+        gate(machine, tasks=("hellaswag", "piqa"), keyword="accuracy")()
+    assert {task for _, task in machine.evaluated} == {"hellaswag"}
+    again = Machine(accuracy=ANSWERS)
+    outcome = gate(again, tasks=("hellaswag", "piqa"), keyword="accuracy", resume=True)()
+    assert {task for _, task in again.evaluated} == {"piqa"}, "what is there is not evaluated again"
+    assert {verdict.task for verdict in outcome.verdicts if verdict.task} == {"hellaswag", "piqa"}
+    (together,) = [verdict for verdict in outcome.verdicts if verdict.label == "mean of 2 tasks"]
+    assert (together.verdict, together.primary) == ("pass", True)
+    assert outcome.exit_status == 0
+
+
+def test_a_closed_cell_stays_closed_when_the_gate_is_resumed(gate: Callable[..., Gate]) -> None:
+    machine = Machine(fault=lambda unit, side, block: crash() if (side, block) == ("new", 1) else None)
+    before = gate(machine, budget=1e6)()
+    again = Machine()
+    after = gate(again, budget=1e6, resume=True)()
+    assert again.measured == []
+    assert after.data["verdicts"] == before.data["verdicts"]
+    assert after.exit_status == before.exit_status == 2
+
+
+def test_what_changed_since_refuses_a_resumed_gate_by_name(
+    gate: Callable[..., Gate], suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate(Machine(), budget=20, pair=fake_gate.apart())()
+    rebuilt = replace(fake_gate.apart(), contents={"old": "a" * 64, "new": "c" * 64})
+    with pytest.raises(HarnessError, match=r"started otherwise: contents\.new: bbb.* then, ccc.* now"):
+        gate(Machine(), budget=20, pair=rebuilt, resume=True)
+    cpu = suites_matrix.measurements["cpu"]
+    tokens = cpu.model_copy(update={"generate": cpu.generate.model_copy(update={"max_new_tokens": 9})})
+    other = replace(suites_matrix, measurements=suites_matrix.measurements | {"cpu": tokens})
+    with pytest.raises(HarnessError, match=r"matrix\.measurements\.generate\.max_new_tokens: \d+ then, 9 now"):
+        gate(Machine(), budget=20, pair=fake_gate.apart(), matrix=other, resume=True)
+    upgraded = Environment().packages() | {"torch": "1.0"}
+    for method, answer, words in (
+        ("packages", upgraded, r"environments\.new\.torch: .* then, 1\.0 now"),
+        ("interpreter", "pypy 3", r"interpreter: cpython .* then, pypy 3 now"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Environment, method, lambda _, answer=answer: answer)
+            with pytest.raises(HarnessError, match=words):
+                gate(Machine(), budget=20, pair=fake_gate.apart(), resume=True)
+    assert gate(Machine(), budget=1e6, pair=fake_gate.apart(), resume=True)().exit_status == 0

@@ -1,0 +1,316 @@
+"""The page: sound whatever names hold, small, and in a real Chromium free of errors, sortable, filterable, readable."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import random
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.__main__ import main
+from harness.records.published import Documented
+from harness.records.run import Run
+from harness.records.schema import Judgement, Line
+from harness.report import html as report
+from harness.report import plots, tables
+from tests.commands.test_export import gate_folder
+from tests.records.test_columns import written
+from tests.records.test_records import LINES
+from tests.report.test_tables import measured
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = st.sampled_from(
+    ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "a|b\nc", "<!--", "]]>", "{{7*7}}", "\u2028"]
+)
+
+
+class _Elements(html.parser.HTMLParser):
+    """Collects what elements a page really has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def page_of(runs: list[Run]) -> str:
+    return report.render(runs, [], Documented(), "title")[0]
+
+
+def hostile(line: Line, name: str) -> Line:
+    """Put a hostile text in every place for one."""
+
+    def changed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {(f"{it} {name}" if key in ("packages", "parameters", "flags") else it): changed(inner, it)
+                    for it, inner in value.items()}  # fmt: skip
+        keep = ("kind", "direction", "weights", "outcome")
+        return f"{value}{name}" if isinstance(value, str) and key not in keep else value
+
+    return type(line).model_validate(changed(line.model_dump()))
+
+
+@settings(max_examples=8)
+@given(st.lists(LINES, max_size=3), HOSTILE)
+def test_no_text_of_a_record_becomes_markup(lines: list[Line], name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        given_lines = [hostile(line, name) for line in lines] + [
+            hostile(measured("latency", value, of), name) for value, of in ((2.0, "bf16"), (1.0, "int8wo"))
+        ]
+        elements = _Elements()
+        elements.feed(page_of([written(Path(folder), given_lines)]))
+    tags = [tag for tag, _ in elements.found]
+    assert "img" not in tags
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+    plain = [attributes for tag, attributes in elements.found if tag == "script" and not attributes]
+    assert len(plain) == 2
+
+
+@settings(max_examples=10)
+@given(HOSTILE)
+def test_markdown_keeps_its_cells_whatever_names_hold(name: str) -> None:
+    lines = [hostile(measured("latency", value, of), name) for value, of in ((2.0, "bf16"), (1.0, "int8wo"))]
+    text = tables.render(tables.tables_of("published", lines, Documented()), "md")  # type: ignore[arg-type]
+    (rule,) = [line for line in text.splitlines() if line.startswith("|--")]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {row.replace("\\|", "").count("|") for row in rows} == {rule.count("|")}
+    assert "<script" not in text
+
+
+def test_the_pareto_front_is_what_nothing_else_beats() -> None:
+    rows = [{"x": x, "y": y} for x, y in ((1, 1), (2, 3), (3, 2), (2, 2), (4, 1))]
+    assert [(row["x"], row["y"]) for row in plots.pareto(rows, True, True)] == [(2, 3), (3, 2), (4, 1)]
+    assert [(row["x"], row["y"]) for row in plots.pareto(rows, False, True)] == [(1, 1), (2, 3)]
+
+
+def test_an_improvements_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = random.Random(1)
+    covered = 0
+    for _ in range(600):
+        base = [2.0 * generator.lognormvariate(0, 0.1) for _ in range(8)]
+        other = [1.0 * generator.lognormvariate(0, 0.05) for _ in range(5)]
+        means = [geometric_mean(side) for side in (base, other)]
+        found = plots.interval(base, other, means[0] / means[1])
+        assert found
+        covered += found[0] <= 2.0 <= found[1]
+    assert 0.925 <= covered / 600 <= 0.975
+
+
+def test_few_or_impossible_samples_have_no_interval() -> None:
+    assert plots.interval([1.0, 2.0], [1.0, 2.0, 3.0], 1.0) is None
+    assert plots.interval([1.0, 2.0, 0.0], [1.0, 2.0, 3.0], 1.0) is None
+    assert plots.interval([2.0] * 3, [1.0] * 3, 2.0) == (2.0, 2.0)
+
+
+def test_many_samples_are_thinned_to_quantiles() -> None:
+    kept = plots.thinned([float(it) for it in range(10_001)])
+    assert (len(kept), kept[0], kept[-1]) == (plots.MOST_SAMPLES, 0.0, 10_000.0)
+
+
+def test_a_token_never_reaches_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "the-secret-token")
+    told = measured("latency", 1.0).model_copy(update={"discarded": "with the-secret-token and hf_" + "a" * 30})
+    page = page_of([written(tmp_path, [told])])
+    assert "the-secret-token" not in page
+    assert "hf_aaaa" not in page
+
+
+def test_a_run_without_its_baseline_still_gives_a_page(tmp_path: Path) -> None:
+    page = page_of([written(tmp_path, [measured("latency", 1.0, "int8wo")])])
+    assert "int8wo" in page
+
+
+def test_a_recipe_of_which_only_the_device_was_measured_is_not_told_of(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", [measured("copy_bandwidth", 3000), measured("latency", 1.0, "int8wo")])
+    page = page_of([run])
+    assert "int8wo" in page
+    assert "<td>bf16</td>" not in page
+
+
+@pytest.mark.parametrize("command", ["table", "report", "export"])
+def test_a_time_that_is_no_date_costs_its_own_line(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path, [measured("latency", 1.25), measured("latency", 2.5, "int8wo")])
+    lines = run.path.read_text(encoding="utf-8").splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"time": 1e18})
+    run.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = {"table": ["--layout", "all"], "report": [], "export": ["--format", "pytorch-v3"]}[command]
+    assert main([command, str(run.folder), *options, "-o", str(tmp_path / "made")]) == 0
+    told = capsys.readouterr()
+    assert f"line {len(lines)}: left out, measurement.time" in told.err + told.out
+    made = (tmp_path / "made").read_text(encoding="utf-8")
+    assert "1.25" in made
+    assert '"int8wo"' not in made
+
+
+@pytest.mark.parametrize(("where", "why"), [(".", "a directory"), ("file/page", "Not a directory|File exists")])
+@pytest.mark.parametrize("command", ["table", "report", "export"])
+def test_an_output_that_cannot_be_written_is_one_error(
+    tmp_path: Path, command: str, where: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = written(tmp_path, [measured("latency", 1.0)])
+    (tmp_path / "file").write_text("kept")
+    options = {"export": ["--format", "csv"]}.get(command, [])
+    assert main([command, str(run.folder), *options, "-o", str(tmp_path / where)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: {re.escape(str(tmp_path / where))}: cannot be written \(.*({why})", told)
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_page_over_the_limit_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "MOST_BYTES", 1000)
+    run = written(tmp_path, [measured("latency", 1.0)])
+    assert main(["report", str(run.folder), "-o", str(tmp_path / "page.html")]) == 2
+    assert "give fewer runs" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- a browser
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A page of the committed reference runs, a gate, and a run that has hostile names and a failed limit."""
+    folder = tmp_path_factory.mktemp("page")
+    bad = measured("latency", 1.0, "<img src=x onerror=alert(1)>")
+    limit = Judgement(cell=bad.cell, metric="latency", passed=False, measured=2, limit=1, comparison="max", origin="me")
+    run = written(folder, [measured("latency", 2.0), bad, limit])
+    references = [str(path) for path in sorted((repository / "results" / "reference").iterdir())]
+    target = folder / "page.html"
+    assert main(["report", *references, str(gate_folder(folder)), str(run.folder), "-o", str(target)]) == 0
+    assert target.stat().st_size < 5_000_000
+    return target
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed; on Debian: apt-get install chromium")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-sync", "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+def opened(chromium: Any, file: Path, scheme: str = "light", width: int = 1280) -> tuple[Any, list[str], list[str]]:
+    """Return the page with every plot drawn, what went wrong, and what it asked for over a network."""
+    page = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
+    wrong: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    page.wait_for_function("[...document.querySelectorAll('.vega')].every(it => it.dataset.drawn === 'done')")
+    return page, wrong, [url for url in asked if not url.startswith(("file:", "data:"))]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
+def test_it_loads_without_errors_or_a_network_and_fits(chromium: Any, page_file: Path, scheme: str, width: int) -> None:
+    page, wrong, asked = opened(chromium, page_file, scheme, width)
+    assert (wrong, asked) == ([], [])
+    assert page.locator(".vega svg").count() > 20
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ground, ink = (page.evaluate(f"getComputedStyle(document.body).{it}") for it in ("backgroundColor", "color"))
+    lightness = [sum(map(int, it.removeprefix("rgb(").removesuffix(")").split(","))) for it in (ground, ink)]
+    assert (lightness[0] > lightness[1]) == (scheme == "light")
+    # Texts of plots follow the theme too.
+    drawn = page.evaluate("getComputedStyle(document.querySelector('.vega svg .role-axis-label text')).fill")
+    assert drawn == ink
+    page.context.close()
+
+
+def test_it_sorts_and_filters_by_keyboard_alone(chromium: Any, page_file: Path) -> None:
+    page, wrong, _ = opened(chromium, page_file)
+    table = page.locator("#every-figure")
+    values = "[...document.querySelectorAll('#every-figure tbody tr:not([hidden])')].map(it => it.cells[6].textContent)"
+    head = table.locator("th button", has_text="value")
+    head.focus()
+    page.keyboard.press("Enter")
+    rising = [float(it) for it in page.evaluate(values)]
+    assert rising == sorted(rising)
+    assert table.locator("th[aria-sort=ascending]").count() == 1
+    page.keyboard.press("Space")
+    assert [float(it) for it in page.evaluate(values)] == rising[::-1]
+    page.locator("#filter").focus()
+    page.keyboard.type("int8wo LATENCY")
+    texts = page.evaluate(
+        "[...document.querySelectorAll('#every-figure tbody tr:not([hidden])')].map(it => it.textContent)"
+    )
+    assert texts
+    assert all("int8wo" in it and "latency" in it for it in texts)
+    assert "of" in page.locator("#count").text_content()
+    page.locator("#subject").select_option(index=1)
+    assert page.locator("section.subject:visible").count() == 1
+    page.locator("#subject").focus()
+    page.keyboard.press("Tab")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.keyboard.press("Enter")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    assert wrong == []
+    page.context.close()
+
+
+def test_sizes_sort_by_bytes_and_not_by_their_digits(chromium: Any, tmp_path: Path) -> None:
+    sizes = {"bf16": 7.67e9, "int8wo": 163.8e6, "tiny": 900.0}
+    # The table has a column a recipe, so the rows to sort are models' sizes in one column of every figure's table.
+    run = written(tmp_path, [measured("checkpoint_size", size, of) for of, size in sizes.items()])
+    target = tmp_path / "page.html"
+    assert main(["report", str(run.folder), "-o", str(target)]) == 0
+    page, _, _ = opened(chromium, target)
+    page.locator("#every-figure th button", has_text="value").click()
+    cells = page.evaluate("[...document.querySelectorAll('#every-figure tbody tr')].map(it => it.cells[1].textContent)")
+    assert cells == ["tiny", "int8wo", "bf16"]
+    page.context.close()
+
+
+def test_it_prints_in_dark_ink_whatever_the_theme(chromium: Any, page_file: Path) -> None:
+    page, _, _ = opened(chromium, page_file, "dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert not page.locator("#controls").is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.context.close()
+
+
+def test_trend_lines_mark_where_the_level_changed(chromium: Any, tmp_path: Path) -> None:
+    generator = random.Random(0)
+    runs = []
+    for number in range(24):
+        level = 1.0 if number < 12 else 1.3
+        row = measured("latency", level * generator.gauss(1, 0.01), "int8wo", time=1.7e9 + 86400 * number)
+        runs.append(written(tmp_path, [row], f"run-{number:02}"))
+    target = tmp_path / "page.html"
+    assert main(["report", *(str(run.folder) for run in runs), "-o", str(target)]) == 0
+    page, wrong, _ = opened(chromium, target)
+    caption = page.locator("section[aria-labelledby=trends] figcaption").text_content()
+    assert "int8wo at run-12" in caption
+    assert caption.count(" at run-") == 1
+    assert wrong == []
+    spec = json.loads(page_spec(target.read_text()))
+    assert len(spec["data"]["values"]) == 24
+    page.context.close()
+
+
+def page_spec(page: str) -> str:
+    """Return the first plot's specification."""
+    return page.split('<script type="application/json">')[1].split("</script>")[0]
