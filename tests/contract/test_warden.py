@@ -104,7 +104,7 @@ def test_a_daemon_ends_when_its_command_does(start: Starter, then: str) -> None:
 _PLANNER = """
 import os, sys, time
 from pathlib import Path
-from harness.process import Process
+from harness.runtime.process import Process
 process = Process(sys.argv[2:], environ=dict(os.environ), log=Path(sys.argv[1]))
 print(process.pid, flush=True)
 time.sleep(600)

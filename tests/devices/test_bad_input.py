@@ -32,8 +32,8 @@ _FOREVER = """
 import sys
 from pathlib import Path
 from harness import devices
-from harness.artifacts import Store
-from harness.environment import Environment
+from harness.runtime.store import Store
+from harness.runtime.environment import Environment
 
 device = getattr(devices, sys.argv[1])(Store(Path(sys.argv[2])), Environment())
 device.run(Path(sys.argv[3]), devices.Request([1, 2, 3], 8, 0, 10**9), None, 600)

@@ -126,8 +126,8 @@ def test_the_page_names_what_there_is(repository: Path) -> None:
 HOOKS = """
 from pathlib import Path
 
-from harness.matrix import Recipe
-from harness.servers import VLLM
+from harness.matrix.schema import Recipe
+from harness.servers.vllm import VLLM
 
 class Twin(VLLM):
     distributions = ("filelock",)
@@ -182,8 +182,9 @@ def test_whoever_takes_records_is_told_of_them_once_they_are_written_and_breaks_
         from pathlib import Path
 
         from conftest import told
-        from harness.plugin import _hand_on
-        from harness.records import Run, Timing
+        from harness.plugin.plugin import _hand_on
+        from harness.records.run import Run
+        from harness.records.schema import Timing
 
         def test_sink(pytestconfig):
             run = Run(Path({str(tmp_path)!r}))

@@ -458,7 +458,7 @@ def test_an_error_of_the_harness_is_reported_in_its_own_words_with_the_end_of_th
 ) -> None:
     pytester.makepyfile(
         test_error="""
-        from harness.errors import ArtifactError, WorkerError
+        from harness.base.errors import ArtifactError, WorkerError
 
         def test_plain():
             raise ArtifactError("the disk is full; name another with --cache")
@@ -479,7 +479,7 @@ def test_a_cell_that_the_model_does_not_suit_is_skipped_with_the_reason(run: Run
     pytester.makepyfile(
         test_second="""
         import pytest
-        from harness.errors import Unsuitable
+        from harness.base.errors import Unsuitable
 
         @pytest.mark.stage("quantize")
         def test_config(cell):
@@ -572,7 +572,7 @@ def test_a_limit_that_is_known_not_to_hold_is_an_expected_failure_and_shows_its_
 ) -> None:
     pytester.makepyfile(
         test_limits="""
-        from harness.errors import ThresholdFailure
+        from harness.base.errors import ThresholdFailure
 
         def test_known():
             raise ThresholdFailure("perplexity: measured 17, limit 16", known="a small model")

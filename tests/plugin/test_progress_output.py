@@ -29,7 +29,7 @@ SUITE = """
 # A session's own lock, so that whoever measures on this machine need not be waited for.
 LOCK = """
     from pathlib import Path
-    from harness import session
+    from harness.plugin import session
 
     session.machine_lock = lambda: Path(__file__).with_name("lock")
 """

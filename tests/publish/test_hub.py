@@ -29,7 +29,7 @@ REPOSITORY = "me/tiny-int8wo"
 SCRIPT = """
 import sys
 from pathlib import Path
-from harness.hub import HubError, upload
+from harness.publish.hub import HubError, upload
 try:
     print(upload("me/tiny-int8wo", sys.argv[2], sorted(Path(sys.argv[1]).iterdir()), private=False, replace=False))
 except HubError as error:

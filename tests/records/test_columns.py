@@ -161,7 +161,8 @@ def test_a_file_replaced_meanwhile_is_no_silent_mistake(tmp_path: Path, cache: P
 _WRITER = """
 import sys
 from pathlib import Path
-from harness.records import Line, Run, parse
+from harness.records.run import Run, parse
+from harness.records.schema import Line
 line = parse(Path(sys.argv[2]).read_bytes(), "line")
 run = Run(Path(sys.argv[1]))
 for number in range(400):

@@ -323,8 +323,9 @@ def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
 _APPEND = """
 import sys
 from pathlib import Path
-from harness.errors import RecordError
-from harness.records import Run, Timing
+from harness.base.errors import RecordError
+from harness.records.run import Run
+from harness.records.schema import Timing
 run, limit = Run(Path(sys.argv[1])), int(sys.argv[2])
 if limit:
     import resource, signal

@@ -66,7 +66,7 @@ def test_another_key_or_kind_is_another_artifact(tmp_path: Path, other: dict[str
 _RIVAL = """
 import sys, time
 from pathlib import Path
-from harness.artifacts import Store
+from harness.runtime.store import Store
 root, name, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 def build(folder):
     with (root / "built").open("a") as file:
@@ -203,7 +203,7 @@ def test_a_builder_that_fails_leaves_nothing(
 _HANGING = """
 import sys, time
 from pathlib import Path
-from harness.artifacts import Store
+from harness.runtime.store import Store
 def build(folder):
     (folder / "weights.bin").write_bytes(b"half of it")
     print("building", flush=True)
