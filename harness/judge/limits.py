@@ -96,6 +96,7 @@ class Judge:
                 comparison=threshold.comparison,
                 origin=threshold.origin,
                 published=figure.value if figure else None,
+                known="" if passed else threshold.known_failure,
             )
         )
         if passed:

@@ -143,6 +143,7 @@ class Judgement(_Line):
     comparison: str = Field(description="max, min, max_ratio, min_ratio, max_difference or min_difference.")
     origin: str = Field(description="Where the limit comes from: published, stored baseline, or chosen.")
     published: float | None = None
+    known: str = Field(default="", description="Why one that does not hold was expected to, as the matrix has it.")
 
 
 class Timing(_Line):

@@ -206,7 +206,7 @@ def test_a_limit_that_is_known_not_to_hold_is_judged_and_says_why(bench: Bench, 
     assert raised.value.known == "its cache is large"
     assert not judge.failures
     assert judge.known == [str(raised.value)]
-    assert [judgement.passed for judgement in bench.judgements()] == [False]
+    assert [(it.passed, it.known) for it in bench.judgements()] == [(False, "its cache is large")]
 
 
 def test_a_known_failure_beside_another_excuses_nothing(bench: Bench, quantized: Cell) -> None:
@@ -259,6 +259,7 @@ def test_a_general_limit_is_known_not_to_hold_for_one_recipe_alone(bench: Bench,
 def test_a_known_failure_that_holds_again_is_told_of(bench: Bench, quantized: Cell) -> None:
     judge = bench.judge(KNOWN)
     judge(quantized, bench.measured("float8dq", 4.0))
+    assert [(it.passed, it.known) for it in bench.judgements()] == [(True, "")]
     (told,) = judge.known
     assert "the limit max 5 holds now; its known_failure can be taken out of matrix.toml" in told
 

@@ -300,6 +300,15 @@ def test_an_expected_failure_of_the_second_schema_was_a_skip(outcome: str, reaso
     assert (found.outcome, found.known, found.reason, found.schema_version) == (migrated, "", reason, SCHEMA_VERSION)
 
 
+def test_a_judgement_of_the_third_schema_did_not_say_what_was_expected(repository: Path) -> None:
+    run = repository / "results" / "reference" / "cpu-20261124-024508" / "records.jsonl"
+    line = next(it for it in map(json.loads, run.read_bytes().splitlines()) if it["kind"] == "judgement")
+    line.pop("known", None)
+    found = parse(json.dumps(line | {"schema_version": 3}).encode(), "here")
+    assert isinstance(found, Judgement)
+    assert (found.known, found.schema_version) == ("", SCHEMA_VERSION)
+
+
 def test_expected_failures_of_the_runs_that_are_kept(repository: Path) -> None:
     kept = sorted((repository / "results" / "reference").iterdir())
     found = [line for run in kept for line in Run(run).read()[0] if isinstance(line, Outcome)]
