@@ -11,7 +11,8 @@ from harness.judge.rules import RULES
 from harness.judge.series import SIZES, TASKS, THROUGH, Series, stage_of, unit_id
 from harness.judge.verdict import Verdict
 from harness.matrix.plan import Cell, Matrix
-from harness.matrix.schema import Measurements, Stage
+from harness.matrix.schema import Measurements
+from harness.records.metrics import Stage
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.judge.rules import RULES
-from harness.matrix.schema import Stage
+from harness.records.metrics import Stage
 from harness.records.schema import Line, Measurement
 
 Side = Literal["old", "new"]

@@ -11,7 +11,9 @@ from typing import Any
 from harness.base.errors import MatrixError, nearest
 from harness.machine import probe
 from harness.matrix.config_text import parse_config
-from harness.matrix.schema import STAGES, CellEntry, Measurements, Model, Recipe, Threshold
+from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, Threshold
+from harness.records.metrics import STAGES
+from harness.records.place import Place
 from harness.servers import registry
 
 
@@ -53,6 +55,18 @@ class Cell:
         """Return why the matrix does not send it through a server, or an empty string if it does."""
         listed = self.servers[server].skip if server in self.servers else ""
         return self.skip or listed or self.recipe.refusal(self.hardware, server)
+
+    @property
+    def place(self) -> Place:
+        """The cell as figures have it; which weights they are of is known once these are here."""
+        recipe = self.recipe.identity
+        return Place(
+            model=self.model.name,
+            recipe=recipe.name,
+            recipe_hash=recipe.hash,
+            hardware=self.hardware,
+            server=self.server,
+        )
 
     @property
     def id(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
 from harness.base.text import digest
 from harness.machine import probe
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, STAGES, Stage
 from harness.records.schema import RecipeIdentity
 from harness.servers import registry
 
@@ -44,13 +44,6 @@ HardwareOrServer = Annotated[str, AfterValidator(_is_place)]
 
 
 Target = Literal["linear", "embedding", "head"]
-
-
-Stage = Literal["quantize", "transformers", "engine", "server", "export"]
-
-
-STAGES: tuple[Stage, ...] = get_args(Stage)
-"""The stages of the suites, in the order in which a cell goes through them."""
 
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")

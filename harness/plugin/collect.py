@@ -13,8 +13,8 @@ from harness.base.errors import HarnessError
 from harness.base.expressions import asked_for
 from harness.machine import probe
 from harness.matrix.plan import Cell
-from harness.matrix.schema import STAGES
 from harness.plugin.stash import _matrix, _stage, cell_key, environments_of, results_of
+from harness.records.metrics import STAGES
 from harness.records.run import Run
 from harness.runtime.environment import Environment, at
 from harness.servers.registry import SERVERS

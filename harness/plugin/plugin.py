@@ -13,7 +13,6 @@ from harness.base.errors import HarnessError, ThresholdFailure, Unsuitable, Work
 from harness.contract import visible
 from harness.machine import probe
 from harness.matrix.plan import Cell
-from harness.matrix.schema import STAGES
 from harness.plugin import hooks
 from harness.plugin.collect import (
     _PARAMETERS,
@@ -41,6 +40,7 @@ from harness.plugin.stash import (
     session_key,
     summaries_key,
 )
+from harness.records.metrics import STAGES
 from harness.records.run import Run
 from harness.records.schema import Line
 from harness.servers.registry import SERVERS

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Direction = Literal["lower", "higher", "none"]
+
+
+Stage = Literal["quantize", "transformers", "engine", "server", "export"]
+
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""The stages of the suites, in the order in which a cell goes through them."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """One quantity of a record.
 
-    ``unit`` is that of the record's value and samples. ``direction`` says which way is better.
+    ``unit`` is that of the record's value and samples. ``direction`` says which way is better. ``stage`` is the one
+    that usually gives it; :func:`stage_of` says which one gave a record.
     ``definition`` says how it is measured and ``version`` rises whenever that changes, so that
     values of different definitions are never compared.
     """
@@ -20,6 +29,7 @@ class Metric:
     name: str
     unit: str
     direction: Direction
+    stage: Stage
     definition: str
     version: int = 1
 
@@ -42,24 +52,29 @@ _ALL = (
         "peak_memory",
         "GB",
         "lower",
+        "transformers",
         "Peak memory of a fresh process that loads the saved checkpoint and generates the tutorial's "
         "prompt with 128 new tokens: max_memory_reserved / 1e9 on a GPU, peak resident set / 1e9 on a CPU. "
         "Through ExecuTorch: peak resident set / 1e9 of the C++ runner's process that loads and runs the program. "
         f"Source: {TUTORIAL}, Memory Benchmarking.",
     ),
-    Metric("checkpoint_size", "B", "lower", "Bytes of the safetensors files of the saved checkpoint."),
+    Metric("checkpoint_size", "B", "lower", "quantize", "Bytes of the safetensors files of the saved checkpoint."),
     Metric(
         "weight_size",
         "B",
         "lower",
+        "quantize",
         "Bytes of the distinct storages behind the loaded parameters and buffers; a quantized tensor counts "
         "as the sum of its inner tensors, a tied weight counts once.",
     ),
-    Metric("quantized_layers", "layers", "none", "Modules whose weight is a torchao tensor after quantization."),
+    Metric(
+        "quantized_layers", "layers", "none", "quantize", "Modules whose weight is a torchao tensor after quantization."
+    ),
     Metric(
         "latency",
         "s",
         "lower",
+        "engine",
         "Wall time of one batch through vLLM's offline engine, random prompts of input_len tokens, output_len new "
         "tokens with EOS ignored, prefix caching off; value: mean of the rounds. "
         f"Source: {TUTORIAL}, Latency Benchmarking; vllm bench latency.",
@@ -68,18 +83,21 @@ _ALL = (
         "prefill_time",
         "s",
         "lower",
+        "engine",
         "Wall time of the latency batch with a single new token: reading the prompts; value: median of the rounds.",
     ),
     Metric(
         "decode_step_time",
         "ms",
         "lower",
+        "engine",
         "Time of one decoding step of the latency batch: (latency - prefill_time) / (output_len - 1).",
     ),
     Metric(
         "limit_fraction",
         "fraction",
         "higher",
+        "engine",
         "Least time that the device's measured copy bandwidth and matrix rate allow for a step's bytes and operations, "
         "over the time it took; the output head counts for the tokens whose logits are taken: in prefill each prompt's "
         "last. Source: Williams et al., Roofline, CACM 52(4), 2009.",
@@ -89,73 +107,96 @@ _ALL = (
         "copy_bandwidth",
         "GB/s",
         "higher",
+        "engine",
         "Bytes read and written a second by the best of several copies in the device's memory, / 1e9.",
     ),
     Metric(
         "matrix_rate",
         "TFLOP/s",
         "higher",
+        "engine",
         "Operations a second, / 1e12, of the best of several square matrix products on random data.",
     ),
     Metric(
         "kernel_time",
         "ms",
         "none",
+        "engine",
         "Time in the device's kernels over one profiled batch of four steps; on a CPU, in its operators.",
     ),
     Metric(
         "quantized_kernel_share",
         "fraction",
         "none",
+        "engine",
         "Share of the profiled kernel time of one batch that was spent in kernels of the recipe's own kind.",
     ),
     Metric(
         "generate_throughput",
         "tok/s",
         "higher",
+        "transformers",
         "New tokens a second of Transformers' generate at batch 1, greedy, prefill included; value: median of the "
         "rounds. Through ExecuTorch: the same of the C++ runner, or of ExecuTorch's LLM benchmark on an iPhone.",
     ),
-    Metric("program_size", "B", "lower", "Bytes of the ExecuTorch program (.pte)."),
+    Metric("program_size", "B", "lower", "export", "Bytes of the ExecuTorch program (.pte)."),
     Metric(
         "delegated_arithmetic",
         "fraction",
         "higher",
+        "export",
         "Share of the multiply-adds of all matrix products that a program leaves to its delegates, at the length of "
         "the export's example.",
     ),
-    Metric("fallback_nodes", "nodes", "lower", "Operators of a program outside of its delegates."),
-    Metric("export_cpu_time", "s", "lower", "CPU seconds of the process that exported the program, loading included."),
-    Metric("export_peak_memory", "GB", "lower", "Peak resident set / 1e9 of the process that exported the program."),
-    Metric("load_time", "s", "lower", "Seconds from opening the program until its method can run."),
+    Metric("fallback_nodes", "nodes", "lower", "export", "Operators of a program outside of its delegates."),
+    Metric(
+        "export_cpu_time",
+        "s",
+        "lower",
+        "export",
+        "CPU seconds of the process that exported the program, loading included.",
+    ),
+    Metric(
+        "export_peak_memory",
+        "GB",
+        "lower",
+        "export",
+        "Peak resident set / 1e9 of the process that exported the program.",
+    ),
+    Metric("load_time", "s", "lower", "export", "Seconds from opening the program until its method can run."),
     Metric(
         "prefill_throughput",
         "tok/s",
         "higher",
+        "export",
         "Prompt tokens a second until the first new token is known; value: median of the rounds.",
     ),
     Metric(
         "decode_throughput",
         "tok/s",
         "higher",
+        "export",
         "New tokens a second after the first, greedy, one at a time; value: median of the rounds.",
     ),
     Metric(
         "first_token_time",
         "ms",
         "lower",
+        "export",
         "From the prompt's text to the first new token, tokenizing included; value: median of the rounds.",
     ),
     Metric(
         "fallback_time",
         "fraction",
         "lower",
+        "export",
         "Share of the operators' time that is spent outside of delegates, from an etdump of one prompt and its answer.",
     ),
     Metric(
         "program_kl",
         "nats",
         "lower",
+        "export",
         "Mean over tokens of KL(eager || program), the eager model being the same checkpoint in Transformers and "
         "float32, over the same real text.",
     ),
@@ -163,62 +204,90 @@ _ALL = (
         "program_top1",
         "fraction",
         "higher",
+        "export",
         "Share of positions where the program's and the eager model's most likely token is the same.",
     ),
-    Metric("program_perplexity", "1", "lower", "Perplexity of the program, as perplexity is of a model."),
+    Metric("program_perplexity", "1", "lower", "export", "Perplexity of the program, as perplexity is of a model."),
     Metric(
         "program_perplexity_change",
         "fraction",
         "lower",
+        "export",
         "Absolute relative difference of the program's perplexity from the eager model's over the same text.",
     ),
-    Metric("logit_difference", "1", "lower", "Largest absolute difference of any logit from the eager model's."),
+    Metric(
+        "logit_difference", "1", "lower", "export", "Largest absolute difference of any logit from the eager model's."
+    ),
     Metric(
         "request_throughput",
         "req/s",
         "higher",
+        "server",
         "Completed requests a second of vLLM's serving benchmark over ShareGPT prompts, all sent at once; value: "
         f"median of the rounds. Source: {TUTORIAL}, Serving Benchmarking; vllm bench serve.",
     ),
-    Metric("chat_tokens", "tokens", "none", "New tokens of the server's answer to the tutorial's chat completion."),
-    Metric("output_throughput", "tok/s", "higher", "Generated tokens a second over the same serving benchmark."),
-    Metric("ttft", "ms", "lower", "Time to first token of each request of the serving benchmark; value: median."),
+    Metric(
+        "chat_tokens",
+        "tokens",
+        "none",
+        "server",
+        "New tokens of the server's answer to the tutorial's chat completion.",
+    ),
+    Metric(
+        "output_throughput", "tok/s", "higher", "server", "Generated tokens a second over the same serving benchmark."
+    ),
+    Metric(
+        "ttft", "ms", "lower", "server", "Time to first token of each request of the serving benchmark; value: median."
+    ),
     Metric(
         "tpot",
         "ms",
         "lower",
+        "server",
         "Time per output token after the first, of each request of the serving benchmark; value: median.",
     ),
-    Metric("itl", "ms", "lower", "Time between successive tokens over the serving benchmark; value: median."),
+    Metric("itl", "ms", "lower", "server", "Time between successive tokens over the serving benchmark; value: median."),
     Metric(
         "engine_start",
         "s",
         "lower",
+        "engine",
         "From the start of the engine's or server's process to the first request it can take; see parameter kind.",
     ),
-    Metric("compile_time", "s", "lower", "Seconds of torch.compile that the engine reports while it starts."),
+    Metric("compile_time", "s", "lower", "engine", "Seconds of torch.compile that the engine reports while it starts."),
     Metric(
-        "kv_cache_capacity", "tokens", "higher", "Tokens that fit the engine's key-value cache, as the engine sized it."
+        "kv_cache_capacity",
+        "tokens",
+        "higher",
+        "engine",
+        "Tokens that fit the engine's key-value cache, as the engine sized it.",
     ),
     Metric(
         "perplexity",
         "1",
         "lower",
+        "transformers",
         "exp of the mean negative log-likelihood a token over fixed windows of real text, teacher-forced.",
     ),
     Metric(
         "kl_divergence",
         "nats",
         "lower",
+        "transformers",
         "Mean over tokens of KL(baseline || recipe) of the next-token distributions over the same text.",
     ),
     Metric(
-        "top1_agreement", "fraction", "higher", "Share of positions where both models' most likely token is the same."
+        "top1_agreement",
+        "fraction",
+        "higher",
+        "transformers",
+        "Share of positions where both models' most likely token is the same.",
     ),
     Metric(
         "token_flips",
         "fraction",
         "lower",
+        "transformers",
         "Share of positions where exactly one of the two models predicts the text's next token. Source: Dutta et al., "
         "Accuracy is Not All You Need, 2024 (flips), applied to next-token prediction.",
     ),
@@ -226,6 +295,7 @@ _ALL = (
         "served_kl",
         "nats",
         "lower",
+        "engine",
         "Mean over tokens of KL(Transformers || engine) of the next-token distributions over the same text, the same "
         "recipe in both: the lower bound that the likeliest 20 tokens of both give, where a token that a side does not "
         "list is at most as likely as the least likely one that it does.",
@@ -235,19 +305,24 @@ _ALL = (
         "served_top1",
         "fraction",
         "higher",
+        "engine",
         "Share of positions where the engine's and Transformers' most likely token is the same.",
     ),
-    Metric("accuracy", "fraction", "higher", "The task's own metric as lm-evaluation-harness reports it."),
+    Metric(
+        "accuracy", "fraction", "higher", "transformers", "The task's own metric as lm-evaluation-harness reports it."
+    ),
     Metric(
         "task_perplexity",
         "1",
         "lower",
+        "transformers",
         "The task's own perplexity as lm-evaluation-harness reports it (lambada_openai).",
     ),
     Metric(
         "answer_flips",
         "fraction",
         "lower",
+        "transformers",
         "Share of documents answered correctly by exactly one of baseline and recipe. Source: Dutta et al., 2024.",
     ),
 )
@@ -281,6 +356,23 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+
+def stage_of(metric: str, server: str, parameters: Mapping[str, object]) -> Stage | None:
+    """Return the stage that gave a figure, or None for a metric that is not known here.
+
+    Starts, and what an engine tells of itself, say whose they are by their ``kind``: a client's belongs to the server
+    that it asks. All of an ExecuTorch program is of its export. A task names the server that it went ``through``.
+    """
+    known = METRICS.get(metric)
+    kind = parameters.get("kind")
+    if known is None:
+        return None
+    if server == "executorch":
+        return "export"
+    if kind == "client" or (server and parameters.get("through") == server):
+        return "server"
+    return next((stage for stage in STAGES if stage == kind), known.stage)
 
 
 # The tutorial's chat completion.

@@ -1,0 +1,169 @@
+"""The place of a figure: what it is of, as one value that can be compared, hashed, written and told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler, model_serializer, model_validator
+from pydantic_core import CoreSchema, core_schema
+
+from harness.records.metrics import stage_of
+from harness.records.schema import Cell, Failure, Judgement, Measurement, Scalar
+
+
+class Parameters(Mapping[str, Scalar]):
+    """A figure's parameters, in the order of their names; they can be hashed, and never change.
+
+    Two are equal if they are the same JSON: 1, 1.0 and true are three different values, and NaN is itself.
+    """
+
+    __slots__ = ("_text", "_values")
+
+    def __init__(self, values: Mapping[str, Scalar] | None = None) -> None:
+        self._values = dict(sorted((values or {}).items()))
+        self._text = json.dumps(self._values)
+
+    def __getitem__(self, name: str) -> Scalar:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Mapping):
+            return self._text == (other if isinstance(other, Parameters) else Parameters(other))._text
+        return NotImplemented
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self._values.items())
+
+    def __repr__(self) -> str:
+        return f"Parameters({self._values!r})"
+
+    @property
+    def text(self) -> str:
+        """The parameters as JSON."""
+        return self._text
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            cls,
+            handler.generate_schema(dict[str, Scalar]),
+            serialization=core_schema.plain_serializer_function_ser_schema(dict),
+        )
+
+
+NO_PARAMETERS = Parameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a figure is of: the key by which figures are found, paired, followed and compared.
+
+    Two figures of one place are of the same thing, measured again: maybe under other packages, with other options or
+    on another device, which a record holds beside. A part that is empty is not known, or does not matter.
+    """
+
+    model: str = ""
+    revision: str = ""
+    """That of the weights."""
+    recipe: str = ""
+    recipe_hash: str = ""
+    """Digest of the configuration."""
+    hardware: str = ""
+    server: str = ""
+    stage: str = ""
+    """One of harness.records.metrics.STAGES; empty for a metric that is not known there."""
+    metric: str = ""
+    definition: int = 0
+    """Version of the metric's definition; 0 where there is none."""
+    parameters: Parameters = NO_PARAMETERS
+
+    @classmethod
+    def of(cls, it: Measurement | Judgement | Failure | Cell) -> Place:
+        """Return the place of a record, or of the cell alone that a failure or a record is of."""
+        cell = it if isinstance(it, Cell) else it.cell
+        where = cls(
+            model=cell.model.name,
+            revision=cell.model.revision,
+            recipe=cell.recipe.name,
+            recipe_hash=cell.recipe.hash,
+            hardware=cell.hardware,
+            server=cell.server,
+        )
+        if not isinstance(it, (Measurement, Judgement)):
+            return where
+        definition = it.definition if isinstance(it, Measurement) else 0
+        return where.at(it.metric, it.parameters, definition)
+
+    def at(self, metric: str, parameters: Mapping[str, Scalar] | None = None, definition: int = 0) -> Place:
+        """Return the place of a metric of the same cell, at the stage that gives it."""
+        return replace(
+            self,
+            stage=stage_of(metric, self.server, parameters or {}) or "",
+            metric=metric,
+            definition=definition,
+            parameters=Parameters(parameters),
+        )
+
+    @property
+    def cell(self) -> Place:
+        """The model, recipe, hardware and server alone."""
+        return self.without("stage", "metric", "definition", "parameters")
+
+    def without(self, *names: str) -> Place:
+        """Return the place with these parts left empty, so that places which differ in nothing else are equal.
+
+        Raises TypeError for a name that is no part of a place.
+        """
+        if unknown := set(names) - _EMPTY.keys():
+            raise TypeError(f"a place has no {', '.join(sorted(unknown))}; it has {', '.join(_EMPTY)}")
+        return replace(self, **{name: _EMPTY[name] for name in names})
+
+    def without_parameters(self, *names: str) -> Place:
+        """Return the place without these parameters, where it has them."""
+        kept = {name: value for name, value in self.parameters.items() if name not in names}
+        return replace(self, parameters=Parameters(kept))
+
+    def __str__(self) -> str:
+        """Tell a figure, as in ``latency (batch_size=1) of SmolLM2/int8wo/vllm on cpu``; nothing is read back."""
+        shown = f"{self.metric} ({self.parameters})" if self.parameters else self.metric
+        cell = "/".join(filter(None, (self.model, self.recipe, self.server)))
+        return " ".join(
+            filter(
+                None, (shown, f"of {cell}" if cell and shown else cell, f"on {self.hardware}" if self.hardware else "")
+            )
+        )
+
+
+_EMPTY: dict[str, Any] = {field.name: field.default for field in fields(Place)}
+
+
+class Placed(BaseModel):
+    """What is said of one place; in JSON the place's parts stand beside the rest, those that are empty too."""
+
+    place: Place
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "place" in data:
+            return data
+        rest = {name: value for name, value in data.items() if name not in _EMPTY}
+        return rest | {"place": {name: data[name] for name in _EMPTY if name in data}}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: Any) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        place = data.pop("place")
+        return {**place, **data}
