@@ -19,10 +19,10 @@ import pytest
 from harness import __main__
 from harness.base import files as base_files
 from harness.base.errors import BrokenEnvironment, HarnessError
+from harness.commands import bisect as bisect_command
 from harness.commands import calibrate
 from harness.commands import gate as gate_command
 from harness.commands.gate import Workplace
-from harness.gate import bisect as bisection
 from harness.gate.gate import Outcome, exit_status
 from harness.gate.noise import summarise
 from harness.gate.plan import Options, units
@@ -107,7 +107,7 @@ def gates(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
     store = Store(tmp_path / "cache")
     place = Workplace(store, tmp_path / "results", suites_matrix, Environment(), lambda _: None)
     monkeypatch.setattr(gate_command, "workplace", lambda _: place)
-    for module in (gate_command, bisection, calibrate):
+    for module in (gate_command, bisect_command, calibrate):
         # Nothing is measured here, so nobody who measures is waited for.
         monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
     monkeypatch.setattr(Workplace, "gate", lambda *given, **more: found.gate(*given, **more))

@@ -16,7 +16,7 @@ import yaml
 
 from harness.__main__ import parser
 
-WORKFLOWS = sorted((Path(__file__).parents[1] / ".github" / "workflows").glob("*.yml"))
+WORKFLOWS = sorted((Path(__file__).parents[2] / ".github" / "workflows").glob("*.yml"))
 
 
 def loaded(path: Path) -> dict[Any, Any]:

@@ -175,7 +175,7 @@ def test_a_run_is_read_while_another_process_writes_it(tmp_path: Path, cache: Pa
     run = written(tmp_path, [LATENCY])
     (tmp_path / "line.json").write_text(LATENCY.model_dump_json())
     command = [sys.executable, "-c", _WRITER, str(run.folder), str(tmp_path / "line.json")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(columns.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(columns.__file__).parents[2])}
     counts = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as writer:
         while writer.poll() is None:
