@@ -65,7 +65,7 @@ def place_of(record: Measurement) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True)
-class _Line:
+class TableLine:
     """One row of a table before it is text, with each recipe's record; None where all of them were discarded."""
 
     row: Row
@@ -117,15 +117,15 @@ class _Line:
         return " ".join(part for part in (*lead, self.row.label, f"({after})" if after else "") if part)
 
 
-def _labels(lines: Sequence[_Line]) -> list[str]:
+def _labels(lines: Sequence[TableLine]) -> list[str]:
     """Name each line, with whatever else tells lines of one name apart."""
-    alike: dict[str, list[_Line]] = {}
+    alike: dict[str, list[TableLine]] = {}
     for line in lines:
         alike.setdefault(line.label(), []).append(line)
     return [line.label(_differing(alike[line.label()])) for line in lines]
 
 
-def _differing(lines: Sequence[_Line]) -> list[str]:
+def _differing(lines: Sequence[TableLine]) -> list[str]:
     names = dict.fromkeys(name for line in lines for name in line.own)
     return [name for name in names if any(line.own.get(name) != lines[0].own.get(name) for line in lines)]
 
@@ -143,17 +143,17 @@ class Layout:
         often = Counter((it.row, it.unit, it.definition, frozenset(it.parameters.items())) for it in lines)
         return [self.table(section, lines, servers=max(often.values()) > 1)] if lines and self.subject.recipes else []
 
-    def lines(self, section: Section) -> list[_Line]:
-        found: dict[tuple[object, ...], _Line] = {}
+    def lines(self, section: Section) -> list[TableLine]:
+        found: dict[tuple[object, ...], TableLine] = {}
         for it in (*self.subject.measurements, *self.subject.discarded):
             for row in rows_of(it.metric, it.unit):
                 if row.section == section and (not row.statistic or row.statistic in it.statistics):
-                    line = _Line(row, it.cell.server, it.parameters, it.unit, it.definition, it.direction)
+                    line = TableLine(row, it.cell.server, it.parameters, it.unit, it.definition, it.direction)
                     line = found.setdefault((row.statistic, *place_of(it)), line)
                     line.cells.setdefault(recipe_key(it.cell.recipe), None if it.discarded else it)
         return sorted(found.values(), key=lambda line: line.order)
 
-    def table(self, section: Section, lines: Sequence[_Line], *, servers: bool) -> Table:
+    def table(self, section: Section, lines: Sequence[TableLine], *, servers: bool) -> Table:
         recipes = [recipe for recipe in self.subject.recipes if any(recipe_key(recipe) in line.cells for line in lines)]
         return Table(
             self.subject.heading,
@@ -181,35 +181,40 @@ class Layout:
         once = self.subject.baseline is None and model.endswith(f"-{name}")
         return model if once else f"{model}-{name}"
 
-    def figure(self, line: _Line, recipe: RecipeIdentity | None) -> Figure | None:
+    def figure(self, line: TableLine, recipe: RecipeIdentity | None) -> Figure | None:
         if recipe is None or line.row.statistic:
             return None
         cell = (self.subject.model.name, recipe.name, self.subject.hardware)
         return self.documented.find(*cell, line.row.metric, line.parameters, server=line.server or None)
 
-    def reference(self, line: _Line, recipe: RecipeIdentity) -> RecipeIdentity | None:
+    def reference(self, line: TableLine, recipe: RecipeIdentity) -> RecipeIdentity | None:
         """Return the recipe that ``recipe`` is held against in this line."""
         return None if recipe == self.subject.baseline or line.row.words is Words.ALONE else self.subject.baseline
 
-    def cell(self, line: _Line, recipe: RecipeIdentity) -> str:
+    def cell(self, line: TableLine, recipe: RecipeIdentity) -> str:
+        value, beside = self.parts(line, recipe)
+        return f"{value} ({beside})" if beside else value
+
+    def parts(self, line: TableLine, recipe: RecipeIdentity) -> tuple[str, str]:
+        """Return a cell's value, and what stands in brackets after it: mostly how it compares with the baseline."""
         record, value = line.record(recipe), line.value(recipe)
         if record is None or value is None:
-            return NOTHING
+            return NOTHING, ""
         text = line.text(value, self.figure(line, recipe))
         if line.row.section == "quality" and "stderr" in record.statistics:
             text += f" ± {line.row.number(record.statistics['stderr'])}"
         baseline = line.value(self.reference(line, recipe))
         if baseline is not None and line.row.words is Words.DIFFERENCE:
             interval = self._paired(line, recipe)
-            return f"{text} ({_signed(line.row, value - baseline)}{interval})"
+            return text, f"{_signed(line.row, value - baseline)}{interval}"
         if {"lost", "won"} <= record.statistics.keys():
-            return f"{text} ({record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won)"
+            return text, f"{record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won"
         if record.metric == "limit_fraction" and "measured_seconds" in record.statistics:
-            return f"{text} ({limited.limited_by(record.statistics)})"
+            return text, limited.limited_by(record.statistics)
         ratio = line.ratio(baseline, value)
-        return text if ratio is None else f"{text} ({line.ratio_text(ratio)})"
+        return text, "" if ratio is None else line.ratio_text(ratio)
 
-    def _paired(self, line: _Line, recipe: RecipeIdentity) -> str:
+    def _paired(self, line: TableLine, recipe: RecipeIdentity) -> str:
         """Return the interval of an accuracy's difference from the baseline, where both have the same documents."""
         record, reference = line.record(recipe), line.record(self.reference(line, recipe))
         if record is None or reference is None or record.metric != "accuracy":
@@ -223,11 +228,11 @@ class Layout:
             return ""
         return f", {_signed(line.row, found.low)} to {_signed(line.row, found.high)}"
 
-    def entries(self, lines: Iterable[_Line], recipes: Sequence[RecipeIdentity]) -> tuple[Entry, ...]:
+    def entries(self, lines: Iterable[TableLine], recipes: Sequence[RecipeIdentity]) -> tuple[Entry, ...]:
         made = (self.entry(line, recipe) for line in lines for recipe in recipes)
         return tuple(entry for entry in made if entry)
 
-    def entry(self, line: _Line, recipe: RecipeIdentity) -> Entry | None:
+    def entry(self, line: TableLine, recipe: RecipeIdentity) -> Entry | None:
         record, value = line.record(recipe), line.value(recipe)
         if record is None or value is None:
             return None
@@ -269,7 +274,7 @@ class Layout:
                 tables.append(self.comparison(recipe, server, [it for it in lines if it.server == server]))
         return tables
 
-    def comparison(self, recipe: RecipeIdentity, server: str, lines: list[_Line]) -> Table:
+    def comparison(self, recipe: RecipeIdentity, server: str, lines: list[TableLine]) -> Table:
         lines.sort(key=lambda line: line.order)
         base = self.subject.baseline
         figures = [(self.figure(line, base), self.figure(line, recipe)) for line in lines]
@@ -300,7 +305,7 @@ class Layout:
             )
         return list(dict.fromkeys(notes))
 
-    def notes(self, lines: Sequence[_Line]) -> list[str]:
+    def notes(self, lines: Sequence[TableLine]) -> list[str]:
         """Return what a reader must know: of the weights, of parameters not named in a row, of discarded records."""
         model = self.subject.model
         about = dict.fromkeys(it.cell.model.note for it in (*self.subject.measurements, *self.subject.discarded))
@@ -314,7 +319,7 @@ class Layout:
             *([f"discarded: {why.total()} record{'s' if why.total() > 1 else ''}: {reasons}"] if why else []),
         ]
 
-    def quality_notes(self, lines: Sequence[_Line]) -> list[str]:
+    def quality_notes(self, lines: Sequence[TableLine]) -> list[str]:
         records = [record for line in lines for record in line.cells.values() if record]
         stated = [
             f"published for {recipe.name}: {bound.text} ({bound.section})"
@@ -345,15 +350,15 @@ def _signed(row: Row, difference: float) -> str:
     return f"{'-' if difference < 0 else '+'}{row.number(abs(difference))}"
 
 
-def _unmeasured(figure: Figure) -> _Line:
+def _unmeasured(figure: Figure) -> TableLine:
     """Return the line that a published figure would stand in, without records."""
     metric = METRICS[figure.metric]
     row = next(row for row in rows_of(figure.metric, figure.unit) if not row.statistic)
-    return _Line(row, figure.server, figure.parameters, figure.unit, metric.version, metric.direction)
+    return TableLine(row, figure.server, figure.parameters, figure.unit, metric.version, metric.direction)
 
 
 def _beside(
-    line: _Line, baseline: float | None, value: float | None, base_figure: Figure | None, figure: Figure | None
+    line: TableLine, baseline: float | None, value: float | None, base_figure: Figure | None, figure: Figure | None
 ) -> list[str]:
     ratio, published = line.ratio(baseline, value), _published_ratio(line, base_figure, figure)
     return [
@@ -367,7 +372,7 @@ def _beside(
     ]
 
 
-def _published_ratio(line: _Line, baseline: Figure | None, figure: Figure | None) -> float | None:
+def _published_ratio(line: TableLine, baseline: Figure | None, figure: Figure | None) -> float | None:
     return line.ratio(baseline.value, figure.value) if baseline and figure else None
 
 
@@ -379,7 +384,7 @@ def _reproduced(ratio: float | None, published: float | None) -> str:
     return "yes" if ratio >= published * (1 - REPRODUCTION_TOLERANCE) else "no"
 
 
-def _parameter_notes(lines: Sequence[_Line], documented: Documented) -> list[str]:
+def _parameter_notes(lines: Sequence[TableLine], documented: Documented) -> list[str]:
     """Say, for each metric, which parameters are not the published ones, or are neither published nor in a label."""
     told: dict[str, dict[str, dict[Scalar, None]]] = {}
     for line in lines:
