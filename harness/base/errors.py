@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable
 
@@ -80,14 +81,25 @@ class WorkerError(HarnessError):
     """A worker or a server failed.
 
     ``stage`` names what it was doing, ``kind`` is one of ``exception``, ``crash``, ``timeout``,
-    ``out_of_memory``, ``start`` and ``http``; ``log_tail`` is the end of its log.
+    ``out_of_memory``, ``start`` and ``http``; ``log_tail`` is the end of its log. ``worker`` says which kind of
+    worker it was, e.g. ``engine`` or ``server``.
     """
 
-    def __init__(self, message: str, *, stage: str, kind: str, log_tail: str = "") -> None:
+    def __init__(self, message: str, *, stage: str, kind: str, log_tail: str = "", worker: str = "") -> None:
         super().__init__(message)
+        self.message = message
         self.stage = stage
         self.kind = kind
         self.log_tail = log_tail
+        self.worker = worker
+        self.repeated = False
+
+    def again(self) -> WorkerError:
+        """Return the error of what failed before in this session, and is not tried again."""
+        found = copy.copy(self)
+        found.args = (f"{self.message} (it failed before in this session and is not tried again)",)
+        found.repeated = True
+        return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -165,8 +165,10 @@ class BlockRunner:
                 cell=self.bench.base.identity(unit.cell),
                 stage=error.stage,
                 failure=error.kind,
-                message=f"{where}: {error}",
+                message=f"{where}: {error.message}",
                 log_tail=error.log_tail,
+                worker=error.worker,
+                repeated=error.repeated,
             )
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.base.errors import ArtifactError
 from harness.contract import quantized
-from harness.records.schema import CAME_QUANTIZED, ModelIdentity
+from harness.records.schema import ModelIdentity
 
 # Packages whose version is part of every artifact's key; a gate adds what else tells its sides apart.
 _MAKERS = ("torch", "torchao", "transformers", "lm_eval")
@@ -71,5 +71,5 @@ def _noted(found: Checkpoint) -> Checkpoint:
     """Have the records say of a model that it came quantized."""
     if not found.quantized:
         return found
-    note = f"{CAME_QUANTIZED}{found.quantized}, and was measured as it is"
-    return replace(found, model=found.model.model_copy(update={"note": note}))
+    note = f"came quantized, with {found.quantized}, and was measured as it is"
+    return replace(found, model=found.model.model_copy(update={"note": note, "came_quantized": True}))

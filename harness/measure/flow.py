@@ -29,7 +29,6 @@ from harness.measure.checkpoints import (
     _noted,
 )
 from harness.measure.fleet import _FAMILIES, _WORKER_KINDS, _base, _key, _serving
-from harness.records.failures import REPEATED
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import ModelIdentity, Scalar, Timing
@@ -560,13 +559,7 @@ class Flow:
     def _raise_again(self, key: tuple[str, str]) -> None:
         """Raise what failed before in this session, rather than wait for it to fail in every test."""
         if key in self._failed:
-            first = self._failed[key]
-            raise WorkerError(
-                f"{first}{REPEATED}",
-                stage=first.stage,
-                kind=first.kind,
-                log_tail=first.log_tail,
-            )
+            raise self._failed[key].again()
 
     @contextlib.contextmanager
     def _tried_once(self, key: tuple[str, str]) -> Iterator[None]:

@@ -144,8 +144,10 @@ class HarnessSession:
                 cell=identity,
                 stage=error.stage,
                 failure=error.kind,
-                message=str(error),
+                message=error.message,
                 log_tail=error.log_tail,
+                worker=error.worker,
+                repeated=error.repeated,
             )
         )
 

@@ -24,6 +24,7 @@ from harness.base.errors import RecordError
 from harness.base.files import default_root
 from harness.base.text import digest
 from harness.records import failures
+from harness.records.place import Place
 from harness.records.run import BrokenLine, Run, parse, raw_lines
 from harness.records.schema import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Timing
 
@@ -68,6 +69,7 @@ SCHEMA = pa.schema(
         "from_cache": pa.bool_(),
         "discarded": _TEXT,
         "stage": _TEXT,
+        "worker": _TEXT,
         "test": _TEXT,
         "outcome": _TEXT,
         "seconds": _NUMBER,
@@ -81,12 +83,12 @@ SCHEMA = pa.schema(
         "harness": _TEXT,
         "command": _TEXT,
         "subject": _TEXT,  # digest of model and device: what one set of tables is about
-        "place": _TEXT,  # digest of the place in those tables, recipe included
+        "place": _TEXT,  # digest of the figure's place, with its unit and direction
     }
 )
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
-_LAYOUT = 3
+_LAYOUT = 4
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 # What tables and trends need; the rest is read for exports.
@@ -265,7 +267,8 @@ def _row(line: Line) -> dict[str, Any]:
     if isinstance(line, Outcome):
         return row | {"test": line.test, "outcome": line.outcome, "seconds": line.seconds, "message": line.reason}
     if isinstance(line, Failure):
-        return row | {"stage": line.stage, "outcome": line.failure, "message": line.message}
+        told = {"stage": line.stage, "worker": line.worker, "outcome": line.failure, "message": line.message}
+        return row | told
     if isinstance(line, Judgement):
         kept = ("metric", "passed", "measured", "limit", "comparison", "origin", "published")
         return row | {name: getattr(line, name) for name in kept} | {"parameters": _json(line.parameters)}
@@ -291,9 +294,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
 def _measurement(line: Measurement) -> dict[str, Any]:
     if abs(line.definition) > _LARGEST:
         raise BrokenLine(f"left out, definition {line.definition} is no version")
-    cell, parameters = line.cell, _json(line.parameters)
-    model, recipe = cell.model, cell.recipe
-    place = [recipe.name, recipe.hash, cell.server, line.metric, line.unit, line.definition, line.direction, parameters]
+    model = line.cell.model
     return {
         "device": line.device.name,
         "device_detail": _json(line.device.detail),
@@ -301,7 +302,7 @@ def _measurement(line: Measurement) -> dict[str, Any]:
         "unit": line.unit,
         "direction": line.direction,
         "definition": line.definition,
-        "parameters": parameters,
+        "parameters": _json(line.parameters),
         "value": line.value,
         "samples": line.samples,
         "warmup": line.warmup,
@@ -313,6 +314,6 @@ def _measurement(line: Measurement) -> dict[str, Any]:
         "attachment": line.attachment,
         "from_cache": line.from_cache,
         "discarded": line.discarded,
-        "subject": digest([model.name, model.revision, model.weights, cell.hardware, line.device.name]),
-        "place": digest(place),
+        "subject": digest([model.name, model.revision, model.weights, line.cell.hardware, line.device.name]),
+        "place": digest([Place.of(line).digest, line.unit, line.direction]),
     }

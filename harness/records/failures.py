@@ -7,17 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.records.place import Place
 from harness.records.schema import Failure
 
-REPEATED = " (it failed before in this session and is not tried again)"
-"""What the message of a failure ends with that was not tried again in the same session."""
-
 Row = Mapping[str, Any]
-Place = tuple[str, int]
+Position = tuple[str, int]
+"""Where a record stands: source and line."""
 
 COLUMNS = (
     *("source", "line", "kind", "time", "model", "revision", "recipe", "recipe_hash", "hardware", "server"),
-    *("metric", "parameters", "discarded", "stage", "test", "outcome", "message", "passed"),
+    *("metric", "parameters", "discarded", "stage", "worker", "test", "outcome", "passed"),
 )
 """The columns of :mod:`harness.records.columns` that :func:`standing` reads."""
 
@@ -26,31 +25,31 @@ COLUMNS = (
 class _Window:
     """What was recorded since the last test of a session ended."""
 
-    failures: list[Place] = field(default_factory=list)
+    failures: list[Position] = field(default_factory=list)
     judged: bool = False
 
 
-def standing(rows: Iterable[Row]) -> set[Place]:
+def standing(rows: Iterable[Row]) -> set[Position]:
     """Return source and line of each failure that stands, of rows in the order of their runs and lines.
 
     A failure is overcome when the test that it ended has since come to an end with a measurement: passed, or beyond
     a limit. Of a failure without a test, as older runs and killed sessions have them, only what everything of its cell
     needs is taken to be overcome: a checkpoint or a start of an engine or server that a later session did measure.
     """
-    failures: dict[Place, Row] = {}
-    sessions: dict[Place, int] = {}
-    test_of: dict[Place, str] = {}
+    failures: dict[Position, Row] = {}
+    sessions: dict[Position, int] = {}
+    test_of: dict[Position, str] = {}
     measured: dict[str, float] = {}
     reached: dict[tuple[Any, ...], tuple[int, float]] = {}
     session, window = 0, _Window()
     for row in rows:
-        place = (row["source"], row["line"])
+        position = (row["source"], row["line"])
         kind = row["kind"]
         if kind == "header":
             session, window = session + 1, _Window()
         elif kind == "failure":
-            failures[place], sessions[place] = row, session
-            window.failures.append(place)
+            failures[position], sessions[position] = row, session
+            window.failures.append(position)
         elif kind == "judgement":
             window.judged |= not row["passed"]
         elif kind == "measurement" and not row["discarded"]:
@@ -62,40 +61,39 @@ def standing(rows: Iterable[Row]) -> set[Place]:
                 measured[row["test"]] = max(row["time"], measured.get(row["test"], 0.0))
             window = _Window()
     found = set()
-    for place, row in failures.items():
-        if place in test_of:
-            overcome = measured.get(test_of[place], -1.0) > row["time"]
+    for position, row in failures.items():
+        if position in test_of:
+            overcome = measured.get(test_of[position], -1.0) > row["time"]
         else:
             later, time = reached.get(_needed(row), (0, -1.0))
-            overcome = later != sessions[place] and time > row["time"]
+            overcome = later != sessions[position] and time > row["time"]
         if not overcome:
-            found.add(place)
+            found.add(position)
     return found
 
 
 def counted(failures: Sequence[Failure]) -> list[tuple[Failure, int]]:
     """Return each failure once, in the order of the first, with how often it was recorded."""
-    found: dict[tuple[str, str, str, str], list[Failure]] = {}
+    found: dict[tuple[Place, str, str, str], list[Failure]] = {}
     for it in failures:
-        key = (it.cell.model_dump_json(), it.stage, it.failure, it.message.removesuffix(REPEATED))
-        found.setdefault(key, []).append(it)
+        found.setdefault((Place.of(it), it.stage, it.failure, it.message), []).append(it)
     return [(them[0], len(them)) for them in found.values()]
 
 
-def _cell(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("model", "revision", "recipe", "recipe_hash", "hardware", "server"))
+def _cell(row: Row) -> Place:
+    return Place(**{name: row[name] for name in ("model", "revision", "recipe", "recipe_hash", "hardware", "server")})
 
 
 def _reached(row: Row) -> list[tuple[Any, ...]]:
     """Return what a measurement shows to have worked."""
-    found = [(*_cell(row), "quantize")]
+    found: list[tuple[Any, ...]] = [(_cell(row), "quantize")]
     if row["metric"] == "engine_start":
-        found.append((*_cell(row), "start", json.loads(row["parameters"]).get("kind")))
+        found.append((_cell(row), "start", json.loads(row["parameters"]).get("kind")))
     return found
 
 
 def _needed(row: Row) -> tuple[Any, ...]:
     """Return what would show that a failure's own step has worked since."""
     if row["stage"] == "start":
-        return (*_cell(row), "start", row["message"].split(" ")[0])
-    return (*_cell(row), row["stage"])
+        return (_cell(row), "start", row["worker"])
+    return (_cell(row), row["stage"])

@@ -6,12 +6,13 @@ harness that does not know a field would otherwise leave the whole line out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from harness.base.errors import RecordError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # What an expected failure's reason says, of a limit and of kernels, while it was recorded as a skip.
 _EXPECTED = (
@@ -19,6 +20,11 @@ _EXPECTED = (
     ", one a quantized layer and step; what ran instead",
     ".kernels), so that none can be told from a fallback; what ran",
 )
+
+_CAME_QUANTIZED = "came quantized, with "
+_REPEATED = " (it failed before in this session and is not tried again)"
+# How a gate said in the message where a worker was lost.
+_WHERE = r"^(old|new) side, block \d+, attempt \d+: "
 
 
 def _from_1(line: dict[str, Any]) -> None:
@@ -41,7 +47,19 @@ def _from_3(line: dict[str, Any]) -> None:
         line.setdefault("known", "")
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(line: dict[str, Any]) -> None:
+    """That a model came quantized stood in its note, which worker failed and that it was not tried in the message."""
+    cell = line.get("cell")
+    if isinstance(cell, dict) and isinstance(model := cell.get("model"), dict):
+        model.setdefault("came_quantized", str(model.get("note")).startswith(_CAME_QUANTIZED))
+    if line.get("kind") == "failure":
+        message = str(line.get("message"))
+        line["repeated"] = message.endswith(_REPEATED)
+        line["message"] = message.removesuffix(_REPEATED)
+        line["worker"] = re.sub(_WHERE, "", message).partition(" ")[0].removesuffix(":")
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
 
 
 def migrate(line: Any, where: str) -> dict[str, Any]:

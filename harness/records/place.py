@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, GetCoreSchemaHandler, model_serializer, model_validator
 from pydantic_core import CoreSchema, core_schema
 
+from harness.base.text import digest
 from harness.records.metrics import stage_of
 from harness.records.schema import Cell, Failure, Judgement, Measurement, Scalar
 
@@ -134,6 +135,12 @@ class Place:
         """Return the place without these parameters, where it has them."""
         kept = {name: value for name, value in self.parameters.items() if name not in names}
         return replace(self, parameters=Parameters(kept))
+
+    @property
+    def digest(self) -> str:
+        """A digest of all its parts."""
+        parts = [getattr(self, name) for name in _EMPTY if name != "parameters"]
+        return digest([*parts, self.parameters.text])
 
     def __str__(self) -> str:
         """Tell a figure, as in ``latency (batch_size=1) of SmolLM2/int8wo/vllm on cpu``; nothing is read back."""

@@ -18,10 +18,6 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-# How the note of a model begins whose weights were quantized before it was measured.
-CAME_QUANTIZED = "came quantized, with "
-
-
 class ModelIdentity(_Frozen):
     """Which weights were measured."""
 
@@ -32,11 +28,9 @@ class ModelIdentity(_Frozen):
     note: str = Field(
         default="", description="What a reader must know, e.g. that the source was already quantized once."
     )
-
-    @property
-    def came_quantized(self) -> bool:
-        """Whether what was measured is a quantized checkpoint as it is, and no unquantized weights are known."""
-        return self.note.startswith(CAME_QUANTIZED)
+    came_quantized: bool = Field(
+        default=False, description="It is a quantized checkpoint as it is, of which no unquantized weights are known."
+    )
 
 
 class RecipeIdentity(_Frozen):
@@ -128,6 +122,8 @@ class Failure(_Line):
     failure: str = Field(description="exception, crash, timeout, out_of_memory, start or http.")
     message: str
     log_tail: str = ""
+    worker: str = Field(default="", description="What failed: transformers, engine, server, client, quantize, ...")
+    repeated: bool = Field(default=False, description="It had failed before in its session and was not tried again.")
 
 
 class Judgement(_Line):

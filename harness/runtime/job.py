@@ -268,4 +268,5 @@ def _error(label: str, stage: str, kind: str, words: str, log: str, tail: str) -
         words += f"; its log names the cause: {cause}"
     if "OutOfMemoryError" in words or cause.startswith("MemoryError"):
         kind = "out_of_memory"
-    return WorkerError(f"{label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail)
+    worker = label.partition(" ")[0]
+    return WorkerError(f"{label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail, worker=worker)

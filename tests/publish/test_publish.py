@@ -21,7 +21,6 @@ from harness import __main__ as command_line
 from harness.measure.recorder import record_of
 from harness.records.run import Run
 from harness.records.schema import (
-    CAME_QUANTIZED,
     Cell,
     Device,
     Header,
@@ -389,7 +388,8 @@ def came_quantized(place: Place, tmp_path: Path) -> Path:
         source="folder:mine",
         revision=folder_revision(folder),
         weights="pretrained",
-        note=f"{CAME_QUANTIZED}Int8WeightOnlyConfig, and was measured as it is",
+        note="came quantized, with Int8WeightOnlyConfig, and was measured as it is",
+        came_quantized=True,
     )
     place.record(measured("peak_memory", 3, cell(model=model), parameters={"max_new_tokens": 128}))
     place.record(measured("perplexity", 9, cell(model=model), parameters={"text": "ShareGPT answers"}))

@@ -10,7 +10,7 @@ import pytest
 from harness.__main__ import main
 from harness.matrix.plan import Matrix
 from harness.records import columns
-from harness.records.failures import REPEATED, counted
+from harness.records.failures import counted
 from harness.records.run import Run
 from harness.records.schema import Device, Failure, Header, Judgement, Line, Measurement, Outcome
 from tests.records.test_columns import written
@@ -79,7 +79,7 @@ def test_what_another_run_measured_later_counts_where_both_are_shown(tmp_path: P
     assert standing(tmp_path / "earlier", BEFORE, earlier) == [BEFORE[1]], "it passed before it failed"
 
 
-ENGINE = "engine model-int8wo-cpu-vllm: start: ended with status 1"
+ENGINE = failed(2, "start", "engine model-int8wo-cpu-vllm: start: ended with status 1", worker="engine")
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ ENGINE = "engine model-int8wo-cpu-vllm: start: ended with status 1"
         (failed(2, "quantize", "quantize x: out of memory"), [row(4)], True),  # the session that failed goes on
         (failed(2, "quantize", "quantize x: out of memory"), [header(3), row(4, discarded="hot")], True),
         (failed(2, "quantize", "quantize x: out of memory"), [header(3), row(4, server="transformers")], True),
-        (failed(2, "start", ENGINE), [header(3), row(4, "engine_start", parameters={"kind": "engine"})], False),
-        (failed(2, "start", ENGINE), [header(3), row(4, "engine_start", parameters={"kind": "server"})], True),
-        (failed(2, "start", ENGINE), [header(3), row(4)], True),
+        (ENGINE, [header(3), row(4, "engine_start", parameters={"kind": "engine"})], False),
+        (ENGINE, [header(3), row(4, "engine_start", parameters={"kind": "server"})], True),
+        (ENGINE, [header(3), row(4)], True),
         (failed(2), [header(3), row(4)], True),  # another batch size may have been measured
     ],
 )
@@ -102,7 +102,7 @@ def test_without_a_test_only_what_the_whole_cell_needs_is_overcome(
 
 
 def test_identical_failures_are_one_with_a_count() -> None:
-    again = failed(3, message="latency: it hangs" + REPEATED)
+    again = failed(3, repeated=True)
     other = failed(4, message="another")
     assert counted([failed(2), again, other, failed(5)]) == [(failed(2), 3), (other, 1)]
 

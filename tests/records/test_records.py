@@ -262,6 +262,8 @@ def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Pa
         assert header.harness == ""
         for line, found in zip(first, lines, strict=False):
             if isinstance(found, Measurement):
+                model = line["cell"]["model"]
+                model["came_quantized"] = model["note"].startswith("came quantized")
                 assert line == json.loads(found.model_dump_json()) | {"schema_version": 1}
 
 
@@ -307,6 +309,35 @@ def test_a_judgement_of_the_third_schema_did_not_say_what_was_expected(repositor
     found = parse(json.dumps(line | {"schema_version": 3}).encode(), "here")
     assert isinstance(found, Judgement)
     assert (found.known, found.schema_version) == ("", SCHEMA_VERSION)
+
+
+def test_what_came_quantized_said_so_in_its_note_until_the_fourth_schema(repository: Path) -> None:
+    kept = repository / "results" / "reference"
+    came = {
+        path.name: {it.cell.model.came_quantized for it in Run(path).lines() if isinstance(it, Measurement)}
+        for path in kept.iterdir()
+    }
+    assert [name for name, found in came.items() if found == {True}] == ["h100-20261128-114605"]
+    assert all(found == {False} for name, found in came.items() if name != "h100-20261128-114605")
+
+
+@pytest.mark.parametrize(
+    ("message", "worker", "repeated"),
+    [
+        ("engine model-int8wo-cpu-vllm: start: ended with status 1", "engine", False),
+        ("old side, block 3, attempt 0: transformers m: peak_memory: broke", "transformers", False),
+        ("server m: start: broke (it failed before in this session and is not tried again)", "server", True),
+        ("client: start: broke", "client", False),
+    ],
+)
+def test_a_failure_of_the_fourth_schema_said_in_its_message_what_failed(
+    message: str, worker: str, repeated: bool
+) -> None:
+    line = {"schema_version": 4, "kind": "failure", "time": 0.0, "cell": LATENCY.cell.model_dump(), "stage": "start"}
+    found = parse(json.dumps(line | {"failure": "start", "message": message}).encode(), "here")
+    assert isinstance(found, Failure)
+    assert (found.worker, found.repeated) == (worker, repeated)
+    assert found.message == message.removesuffix(" (it failed before in this session and is not tried again)")
 
 
 def test_expected_failures_of_the_runs_that_are_kept(repository: Path) -> None:
