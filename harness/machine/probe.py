@@ -49,6 +49,11 @@ def torch_device(hardware: str) -> str:
     return "cuda" if hardware == "h100" else "cpu"
 
 
+def gpu_uuid() -> str:
+    """Return the UUID of the GPU that is measured here."""
+    return visible.uuid()
+
+
 @functools.cache
 def device(hardware: str) -> Device:
     """Return what measurements on ``hardware`` run on."""

@@ -45,6 +45,11 @@ HardwareOrServer = Annotated[str, AfterValidator(_is_place)]
 
 Target = Literal["linear", "embedding", "head"]
 
+PORTABLE = "transformers"
+"""The route whose programs give every position's logits and need no operators of their own: it runs on any device."""
+ROUTES = (PORTABLE, "llama")
+"""The ways from a checkpoint to an ExecuTorch program; the second is for the architectures that ExecuTorch knows."""
+
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
 

@@ -16,7 +16,7 @@ from harness.base.files import file_digest
 from harness.contract import versions
 from harness.devices import Adb, DeviceRunner, Host, Ios, Reading, Request, open_device
 from harness.matrix.plan import Cell
-from harness.matrix.schema import Mobile
+from harness.matrix.schema import PORTABLE, Mobile
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
 from harness.measure.recorder import Figure, percentiles
@@ -25,8 +25,6 @@ from harness.records.run import Run
 from harness.records.schema import Measurement, Scalar
 from harness.runtime.store import Artifact
 
-# The route whose programs give every position's logits and need no operators of their own: it runs on any device.
-PORTABLE = "transformers"
 # An emulator is asked for little: what it computes counts, not how long it takes.
 _EMULATED = {"prompt_tokens": 16, "new_tokens": 4, "warmup": 0, "rounds": 1}
 # Events of an etdump that hold others.

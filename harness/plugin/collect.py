@@ -1,71 +1,104 @@
-"""What is collected and in which order: cells as parameters of the suites' tests."""
+"""What is collected and in which order: cells as parameters of the suites' tests, planned without pytest."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from harness.base.errors import HarnessError
 from harness.base.expressions import asked_for
 from harness.machine import probe
-from harness.matrix.plan import Cell
-from harness.plugin.stash import _matrix, _stage, cell_key, environments_of, results_of
+from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import PORTABLE, ROUTES
+from harness.plugin.command_line import CommandLine
 from harness.records.metrics import STAGES
 from harness.records.run import Run
 from harness.runtime.environment import Environment, at
 from harness.servers.registry import SERVERS
 
-_PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
+PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
+"""What a suite's test may ask for beside ``cell``, in the order of its id."""
+DEVICES = ("host", "qemu")
+"""Where programs run unless ``--device`` says otherwise."""
 
 
-_DEVICES = ("host", "qemu")
+@dataclass(frozen=True)
+class Case:
+    """One set of parameters of a test: a cell through a server, and a value for each of the names it asks for."""
+
+    cell: Cell
+    values: tuple[Any, ...]
+
+    @property
+    def id(self) -> str:
+        return "-".join(map(str, (self.cell.id, *self.values)))
 
 
-def _parameters(metafunc: pytest.Metafunc, names: list[str]) -> list[Any]:
-    """Return a test's cells through each server, and the values of the further parameter that it names."""
-    config = metafunc.config
-    matrix = _matrix(config)
-    marker = metafunc.definition.get_closest_marker("stage")
-    stage = marker.args[0] if marker and marker.args else None
-    if stage not in STAGES:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: needs @pytest.mark.stage with one of {STAGES}")
-    cells = matrix.cells(config.getoption("--model"), config.getoption("--recipe"))
-    tasks = _tasks(config)
-    params = []
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """A collected test of a cell; ``values`` are its further parameters, ``skipped`` says that it will not run."""
+
+    file: Path
+    function: str
+    stage: str
+    cell: Cell
+    values: Mapping[str, Any] = field(default_factory=dict)
+    skipped: bool = False
+
+    @property
+    def of_cell(self) -> tuple[str, str, str]:
+        """The cell without its server."""
+        return (self.cell.hardware, self.cell.model.name, self.cell.recipe.name)
+
+    @property
+    def beside_recipe(self) -> tuple[Any, ...]:
+        """What a test of a recipe and the same test of its baseline have in common."""
+        values = tuple(str(value) for _, value in sorted(self.values.items()))
+        return (self.file, self.function, self.cell.model.name, self.cell.hardware, self.cell.server, values)
+
+
+# ---------------------------------------------------------------------------------------------------- parameters
+
+
+def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) -> Iterator[Case]:
+    """Yield the cases of a test of a stage: its cells through each server, and the values of each of ``names``.
+
+    Raises HarnessError for a model, recipe or data folder of the command line that there is none of.
+    """
+    cells = matrix.cells(
+        None if given.models is None else list(given.models), None if given.recipes is None else list(given.recipes)
+    )
+    tasks = given.chosen_tasks()
     for cell in cells:
-        for through in _through(cell, stage, config.getoption("--server")):
-            values: dict[str, list[Any]] = {
-                "batch_size": list(cell.measurements.latency.batch_sizes),
-                "num_prompts": list(cell.measurements.serving.num_prompts),
+        for through in _through(cell, stage, given.servers):
+            values: dict[str, Sequence[Any]] = {
+                "batch_size": cell.measurements.latency.batch_sizes,
+                "num_prompts": cell.measurements.serving.num_prompts,
                 "task": tasks or _matrix_tasks(through),
-                "route": ["transformers", "llama"] if cell.model.executorch else ["transformers"],
-                "device": _devices(config, cell, cells) if "device" in names else [],
+                "route": ROUTES if cell.model.executorch else [PORTABLE],
+                "device": _devices(given.devices, cell, cells),
                 "through": ["eager", "program"],
             }
-            marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, cell.hardware)]
-            if through.skip:
-                marks.append(pytest.mark.skip(reason=through.skip))
             for chosen in itertools.product(*(values[name] for name in names)):
-                identity = "-".join(map(str, (through.id, *chosen)))
-                params.append(pytest.param(through, *chosen, id=identity, marks=marks))
-    return params
+                yield Case(through, chosen)
 
 
-def _devices(config: pytest.Config, cell: Cell, cells: list[Cell]) -> list[str]:
+def _devices(given: Sequence[str], cell: Cell, cells: Sequence[Cell]) -> list[str]:
     """Return the devices that a cell's program runs on; an iPhone's file is of one cell alone."""
-    given: list[str] = config.getoption("--device") or list(_DEVICES)
-    if "executorch" not in cell.servers or not any(name.startswith("ios:") for name in given):
-        return given
+    devices = list(given or DEVICES)
+    if "executorch" not in cell.servers or not any(name.startswith("ios:") for name in devices):
+        return devices
+    # Not at the top: most sessions collect no program.
     from harness.devices import counts_for
 
-    return [name for name in given if not name.startswith("ios:") or counts_for(name, cell, cells)]
+    return [name for name in devices if not name.startswith("ios:") or counts_for(name, cell, list(cells))]
 
 
-def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
+def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
     """Return the cell once for every server that the stage runs on."""
     if stage == "quantize":
         asked = [through.stages for through in cell.servers.values()]
@@ -73,7 +106,7 @@ def _through(cell: Cell, stage: str, only: list[str] | None) -> list[Cell]:
     fitting = {"transformers": ["transformers"], "export": ["executorch"]}.get(stage, list(SERVERS))
     wanted = [name for name in cell.servers if not only or name in only]
     # One that was asked for is not left out in silence.
-    wanted += [name for name in only or () if name not in wanted and _unsupported(cell, name)]
+    wanted += [name for name in only if name not in wanted and _unsupported(cell, name)]
     names = [
         name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
     ]
@@ -91,110 +124,123 @@ def _unsupported(cell: Cell, server: str) -> str:
     return SERVERS[server].unsupported(cell.hardware) if server in SERVERS else ""
 
 
-def _tasks(config: pytest.Config) -> list[str]:
-    chosen: list[str] = config.getoption("--task")
-    data: Path | None = config.getoption("--data")
-    if data is not None and not data.is_dir():
-        raise pytest.UsageError(f"--data {data}: there is no such folder")
-    if not chosen and data is not None:
-        return sorted(path.stem for path in data.glob("*.jsonl"))
-    return chosen
+# --------------------------------------------------------------------------------------------------------- order
 
 
-def _add_baselines(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
-    """Put back the baseline's tests that a ratio of a selected test needs, if -k left them out."""
-    chosen = {item.nodeid for item in items}
-    needed = {_counterpart(item) for item in items if cell_key in item.stash}
-    for item in everything:
-        if (
-            cell_key in item.stash
-            and item.stash[cell_key].recipe.baseline
-            and item.nodeid not in chosen
-            and _counterpart(item) in needed
-        ):
-            items.append(item)
+def plan(everything: Sequence[Claim], chosen: Sequence[Claim]) -> list[Claim]:
+    """Return the chosen tests with the baseline's that their ratios need, in the order in which they run.
 
-
-def _counterpart(item: pytest.Item) -> tuple[Any, ...]:
-    """Return what a test of a recipe and the same test of its baseline have in common."""
-    cell = item.stash[cell_key]
-    params = item.callspec.params  # type: ignore[attr-defined]
-    rest = tuple(str(value) for name, value in sorted(params.items()) if name != "cell")
-    return (item.path, getattr(item, "originalname", item.name), cell.model.name, cell.hardware, cell.server, rest)
-
-
-def _order(everything: list[pytest.Item], items: list[pytest.Item]) -> None:
-    """Sort the suites' tests by cell and stage, in the matrix's order, so that every engine is started once."""
-    position = {item: index for index, item in enumerate(everything)}
+    Sorted by cell and stage, in the matrix's order, every engine is started once.
+    """
+    needed = {claim.beside_recipe for claim in chosen}
+    taken = set(chosen)
+    found = list(chosen)
+    found += [
+        claim
+        for claim in everything
+        if claim.cell.recipe.baseline and claim not in taken and claim.beside_recipe in needed
+    ]
+    position = {claim: index for index, claim in enumerate(everything)}
     cells: dict[tuple[str, str, str], int] = {}
-    for item in everything:
-        if cell_key in item.stash:
-            cells.setdefault(_base(item.stash[cell_key]), len(cells))
+    for claim in everything:
+        cells.setdefault(claim.of_cell, len(cells))
 
-    def key(item: pytest.Item) -> tuple[int, str, int, int]:
-        if cell_key not in item.stash:
-            return (-1, "", 0, position.get(item, 0))
-        cell = item.stash[cell_key]
-        server = cell.server if cell.server in SERVERS else ""
-        return (cells[_base(cell)], server, STAGES.index(_stage(item)), position[item])
+    def key(claim: Claim) -> tuple[int, str, int, int]:
+        server = claim.cell.server if claim.cell.server in SERVERS else ""
+        return (cells[claim.of_cell], server, STAGES.index(claim.stage), position[claim])
 
-    items.sort(key=key)
+    return sorted(found, key=key)
 
 
-def _base(cell: Cell) -> tuple[str, str, str]:
-    return (cell.hardware, cell.model.name, cell.recipe.name)
+def workers(claims: Iterable[Claim]) -> list[tuple[str, str]]:
+    """Return which kind of worker each test needs, in order, as (cell without its server, stage)."""
+    return [
+        ("/".join((claim.cell.model.name, claim.cell.recipe.name, claim.cell.hardware)), claim.stage)
+        for claim in claims
+        if not claim.cell.skip
+    ]
 
 
-def _check_hardware(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = asked_for(config.getoption("markexpr", ""), probe.NAMES)
-    for name in probe.NAMES:
-        needing = [item for item in items if cell_key in item.stash and item.stash[cell_key].hardware == name]
-        if not needing or config.option.collectonly:
+def programs(claims: Iterable[Claim], lacks: Callable[[str, str], str]) -> list[tuple[Cell, str]]:
+    """Return the programs that tests run, as (cell, route); what an iPhone measured needs none.
+
+    ``lacks(device, route)`` says why a device cannot run a route's programs.
+    """
+    found: dict[tuple[str, str], tuple[Cell, str]] = {}
+    for claim in claims:
+        if claim.stage != "export" or claim.skipped:
             continue
-        problem = probe.missing(name)
+        route, device = claim.values.get("route", PORTABLE), claim.values.get("device", "")
+        if (claim.cell.id, route) in found or device.startswith("ios:"):
+            continue
+        # A device that does not exist fails its own tests.
+        with contextlib.suppress(HarnessError):
+            if not device or not lacks(device, route):
+                found[claim.cell.id, route] = (claim.cell, route)
+    return list(found.values())
+
+
+def all_on_gpu(claims: Iterable[Claim]) -> bool:
+    """Return whether whatever is measured is measured on a GPU."""
+    return {probe.torch_device(claim.cell.hardware) for claim in claims if not claim.skipped} == {"cuda"}
+
+
+# -------------------------------------------------------------------------------------------------- what is here
+
+
+def absent(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
+    """Return why tests cannot run here: their hardware, or the server they go through, is not here.
+
+    Raises HarnessError where the command line names that hardware or that server, and for a run or an interpreter
+    of the command line that is not there.
+    """
+    found = _without_hardware(claims, given)
+    left = [claim for claim in claims if not claim.skipped and claim not in found]
+    if left:
+        _check_given(given)
+    return found | _without_server(left, given)
+
+
+def _without_hardware(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
+    asked = asked_for(given.markers, probe.NAMES)
+    found: dict[Claim, str] = {}
+    for name in probe.NAMES:
+        needing = [claim for claim in claims if claim.cell.hardware == name]
+        problem = probe.missing(name) if needing else ""
         if not problem:
             continue
-        if name in asked and not config.getoption("--allow-missing-hardware"):
-            raise pytest.UsageError(
+        if name in asked and not given.allow_missing_hardware:
+            raise HarnessError(
                 f"-m selects {len(needing)} tests for {name}, which is not here: {problem}. "
                 "Use --allow-missing-hardware to skip them."
             )
-        for item in needing:
-            item.add_marker(pytest.mark.skip(reason=f"{name} is not here: {problem}"))
+        found |= dict.fromkeys(needing, f"{name} is not here: {problem}")
+    return found
 
 
-def _check_given(config: pytest.Config, items: list[pytest.Item]) -> None:
+def _check_given(given: CommandLine) -> None:
     """Refuse a run or an interpreter that is not there: once, rather than in every test."""
-    measuring = any(cell_key in item.stash and not item.get_closest_marker("skip") for item in items)
-    if config.option.collectonly or not measuring:
-        return
-    for option, check in (
-        ("--python", lambda given: Environment(python=given).packages()),
-        ("--resume", lambda given: Run.open(results_of(config) / "runs", given)),
-    ):
-        if given := config.getoption(option):
+    checks: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
+        ("--python", given.python, lambda it: Environment(python=it).packages()),
+        ("--resume", given.resume, lambda it: Run.open(given.results / "runs", it)),
+    )
+    for option, value, check in checks:
+        if value:
             try:
-                check(given)
+                check(value)
             except HarnessError as error:
-                raise pytest.UsageError(f"{option} {given}: {error}") from error
+                raise HarnessError(f"{option} {value}: {error}") from error
 
 
-def _check_installed(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what goes through a server that is not installed; where the command line names that server, fail."""
-    if config.option.collectonly:
-        return
-    paths = environments_of(config)
+def _without_server(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
+    paths = given.own_environments()
+    base = Environment(python=given.python) if given.python else Environment()
+    found: dict[Claim, str] = {}
     for name, backend in SERVERS.items():
-        needing = [item for item in items if cell_key in item.stash and item.stash[cell_key].server == name]
-        needing = [item for item in needing if not item.get_closest_marker("skip")]
-        if not needing:
-            continue
-        base = Environment(python=config.getoption("--python")) if config.getoption("--python") else Environment()
-        try:
-            problem = backend.not_installed(at(paths[name], base) if name in paths else base)
-        except HarnessError as error:
-            raise pytest.UsageError(str(error)) from error
-        if problem and name in (config.getoption("--server") or ()):
-            raise pytest.UsageError(f"--server {name}: {problem}; name its environment with --environment {name}=PATH")
-        for item in needing if problem else ():
-            item.add_marker(pytest.mark.skip(reason=f"{problem}; see --environment"))
+        needing = [claim for claim in claims if claim.cell.server == name]
+        problem = backend.not_installed(at(paths[name], base) if name in paths else base) if needing else ""
+        if problem and name in given.servers:
+            raise HarnessError(f"--server {name}: {problem}; name its environment with --environment {name}=PATH")
+        if problem:
+            found |= dict.fromkeys(needing, f"{problem}; see --environment")
+    return found

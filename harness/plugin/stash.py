@@ -1,70 +1,61 @@
-"""What the plugin keeps in pytest's stash."""
+"""What the plugin keeps in pytest's stash, and what it tells of an item."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.base.errors import HarnessError
 from harness.matrix.load import load
 from harness.matrix.plan import Cell, Matrix
+from harness.plugin.collect import Claim
+from harness.plugin.command_line import CommandLine
 from harness.plugin.progress import Progress
-from harness.servers.registry import SERVERS
 
 if TYPE_CHECKING:
-    from harness.plugin.nightly import Nightly  # noqa: F401
+    from harness.plugin.baseline_hooks import BaselineHooks  # noqa: F401
     from harness.plugin.session import HarnessSession  # noqa: F401
+    from harness.plugin.summary import Section
 
-if TYPE_CHECKING:
-    pass
-
-matrix_key = pytest.StashKey[Matrix]()
 session_key = pytest.StashKey["HarnessSession"]()
-cell_key = pytest.StashKey[Cell]()
+claim_key = pytest.StashKey[Claim]()
 problem_key = pytest.StashKey[str]()
-nightly_key = pytest.StashKey["Nightly"]()
+baseline_key = pytest.StashKey["BaselineHooks"]()
 progress_key = pytest.StashKey[Progress]()
 running_key = pytest.StashKey[pytest.Item]()
 reports_key = pytest.StashKey[list[pytest.TestReport]]()
 refusal_key = pytest.StashKey[str]()
-summaries_key = pytest.StashKey[list[Any]]()
+summaries_key = pytest.StashKey[list["Section"]]()
+_matrix_key = pytest.StashKey[Matrix]()
 
 
-def _matrix(config: pytest.Config) -> Matrix:
-    if matrix_key not in config.stash:
-        path = config.getoption("--matrix") or config.rootpath / "suites" / "matrix.toml"
+def matrix_of(config: pytest.Config) -> Matrix:
+    """Return the session's matrix, with the recipes that other plugins know by the names of the command line."""
+    if _matrix_key not in config.stash:
+        given = CommandLine.of(config)
         try:
-            matrix = load(path)
+            matrix = load(given.matrix)
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
-        for name in config.getoption("--recipe") or ():
+        for name in given.recipes or ():
             if found := config.hook.pytest_harness_recipe(name=name):
                 matrix.recipes[name] = found
-        config.stash[matrix_key] = matrix
-    return config.stash[matrix_key]
+        config.stash[_matrix_key] = matrix
+    return config.stash[_matrix_key]
 
 
-def environments_of(config: pytest.Config) -> dict[str, Path]:
-    """Return the environments of the command line by server."""
-    found = {}
-    for given in config.getoption("--environment"):
-        name, equals, path = given.partition("=")
-        if not equals or not path or name not in SERVERS:
-            raise pytest.UsageError(
-                f"--environment {given}: give SERVER=PATH, where SERVER is one of {', '.join(SERVERS)}"
-            )
-        found[name] = Path(path)
-    return found
+def cell_of(item: pytest.Item) -> Cell | None:
+    """Return the cell that a test is about, or None for a test that measures nothing."""
+    return item.stash[claim_key].cell if claim_key in item.stash else None
 
 
-def _stage(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("stage")
-    assert marker
-    return str(marker.args[0])
+def claims_of(items: Iterable[pytest.Item]) -> list[Claim]:
+    """Return those of the items that measure."""
+    return [item.stash[claim_key] for item in items if claim_key in item.stash]
 
 
-def results_of(config: pytest.Config) -> Path:
-    results: Path = config.getoption("--results") or config.rootpath / "results"
-    return results
+def name_of(item: pytest.Item) -> str:
+    """Return what records call a test: its file's name and its own, parameters included."""
+    return f"{item.path.name}::{item.name}"

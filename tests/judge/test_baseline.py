@@ -22,8 +22,8 @@ from harness.base.errors import HarnessError, ThresholdFailure, TooFewSamples
 from harness.judge import baseline
 from harness.judge.baseline import Baseline, BaselineError, Coverage, Entry
 from harness.measure.measure import Measure
-from harness.plugin.against import Against, Regression, judge
-from harness.plugin.nightly import Nightly
+from harness.plugin.baseline_hooks import BaselineHooks
+from harness.plugin.comparison import Comparison, Regression, judge
 from harness.records.metrics import METRICS
 from harness.records.run import Run, read
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
@@ -223,7 +223,7 @@ class Night:
         self.measure = Measure(_NoFlow(), Run(folder))  # type: ignore[arg-type]
         made = latencies(folder, [1.0, 1.01, 0.99, 1.0, 1.0])
         self.coverage = Coverage(whole={("small", "int8wo", "vllm")}, seen=(), narrowed=False)
-        self.against = Against(made, folder / "cpu.json", self.coverage, self.measure)
+        self.against = Comparison(made, folder / "cpu.json", self.coverage, self.measure)
 
     def take(self, value: float) -> None:
         self.measure.measurements.append(measurement("latency", value))
@@ -278,8 +278,8 @@ def test_a_regression_beside_a_limit_that_is_known_not_to_hold_is_no_expected_fa
     def check(_: object) -> None:
         raise HarnessError("latency is worse than the baseline")
 
-    nightly = SimpleNamespace(against=SimpleNamespace(check=check), cells=[test := SimpleNamespace(runtest=None)])
-    call = Nightly.pytest_runtest_call(nightly, test)  # type: ignore[arg-type]
+    nightly = SimpleNamespace(comparison=SimpleNamespace(check=check), cells=[test := SimpleNamespace(runtest=None)])
+    call = BaselineHooks.pytest_runtest_call(nightly, test)  # type: ignore[arg-type]
     next(call)
     with pytest.raises(ThresholdFailure, match="perplexity\nlatency is worse") as raised:
         call.throw(ThresholdFailure("perplexity", known="a small model"))

@@ -182,13 +182,13 @@ def test_whoever_takes_records_is_told_of_them_once_they_are_written_and_breaks_
         from pathlib import Path
 
         from conftest import told
-        from harness.plugin.plugin import _hand_on
+        from harness.plugin.fixtures import hand_on
         from harness.records.run import Run
         from harness.records.schema import Timing
 
         def test_sink(pytestconfig):
             run = Run(Path({str(tmp_path)!r}))
-            run.written = lambda line: _hand_on(pytestconfig, line, run)
+            run.written = lambda line: hand_on(pytestconfig, line, run)
             for stage in ("one", "two", "three"):
                 run.append(Timing(stage=stage, seconds=1.0))
             assert told == [("one", 1), ("two", 1), ("three", 1)]

@@ -41,7 +41,7 @@ class Regression(HarnessError):
     """A metric is worse than its baseline in two independent blocks, or cannot be compared with it."""
 
 
-class Against:
+class Comparison:
     """Compares each test's measurements with a baseline's, and has a test repeated whose figures are worse."""
 
     def __init__(self, baseline: Baseline, path: Path, coverage: Coverage, measure: Measure) -> None:

@@ -12,21 +12,23 @@ from harness.base.errors import HarnessError, ThresholdFailure
 from harness.judge import baseline as baselines
 from harness.machine import probe
 from harness.matrix.plan import Cell
+from harness.plugin.command_line import CommandLine
 
 if TYPE_CHECKING:
-    from harness.plugin.against import Against
+    from harness.plugin.comparison import Comparison
     from harness.plugin.session import HarnessSession
 
 
-class Nightly:
+class BaselineHooks:
     """Refuses a baseline that does not fit before anything is measured; then has every test's figures compared."""
 
-    def __init__(self, config: pytest.Config, folder: Path) -> None:
+    def __init__(self, config: pytest.Config, given: CommandLine) -> None:
         self.config = config
-        self.path = baselines.find(config.getoption("--against"), folder)
+        self.given = given
+        self.path = baselines.find(str(given.against), given.results / "baselines")
         self.cells: Mapping[pytest.Item, Cell] = {}
         self.run: Path | None = None
-        self.against: Against | None = None
+        self.comparison: Comparison | None = None
 
     def plan(self, cells: Mapping[pytest.Item, Cell], items: Sequence[pytest.Item]) -> None:
         """Read the baseline and note what the session covers: the cells of all tests, and the tests that will run.
@@ -47,14 +49,14 @@ class Nightly:
         parts = any("::" in argument or argument.endswith(".py") for argument in self.config.args)
         seen = set(map(_served, self.cells.values()))
         cut = seen if parts else {_served(cell) for item, cell in self.cells.items() if item not in chosen}
-        narrowed = parts or any(self.config.getoption(name) for name in ("--model", "--recipe", "--server"))
+        narrowed = parts or any((self.given.models, self.given.recipes, self.given.servers))
         self.coverage = baselines.Coverage(seen - cut, seen, narrowed)
 
     def attach(self, session: HarnessSession) -> None:
         """Compare what this session measures."""
-        from harness.plugin.against import Against
+        from harness.plugin.comparison import Comparison
 
-        self.against = session.against = Against(self.baseline, self.path, self.coverage, session.measure)
+        self.comparison = session.comparison = Comparison(self.baseline, self.path, self.coverage, session.measure)
         self.run = session.run.folder
 
     @pytest.hookimpl(wrapper=True)
@@ -65,9 +67,9 @@ class Nightly:
             yield
         except HarnessError as error:
             failure = error
-        if self.against is not None and item in self.cells:
+        if self.comparison is not None and item in self.cells:
             try:
-                self.against.check(item.runtest)
+                self.comparison.check(item.runtest)
             except HarnessError as error:
                 if failure is None:
                     raise
@@ -81,12 +83,12 @@ class Nightly:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail a session that has not measured what stands in its baseline, unless it was stopped early."""
-        if self.against is None or self.run is None:
+        if self.comparison is None or self.run is None:
             return
         whole = not session.shouldstop and not session.shouldfail and session.exitstatus in (0, 1)
-        if whole and self.against.missing():
+        if whole and self.comparison.missing():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        self.against.write(self.run)
+        self.comparison.write(self.run)
 
 
 def _served(cell: Cell) -> tuple[str, str, str]:

@@ -1,0 +1,106 @@
+"""What a command line asks of the suites, typed; read from pytest's options once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.base.errors import HarnessError, nearest
+from harness.servers.registry import SERVERS
+from harness.servers.registry import names as server_names
+
+_key = pytest.StashKey["CommandLine"]()
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The options of ``--help``'s group, with pytest's own that decide what is measured.
+
+    ``results`` is where runs are written, ``matrix`` the file that they are planned from; ``folder`` is what both lie
+    in unless they are named.
+    """
+
+    folder: Path
+    matrix: Path
+    results: Path
+    models: tuple[str, ...] | None = None
+    recipes: tuple[str, ...] | None = None
+    servers: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ()
+    limit: int | None = None
+    data: Path | None = None
+    cache: Path | None = None
+    swap: str | None = None
+    python: str | None = None
+    phone_runner: Path | None = None
+    resume: str | None = None
+    against: str | None = None
+    allow_missing_hardware: bool = False
+    markers: str = ""
+    only_collect: bool = False
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> CommandLine:
+        """Return what this session was asked. Raises UsageError for a server that there is none of."""
+        if _key not in config.stash:
+            config.stash[_key] = cls._read(config)
+        return config.stash[_key]
+
+    @classmethod
+    def _read(cls, config: pytest.Config) -> CommandLine:
+        def several(name: str) -> tuple[str, ...]:
+            return tuple(config.getoption(name) or ())
+
+        option: Any = config.getoption
+        for name in several("--server"):
+            if name not in server_names():
+                raise pytest.UsageError(f"--server {name!r} is no server; {nearest(name, server_names())}")
+        return cls(
+            folder=config.rootpath,
+            matrix=option("--matrix") or config.rootpath / "suites" / "matrix.toml",
+            results=option("--results") or config.rootpath / "results",
+            models=several("--model") or None,
+            recipes=several("--recipe") or None,
+            servers=several("--server"),
+            tasks=several("--task"),
+            devices=several("--device"),
+            environments=several("--environment"),
+            limit=option("--limit"),
+            data=option("--data"),
+            cache=option("--cache"),
+            swap=option("--swap"),
+            python=option("--python"),
+            phone_runner=option("--phone-runner"),
+            resume=option("--resume"),
+            against=option("--against"),
+            allow_missing_hardware=option("--allow-missing-hardware"),
+            markers=option("markexpr", ""),
+            only_collect=option("collectonly", False),
+            words=tuple(map(str, config.invocation_params.args)),
+        )
+
+    def own_environments(self) -> dict[str, Path]:
+        """Return the environment of each server that was given one."""
+        found = {}
+        for given in self.environments:
+            name, equals, path = given.partition("=")
+            if not equals or not path or name not in SERVERS:
+                raise HarnessError(
+                    f"--environment {given}: give SERVER=PATH, where SERVER is one of {', '.join(SERVERS)}"
+                )
+            found[name] = Path(path)
+        return found
+
+    def chosen_tasks(self) -> list[str]:
+        """Return the tasks to evaluate: those named, or all that the data folder has; none leaves it to the matrix."""
+        if self.data is not None and not self.data.is_dir():
+            raise HarnessError(f"--data {self.data}: there is no such folder")
+        if not self.tasks and self.data is not None:
+            return sorted(path.stem for path in self.data.glob("*.jsonl"))
+        return list(self.tasks)
