@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterable
 
@@ -96,7 +95,9 @@ class WorkerError(HarnessError):
 
     def again(self) -> WorkerError:
         """Return the error of what failed before in this session, and is not tried again."""
-        found = copy.copy(self)
+        # Not copy.copy, which would call __init__ without what it takes by name.
+        found = self.__class__.__new__(self.__class__)
+        vars(found).update(vars(self))
         found.args = (f"{self.message} (it failed before in this session and is not tried again)",)
         found.repeated = True
         return found

@@ -13,8 +13,8 @@ from harness.commands.gate import Workplace
 from harness.gate.bisect import CHECKPOINT, FIRST_BLOCKS, ON_THE_WAY, Answer, answer_of, search, tells
 from harness.gate.plan import units
 from harness.judge.rules import RULES
-from harness.judge.series import TASKS
 from harness.machine.lock import machine_lock, only_session
+from harness.records.metrics import TASKS
 from harness.report.gate_report import interval, name
 from harness.runtime import pair
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.metric == CHECKPOINT:
         wanted = replace(wanted, budget=FIRST_BLOCKS)
     # Raises where nothing is left to be measured.
-    chosen = units(place.matrix, wanted)
+    chosen = units(place.matrix, wanted, place.absent(wanted))
     if arguments.metric == CHECKPOINT and all(unit.cell.recipe.baseline for unit in chosen):
         raise HarnessError(f"--metric {CHECKPOINT}: none of these cells has a quantized checkpoint; choose a --recipe")
     known = pair.releases(arguments.package, place.base)

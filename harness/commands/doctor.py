@@ -219,7 +219,7 @@ def _module(name: str) -> str:
 
 def _install(extra: str) -> str:
     """Return how an extra is installed; that of a server with pins of its own goes into an environment of its own."""
-    if extra in SERVERS:
+    if extra in SERVERS and SERVERS[extra].own_environment:
         return (
             f"python -m venv ENV && ENV/bin/pip install -e '.[{extra}]', since it pins packages that the others have "
             f"otherwise; then pytest --environment {extra}=ENV/bin/python"

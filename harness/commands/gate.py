@@ -19,7 +19,6 @@ from harness.gate.schedule import parse_budget
 from harness.judge import gatefile
 from harness.judge.calibration import Calibration
 from harness.judge.rules import Margins
-from harness.judge.series import THROUGH
 from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
 from harness.matrix.load import load
@@ -30,6 +29,8 @@ from harness.report import gate_report, junit
 from harness.runtime.environment import Environment, worker_threads
 from harness.runtime.pair import Pair, make
 from harness.runtime.store import Store
+from harness.servers import registry
+from harness.servers.registry import SERVERS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Workplace:
         ``pair`` are the two environments, where they are made already. The margins are held against the machine's
         calibration, unless the gate serves to find that, or is after something else.
         """
-        wanted = units(self.matrix, options)
+        absent = self.absent(options)
+        wanted = units(self.matrix, options, absent)
         gates = self.results / "gates"
         earlier = Run.open(gates, resume) if resume else None
         if calibrated:
@@ -58,6 +60,7 @@ class Workplace:
         if pair is None:
             self.progress(f"making the environments of {options.old} and {options.new} ...")
             pair = make(self.store, options.old, options.new, self.base)
+        self._check_servers(options, pair)
         run = SharedRun((earlier or Run.create(gates)).folder)
         gate = Gate(
             options,
@@ -67,6 +70,7 @@ class Workplace:
             pair=pair,
             base=self.base,
             progress=self.progress,
+            absent=absent,
         )
         if resume:
             gate.resume(stored(run.folder))
@@ -74,6 +78,27 @@ class Workplace:
         device = probe.device(options.hardware)
         run.append(Header(run=run.name, command=command, packages=self.base.packages(), device=device))
         return gate()
+
+    def absent(self, options: Options) -> list[str]:
+        """Return the servers that are left out, since they need an environment of their own and this one is not it.
+
+        One that the command line names is not left out in silence.
+        """
+        found, asked = [], {unit.cell.server for unit in units(self.matrix, options)}
+        for name, server in SERVERS.items():
+            lacking = self.base.lacking(*server.distributions)
+            if name in asked and server.own_environment and lacking and name not in options.servers:
+                self.progress(f"left out: {name}: {lacking}; gate it by itself: --server {name} --python ITS_PYTHON")
+                found.append(name)
+        return found
+
+    def _check_servers(self, options: Options, pair: Pair) -> None:
+        """Refuse a server that the command line names and neither side has, before anything is measured."""
+        for name in options.servers:
+            if name in SERVERS:
+                lacking = [side.lacking(*SERVERS[name].distributions) for side in (pair.old, pair.new)]
+                if all(lacking):
+                    raise HarnessError(f"--server {name}: {lacking[0]}; name an interpreter that has it with --python")
 
     def _check_margins(self, options: Options, wanted: list[Unit]) -> None:
         margins = Margins(options.margins)
@@ -145,7 +170,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPRESSION", help="only cells and metrics so named")
     parser.add_argument("--model", action="append", default=[], metavar="NAME|FOLDER|HUB_ID")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME|CONFIG")
-    parser.add_argument("--server", action="append", default=[], choices=tuple(THROUGH))
+    parser.add_argument("--server", action="append", default=[], choices=tuple(registry.gated()))
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a lm-evaluation-harness task")
     parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")

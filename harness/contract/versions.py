@@ -11,6 +11,9 @@ from collections.abc import Mapping
 LOWERING: Mapping[str, int] = {"transformers": 2, "llama": 3}
 """By route of the export: harness/worker/export.py, lowering.py, llama_export.py and llama_parameters.py."""
 
+MAKERS = ("torch", "torchao", "transformers")
+"""Packages whose versions are part of the key of every checkpoint, plain or quantized, and so of all made from it."""
+
 CHECKPOINT = 1
 """Plain and quantized checkpoints: harness/worker/quantize.py."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.base.errors import MatrixError
 from harness.devices.adb import Adb
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
-from harness.devices.ios import Ios, counts_for, named
+from harness.devices.ios import Ios, named
 from harness.devices.linux import Host, Qemu, Ssh
 from harness.runtime.environment import Environment
 from harness.runtime.store import Store
@@ -23,7 +23,7 @@ __all__ = [
     "Reading",
     "Request",
     "Ssh",
-    "counts_for",
+    "named",
     "open_device",
 ]
 

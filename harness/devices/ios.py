@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import MatrixError
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
-from harness.matrix.plan import Cell
 from harness.records.schema import Device
 
 # Names of the metrics of ExecuTorch's iOS benchmark app (LLaMA.swift, MetricsTests), and of XCTest's own.
@@ -36,23 +34,6 @@ def named(which: str) -> tuple[str, Path]:
     """Return recipe and file of ``RECIPE=FILE``; the recipe is empty where a file alone is named."""
     recipe, _, file = which.rpartition("=")
     return ("", Path(which)) if not recipe or Path(which).is_file() else (recipe, Path(file))
-
-
-def counts_for(name: str, cell: Cell, cells: Sequence[Cell]) -> bool:
-    """Return whether the JSON of ``ios:[RECIPE=]FILE`` is of this cell, which it is of exactly one of ``cells``.
-
-    Without a recipe it is of the only one that is no baseline. Raises MatrixError where none or several could be meant.
-    """
-    recipe, file = named(name.partition(":")[2])
-    programs = [one for one in cells if "executorch" in one.servers]
-    fitting = [one for one in programs if (one.recipe.name == recipe if recipe else not one.recipe.baseline)]
-    if len(fitting) != 1:
-        what = ", ".join(f"{one.model.name} {one.recipe.name}" for one in (fitting or programs)) or "no program"
-        raise MatrixError(
-            f"--device {name}: the file is of one program on one iPhone, and {len(fitting)} of the selected cells "
-            f"could be meant ({what}): say which by --device ios:RECIPE={file}, or select one with --model and --recipe"
-        )
-    return fitting[0] == cell
 
 
 class Ios(DeviceRunner):

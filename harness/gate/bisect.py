@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harness.gate.gate import EXIT
 from harness.judge.rules import LOAD, LOGITS, MEASURING, OLD_CHECKPOINT, QUANTIZE, SERVE
-from harness.judge.series import SIZES, THROUGH
+from harness.records.metrics import GATED, SIZES
 
 Answer = Literal["pass", "regressed", "inconclusive", "error"]
 
@@ -85,5 +85,5 @@ def tells(verdict: dict[str, Any], metric: str) -> bool:
 
 def _run_at(metric: str) -> set[str]:
     """Return the stages of the compatibility matrix that run a model for a metric: none for a size."""
-    stages = {stage for through in THROUGH.values() for stage, found in through.items() if metric in found - SIZES}
+    stages = {stage for stage, found in GATED.items() if metric in found - SIZES}
     return {SERVE if stage == "server" else LOAD for stage in stages}

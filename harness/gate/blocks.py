@@ -21,10 +21,11 @@ from harness.base.errors import (
 from harness.gate.bench import Bench
 from harness.gate.plan import Unit
 from harness.gate.schedule import Turns
-from harness.judge.series import SIDES, TEXT_QUALITY, Side
+from harness.judge.series import SIDES, Side
 from harness.machine import probe
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
+from harness.records.metrics import TEXT_QUALITY
 from harness.records.schema import Failure, Scalar
 
 # What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.

@@ -6,8 +6,8 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -100,6 +100,20 @@ class Compatibility:
         key = (cell.model.name, cell.recipe.name, cell.server or None, stage)
         return self.rows.setdefault(key, Row(*key))
 
+    def checkpoints(self, through: Sequence[Cell]) -> dict[Side, HarnessError | None]:
+        """Make the checkpoint of a cell on both sides, unless all its servers quantize by themselves.
+
+        Returns each side's error; through such servers alone it is that the model does not suit the recipe.
+        """
+        for cell in through:
+            if not self.bench.base.at_load(cell):
+                return self.quantize(replace(cell, server=""))
+        try:
+            self.bench.base.served(through[0])
+        except Unsuitable as error:
+            return dict.fromkeys(SIDES, error)
+        return dict.fromkeys(SIDES)
+
     def quantize(self, cell: Cell) -> dict[Side, HarnessError | None]:
         """Make the cell's checkpoint on both sides; returns each side's error.
 
@@ -164,9 +178,11 @@ class Compatibility:
         """Load what the old version quantized and saved under the new one: same logits, and vLLM's engine runs it.
 
         Nothing is tried where both versions make the very same checkpoint, nor once more for the server of an engine
-        that has told. Raises what is not the recipe's.
+        that has told, nor through a server that is given none. Raises what is not the recipe's.
         """
         cell = unit.cell
+        if self.bench.base.at_load(cell):
+            return
         row, runs = self.row(cell, OLD_CHECKPOINT), self.row_of(unit)
         if cell.recipe.baseline or row.new != "not tried":
             return

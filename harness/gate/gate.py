@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from harness.gate.compatibility import Compatibility
 from harness.gate.plan import Options, Unit, units
 from harness.gate.schedule import Budget, block_order
 from harness.judge.rules import MEASURING, RULES, Margins
-from harness.judge.series import SIDES, SIZES, TASKS, TEXT_QUALITY, Series, Side, series
+from harness.judge.series import SIDES, Series, Side, series
 from harness.judge.stats import MINIMUM_BLOCKS
 from harness.judge.verdict import Verdict, combined, control, event, family_of, judge, settled
 from harness.machine import probe
 from harness.matrix.plan import Matrix
 from harness.measure.flow import Flow
+from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
 from harness.runtime.environment import Environment
 from harness.runtime.pair import Pair
 from harness.runtime.store import Store
@@ -69,6 +70,7 @@ class Gate:
         pair: Pair,
         base: Environment,
         progress: Callable[[str], None],
+        absent: Collection[str] = (),
     ) -> None:
         self.options = options
         self.run = run
@@ -88,7 +90,7 @@ class Gate:
         )
         self.runner = BlockRunner(self.bench)
         self.compatibility = Compatibility(self.bench)
-        self.units = units(matrix, options)
+        self.units = units(matrix, options, absent)
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.budget = Budget(options.budget)
 
@@ -156,7 +158,7 @@ class Gate:
             cells.setdefault((unit.cell.model.name, unit.cell.recipe.name), []).append(unit)
         for through in cells.values():
             if pending := [unit for unit in through if not unit.closed]:
-                errors = self.compatibility.quantize(replace(pending[0].cell, server=""))
+                errors = self.compatibility.checkpoints([unit.cell for unit in pending])
                 for unit in pending:
                     try:
                         self._try(unit, errors)
@@ -178,7 +180,7 @@ class Gate:
                 return
             if error and of_the_machine(error):
                 raise error
-        if not any(errors.values()):
+        if self.bench.base.at_load(unit.cell) or not any(errors.values()):
             if not unit.runs:
                 return
             if not unit.done:

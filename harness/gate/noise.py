@@ -83,7 +83,7 @@ class _Timed:
             return
         self.logs.append([math.log(new / old) for old, new in pairs])
         cell = f"{it['model']}-{it['recipe']}-{data['hardware']}-{it['server']}"
-        unit = unit_id(cell, stage_of(it["server"], it["metric"], it["label"]))
+        unit = unit_id(cell, stage_of(it["metric"], it["label"]))
         self.block_seconds.append(data["units"][unit]["seconds"])
         rounds = it.get("rounds") or {"old": [], "new": []}
         for old, new in zip(rounds["old"], rounds["new"], strict=True):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.judge.rules import RULES
-from harness.judge.series import SIZES, TASKS, THROUGH, Series, stage_of, unit_id
+from harness.judge.series import Series, stage_of, unit_id
 from harness.judge.verdict import Verdict
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Measurements
-from harness.records.metrics import Stage
+from harness.measure.fleet import gated
+from harness.records.metrics import SIZES, TASKS, Stage
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Options:
         ]
 
 
-def units(matrix: Matrix, options: Options) -> list[Unit]:
+def units(matrix: Matrix, options: Options, absent: Collection[str] = ()) -> list[Unit]:
     """Return what is to be measured: every chosen cell through every chosen server, with the chosen metrics.
 
-    What the matrix does not send through a server, or not through all of its stages, is not gated there either.
+    What the matrix does not send through a server, or not through all of its stages, is not gated there either, nor
+    is anything through those that are ``absent``.
     """
     chosen = [
         cell
@@ -58,12 +61,12 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
         chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
     found = []
     for cell in chosen:
-        for server, listed in cell.servers.items():
-            if server not in THROUGH or server not in (options.servers or THROUGH) or cell.refusal(server):
+        for server, stages in gated(cell).items():
+            if server in absent or (options.servers and server not in options.servers):
                 continue
             through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
-            for stage, measured in THROUGH[server].items():
-                if stage not in listed.stages:
+            for stage, measured in stages.items():
+                if stage not in cell.servers[server].stages:
                     continue
                 name = unit_id(through.id, stage)
                 metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
@@ -142,7 +145,7 @@ class Unit:
     def holds(self, about: Series | Verdict) -> bool:
         """Return whether a figure is of this unit; a server's start is not the engine's."""
         cell = (self.cell.model.name, self.cell.recipe.name, self.cell.server)
-        stage = stage_of(about.server, about.metric, about.label)
+        stage = stage_of(about.metric, about.label)
         return (about.model, about.recipe, about.server, stage) == (*cell, self.stage)
 
     @property

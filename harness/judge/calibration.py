@@ -99,8 +99,7 @@ class Calibration(_Frozen):
         through = [
             it
             for it in self.noise
-            if (it.metric, it.server) == (metric, unit.cell.server)
-            and stage_of(it.server, metric, it.label) == unit.stage
+            if (it.metric, it.server) == (metric, unit.cell.server) and stage_of(metric, it.label) == unit.stage
         ]
         here = [it for it in through if it.model == unit.cell.model.name and it.recipe == unit.cell.recipe.name]
         return here or sorted(through, key=lambda it: -it.sd)[:1]

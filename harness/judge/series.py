@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.judge.rules import RULES
-from harness.records.metrics import Stage
+from harness.records.metrics import GATED
 from harness.records.schema import Line, Measurement
 
 Side = Literal["old", "new"]
@@ -50,37 +50,14 @@ class Series:
         return list(self.values.get("new", ()))
 
 
-TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
-
-
-TASKS = frozenset({"accuracy", "task_perplexity"})
-
-
-# Known as soon as a checkpoint is made, without a block.
-SIZES = frozenset({"checkpoint_size", "weight_size"})
-
-
-THROUGH: dict[str, dict[Stage, frozenset[str]]] = {
-    "transformers": {
-        "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS | SIZES,
-    },
-    "vllm": {
-        "engine": frozenset({"engine_start", "compile_time", "latency"}),
-        "server": frozenset({"engine_start", "request_throughput", "ttft", "tpot", "itl"}),
-    },
-}
-"""What is measured through each server at each of its stages, block by block; sizes need no server, and are asked for
-with the first."""
-
-
 def unit_id(cell: str, stage: str) -> str:
     """Return what a unit is called: as its cell, unless it is the second one of a cell."""
     return f"{cell}-server" if stage == "server" else cell
 
 
-def stage_of(server: str | None, metric: str, label: str) -> str:
-    """Return at which stage a metric is measured through a server; of a start its label says which."""
-    stages = [stage for stage, metrics in THROUGH.get(server or "", {}).items() if metric in metrics]
+def stage_of(metric: str, label: str) -> str:
+    """Return at which stage a metric is measured in a gate; of a start its label says which."""
+    stages = [stage for stage, metrics in GATED.items() if metric in metrics]
     named = label.removeprefix("kind=")
     return named if named in stages else next(iter(stages), "")
 

@@ -12,11 +12,9 @@ from harness.base.errors import ArtifactError
 from harness.contract import quantized
 from harness.records.schema import ModelIdentity
 
-# Packages whose version is part of every artifact's key; a gate adds what else tells its sides apart.
-_MAKERS = ("torch", "torchao", "transformers", "lm_eval")
-
-
+# Packages whose versions are part of a key beside those of versions.MAKERS: of programs, and of evaluations.
 _EXPORTERS = ("executorch",)
+_EVALUATORS = ("lm_eval",)
 
 
 # What an export may come to hold: SmolLM2-135M's take 3.5 to 5.1 GB, most of it for the graph of 30 layers.

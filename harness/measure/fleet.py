@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from harness.matrix.plan import Cell
+from harness.records.metrics import Stage
+from harness.servers import registry
 from harness.servers.registry import SERVERS
 
 _WORKER_KINDS = ("transformers", "engine", "server")
 
 
-# Which fork server's family (harness/worker/forkserver.py) a worker's module belongs to; SGLang's has none.
-_FAMILIES = {
-    "generate": "transformers",
-    "quantize": "transformers",
-    "limits": "transformers",
-    "executorch": "transformers",
-    "vllm": "vllm",
-    "client": "vllm",
-}
+# The workers that are forked from a process with Transformers' imports; of a server's its backend says its family.
+_WITH_TRANSFORMERS = ("generate", "quantize", "limits", "executorch")
+
+
+def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
+    """Return what a gate measures of a cell through each of its servers: metrics by stage.
+
+    A server that the matrix does not send it through, or that cannot run on its hardware, is not among them.
+    """
+    known = registry.gated()
+    return {
+        server: known[server]
+        for server in cell.servers
+        if server in known and not cell.refusal(server) and not registry.unsupported(server, cell.hardware)
+    }
 
 
 def _base(cell: Cell) -> str:

@@ -21,14 +21,14 @@ from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Model
 from harness.measure.checkpoints import (
+    _EVALUATORS,
     _EXPORT_BYTES,
     _EXPORT_BYTES_A_PARAMETER,
     _EXPORTERS,
-    _MAKERS,
     Checkpoint,
     _noted,
 )
-from harness.measure.fleet import _FAMILIES, _WORKER_KINDS, _base, _key, _serving
+from harness.measure.fleet import _WITH_TRANSFORMERS, _WORKER_KINDS, _base, _key, _serving
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import ModelIdentity, Scalar, Timing
@@ -39,7 +39,7 @@ from harness.runtime.process import ForkServer, Process
 from harness.runtime.store import Artifact, Store
 from harness.runtime.together import Work, together
 from harness.servers.base import ServerBackend
-from harness.servers.registry import SERVERS
+from harness.servers.registry import SERVERS, TRANSFORMERS, client, distributions
 
 
 class Flow:
@@ -74,8 +74,9 @@ class Flow:
         self.limit = limit
         self.progress = progress
         self._side = side
-        # What tells the environment of one side of a gate from the other's beyond the makers' versions.
-        self._apart = {name: it for name, it in (apart or {}).items() if name.replace("-", "_") not in _MAKERS}
+        # What tells the environment of one side of a gate from the other's beyond what is in the keys by itself.
+        keyed = (*versions.MAKERS, *_EVALUATORS)
+        self._apart = {name: it for name, it in (apart or {}).items() if name.replace("-", "_") not in keyed}
         self.waiting: Callable[[], None] = lambda: None
         self.plan: list[tuple[str, str]] = []
         self.programs: list[tuple[Cell, str]] = []
@@ -247,7 +248,7 @@ class Flow:
 
     def evaluated(self, cell: Cell, what: str, key: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> Artifact:
         """Return the result of a deterministic evaluation, computed once for the same weights, code and question."""
-        key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware, **key, **self._versions()}
+        key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware, **key, **self._versions(_EVALUATORS)}
         key["device"] = probe.device(cell.hardware).name
         if self.block:
             key |= {"block": self.block, "run": self.run.name}
@@ -275,7 +276,7 @@ class Flow:
             return _noted(Checkpoint(folder, revision, identity, {}))
         if self._online is None:
             self._online = network.hub_answers()
-        if found := sources.from_hub(model, self._online):
+        if found := self._from_hub(model):
             folder, revision = found
             identity = ModelIdentity(
                 name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained"
@@ -297,6 +298,14 @@ class Flow:
             f"model {model.name}: the hub does not answer and {model.hub} is not in its local cache; "
             "give a folder with --model FOLDER, or try again with a network"
         )
+
+    def _from_hub(self, model: Model) -> tuple[Path, str] | None:
+        if model.hub is None:
+            return None
+        try:
+            return sources.from_hub(model.hub, model.revision, bool(self._online))
+        except ArtifactError as error:
+            raise ArtifactError(f"model {model.name}: {error}") from error
 
     def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
         def build(folder: Path) -> dict[str, Any]:
@@ -353,7 +362,7 @@ class Flow:
 
     def _versions(self, more: tuple[str, ...] = ()) -> dict[str, Any]:
         packages = self.environment.decisive()
-        found: dict[str, Any] = {"packages": {name: packages.get(name) for name in (*_MAKERS, *more)}}
+        found: dict[str, Any] = {"packages": {name: packages.get(name) for name in (*versions.MAKERS, *more)}}
         return found | ({"apart": self._apart} if self._apart else {})
 
     def once(
@@ -419,8 +428,10 @@ class Flow:
         return self._client
 
     def _start_client(self, cell: Cell) -> Worker:
-        """Start the client with the variables of vLLM's engine, so that the same fork server serves both."""
-        return self._start("client", {}, "client", SERVERS["vllm"].variables(cell) | self._online_variables())
+        """Start the client with the variables of its server's engine, so that the same fork server serves both."""
+        benchmark = client()
+        variables = benchmark.variables(cell) | self._online_variables()
+        return self._start(benchmark.client, {}, "client", variables, family=benchmark.family)
 
     def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
         """Return the measured ceilings of the device that a cell runs on; idle workers may stay beside."""
@@ -436,16 +447,24 @@ class Flow:
         """Return what the cell's server runs in; all else runs in the session's environment."""
         return self.environments.get(cell.server, self.environment)
 
+    def packages(self, cell: Cell) -> dict[str, str]:
+        """Return the versions of the packages that decide what is measured of a cell."""
+        return self.environment_of(cell).decisive(*distributions())
+
     def backend(self, cell: Cell) -> ServerBackend:
         """Return the backend that the cell's server names."""
         return SERVERS[cell.server]
+
+    def at_load(self, cell: Cell) -> bool:
+        """Return whether the cell's server is given a plain checkpoint and applies the recipe as it loads it."""
+        return cell.server in SERVERS and self.backend(cell).at_load
 
     def served(self, cell: Cell) -> Checkpoint:
         """Return the checkpoint that the cell's server is given: a plain one, if it applies the recipe itself.
 
         One that came quantized is that of its own recipe through such a server too.
         """
-        if cell.server in SERVERS and self.backend(cell).at_load:
+        if self.at_load(cell):
             plain = self.plain(cell.model, cell.hardware)
             if not plain.quantized:
                 return plain
@@ -601,9 +620,10 @@ class Flow:
                 "device": probe.torch_device(cell.hardware),
                 "trust_remote_code": cell.model.trust_remote_code,
             }
-            forked = probe.torch_device(cell.hardware) != "cpu" or not self.whole_processes
+            whole = probe.torch_device(cell.hardware) == "cpu" and self.whole_processes
             label = f"transformers {cell.id}"
-            return self._start("generate", specification, label, self._online_variables(), forked=forked)
+            family = "" if whole else None
+            return self._start("generate", specification, label, self._online_variables(), family=family)
         if kind.startswith("executorch"):
             program = self.program(cell, kind.split()[1])
             specification = {
@@ -619,10 +639,10 @@ class Flow:
         label = f"{kind} {cell.id}"
         if kind == "engine":
             specification = backend.specification(cell, checkpoint, options)
-            return self._start(backend.worker, specification, label, variables, environment)
+            return self._start(backend.worker, specification, label, variables, environment, backend.family)
         port = free_port()
         module, arguments = backend.module, backend.arguments(cell, checkpoint, options, port)
-        forks = self._fork_server(backend.worker, variables, environment)
+        forks = self._fork_server(backend.family, variables, environment)
         process = (
             forks.start(module, arguments, log=self._log(label))
             if forks
@@ -641,9 +661,11 @@ class Flow:
         label: str,
         variables: dict[str, str] | None = None,
         environment: Environment | None = None,
-        forked: bool = True,
+        family: str | None = None,
     ) -> Worker:
         environment = environment or self.environment
+        if family is None:
+            family = TRANSFORMERS if backend in _WITH_TRANSFORMERS else ""
         return Worker(
             Job(backend=backend, specification=specification),
             environment=environment,
@@ -651,15 +673,14 @@ class Flow:
             log=self._log(label),
             label=label,
             variables=variables,
-            forks=self._fork_server(backend, variables or {}, environment) if forked else None,
+            forks=self._fork_server(family, variables or {}, environment),
             progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
             waiting=lambda: self.waiting(),
         )
 
-    def _fork_server(self, backend: str, variables: dict[str, str], environment: Environment) -> ForkServer | None:
-        """Return the fork server for a worker, its imports begun, or None if it has none; one serves a session."""
-        family = _FAMILIES.get(backend)
-        if family is None or sys.platform != "linux":
+    def _fork_server(self, family: str, variables: dict[str, str], environment: Environment) -> ForkServer | None:
+        """Return the fork server of a family, its imports begun, or None if there is none; one serves a session."""
+        if not family or sys.platform != "linux":
             return None
         environ = environment.environ(self.store, variables)
         key = (family, environment.python, *(f"{name}={value}" for name, value in sorted(environ.items())))

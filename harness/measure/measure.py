@@ -11,21 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.base.errors import HarnessError, WorkerError, WrongKernels
+from harness.contract.tutorial import CHAT, PROMPT
 from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.measure import roofline
 from harness.measure.flow import Flow
 from harness.measure.quality import Quality
 from harness.measure.recorder import Figure, percentiles, thinned
-from harness.records.metrics import CHAT
 from harness.records.run import Run
 from harness.records.schema import Measurement, Scalar
 from harness.servers.base import SERVED_NAME
 
 # Each is one step of the model, so every linear layer multiplies once in it: the prompt, then each further token.
 _PROFILED_STEPS = 4
-
-GENERATE_PROMPT = "Give me a short introduction to large language models."
 
 
 class Measure(Quality):
@@ -91,7 +89,7 @@ class Measure(Quality):
                 answer = worker.ask(
                     "generate",
                     cell.measurements.time_limits.measure,
-                    prompt=GENERATE_PROMPT,
+                    prompt=PROMPT,
                     max_new_tokens=wanted.max_new_tokens,
                 )
                 seconds.append(answer["seconds"])

@@ -112,8 +112,8 @@ class Quality(Recorder):
             "data": _data_digest(self.flow.data, task),
         }
         if served:
-            packages = self.flow.environment_of(cell).decisive()
-            servers = {name: version for name, version in packages.items() if name.startswith(cell.server)}
+            packages, own = self.flow.packages(cell), self.flow.backend(cell).distributions
+            servers = {name: version for name, version in packages.items() if name in own}
             key |= {
                 "through": cell.server,
                 "server": servers,

@@ -145,7 +145,7 @@ class Recorder:
         common: dict[str, Any] = {
             "parameters": parameters,
             "cell": self.flow.identity(cell),
-            "packages": self.flow.environment_of(cell).decisive(),
+            "packages": self.flow.packages(cell),
             "device": device or probe.device(cell.hardware),
             "flags": flags,
         }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, MatrixError
 from harness.base.expressions import asked_for
 from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
@@ -17,8 +17,9 @@ from harness.matrix.schema import PORTABLE, ROUTES
 from harness.plugin.command_line import CommandLine
 from harness.records.metrics import STAGES
 from harness.records.run import Run
-from harness.runtime.environment import Environment, at
-from harness.servers.registry import SERVERS
+from harness.runtime import environment
+from harness.runtime.environment import Environment
+from harness.servers.registry import EXECUTORCH, SERVERS, at, unsupported
 
 PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
 """What a suite's test may ask for beside ``cell``, in the order of its id."""
@@ -90,12 +91,29 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
 def _devices(given: Sequence[str], cell: Cell, cells: Sequence[Cell]) -> list[str]:
     """Return the devices that a cell's program runs on; an iPhone's file is of one cell alone."""
     devices = list(given or DEVICES)
-    if "executorch" not in cell.servers or not any(name.startswith("ios:") for name in devices):
+    if EXECUTORCH not in cell.servers or not any(name.startswith("ios:") for name in devices):
         return devices
-    # Not at the top: most sessions collect no program.
-    from harness.devices import counts_for
+    return [name for name in devices if not name.startswith("ios:") or _counts_for(name, cell, cells)]
 
-    return [name for name in devices if not name.startswith("ios:") or counts_for(name, cell, list(cells))]
+
+def _counts_for(name: str, cell: Cell, cells: Sequence[Cell]) -> bool:
+    """Return whether the JSON of ``ios:[RECIPE=]FILE`` is of this cell, which it is of exactly one of ``cells``.
+
+    Without a recipe it is of the only one that is no baseline. Raises MatrixError where none or several could be meant.
+    """
+    # Not at the top: most sessions collect no program.
+    from harness.devices import named
+
+    recipe, file = named(name.partition(":")[2])
+    programs = [one for one in cells if EXECUTORCH in one.servers]
+    fitting = [one for one in programs if (one.recipe.name == recipe if recipe else not one.recipe.baseline)]
+    if len(fitting) != 1:
+        what = ", ".join(f"{one.model.name} {one.recipe.name}" for one in (fitting or programs)) or "no program"
+        raise MatrixError(
+            f"--device {name}: the file is of one program on one iPhone, and {len(fitting)} of the selected cells "
+            f"could be meant ({what}): say which by --device ios:RECIPE={file}, or select one with --model and --recipe"
+        )
+    return fitting[0] == cell
 
 
 def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
@@ -103,25 +121,22 @@ def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
     if stage == "quantize":
         asked = [through.stages for through in cell.servers.values()]
         return [cell] if not asked or any("quantize" in stages for stages in asked) else []
-    fitting = {"transformers": ["transformers"], "export": ["executorch"]}.get(stage, list(SERVERS))
+    fitting = at(stage)
     wanted = [name for name in cell.servers if not only or name in only]
     # One that was asked for is not left out in silence.
-    wanted += [name for name in only if name not in wanted and _unsupported(cell, name)]
+    wanted += [name for name in only if name not in wanted and unsupported(name, cell.hardware)]
     names = [
         name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
     ]
     return [
-        replace(cell, server=name, skip=cell.skip or _unsupported(cell, name) or cell.refusal(name)) for name in names
+        replace(cell, server=name, skip=cell.skip or unsupported(name, cell.hardware) or cell.refusal(name))
+        for name in names
     ]
 
 
 def _matrix_tasks(cell: Cell) -> list[str]:
     """Return the tasks that the matrix names for the cell through its server."""
     return list(cell.servers[cell.server].tasks) if cell.server in cell.servers else []
-
-
-def _unsupported(cell: Cell, server: str) -> str:
-    return SERVERS[server].unsupported(cell.hardware) if server in SERVERS else ""
 
 
 # --------------------------------------------------------------------------------------------------------- order
@@ -238,7 +253,10 @@ def _without_server(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, 
     found: dict[Claim, str] = {}
     for name, backend in SERVERS.items():
         needing = [claim for claim in claims if claim.cell.server == name]
-        problem = backend.not_installed(at(paths[name], base) if name in paths else base) if needing else ""
+        if not needing:
+            continue
+        own = environment.at(paths[name], base) if name in paths else base
+        problem = own.lacking(*backend.distributions)
         if problem and name in given.servers:
             raise HarnessError(f"--server {name}: {problem}; name its environment with --environment {name}=PATH")
         if problem:

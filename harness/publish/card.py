@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.base.text import one_line
+from harness.contract.tutorial import CHAT
 from harness.publish import recipe_code, reproduction
-from harness.records.metrics import CHAT
 from harness.records.published import Documented
 from harness.records.schema import Judgement, Measurement, ModelIdentity, RecipeIdentity, describe
 from harness.report.layout import Layout

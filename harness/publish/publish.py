@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from harness.base.errors import HarnessError, nearest
 from harness.base.files import write_text
 from harness.base.text import one_line, redact
+from harness.contract.versions import MAKERS
 from harness.machine.probe import torch_device
 from harness.publish.checkpoint import Checkpoint, Origin, cached
 from harness.records.run import Run
@@ -30,9 +31,6 @@ ALLOWED = {
     "failed-thresholds": "a checkpoint of which a limit does not hold, with the limit at the card's top",
     "unproven": "a folder that only its recipe's class and its size tie to the records",
 }
-
-
-_MAKERS = ("torch", "torchao", "transformers")
 
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*\Z")
@@ -282,7 +280,7 @@ def _weights(model: ModelIdentity) -> tuple[str, ...]:
 
 
 def _versions(it: Measurement) -> tuple[str | None, ...]:
-    return tuple(it.packages.get(name) for name in _MAKERS)
+    return tuple(it.packages.get(name) for name in MAKERS)
 
 
 def _other_making(it: Measurement, origin: Origin) -> str:
@@ -290,7 +288,7 @@ def _other_making(it: Measurement, origin: Origin) -> str:
     device = torch_device(it.cell.hardware)
     if device != origin.device:
         return f"measured on {device}, made on {origin.device}"
-    for name in _MAKERS:
+    for name in MAKERS:
         if it.packages.get(name) != origin.packages.get(name):
             return f"measured under {name} {it.packages.get(name)}, made under {origin.packages.get(name)}"
     return ""

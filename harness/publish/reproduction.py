@@ -6,9 +6,10 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from harness.base.text import one_line
+from harness.contract import tutorial
 from harness.machine.probe import torch_device
 from harness.publish import recipe_code
 from harness.records.metrics import TASK_BATCH
@@ -27,7 +28,7 @@ model_name = MODEL_ID
 tokenizer = AutoTokenizer.from_pretrained(model_name)
 model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto", device_map="auto")
 
-messages = [{"role": "user", "content": "Give me a short introduction to large language models."}]
+messages = MESSAGES
 text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 inputs = tokenizer(text, return_tensors="pt").to(model.device)
 
@@ -44,10 +45,7 @@ model_id = MODEL_ID
 model = AutoModelForCausalLM.from_pretrained(model_id, device_map=DEVICE, dtype=torch.bfloat16)
 tokenizer = AutoTokenizer.from_pretrained(model_id)
 RESET
-messages = [
-    {"role": "system", "content": ""},
-    {"role": "user", "content": "Hey, are you conscious? Can you talk to me?"},
-]
+messages = MESSAGES
 prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
 with torch.inference_mode():
@@ -67,7 +65,15 @@ _VERSION = re.compile(r"[A-Za-z0-9.!_-]+\Z")
 
 def generate(repository: str) -> str:
     """Return a script that loads the published model and lets it answer."""
-    return _GENERATE.replace("MODEL_ID", json.dumps(repository))
+    return _GENERATE.replace("MODEL_ID", json.dumps(repository)).replace(
+        "MESSAGES", _messages(tutorial.CHAT["messages"])
+    )
+
+
+def _messages(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return the source of a chat's messages: in one line if there is one, otherwise a line each."""
+    lines = [json.dumps(message) for message in messages]
+    return f"[{lines[0]}]" if len(lines) == 1 else "\n".join(["[", *(f"    {line}," for line in lines), "]"])
 
 
 def pip(records: Iterable[Measurement], *names: str) -> str:
@@ -137,7 +143,11 @@ def peak_memory(own: Sequence[Measurement], repository: str, base: str) -> list[
         if it.metric == "peak_memory" and isinstance(tokens, int):
             device = torch_device(it.cell.hardware)
             text = _PEAK.replace("RESET\n", _RESET + "\n" if device == "cuda" else "\n").replace("READ", _READ[device])
-            text = text.replace("DEVICE", f'"{device}"').replace("TOKENS", str(tokens))
+            text = (
+                text.replace("MESSAGES", _messages(tutorial.MEMORY))
+                .replace("DEVICE", f'"{device}"')
+                .replace("TOKENS", str(tokens))
+            )
             scripts[device] = text.replace("MODEL_ID", json.dumps(repository)).replace("BASELINE", json.dumps(base))
     return list(scripts.values())
 

@@ -44,6 +44,20 @@ TUTORIAL = "torchao tutorial, part 3 (serving)"
 OF_THE_DEVICE = frozenset({"copy_bandwidth", "matrix_rate"})
 """Metrics of the device alone, which stand with a cell since they were measured for it."""
 
+TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
+
+TASKS = frozenset({"accuracy", "task_perplexity"})
+
+SIZES = frozenset({"checkpoint_size", "weight_size"})
+"""Known as soon as a checkpoint is made, without a block of a gate."""
+
+GATED: Mapping[Stage, frozenset[str]] = {
+    "transformers": frozenset({"peak_memory", "generate_throughput"}) | TEXT_QUALITY | TASKS | SIZES,
+    "engine": frozenset({"engine_start", "compile_time", "latency"}),
+    "server": frozenset({"engine_start", "request_throughput", "ttft", "tpot", "itl"}),
+}
+"""What a gate measures at each stage of the suites, block by block; sizes are asked for with the first."""
+
 TASK_BATCH = {"cuda": 256, "cpu": 8}
 """Requests of a task that go through Transformers at once, by torch device."""
 
@@ -373,12 +387,3 @@ def stage_of(metric: str, server: str, parameters: Mapping[str, object]) -> Stag
     if kind == "client" or (server and parameters.get("through") == server):
         return "server"
     return next((stage for stage in STAGES if stage == kind), known.stage)
-
-
-# The tutorial's chat completion.
-CHAT = {
-    "messages": [{"role": "user", "content": "Give me a short introduction to large language models."}],
-    "temperature": 0.6,
-    "top_p": 0.95,
-    "top_k": 20,
-}

@@ -21,7 +21,7 @@ def table(found: Calibration) -> Table:
     rows = []
     cells: dict[tuple[str, ...], float] = {}
     for it in found.noise:
-        cell = (it.model, it.recipe, it.server, stage_of(it.server, it.metric, it.label))
+        cell = (it.model, it.recipe, it.server, stage_of(it.metric, it.label))
         cells[cell] = max(cells.get(cell, 0.0), it.block_seconds)
     blocks = blocks_within(found.budget_seconds, cells.values())
     for it in found.noise:

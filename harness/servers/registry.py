@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from harness.records.metrics import GATED, Stage
 from harness.servers.base import ServerBackend
 from harness.servers.sglang import SGLang
 from harness.servers.vllm import VLLM
@@ -9,10 +12,36 @@ from harness.servers.vllm import VLLM
 SERVERS: dict[str, ServerBackend] = {"vllm": VLLM(), "sglang": SGLang()}
 """Every server that a cell may name, beside plain Transformers and ExecuTorch."""
 
+TRANSFORMERS, EXECUTORCH = "transformers", "executorch"
+"""What a cell may go through without a server."""
+
 
 def names() -> tuple[str, ...]:
     """Return what a cell or a recipe may name as a server."""
-    return ("transformers", *SERVERS, "executorch")
+    return (TRANSFORMERS, *SERVERS, EXECUTORCH)
+
+
+def at(stage: str) -> tuple[str, ...]:
+    """Return what a stage of the suites goes through: one of these for each of its tests."""
+    return {"transformers": (TRANSFORMERS,), "export": (EXECUTORCH,)}.get(stage, tuple(SERVERS))
+
+
+def gated() -> dict[str, Mapping[Stage, frozenset[str]]]:
+    """Return what may be gated: by server, the metrics of each stage."""
+    return {
+        TRANSFORMERS: {"transformers": GATED["transformers"]},
+        **{name: server.stages for name, server in SERVERS.items()},
+    }
+
+
+def client() -> ServerBackend:
+    """Return the server whose serving benchmark asks them all."""
+    return next(server for server in SERVERS.values() if server.client)
+
+
+def unsupported(server: str, on: str) -> str:
+    """Return why a server cannot run on a hardware, or an empty string if it can."""
+    return SERVERS[server].unsupported(on) if server in SERVERS else ""
 
 
 def distributions() -> dict[str, str]:

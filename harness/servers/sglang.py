@@ -24,6 +24,7 @@ class SGLang(ServerBackend):
     """
 
     at_load = True
+    own_environment = True
     worker = "sglang"
     module = "harness.worker.sglang"
     distributions = ("sglang",)

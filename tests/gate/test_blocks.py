@@ -115,7 +115,7 @@ def test_served_times_count_by_their_median_and_the_start_of_the_client_does_not
     throughput, ttft = (found[metric, "num_prompts=4"] for metric in ("request_throughput", "ttft"))
     assert (throughput.old, throughput.rounds["old"]) == ([2.0], [[1.0, 2.0, 3.0]])
     assert (ttft.old, ttft.rounds) == ([5.5], {}), "a sample is a request, and no round"
-    stages = {key: stage_of(one.server, one.metric, one.label) for key, one in found.items()}
+    stages = {key: stage_of(one.metric, one.label) for key, one in found.items()}
     assert {key for key, stage in stages.items() if stage == "engine"} == {("engine_start", "kind=engine")}
 
 

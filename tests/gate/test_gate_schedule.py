@@ -19,9 +19,10 @@ from harness.gate import bisect
 from harness.gate.gate import Gate, Outcome
 from harness.gate.plan import Options
 from harness.judge.rules import Margins
-from harness.judge.series import TEXT_QUALITY, Series
+from harness.judge.series import Series
 from harness.judge.verdict import Verdict, judge, settled
 from harness.matrix.plan import Matrix
+from harness.records.metrics import TEXT_QUALITY
 from harness.report import gate_report
 from harness.runtime.environment import Environment
 from tests import fake_gate
@@ -226,16 +227,16 @@ def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working
 def test_one_block_is_enough_to_say_how_an_old_checkpoint_is_read(gate: Callable[..., Gate], kl: float) -> None:
     machine = Machine(kl={"new": kl})
     pair = fake_gate.apart()
-    outcome = gate(machine, budget=bisect._FIRST_BLOCKS, keyword=bisect._ON_THE_WAY, pair=pair)()
-    assert bisect._answer(outcome.data, bisect.CHECKPOINT) == ("regressed" if kl else "pass")
+    outcome = gate(machine, budget=bisect.FIRST_BLOCKS, keyword=bisect.ON_THE_WAY, pair=pair)()
+    assert bisect.answer_of(outcome.data, bisect.CHECKPOINT) == ("regressed" if kl else "pass")
     assert [(block, once) for _, block, once in machine.measured] == [(0, frozenset({"peak_memory"}))]
 
 
 def test_one_stage_is_enough_to_say_that_an_old_checkpoint_is_served(gate: Callable[..., Gate]) -> None:
     machine = Machine()
-    given = {"budget": bisect._FIRST_BLOCKS, "keyword": bisect._ON_THE_WAY}
+    given = {"budget": bisect.FIRST_BLOCKS, "keyword": bisect.ON_THE_WAY}
     outcome = gate(machine, servers=("vllm",), **given)()
-    assert bisect._answer(outcome.data, bisect.CHECKPOINT) == "pass"
+    assert bisect.answer_of(outcome.data, bisect.CHECKPOINT) == "pass"
     assert [(unit, block) for unit, block, _ in machine.measured] == [(f"{CELL}-vllm", 0)]
 
 

@@ -72,6 +72,28 @@ def test_a_checkpoint_is_made_again_by_newer_code(keys: Any, monkeypatch: pytest
     assert keys("transformers")["checkpoint"] == before | {"checkpoint": 2}
 
 
+def test_another_lm_eval_evaluates_anew_and_quantizes_nothing_again(
+    tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a gate on it, whose two sides differ by it alone."""
+    (cell,) = [one for one in suites_matrix.cells() if one.id == "SmolLM2-135M-Instruct-int8wo-cpu"]
+    identity = ModelIdentity(name=cell.model.name, source="folder", revision="1", weights="pretrained")
+
+    def asked(version: str, **more: Any) -> dict[str, dict[str, Any]]:
+        store, packages = Keys(), dict.fromkeys(versions.MAKERS, "1") | {"lm_eval": version}
+        monkeypatch.setattr(Environment, "packages", lambda _: packages)
+        flow = Flow(store, Run(tmp_path), suites_matrix, environment=Environment(), **more)  # type: ignore[arg-type]
+        monkeypatch.setattr(flow, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
+        flow.facts(cell)
+        flow.evaluated(cell, "task", {}, dict)
+        return {kind: key for kind, key, _ in store.asked}
+
+    old, new = asked("0.4.12"), asked("0.4.13")
+    assert {kind for kind in old if old[kind] != new[kind]} == {"evaluation"}
+    assert asked("0.4.13", apart={"lm-eval": "0.4.13"}) == new
+    assert asked("0.4.13", apart={"accelerate": "1.0"})["checkpoint"] != new["checkpoint"]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "chats"),
     [

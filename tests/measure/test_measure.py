@@ -93,10 +93,7 @@ class StubFlow:
         self.versions = {"torch": "2.13.0"}
         self.said: list[str] = []
 
-    def environment_of(self, cell: Cell) -> StubFlow:
-        return self
-
-    def decisive(self) -> dict[str, str]:
+    def packages(self, cell: Cell) -> dict[str, str]:
         return self.versions
 
     def progress(self, words: str) -> None:

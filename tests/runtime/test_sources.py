@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from harness.base.errors import ArtifactError
 from harness.base.network import hub_answers
-from harness.matrix.schema import Model
 from harness.runtime.sources import (
     SHAREGPT_FILE,
     SHAREGPT_MEMBER,
@@ -210,15 +209,14 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_the_hub_its_local_cache_is_asked(hub_cache: Path) -> None:
     (hub_cache / "model.safetensors").touch()
-    assert from_hub(Model(name="model", hub="owner/model"), online=False) == (hub_cache, COMMIT)
-    assert from_hub(Model(name="other", hub="owner/other"), online=False) is None
-    assert from_hub(Model(name="model", hub="owner/model", revision="dev"), online=False) is None
-    assert from_hub(Model(name="local", folder="x"), online=False) is None
+    assert from_hub("owner/model", "main", online=False) == (hub_cache, COMMIT)
+    assert from_hub("owner/other", "main", online=False) is None
+    assert from_hub("owner/model", "dev", online=False) is None
 
 
 def test_a_cache_that_holds_a_part_of_the_model_does_not_have_it(hub_cache: Path) -> None:
     """As is left behind by whoever has loaded only the tokenizer; another source may still have the weights."""
-    assert from_hub(Model(name="model", hub="owner/model"), online=False) is None
+    assert from_hub("owner/model", "main", online=False) is None
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):

@@ -14,10 +14,11 @@ import pytest
 
 from harness.base.errors import BrokenEnvironment, WorkerError
 from harness.matrix.plan import Cell, Matrix
+from harness.records.metrics import GATED, METRICS
 from harness.runtime.environment import Environment, at
 from harness.runtime.job import Server, free_port
 from harness.runtime.process import Process
-from harness.servers.registry import SERVERS
+from harness.servers.registry import SERVERS, gated
 
 FOLDER = Path("/weights")
 
@@ -104,8 +105,21 @@ def test_sglang_says_where_it_cannot_be(cells):
     assert SERVERS["vllm"].unsupported("cpu") == ""
 
 
+def test_each_server_says_what_it_can_be_gated_on():
+    """One that compiles nothing has no compile time; what it needs no server for is asked of Transformers."""
+    found = gated()
+    assert found.keys() == {"transformers", *SERVERS}
+    for name, server in SERVERS.items():
+        assert found[name] == server.stages
+        assert found[name].keys() == {"engine", "server"}
+        assert ("compile_time" in found[name]["engine"]) == server.compiles
+        assert {"engine_start", "latency"} <= found[name]["engine"]
+    known = {metric for stages in found.values() for metrics in stages.values() for metric in metrics}
+    assert known == set().union(*GATED.values()) <= METRICS.keys()
+
+
 def test_a_server_that_is_not_installed_is_told_by_environment(tmp_path):
-    problem = SERVERS["sglang"].not_installed(at(tmp_path, Environment()))
+    problem = at(tmp_path, Environment()).lacking(*SERVERS["sglang"].distributions)
     assert problem == f"sglang is not installed in {tmp_path} (before {sys.executable})"
     (tmp_path / "sglang-0.5.13.dist-info").mkdir()
     (tmp_path / "sglang-0.5.13.dist-info" / "METADATA").write_text(
@@ -113,7 +127,7 @@ def test_a_server_that_is_not_installed_is_told_by_environment(tmp_path):
     )
     other = tmp_path.with_name("link")
     other.symlink_to(tmp_path)
-    assert SERVERS["sglang"].not_installed(at(other, Environment())) == ""
+    assert at(other, Environment()).lacking(*SERVERS["sglang"].distributions) == ""
 
 
 def test_an_environment_is_an_interpreter_or_a_folder(tmp_path):
