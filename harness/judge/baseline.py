@@ -14,11 +14,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from harness.base.errors import RecordError, TooFewSamples
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, stage_of
+from harness.records.place import Place, Placed
 from harness.records.run import Run
 from harness.records.schema import Device, Measurement, Scalar
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 # Two runs give a spread with one degree of freedom, from which nothing can be concluded.
@@ -29,9 +30,6 @@ MINIMUM_RUNS = 3
 MOST_MARGIN = 0.25
 
 
-Key = tuple[str, str, str, str, str]
-
-
 class BaselineError(RecordError):
     """A baseline cannot be made from these runs, or not be compared with this session."""
 
@@ -40,32 +38,26 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Entry(_Frozen):
-    """One metric of one cell over the baseline's runs."""
+class Entry(Placed):
+    """One metric of one cell over the baseline's runs; figures of other weights are not compared with it."""
 
-    model: str
-    revision: str = Field(description="The weights' revision: those of other weights are not compared.")
-    recipe: str
-    recipe_hash: str
-    server: str
-    metric: str
-    definition: int
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     unit: str
     direction: Literal["lower", "higher", "none"]
-    parameters: dict[str, Scalar]
     flags: dict[str, Scalar]
     values: list[FiniteFloat] = Field(description="One value a run, in the runs' order.")
     samples: list[FiniteFloat] = Field(description="Samples of the last run: documents or windows, to be paired.")
     spread: float | None = Field(description="Standard deviation (n - 1) of the log values; None where one is not > 0.")
 
     @property
-    def key(self) -> Key:
+    def key(self) -> Place:
         """What the entry is about; everything else must agree before values are compared."""
-        return (self.model, self.recipe, self.server, self.metric, json.dumps(self.parameters, sort_keys=True))
+        return about(self.place)
 
     @property
     def label(self) -> str:
-        return label(self.key)
+        return label(self.place)
 
 
 class Baseline(_Frozen):
@@ -89,18 +81,14 @@ class Baseline(_Frozen):
         return path
 
 
-def key(measurement: Measurement) -> Key:
-    """Return what a measurement is about, as :attr:`Entry.key`."""
-    cell = measurement.cell
-    parameters = json.dumps(measurement.parameters, sort_keys=True)
-    return (cell.model.name, cell.recipe.name, cell.server, measurement.metric, parameters)
+def about(place: Place) -> Place:
+    """Return what a figure is about by its names: other weights, recipes and definitions of that name are told of."""
+    return place.without("revision", "recipe_hash", "definition")
 
 
-def label(of: Key) -> str:
-    """Return a key in words, as in ``latency (batch_size=1) of SmolLM2/int8wo/vllm``."""
-    model, recipe, server, metric, parameters = of
-    shown = ", ".join(f"{name}={value}" for name, value in json.loads(parameters).items())
-    return f"{metric}{f' ({shown})' if shown else ''} of {'/'.join(filter(None, (model, recipe, server)))}"
+def label(place: Place) -> str:
+    """Return a figure of a baseline's hardware in words, as in ``latency (batch_size=1) of SmolLM2/int8wo/vllm``."""
+    return str(place.without("hardware"))
 
 
 def load(path: Path) -> Baseline:
@@ -110,7 +98,7 @@ def load(path: Path) -> Baseline:
         version = data.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BaselineError(f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})")
-        return Baseline.model_validate(data)
+        return Baseline.model_validate(_from_1(data) if version == 1 else data)
     except FileNotFoundError as error:
         raise BaselineError(
             f"there is no baseline {path}: make one from {MINIMUM_RUNS} runs or more with "
@@ -120,8 +108,20 @@ def load(path: Path) -> Baseline:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BaselineError(f"{path}: {where}: {first['msg']}; make the baseline anew") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise BaselineError(f"{path}: not a baseline ({error}); make it anew") from error
+
+
+def _from_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a baseline of the first schema, whose entries did not say their hardware and stage, in the second."""
+    if not isinstance(data.get("entries"), list):
+        return data
+    hardware = data.get("hardware")
+    entries = []
+    for entry in data["entries"]:
+        stage = stage_of(entry.get("metric"), entry.get("server"), entry.get("parameters") or {})
+        entries.append({"hardware": hardware, "stage": stage or "", **entry})
+    return data | {"schema_version": 2, "entries": entries}
 
 
 def find(name: str, folder: Path) -> Path:
@@ -143,10 +143,10 @@ def collect(runs: Sequence[Run]) -> list[Baseline]:
         raise BaselineError(f"a run counts once in a baseline: {', '.join(sorted(names))}")
     found: dict[str, dict[str, list[Measurement]]] = defaultdict(dict)
     for run in runs:
-        latest: dict[Key, Measurement] = {}
+        latest: dict[Place, Measurement] = {}
         for line in run.lines():
             if isinstance(line, Measurement) and not line.discarded and line.direction != "none":
-                latest[(line.cell.hardware, *key(line))] = line  # type: ignore[index]
+                latest[about(Place.of(line))] = line
         for measurement in latest.values():
             found[measurement.cell.hardware].setdefault(run.name, []).append(measurement)
     whole = {hardware: by_run for hardware, by_run in found.items() if len(by_run) >= MINIMUM_RUNS}
@@ -165,10 +165,10 @@ def _baseline(hardware: str, by_run: Mapping[str, list[Measurement]]) -> Baselin
     for package in sorted({package for _, row in everything for package in row.packages}):
         _same(package, ((name, row.packages.get(package, "none")) for name, row in everything))
         packages[package] = everything[0][1].packages.get(package, "")
-    series: dict[Key, list[tuple[str, Measurement]]] = defaultdict(list)
+    series: dict[Place, list[tuple[str, Measurement]]] = defaultdict(list)
     for name, row in everything:
-        series[key(row)].append((name, row))
-    entries = [_entry(rows) for _, rows in sorted(series.items()) if len(rows) >= MINIMUM_RUNS]
+        series[about(Place.of(row))].append((name, row))
+    entries = [_entry(series[place]) for place in sorted(series, key=_order) if len(series[place]) >= MINIMUM_RUNS]
     last = everything[-1][1]
     return Baseline(
         hardware=hardware,
@@ -180,8 +180,12 @@ def _baseline(hardware: str, by_run: Mapping[str, list[Measurement]]) -> Baselin
     )
 
 
+def _order(place: Place) -> tuple[str, ...]:
+    return (place.model, place.recipe, place.server, place.metric, place.parameters.text)
+
+
 def _entry(rows: Sequence[tuple[str, Measurement]]) -> Entry:
-    what = label(key(rows[0][1]))
+    what = label(Place.of(rows[0][1]))
     for name, of in _IDENTITY.items():
         _same(f"{name} of {what}", ((run, of(row)) for run, row in rows))
     last = rows[-1][1]
@@ -192,16 +196,9 @@ def _entry(rows: Sequence[tuple[str, Measurement]]) -> Entry:
 
         spread = log_sd(values)
     return Entry(
-        model=last.cell.model.name,
-        revision=last.cell.model.revision,
-        recipe=last.cell.recipe.name,
-        recipe_hash=last.cell.recipe.hash,
-        server=last.cell.server,
-        metric=last.metric,
-        definition=last.definition,
+        place=Place.of(last),
         unit=last.unit,
         direction=last.direction,
-        parameters=last.parameters,
         flags=last.flags,
         values=values,
         samples=last.samples,
@@ -235,41 +232,48 @@ def refuse_other(baseline: Baseline, path: Path, device: Device) -> None:
             "are not compared; make a baseline here with python -m harness baseline RUN RUN RUN"
         )
     for entry in baseline.entries:
-        known = METRICS.get(entry.metric)
+        metric, version = entry.place.metric, entry.place.definition
+        known = METRICS.get(metric)
         if known is None:
-            raise BaselineError(f"{path}: {entry.metric} is not measured any more; make the baseline anew")
-        if known.version != entry.definition:
+            raise BaselineError(f"{path}: {metric} is not measured any more; make the baseline anew")
+        if known.version != version:
             raise BaselineError(
-                f"{path}: {entry.metric} was measured by version {entry.definition} of its definition, and today's is "
+                f"{path}: {metric} was measured by version {version} of its definition, and today's is "
                 f"version {known.version}: figures of different definitions are not compared; make the baseline anew"
             )
 
 
 def difference(entry: Entry, measurement: Measurement) -> str:
     """Return why today's measurement is not of the same thing as the entry, or an empty string."""
+    before, now = entry.place, Place.of(measurement)
     pairs = (
-        ("weights revision", entry.revision, measurement.cell.model.revision),
-        ("recipe digest", entry.recipe_hash, measurement.cell.recipe.hash),
-        ("definition version", entry.definition, measurement.definition),
+        ("weights revision", before.revision, now.revision),
+        ("recipe digest", before.recipe_hash, now.recipe_hash),
+        ("definition version", before.definition, now.definition),
         ("flags", json.dumps(entry.flags, sort_keys=True), json.dumps(measurement.flags, sort_keys=True)),
     )
     return "; ".join(f"{what} {old} in the baseline and {new} today" for what, old, new in pairs if old != new)
+
+
+def cell_of(place: Place) -> Place:
+    """Return the cell of a figure by its names, whichever weights and recipe of that name it is of."""
+    return about(place).cell
 
 
 @dataclass(frozen=True)
 class Coverage:
     """What a session set out to measure: the cells whose every test runs, those seen at all, and if it was narrowed.
 
-    A cell is (model, recipe, server). ``narrowed`` says that options chose models, recipes or servers, so that what
+    A cell is as :func:`cell_of` has it. ``narrowed`` says that options chose models, recipes or servers, so that what
     was not seen was not meant to be.
     """
 
-    whole: Collection[tuple[str, str, str]]
-    seen: Collection[tuple[str, str, str]]
+    whole: Collection[Place]
+    seen: Collection[Place]
     narrowed: bool
 
     def expects(self, entry: Entry) -> bool:
-        cell = (entry.model, entry.recipe, entry.server)
+        cell = cell_of(entry.place)
         return cell in self.whole or (cell not in self.seen and not self.narrowed)
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.base.errors import SampleError, TooFewSamples
+from harness.records.place import Place
 from harness.records.run import Run, read
 from harness.records.schema import Measurement
 
@@ -154,7 +155,7 @@ def _noise(scaled: Any) -> float:
 
 
 @dataclass
-class Series:
+class Trend:
     """One figure of one cell on one device over the runs that measured it, in their order."""
 
     label: str
@@ -171,32 +172,26 @@ class Series:
         return [datetime.fromtimestamp(row.time, UTC) for _, row in self.rows]
 
 
-def series(runs: Iterable[Run], metrics: Sequence[str] = ()) -> list[Series]:
+def series(runs: Iterable[Run], metrics: Sequence[str] = ()) -> list[Trend]:
     """Return every series of the runs. What makes two figures comparable is that of a record's identity, less the
     packages: their versions are what a trend is about."""
-    from harness.judge.baseline import key, label
-
-    found: dict[tuple[str, ...], Series] = {}
+    found: dict[tuple[Place, str, str], Trend] = {}
     for run in runs:
-        latest: dict[tuple[str, ...], Measurement] = {}
+        latest: dict[tuple[Place, str, str], Measurement] = {}
         for line in read(run.path)[0]:
             if not isinstance(line, Measurement) or line.discarded or line.direction == "none":
                 continue
             if not metrics or line.metric in metrics:
-                cell = line.cell
-                flags = json.dumps(line.flags, sort_keys=True)
-                same = (str(line.definition), cell.model.revision, cell.recipe.hash, cell.hardware, line.device.name)
-                latest[(*key(line), *same, flags)] = line
+                latest[Place.of(line), line.device.name, json.dumps(line.flags, sort_keys=True)] = line
         for identity, row in latest.items():
-            named = f"{label(key(row))} on {row.cell.hardware}"
-            new = Series(named, row.unit, row.direction, [])
+            new = Trend(str(identity[0]), row.unit, row.direction, [])
             found.setdefault(identity, new).rows.append((run.name, row))
     for one in found.values():
         one.rows.sort(key=lambda entry: entry[1].time)
     return sorted(found.values(), key=lambda one: one.label)
 
 
-def report(one: Series) -> list[str]:
+def report(one: Trend) -> list[str]:
     """Return a line for each change point of a series, with the packages that changed there, and one for a drift."""
     lines = []
     drift = slow_drift(one.values, one.times)
@@ -215,7 +210,7 @@ def report(one: Series) -> list[str]:
     return lines
 
 
-def _moved(one: Series, before: float, after: float) -> str:
+def _moved(one: Trend, before: float, after: float) -> str:
     word = "better" if (after < before) == (one.direction == "lower") else "worse"
     share = f"{after / before - 1:+.1%} " if before else ""
     return f"{word}, {share}from {before:.4g} to {after:.4g} {one.unit}"

@@ -47,8 +47,10 @@ class BaselineHooks:
                 f"--against: {self.path} is of {self.baseline.hardware}, and no test of it is selected"
             )
         parts = any("::" in argument or argument.endswith(".py") for argument in self.config.args)
-        seen = set(map(_served, self.cells.values()))
-        cut = seen if parts else {_served(cell) for item, cell in self.cells.items() if item not in chosen}
+        seen = {baselines.cell_of(cell.place) for cell in self.cells.values()}
+        cut = seen
+        if not parts:
+            cut = {baselines.cell_of(cell.place) for item, cell in self.cells.items() if item not in chosen}
         narrowed = parts or any((self.given.models, self.given.recipes, self.given.servers))
         self.coverage = baselines.Coverage(seen - cut, seen, narrowed)
 
@@ -89,7 +91,3 @@ class BaselineHooks:
         if whole and self.comparison.missing():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         self.comparison.write(self.run)
-
-
-def _served(cell: Cell) -> tuple[str, str, str]:
-    return (cell.model.name, cell.recipe.name, cell.server)

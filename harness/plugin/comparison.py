@@ -12,13 +12,14 @@ from harness.base.errors import HarnessError, SampleError
 from harness.base.files import json_finite
 from harness.judge import baseline as baselines
 from harness.judge import rules, stats, verdict
-from harness.judge.baseline import MOST_MARGIN, Baseline, Coverage, Entry, Key
+from harness.judge.baseline import MOST_MARGIN, Baseline, Coverage, Entry
 from harness.judge.rules import RULES, Rule
 from harness.judge.series import Series
 from harness.judge.stats import Decision
 from harness.judge.verdict import Verdict
 from harness.measure.measure import Measure
 from harness.records.metrics import METRICS
+from harness.records.place import Place
 from harness.records.schema import Measurement
 
 # One block a day and few runs behind it: Schuirmann's 90 % interval, 5 % to each side. That a regression must recur in
@@ -49,7 +50,7 @@ class Comparison:
         self.path = path
         self.coverage = coverage
         self.measure = measure
-        self.verdicts: dict[Key, Verdict] = {}
+        self.verdicts: dict[Place, Verdict] = {}
         self._entries = {entry.key: entry for entry in baseline.entries}
         self._looked = 0
 
@@ -75,7 +76,7 @@ class Comparison:
         """Return what stands in the baseline, was meant to be measured today and was not; each becomes an error."""
         # What an earlier session of the run measured by the way, as a worker's start, is not measured again.
         for row in self.measure.standing():
-            key = baselines.key(row)
+            key = baselines.about(Place.of(row))
             if key in self._entries and key not in self.verdicts:
                 self.verdicts[key] = judge(self._entries[key], row)
         found = []
@@ -110,13 +111,13 @@ class Comparison:
 
     # ------------------------------------------------------------------------------------------------------ blocks
 
-    def _judge_new(self) -> dict[Key, Verdict]:
+    def _judge_new(self) -> dict[Place, Verdict]:
         rows = self.measure.measurements[self._looked :]
         self._looked = len(self.measure.measurements)
-        latest = {baselines.key(row): row for row in rows if not row.discarded}
+        latest = {baselines.about(Place.of(row)): row for row in rows if not row.discarded}
         return {key: judge(self._entries[key], row) for key, row in latest.items() if key in self._entries}
 
-    def _second(self, worse: set[Key], repeat: Callable[[], object]) -> dict[Key, Verdict]:
+    def _second(self, worse: set[Place], repeat: Callable[[], object]) -> dict[Place, Verdict]:
         """Measure the test once more and return what stands of the regressions."""
         before = {key: self.verdicts[key] for key in worse}
         problem = ""
@@ -148,7 +149,7 @@ def judge(entry: Entry, measurement: Measurement) -> Verdict:
     Times and rates are held against the spread of the baseline's runs; their margin is the rule's, or the smallest
     that such a spread can tell, and beyond MOST_MARGIN nothing is judged. Sizes and documents go by the gate's rules.
     """
-    rule = _RULES.get(entry.metric, _ADVISORY)
+    rule = _RULES.get(entry.place.metric, _ADVISORY)
     if problem := baselines.difference(entry, measurement):
         series = _series(entry, {"old": entry.values, "new": [measurement.value]})
         found = verdict.event(series, "error", "other-identity", f"{REASONS['other-identity']}: {problem}")
@@ -168,7 +169,7 @@ def _timed(entry: Entry, today: float, rule: Rule) -> Verdict:
         verdict.event(series, "error", "bad-samples", ""),
         primary=rule.primary,
         unit=entry.unit,
-        direction=METRICS[entry.metric].direction,
+        direction=METRICS[entry.place.metric].direction,
         confidence=CONFIDENCE,
         margin=rule.margin,
         blocks=1,
@@ -199,12 +200,12 @@ def _timed(entry: Entry, today: float, rule: Rule) -> Verdict:
 
 
 def _series(entry: Entry, values: dict[str, list[float]]) -> Series:
-    task = entry.parameters.get("task")
+    task = entry.place.parameters.get("task")
     return Series(
-        model=entry.model,
-        recipe=entry.recipe,
-        server=entry.server or None,
-        metric=entry.metric,
+        model=entry.place.model,
+        recipe=entry.place.recipe,
+        server=entry.place.server or None,
+        metric=entry.place.metric,
         label=entry.label,
         task=None if task is None else str(task),
         values=values,

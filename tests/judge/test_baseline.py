@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,13 @@ from harness.measure.measure import Measure
 from harness.plugin.baseline_hooks import BaselineHooks
 from harness.plugin.comparison import Comparison, Regression, judge
 from harness.records.metrics import METRICS
+from harness.records.place import Place
 from harness.records.run import Run, read
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 
 MODEL = ModelIdentity(name="small", source="hub:owner/small", revision="abc", weights="pretrained")
 DEVICE = Device(name="a processor")
+CELL = Place(model="small", recipe="int8wo", hardware="cpu", server="vllm")
 
 
 def measurement(metric: str, value: float, **changes: Any) -> Measurement:
@@ -73,7 +76,7 @@ def latencies(root: Path, values: list[float], **changes: Any) -> Baseline:
 def test_a_baseline_has_every_value_and_their_spread(tmp_path: Path) -> None:
     made = latencies(tmp_path, [1.0, 1.1, 0.9])
     (entry,) = made.entries
-    assert (entry.values, entry.metric, made.runs) == ([1.0, 1.1, 0.9], "latency", ["run-0", "run-1", "run-2"])
+    assert (entry.values, entry.place.metric, made.runs) == ([1.0, 1.1, 0.9], "latency", ["run-0", "run-1", "run-2"])
     assert entry.spread == pytest.approx(0.1005, abs=1e-3)
     assert baseline.load(made.write(tmp_path)) == made
 
@@ -82,7 +85,7 @@ def test_discarded_records_and_rare_figures_stay_out(tmp_path: Path) -> None:
     rows = [[measurement("latency", 9.0, discarded="throttled"), measurement("latency", 1.0)] for _ in range(3)]
     rows[0].append(measurement("ttft", 5.0))
     (made,) = baseline.collect(runs(tmp_path, *rows))
-    assert [(entry.metric, entry.values) for entry in made.entries] == [("latency", [1.0] * 3)]
+    assert [(entry.place.metric, entry.values) for entry in made.entries] == [("latency", [1.0] * 3)]
 
 
 def test_too_few_runs_make_no_baseline(tmp_path: Path) -> None:
@@ -123,6 +126,20 @@ def test_the_command_writes_the_file_and_says_what_it_can_tell(
     assert "needs at least 3 runs" in capsys.readouterr().err
 
 
+def test_a_baseline_of_the_first_schema_is_read_as_the_same(tmp_path: Path) -> None:
+    starts = [measurement("engine_start", 3.0, parameters={"kind": "server"}) for _ in range(3)]
+    (made,) = baseline.collect(runs(tmp_path / "runs", *([measurement("latency", 1.0), start] for start in starts)))
+    path = made.write(tmp_path)
+
+    def first(data: dict[str, Any]) -> None:
+        data["schema_version"] = 1
+        for entry in data["entries"]:
+            assert (entry.pop("hardware"), entry.pop("stage")) in (("cpu", "engine"), ("cpu", "server"))
+
+    edit(path, first)
+    assert baseline.load(path) == made
+
+
 # ------------------------------------------------------------------------------------------------------------- refusing
 
 
@@ -152,10 +169,14 @@ def test_other_hardware_and_other_definitions_are_refused_by_name(tmp_path: Path
     with pytest.raises(BaselineError, match="was measured on a processor, and this is another"):
         baseline.refuse_other(made, path, Device(name="another"))
     (entry,) = made.entries
-    older = made.model_copy(update={"entries": [entry.model_copy(update={"definition": 0})]})
+    older = made.model_copy(
+        update={"entries": [entry.model_copy(update={"place": replace(entry.place, definition=0)})]}
+    )
     with pytest.raises(BaselineError, match="latency was measured by version 0 of its definition, and today's is ver"):
         baseline.refuse_other(older, path, DEVICE)
-    gone = made.model_copy(update={"entries": [entry.model_copy(update={"metric": "speed"})]})
+    gone = made.model_copy(
+        update={"entries": [entry.model_copy(update={"place": replace(entry.place, metric="speed")})]}
+    )
     with pytest.raises(BaselineError, match="speed is not measured any more"):
         baseline.refuse_other(gone, path, DEVICE)
 
@@ -222,7 +243,7 @@ class Night:
     def __init__(self, folder: Path) -> None:
         self.measure = Measure(_NoFlow(), Run(folder))  # type: ignore[arg-type]
         made = latencies(folder, [1.0, 1.01, 0.99, 1.0, 1.0])
-        self.coverage = Coverage(whole={("small", "int8wo", "vllm")}, seen=(), narrowed=False)
+        self.coverage = Coverage(whole={CELL}, seen=(), narrowed=False)
         self.against = Comparison(made, folder / "cpu.json", self.coverage, self.measure)
 
     def take(self, value: float) -> None:
@@ -312,7 +333,7 @@ def test_what_is_fine_is_measured_once(tmp_path: Path) -> None:
 def test_what_a_session_left_out_on_purpose_is_not_missing(
     tmp_path: Path, whole: bool, seen: bool, narrowed: bool, expected: bool
 ) -> None:
-    cell = {("small", "int8wo", "vllm")}
+    cell = {CELL}
     night = Night(tmp_path)
     night.against.coverage = Coverage(cell if whole else set(), cell if seen else set(), narrowed)
     assert night.against.missing() == (["latency of small/int8wo/vllm"] if expected else [])
