@@ -1,13 +1,16 @@
-"""Runs to one HTML page that needs nothing else: tables that sort and filter, plots, verdicts, how to run it again."""
+"""Runs to one HTML page that needs nothing else: the verdict, the main table, trade-offs, and all the rest folded."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
 from harness.base.text import redact
@@ -16,106 +19,151 @@ from harness.records.failures import counted
 from harness.records.metrics import OF_THE_DEVICE
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import Failure, Header, Judgement, Measurement
-from harness.report import plots, tables
-from harness.report.layout import SECTIONS
+from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
+from harness.report import history, judged, plots, tables, tradeoffs
+from harness.report.headline import headline
+from harness.report.layout import SECTIONS, Layout, Subject
 from harness.report.rendering import Table
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from harness.records.columns import Columns
 
 MOST_BYTES = 5_000_000
 
-
 _ENVIRONMENTS = 10
-
-
 _TRENDED = ("latency", "request_throughput", "generate_throughput", "peak_memory", "perplexity", "accuracy")
+_SERIES = ("model", "recipe", "hardware", "server", "device", "metric", "unit", "parameters", "direction")
+
+
+@dataclass(frozen=True)
+class Links:
+    """Where a page stands in a site: its address for each part of the site, relative to this page."""
+
+    home: str
+    pages: Mapping[str, str]
 
 
 def render(
-    runs: Sequence[Run], gates: Sequence[GateFile], documented: Documented, title: str
+    runs: Sequence[Run],
+    gates: Sequence[GateFile],
+    documented: Documented,
+    title: str = "",
+    links: Links | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the page, and a message for each line of the records that could not be read."""
-    try:
-        import jinja2
-        import vl_convert  # noqa: F401
-    except ImportError as error:
-        raise HarnessError(f"{error}; a page needs: pip install 'torchao-harness[report]'") from error
     from harness.records import columns
 
     found = columns.load(runs, columns=[*columns.SLIM, "value", *_SERIES])
     measurements = found.standing()
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_file), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["json"] = _json_for_script
-    judged = _last(line for line in found.lines(found.kind("judgement")) if isinstance(line, Judgement))
-    headers = [line for line in found.lines(found.kind("header")) if isinstance(line, Header)]
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        names=[run.name for run in found.runs.values()],
-        subjects=_subjects(measurements, documented),
-        figures=_figures(measurements, documented),
-        trends=_trends(found),
-        gates=[{"gate": gate, "plot": plots.verdicts(gate)} for gate in gates],
-        failed=_thresholds(judged),
-        held=sum(line.passed for line in judged),
-        judged=len(judged),
-        failures=[_failure(line, times) for line, times in counted(found.failures())],
-        problems=found.problems,
-        environments=[_environment(header) for header in headers[-_ENVIRONMENTS:]],
-        more_environments=max(0, len(headers) - _ENVIRONMENTS),
-        identities=_identities(measurements),
-        css=_file("report.css"),
-        script=_file("report.js"),
-        # An end tag inside a string of the library would end the element that holds it.
-        library=_library().replace("</script", "<\\/script"),
+    lines = list(found.lines(found.kind("judgement", "outcome", "header")))
+    limits = judged.limits(lines)
+    failures = [_failure(line, times) for line, times in counted(found.failures())]
+    headers = [line for line in lines if isinstance(line, Header)]
+    names = [run.name for run in found.runs.values()]
+    facts = tables.provenance(measurements, [])
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title or _title(names, gates),
+            created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            names=names,
+            facts=[facts[name] for name in ("device", "packages", "measured") if name in facts],
+            verdict=judged.sentence(limits, len(failures), gates),
+            subjects=[_subject(it, documented, limits.flags) for it in tables.collect(measurements)],
+            tables=_tables(measurements, documented),
+            figures=_figures(measurements, documented),
+            trends=trends(found),
+            gates=[_gate(gate) for gate in gates],
+            failed=[_limit(it) for it in limits.failed],
+            known=[(_limit(it), why) for it, why in limits.known],
+            held=[_limit(it) for it in limits.held],
+            skips=_skips(lines),
+            failures=failures,
+            problems=found.problems,
+            environments=[_environment(header) for header in headers[-_ENVIRONMENTS:]],
+            more_environments=max(0, len(headers) - _ENVIRONMENTS),
+            identities=_identities(measurements),
+            links=links,
+        )
     )
     return redact(page), found.problems
 
 
-_SERIES = ("model", "recipe", "hardware", "server", "device", "metric", "unit", "parameters", "direction")
+def _title(names: Sequence[str], gates: Sequence[GateFile]) -> str:
+    runs = names if len(names) < 3 else [f"{len(names)} runs, {min(names)} to {max(names)}"]
+    return ", ".join([*runs, *(gate.title for gate in gates)]) or "Nothing yet"
 
 
-def _file(name: str) -> str:
+def environment() -> jinja2.Environment:
+    """Return what makes pages of the templates. Raises HarnessError where jinja2 is missing."""
+    try:
+        import jinja2
+        import markupsafe
+    except ImportError as error:
+        raise HarnessError(f"{error}; a page needs: pip install 'torchao-harness[report]'") from error
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(page_file), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    made.globals["file"] = page_file
+    # A long parameter of a narrow column may go on in a line of its own.
+    made.filters["breakable"] = lambda text: markupsafe.Markup("<wbr>").join(re.split(r"(?<=[_=])", str(text)))
+    return made
+
+
+def page_file(name: str) -> str:
+    """Return the text of a file that pages are made of."""
     return (resources.files("harness") / "report" / "page" / name).read_text(encoding="utf-8")
 
 
-def _library() -> str:
-    """Return vega, vega-lite and vega-embed as one script that makes them known to the page."""
-    import vl_convert
-
-    # The package's own stub wrongly asks for a snippet.
-    text: str = vl_convert.javascript_bundle()  # type: ignore[call-arg, unused-ignore]
-    return text
-
-
-def _json_for_script(value: Any) -> str:
-    """Return JSON that neither ends a script element nor begins another or a comment, whatever its texts hold."""
-    import markupsafe
-
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)
-    return markupsafe.Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+def _subject(subject: Subject, documented: Documented, flags: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    return {
+        "heading": subject.heading,
+        "random": subject.model.weights == "random",
+        "note": subject.model.note,
+        "main": headline(Layout(subject, documented), flags),
+        "trade_offs": tradeoffs.trade_offs(subject),
+        "sections": plots.sections(subject),
+    }
 
 
-def _subjects(measurements: Sequence[Measurement], documented: Documented) -> list[dict[str, Any]]:
-    every = tables.tables_of("all", measurements, documented)
-    found = []
-    for subject in tables.collect(measurements):
-        found.append(
-            {
-                "heading": subject.heading,
-                "random": subject.model.weights == "random",
-                "note": subject.model.note,
-                "tables": [_table(it) for it in every if it.heading == subject.heading],
-                "sections": plots.sections(subject),
-            }
+def _tables(measurements: Sequence[Measurement], documented: Documented) -> list[tuple[str, list[Table]]]:
+    """Return every table by model and device, those of details last."""
+    found: dict[str, list[Table]] = {}
+    for table in tables.tables_of("all", measurements, documented):
+        found.setdefault(table.heading, []).append(table)
+    return [(heading, sorted(of, key=lambda it: it.title == SECTIONS["detail"])) for heading, of in found.items()]
+
+
+def _gate(gate: GateFile) -> dict[str, Any]:
+    one_model = len({it.model for it in gate.verdicts}) == 1
+    verdicts = [
+        (
+            (it.name.removeprefix(f"{it.model} ") if one_model else it.name) + ("" if it.primary else " (told beside)"),
+            it.verdict,
+            "" if it.ratio is None else f"{it.ratio:.4f}",
+            "" if it.low is None or it.high is None else f"{it.low:.4f} to {it.high:.4f}",
+            f"{it.margin:.3g}" if it.margin else "",
+            str(it.blocks),
+            it.reason,
+            it.detail,
         )
-    return found
-
-
-def _table(table: Table) -> dict[str, Any]:
-    detail = table.title.startswith(SECTIONS["detail"])
-    return {"title": table.title, "header": table.header, "rows": table.rows, "notes": table.notes, "detail": detail}
+        for it in gate.verdicts
+    ]
+    header = ("what", "verdict", "new / old", "interval", "margin", "blocks", "reason", "detail")
+    broken = [(it.model, it.recipe, it.server or "", it.stage, it.old, it.new, it.error or "")
+              for it in gate.compatibility]  # fmt: skip
+    return {
+        "gate": gate,
+        "header": header,
+        "open": [row for row, it in zip(verdicts, gate.verdicts, strict=True) if it.verdict != "pass"],
+        "passed": [row for row, it in zip(verdicts, gate.verdicts, strict=True) if it.verdict == "pass"],
+        "plot": plots.verdicts(gate),
+        "changed": [row for row in broken if row[4] != row[5]],
+        "same": [row for row in broken if row[4] == row[5]],
+    }
 
 
 def _figures(measurements: Sequence[Measurement], documented: Documented) -> list[list[str]]:
@@ -140,52 +188,55 @@ def _figures(measurements: Sequence[Measurement], documented: Documented) -> lis
     ]
 
 
-def _trends(found: Any) -> list[plots.Plot]:
+def trends(found: Columns, metrics: Sequence[str] = _TRENDED) -> list[plots.Plot]:
+    """Return a plot for each figure of some metrics that several of the loaded runs hold."""
+    return [plot for it in histories(found, metrics) if (plot := history.trend(it))]
+
+
+def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
+    """Return each figure of some metrics over the loaded runs; needs the columns of _SERIES and the value."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if len(found.runs) < 2:
         return []
     rows = found.kind("measurement")
-    rows = rows.filter(pc.and_(pc.equal(rows["discarded"], ""), pc.is_in(rows["metric"], pa.array(_TRENDED))))
-    histories: dict[tuple[str, ...], plots.History] = {}
+    rows = rows.filter(pc.and_(pc.equal(rows["discarded"], ""), pc.is_in(rows["metric"], pa.array(metrics))))
+    made: dict[tuple[str, ...], history.History] = {}
     for row in rows.sort_by([("time", "ascending")]).to_pylist():
         key = tuple(row[name] for name in _SERIES if name != "recipe")
-        if key not in histories:
+        if key not in made:
             told = f"{row['metric']} of {row['model']} on {row['hardware']} ({row['device']})"
             if row["server"]:
                 told += f" through {row['server']}"
             parameters = ", ".join(f"{name}={value}" for name, value in json.loads(row["parameters"]).items())
-            histories[key] = plots.History(f"{told} {parameters}".strip(), row["unit"], {})
-        points = histories[key].series.setdefault(row["recipe"], [])
+            made[key] = history.History(f"{told} {parameters}".strip(), row["unit"], {})
+        points = made[key].series.setdefault(row["recipe"], [])
         points.append((row["time"], row["value"], found.runs[row["source"]].name))
-    return [plot for history in histories.values() if (plot := plots.trend(history))]
+    return list(made.values())
 
 
-def _last(judged: Iterable[Judgement]) -> list[Judgement]:
-    """Return the last judgement of each limit: a resumed run holds some of them twice."""
-    found = {
-        (it.cell.model_dump_json(), it.metric, json.dumps(it.parameters, sort_keys=True), it.comparison, it.limit): it
-        for it in judged
+def _limit(it: Judgement) -> tuple[str, ...]:
+    cell = it.cell
+    return (
+        f"{cell.model.name} {cell.recipe.name} on {cell.hardware} {cell.server}".strip(),
+        it.metric,
+        ", ".join(f"{name}={value}" for name, value in it.parameters.items()),
+        it.comparison,
+        f"{it.measured:.4g}",
+        f"{it.limit:.4g}",
+        "" if it.published is None else f"{it.published:.4g}",
+        it.origin,
+    )
+
+
+def _skips(lines: Iterable[Line]) -> dict[str, list[tuple[str, ...]]]:
+    """Return what did not run and what failed as expected, limits aside, which are told of by themselves."""
+    found = tables.skips_of(it for it in lines if isinstance(it, Outcome))
+    return {
+        "skipped": [(it.what, it.reason) for it in found if not it.expected],
+        "expected": [(it.what, it.reason, it.known or "-") for it in found if it.expected],
     }
-    return list(found.values())
-
-
-def _thresholds(judged: Iterable[Judgement]) -> list[list[str]]:
-    return [
-        [
-            f"{it.cell.model.name} {it.cell.recipe.name} on {it.cell.hardware} {it.cell.server}".strip(),
-            it.metric,
-            ", ".join(f"{name}={value}" for name, value in it.parameters.items()),
-            it.comparison,
-            f"{it.measured:.4g}",
-            f"{it.limit:.4g}",
-            "" if it.published is None else f"{it.published:.4g}",
-            it.origin,
-        ]
-        for it in judged
-        if not it.passed
-    ]
 
 
 def _failure(it: Failure, times: int) -> list[str]:
@@ -206,9 +257,11 @@ def _environment(header: Header) -> dict[str, Any]:
     }
 
 
-def _identities(measurements: Iterable[Measurement]) -> list[list[str]]:
-    """Return what each cell was made of: weights, configuration, and the server's options."""
+def _identities(measurements: Iterable[Measurement]) -> list[tuple[str, ...]]:
+    """Return what each cell was made of: weights, configuration, and the server's options; packages all alike once."""
     found: dict[tuple[str, ...], None] = {}
+    often = Counter(json.dumps(it.packages, sort_keys=True) for it in measurements)
+    usual = often.most_common(1)[0][0] if often else ""
     for it in measurements:
         if it.metric in OF_THE_DEVICE:
             continue
@@ -216,7 +269,8 @@ def _identities(measurements: Iterable[Measurement]) -> list[list[str]]:
         flags = " ".join(f"{name}={value}" for name, value in it.flags.items())
         config = json.dumps(recipe.config) if recipe.config else "none: the baseline"
         versions = " ".join(f"{name} {version}" for name, version in it.packages.items())
-        found[
-            (model.name, f"{model.source} {model.revision}", recipe.name, config, it.cell.server, flags, versions)
-        ] = None
-    return [list(key) for key in found]
+        if json.dumps(it.packages, sort_keys=True) == usual and len(often) > 1:
+            versions = "as most"
+        row = (model.name, f"{model.source} {model.revision}", recipe.name, config, it.cell.server, flags, versions)
+        found[row] = None
+    return list(found)

@@ -117,7 +117,7 @@ class TableLine:
         return " ".join(part for part in (*lead, self.row.label, f"({after})" if after else "") if part)
 
 
-def _labels(lines: Sequence[TableLine]) -> list[str]:
+def labels(lines: Sequence[TableLine]) -> list[str]:
     """Name each line, with whatever else tells lines of one name apart."""
     alike: dict[str, list[TableLine]] = {}
     for line in lines:
@@ -165,7 +165,7 @@ class Layout:
                     *([line.server or NOTHING] if servers else []),
                     *(self.cell(line, recipe) for recipe in recipes),
                 )
-                for label, line in zip(_labels(lines), lines, strict=True)
+                for label, line in zip(labels(lines), lines, strict=True)
             ),
             (*self.notes(lines), *(self.quality_notes(lines) if section == "quality" else ())),
             self.entries(lines, recipes),
@@ -286,7 +286,7 @@ class Layout:
             (*header, "published baseline", "published quantized", "published ratio", "reproduced"),
             tuple(
                 (label, *_beside(line, line.value(base), line.value(recipe), *pair))
-                for label, line, pair in zip(_labels(lines), lines, figures, strict=True)
+                for label, line, pair in zip(labels(lines), lines, figures, strict=True)
             ),
             (*self.notes(lines), *self.publication_notes(figure for pair in figures for figure in pair)),
             self.entries(lines, [base, recipe] if base else [recipe]),

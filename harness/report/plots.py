@@ -1,4 +1,4 @@
-"""Records to Vega-Lite specifications: one plot each, as wide as its place, in colours that suit light and dark."""
+"""Records to plots: SVG made as the page is, with the same in words for who cannot see it."""
 
 from __future__ import annotations
 
@@ -6,97 +6,63 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from harness.judge.gatefile import GateFile
 from harness.records.schema import Measurement, Scalar
 from harness.report.layout import Subject
 from harness.report.rows import improvement, rows_of
+from harness.report.svg import COLOURS, Drawing, Scale, number, shortened, wrapped
 
 CONFIDENCE = 0.95
-MOST_SAMPLES = 200
+MOST_SAMPLES = 100
 """More samples of one figure than this are shown by that many evenly spaced quantiles."""
+NARROW = 340
+"""Pixels of a plot that a phone shows whole."""
+WIDE = 480
 
-# Okabe and Ito's colours, which people who see red and green alike can tell apart; black is left out for dark pages.
-_COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a6d9e", "#7a7a7a"]
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-# Those that the baseline has too; agreement with the baseline would leave it out of the picture.
-_QUALITY = ("accuracy", "perplexity")
-_SPEED = ("generate_throughput", "request_throughput", "latency", "decode_throughput")
-_DISTRIBUTIONS = ("latency", "ttft", "tpot", "itl", "generate_throughput")
-_IMPROVED = (*_SPEED, "peak_memory", "weight_size", "ttft", "tpot", "output_throughput")
-
-Row = dict[str, Any]
+SPEED = ("generate_throughput", "request_throughput", "latency", "decode_throughput")
+MEMORY = ("peak_memory", "weight_size", "checkpoint_size")
+_DISTRIBUTIONS = ("latency", "ttft", "tpot", "itl", "generate_throughput", "request_throughput")
+_IMPROVED = (*MEMORY, *SPEED, "prefill_throughput", "ttft", "tpot", "output_throughput")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A specification, what it shows, and the same in words for who cannot see it."""
+    """A picture in markup, in one or two widths; what it shows; and how to read it."""
 
     title: str
     caption: str
-    spec: dict[str, Any]
-    rows: Sequence[Row]
-
-
-def _plot(title: str, caption: str, rows: list[Row], height: int, layer: list[dict[str, Any]]) -> Plot:
-    spec = {
-        "$schema": _SCHEMA,
-        "description": f"{title}. {caption}",
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit", "contains": "padding"},
-        "data": {"values": rows},
-        "layer": layer,
-        "config": _CONFIG,
-    }
-    return Plot(title, caption, spec, rows)
+    svg: str
 
 
 def sections(subject: Subject) -> list[tuple[str, list[Plot]]]:
-    """Return every plot about one model on one device by heading; a recipe has one colour in all of them."""
+    """Return the plots about one model on one device by heading; a recipe has one colour in all of them."""
     made = (
         ("Recipes against their baseline", improvements(subject)),
         ("Memory", memory(subject)),
-        ("Trade-offs", trade_offs(subject)),
-        ("Distributions of raw samples", distributions(subject)),
+        ("Raw samples", distributions(subject)),
     )
-    names = list(dict.fromkeys(recipe.name for recipe in subject.recipes))
-    for _, found in made:
-        for layer in (layer for plot in found for layer in plot.spec["layer"]):
-            colour = layer["encoding"].get("color", {})
-            if colour.get("field") == "recipe":
-                layer["encoding"] = layer["encoding"] | {"color": colour | {"scale": {"domain": names}}}
     return [(title, found) for title, found in made if found]
 
 
-_AXIS = {"labelColor": "currentColor", "titleColor": "currentColor", "gridOpacity": 0.25, "labelLimit": 150}
-_CONFIG: dict[str, Any] = {
-    "background": None,
-    "font": "system-ui, sans-serif",
-    "axis": _AXIS | {"domainColor": "currentColor", "tickColor": "currentColor", "gridColor": "#888888"},
-    "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "orient": "bottom", "columns": 2},
-    "view": {"stroke": None},
-    "range": {"category": _COLOURS},
-}
-_STEP = 26
+def colours(subject: Subject) -> dict[str, int]:
+    """Return which colour each recipe has."""
+    return {name: place for place, name in enumerate(dict.fromkeys(it.name for it in subject.recipes))}
 
 
-def _height(rows: Sequence[Row], field: str = "recipe") -> int:
-    return 40 + _STEP * len({row[field] for row in rows})
-
-
-def _label(record: Measurement, parameters: Iterable[str] | None = None) -> str:
+def label_of(record: Measurement) -> str:
     row = rows_of(record.metric, record.unit)[0]
-    named = record.parameters if parameters is None else {name: record.parameters[name] for name in parameters}
-    shown = [name for name in (row.after(named) if parameters is None else named) if name in named]
-    after = ", ".join(f"{name}={named[name]}" for name in shown)
-    through = f"through {record.cell.server}" if record.cell.server else ""
-    return " ".join(part for part in (record.metric, f"({after})" if after else "", through) if part)
+    shown = [name for name in row.after(record.parameters) if name in record.parameters]
+    after = ", ".join(f"{name}={record.parameters[name]}" for name in shown)
+    lead = " ".join(str(record.parameters[name]) for name in row.lead if name in record.parameters)
+    # Transformers is what a recipe is loaded with where no server is named.
+    through = f"through {record.cell.server}" if record.cell.server not in ("", "transformers") else ""
+    name = f"{lead} {row.label}".strip() if lead else row.label or record.metric
+    return " ".join(part for part in (name, f"({after})" if after else "", through) if part)
 
 
-def _groups(records: Iterable[Measurement]) -> dict[tuple[Any, ...], list[Measurement]]:
+def comparable(records: Iterable[Measurement]) -> dict[tuple[Any, ...], list[Measurement]]:
     """Sort records by what makes them comparable between recipes."""
     found: dict[tuple[Any, ...], list[Measurement]] = {}
     for it in records:
@@ -107,6 +73,76 @@ def _groups(records: Iterable[Measurement]) -> dict[tuple[Any, ...], list[Measur
 
 def _key(parameters: dict[str, Scalar]) -> str:
     return json.dumps(parameters, sort_keys=True)
+
+
+# ------------------------------------------------------------------------------------------ groups of lanes
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One value in a group, with its interval if it has one."""
+
+    value: float
+    series: int
+    tip: str
+    low: float | None = None
+    high: float | None = None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Values of one figure below its name; ``band`` is a range drawn behind them."""
+
+    name: str
+    lanes: Sequence[Lane]
+    band: tuple[float, float] | None = None
+
+
+def _lanes(label: str, title: str, groups: Sequence[Group], origin: float, *, log: bool) -> str:
+    """Draw each group's name and below it a line from ``origin`` to each of its values, one under the other."""
+    values = [origin] + [
+        it for group in groups for lane in group.lanes for it in (lane.value, lane.low, lane.high) if it
+    ]
+    values += [it for group in groups if group.band for it in group.band]
+    scale = Scale.over(values, 10, NARROW - 14, log=log)
+    step = 13
+    names = [wrapped(group.name, NARROW - 8) for group in groups]
+    heights = [len(name) * 15 + len(group.lanes) * step + 8 for group, name in zip(groups, names, strict=True)]
+    bottom = sum(heights) + 4
+    drawing = Drawing(NARROW, bottom + 40, label)
+    drawing.bottom_axis(scale, 2, bottom, title)
+    drawing.line(scale(origin), 2, scale(origin), bottom, "origin")
+    top = 0.0
+    for group, name, height in zip(groups, names, heights, strict=True):
+        for count, words in enumerate(name):
+            drawing.text(0, top + 12 + 15 * count, words, kind="halo")
+        y = top + len(name) * 15 + 7
+        if group.band:
+            left, right = scale(group.band[0]), scale(group.band[1])
+            drawing.rectangle(left, y - 7, right - left, len(group.lanes) * step, "band", "the margin")
+        for lane in group.lanes:
+            kind = lane.kind or f"c{lane.series % COLOURS}"
+            if lane.low is not None and lane.high is not None:
+                drawing.line(scale(lane.low), y, scale(lane.high), y, f"interval {kind}", lane.tip)
+            else:
+                drawing.line(scale(origin), y, scale(lane.value), y, f"stem {kind}")
+            drawing.mark(scale(lane.value), y, lane.series, lane.tip, lane.kind)
+            y += step
+        top += height
+    return drawing.markup()
+
+
+def legend(series: dict[str, int]) -> str:
+    """Return which colour and shape is whose, as a list that wraps."""
+    parts = []
+    for name, place in series.items():
+        drawing = Drawing(14, 14, "")
+        drawing.mark(7, 7, place)
+        words = Drawing(0, 0, "")
+        words.add("span", text=name)
+        parts.append(f'<li aria-hidden="false">{drawing.markup()}{"".join(words.parts)}</li>')
+    return f'<ul class="legend">{"".join(parts)}</ul>'
 
 
 # ------------------------------------------------------------------------ each recipe and its baseline
@@ -136,154 +172,52 @@ def interval(baseline: Sequence[float], samples: Sequence[float], ratio: float) 
 
 
 def improvements(subject: Subject) -> list[Plot]:
-    """Return bars of how many times better each recipe is than its baseline, a plot for each figure."""
-    plots = []
-    for group in _groups(it for it in subject.measurements if it.metric in _IMPROVED).values():
+    """Return one plot of how many times better each recipe is than its baseline, in every figure that has a ratio."""
+    series, groups = colours(subject), []
+    by_place = comparable(it for it in subject.measurements if it.metric in _IMPROVED)
+    for group in sorted(by_place.values(), key=lambda it: (_IMPROVED.index(it[0].metric), label_of(it[0]))):
         base = next((it for it in group if it.cell.recipe.baseline), None)
-        rows: list[Row] = []
+        lanes = []
         for it in group:
             ratio = improvement(base.value, it.value, it.direction) if base and it is not base else None
             if base is None or ratio is None:
                 continue
-            row: Row = {"recipe": it.cell.recipe.name, "ratio": ratio, "value": it.value, "unit": it.unit}
-            if found := interval(base.samples, it.samples, ratio):
-                row |= {"low": found[0], "high": found[1]}
-            rows.append(row)
-        if rows and base:
-            caption = f"Times better than {base.cell.recipe.name} ({base.value:.4g} {base.unit}); 1 is no change."
-            layer = [dict(_BARS), *([_INTERVALS] if any("low" in row for row in rows) else []), _NO_CHANGE]
-            plots.append(_plot(_label(group[0]), caption, rows, _height(rows), layer))
-    return plots
-
-
-_RECIPE_Y = {"field": "recipe", "type": "nominal", "title": None, "sort": None}
-_TIPS = [{"field": name, "type": "nominal"} for name in ("recipe", "ratio", "low", "high", "value", "unit")]
-_BARS: dict[str, Any] = {
-    "mark": {"type": "bar", "opacity": 0.85},
-    "encoding": {
-        "y": _RECIPE_Y,
-        "x": {"field": "ratio", "type": "quantitative", "title": "times better than the baseline"},
-        "color": {"field": "recipe", "type": "nominal", "legend": None, "sort": None},
-        "tooltip": _TIPS,
-    },
-}
-_INTERVALS: dict[str, Any] = {
-    "transform": [{"filter": "isValid(datum.low)"}],
-    "mark": {"type": "rule", "strokeWidth": 2, "color": "currentColor"},
-    "encoding": {"y": _RECIPE_Y, "x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}},
-}
-_NO_CHANGE: dict[str, Any] = {
-    "mark": {"type": "rule", "strokeDash": [4, 3], "color": "currentColor"},
-    "encoding": {"x": {"datum": 1}},
-}
+            low, high = interval(base.samples, it.samples, ratio) or (None, None)
+            tip = (
+                f"{it.cell.recipe.name}: {ratio:.3g} times better, {number(it.value)} {it.unit} of {number(base.value)}"
+            )
+            tip += f"; {low:.3g} to {high:.3g}" if low and high else ""
+            lanes.append(Lane(ratio, series[it.cell.recipe.name], tip, low, high))
+        if lanes:
+            groups.append(Group(label_of(group[0]), lanes))
+    if not groups:
+        return []
+    caption = "1 is no change, further right is better. A thick line is the interval of the rounds of one process."
+    words = "Times better than the baseline, by figure and recipe"
+    shown = legend({name: place for name, place in series.items() if any(
+        lane.series == place for group in groups for lane in group.lanes)})  # fmt: skip
+    parts = [groups[at : at + 8] for at in range(0, len(groups), 8)]
+    svg = shown + '<div class="row">' + "".join(
+        _lanes(words, "times better than the baseline", part, 1.0, log=True) for part in parts) + "</div>"  # fmt: skip
+    return [Plot("Times better than the baseline", caption, svg)]
 
 
 def memory(subject: Subject) -> list[Plot]:
     """Return memory split into weights and peak, and the key-value cache's capacity in tokens."""
-    rows: list[Row] = []
-    capacity: list[Row] = []
+    plots = []
+    parts = {"weights": 0, "peak": 1}
+    found: dict[str, list[Lane]] = {}
     for it in subject.measurements:
         if it.metric in ("weight_size", "peak_memory"):
             gigabytes = it.value / 1e9 if it.unit == "B" else it.value
             part = "weights" if it.metric == "weight_size" else "peak"
-            rows.append({"recipe": it.cell.recipe.name, "part": part, "value": gigabytes})
-        elif it.metric == "kv_cache_capacity":
-            capacity.append({"recipe": it.cell.recipe.name, "part": _label(it), "value": it.value})
-    plots = []
-    for title, found, unit in (("Memory: weights and peak", rows, "GB"), ("KV cache capacity", capacity, "tokens")):
-        if found:
-            encoding = {
-                "y": _RECIPE_Y,
-                "yOffset": {"field": "part", "sort": None},
-                "x": {"field": "value", "type": "quantitative", "title": unit},
-                "color": {"field": "part", "type": "nominal", "title": None, "sort": None},
-                "tooltip": [{"field": name, "type": "nominal"} for name in ("recipe", "part", "value")],
-            }
-            layer = [{"mark": {"type": "bar", "opacity": 0.85}, "encoding": encoding}]
-            plots.append(_plot(title, f"In {unit}.", found, _height(found) + 40, layer))
+            tip = f"{it.cell.recipe.name}, {part}: {number(gigabytes)} GB"
+            found.setdefault(it.cell.recipe.name, []).append(Lane(gigabytes, parts[part], tip))
+    if any(len(lanes) > 1 for lanes in found.values()):
+        groups = [Group(name, sorted(lanes, key=lambda it: it.series)) for name, lanes in found.items()]
+        svg = legend(parts) + _lanes("Memory of each recipe in GB", "GB", groups, 0, log=False)
+        plots.append(Plot("Weights and peak", "What is loaded, and the most that was held.", svg))
     return plots
-
-
-# ------------------------------------------------------------------------------------------ trade-offs
-
-
-def pareto(rows: Sequence[Row], x_up: bool, y_up: bool) -> list[Row]:
-    """Return the rows that no other row is at least as good as in both ``x`` and ``y`` and better in one, by ``x``."""
-
-    def signed(row: Row) -> tuple[float, float]:
-        return row["x"] * (1 if x_up else -1), row["y"] * (1 if y_up else -1)
-
-    def beaten(row: Row) -> bool:
-        mine = signed(row)
-        return any(
-            other[0] >= mine[0] and other[1] >= mine[1] and other != mine for other in map(signed, rows) if other
-        )
-
-    return sorted((row for row in rows if not beaten(row)), key=lambda row: (row["x"], row["y"]))
-
-
-def trade_offs(subject: Subject) -> list[Plot]:
-    """Return quality against speed and against memory, with the Pareto front; random weights have no quality."""
-    if subject.model.weights == "random":
-        return []
-    groups = _groups(subject.measurements)
-    quality = _most(groups, _QUALITY)
-    plots = []
-    for what, wanted in (("speed", _SPEED), ("memory", ("peak_memory", "weight_size"))):
-        other = _most(groups, wanted)
-        if quality is None or other is None:
-            continue
-        at = {(it.cell.recipe.name, it.cell.recipe.hash): it for it in other}
-        rows: list[Row] = []
-        for it in quality:
-            beside = at.get((it.cell.recipe.name, it.cell.recipe.hash))
-            if beside:
-                rows.append({"recipe": it.cell.recipe.name, "x": beside.value, "y": it.value})
-        if len(rows) < 2:
-            continue
-        x, y = other[0], quality[0]
-        for row in pareto(rows, x.direction == "higher", y.direction == "higher"):
-            row["front"] = True
-        caption = (
-            f"{_label(y)}, {y.direction} is better, against {_label(x)}, {x.direction} is better. "
-            "The line joins the Pareto front: what nothing else beats in both."
-        )
-        layer = _scatter(f"{x.metric} ({x.unit})", f"{y.metric} ({y.unit})")
-        plots.append(_plot(f"Accuracy against {what}", caption, rows, 280, layer))
-    return plots
-
-
-def _most(groups: dict[tuple[Any, ...], list[Measurement]], metrics: Sequence[str]) -> list[Measurement] | None:
-    """Return the group of the first of these metrics that was measured; of its groups the one with most recipes."""
-    for metric in metrics:
-        found = [group for group in groups.values() if group[0].metric == metric and len(group) > 1]
-        if found:
-            return max(found, key=len)
-    return None
-
-
-def _scatter(x: str, y: str) -> list[dict[str, Any]]:
-    encoding = {
-        "x": {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, "padding": 30}},
-        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False, "padding": 20}},
-    }
-    tips = [{"field": name, "type": "nominal"} for name in ("recipe", "x", "y")]
-    colour = {"field": "recipe", "type": "nominal", "legend": None, "sort": None}
-    return [
-        {
-            "transform": [{"filter": "datum.front"}],
-            "mark": {"type": "line", "color": "currentColor", "strokeDash": [4, 3], "opacity": 0.6},
-            "encoding": encoding | {"order": {"field": "x", "type": "quantitative"}},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-            "encoding": encoding | {"color": colour, "tooltip": tips},
-        },
-        {
-            "mark": {"type": "text", "dy": -11, "color": "currentColor", "limit": 120},
-            "encoding": encoding | {"text": {"field": "recipe", "type": "nominal"}},
-        },
-    ]
 
 
 # --------------------------------------------------------------------------------------- distributions
@@ -298,136 +232,55 @@ def thinned(samples: Sequence[float]) -> list[float]:
 
 
 def distributions(subject: Subject) -> list[Plot]:
-    """Return the raw samples behind each latency, a plot for each figure: every sample, and the median."""
+    """Return the raw samples behind each timed figure, a plot for each of which more than two values differ."""
     plots = []
-    wanted = (it for it in subject.measurements if it.metric in _DISTRIBUTIONS and len(it.samples) > 1)
-    for group in _groups(wanted).values():
-        rows: list[Row] = [
-            {"recipe": it.cell.recipe.name, "value": value} for it in group for value in thinned(it.samples)
-        ]
-        value = {"field": "value", "type": "quantitative", "title": group[0].unit, "scale": {"zero": False}}
-        colour = {"field": "recipe", "type": "nominal", "legend": None, "sort": None}
-        layer = [
-            {
-                "mark": {"type": "boxplot", "size": 12, "opacity": 0.35, "outliers": False, "extent": "min-max"},
-                "encoding": {"y": _RECIPE_Y, "x": value, "color": colour},
-            },
-            {
-                "mark": {"type": "tick", "thickness": 1, "opacity": 0.8, "size": 16},
-                "encoding": {"y": _RECIPE_Y, "x": value, "color": colour},
-            },
-        ]
-        counts = "; ".join(f"{it.cell.recipe.name}: {len(it.samples)}" for it in group)
-        plots.append(
-            _plot(_label(group[0]), f"A line a sample, box: quartiles. Samples: {counts}.", rows, _height(rows), layer)
-        )
+    series = colours(subject)
+    wanted = (it for it in subject.measurements if it.metric in _DISTRIBUTIONS and len(set(it.samples)) > 2)
+    for group in comparable(wanted).values():
+        unit = group[0].unit
+        scale = Scale.over([sample for it in group for sample in it.samples], 10, NARROW - 14)
+        step = 38
+        drawing = Drawing(NARROW, step * len(group) + 42, f"Raw samples of {label_of(group[0])}")
+        drawing.bottom_axis(scale, 2, step * len(group), unit)
+        for count, it in enumerate(group):
+            top = step * count
+            low, middle, high = _quartiles(it.samples)
+            told = f"{it.cell.recipe.name}: median {number(middle)} {unit}, {len(it.samples)} samples"
+            drawing.text(0, top + 12, shortened(told, NARROW - 8), kind="halo")
+            classes = f"c{series[it.cell.recipe.name] % COLOURS}"
+            tip = f"{told}, quartiles {number(low)} and {number(high)}"
+            drawing.rectangle(scale(low), top + 18, max(scale(high) - scale(low), 1.0), 10, f"box {classes}", tip)
+            strokes = "".join(f"M{scale(sample):g} {top + 17}v12" for sample in thinned(it.samples))
+            drawing.add("path", kind=f"ticks {classes}", d=strokes)
+        plots.append(Plot(label_of(group[0]), "A stroke a sample, box: the middle half.", drawing.markup()))
     return plots
 
 
-# ----------------------------------------------------------------------------------------------- trend
-
-
-@dataclass(frozen=True)
-class History:
-    """One figure of several recipes over runs: recipe -> (seconds since the epoch, value, run), in order of time."""
-
-    title: str
-    unit: str
-    series: dict[str, list[tuple[float, float, str]]]
-
-
-def trend(history: History) -> Plot | None:
-    """Return a line for each recipe over the runs, with the points at which its level changed; None for one run."""
-    if len({run for points in history.series.values() for _, _, run in points}) < 2:
-        return None
-    from harness.base.errors import HarnessError
-    from harness.judge import trend as trends
-
-    rows: list[Row] = []
-    told: list[str] = []
-    for recipe, points in history.series.items():
-        times = [datetime.fromtimestamp(time, UTC) for time, _, _ in points]
-        values = [value for _, value, _ in points]
-        try:
-            changes = {it.index: it for it in trends.change_points(values, times)}
-        except HarnessError:
-            changes = {}  # too few runs to tell
-        for index, ((_, value, run), at) in enumerate(zip(points, times, strict=True)):
-            row: Row = {"recipe": recipe, "time": at.isoformat(), "value": value, "run": run}
-            if index in changes:
-                before, after = changes[index].before, changes[index].after
-                row["change"] = f"{before:.4g} -> {after:.4g} {history.unit}"
-                told.append(f"{recipe} at {run}: {row['change']}")
-            rows.append(row)
-    encoding = {
-        "x": {"field": "time", "type": "temporal", "title": None},
-        "y": {"field": "value", "type": "quantitative", "title": history.unit, "scale": {"zero": False}},
-        "color": {"field": "recipe", "type": "nominal", "title": None, "sort": None},
-    }
-    tips = [{"field": name, "type": "nominal"} for name in ("recipe", "run", "value", "change")]
-    layer: list[dict[str, Any]] = [
-        {"mark": {"type": "line", "point": {"size": 25}}, "encoding": encoding | {"tooltip": tips}},
-    ]
-    if told:
-        layer.append(
-            {
-                "transform": [{"filter": "isValid(datum.change)"}],
-                "mark": {"type": "point", "shape": "diamond", "size": 220, "strokeWidth": 2.5, "fill": None},
-                "encoding": encoding | {"tooltip": tips},
-            }
-        )
-    caption = f"Change points: {'; '.join(told)}." if told else "No change of level was found."
-    return _plot(history.title, caption, rows, 240, layer)
+def _quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    ordered = sorted(samples)
+    low, middle, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
+    return low, middle, high
 
 
 # ------------------------------------------------------------------------------------------------ gate
 
 
 def verdicts(gate: GateFile) -> Plot | None:
-    """Return each verdict's ratio new / old with its interval and margin."""
+    """Return each verdict's ratio new / old with its interval and margin; those that are no pass first."""
     one_model = len({it.model for it in gate.verdicts}) == 1
-    rows: list[Row] = [
-        {
-            # The name is an axis label: a model that all rows share would push the rest of it out of sight.
-            "name": it.name.removeprefix(f"{it.model} ") if one_model else it.name,
-            "ratio": it.ratio,
-            "low": it.low,
-            "high": it.high,
-            "lowest": 1 / (1 + it.margin),
-            "highest": 1 + it.margin,
-            "verdict": it.verdict,
-        }
-        for it in gate.verdicts
-        if it.ratio is not None and it.low is not None and it.high is not None
-    ]
-    if not rows:
+    groups: list[Group] = []
+    for it in sorted(gate.verdicts, key=lambda it: (it.verdict == "pass", not it.primary)):
+        if it.ratio is None or it.low is None or it.high is None:
+            continue
+        # A model that all rows share says nothing.
+        name = it.name.removeprefix(f"{it.model} ") if one_model else it.name
+        tip = f"{name}: {it.verdict}, {it.ratio:.4g} ({it.low:.4g} to {it.high:.4g}), margin {it.margin:.3g}"
+        lane = Lane(it.ratio, 0, tip, it.low, it.high, it.verdict)
+        groups.append(Group(name, [lane], (1 / (1 + it.margin), 1 + it.margin)))
+    if not groups:
         return None
-    name = {"field": "name", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
-    scale = {"type": "quantitative", "title": "new / old", "scale": {"zero": False}}
-    colour = {
-        "field": "verdict",
-        "type": "nominal",
-        "title": None,
-        "scale": {
-            "domain": ["pass", "regressed", "inconclusive", "error"],
-            "range": ["#009e73", "#d55e00", "#e69f00", "#7a7a7a"],
-        },
-    }
-    tips = [{"field": it, "type": "nominal"} for it in ("name", "verdict", "ratio", "low", "high")]
-    layer: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "bar", "opacity": 0.15, "color": "#888888"},
-            "encoding": {"y": name, "x": {"field": "lowest"} | scale, "x2": {"field": "highest"}},
-        },
-        {
-            "mark": {"type": "rule", "strokeWidth": 3},
-            "encoding": {"y": name, "x": {"field": "low"} | scale, "x2": {"field": "high"}, "color": colour},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"y": name, "x": {"field": "ratio"} | scale, "color": colour, "tooltip": tips},
-        },
-        _NO_CHANGE,
-    ]
-    caption = "New over old with its interval; the grey bar is the margin."
-    return _plot(gate.title, caption, rows, _height(rows, "name"), layer)
+    label = f"Ratio new / old of each metric: {gate.title}"
+    parts = [groups[at : at + 14] for at in range(0, len(groups), 14)]
+    svg = "".join(_lanes(label, "new / old", part, 1.0, log=True) for part in parts)
+    caption = "New over old with its interval; the grey band is the margin."
+    return Plot("Every ratio, with its interval", caption, f'<div class="row">{svg}</div>')

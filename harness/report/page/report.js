@@ -26,45 +26,60 @@
     });
   }
   const filter = document.getElementById("filter");
-  const subject = document.getElementById("subject");
-  const count = document.getElementById("count");
-  const rows = [...document.querySelectorAll("table.data tbody tr")].map((row) => [row, row.textContent.toLowerCase()]);
-  const apply = () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    for (const [row, text] of rows) {
-      row.hidden = !words.every((word) => text.includes(word));
-      shown += row.hidden ? 0 : 1;
+  if (filter) {
+    const count = document.getElementById("count");
+    const near = filter.closest("details, section").querySelectorAll("table.data tbody tr");
+    const rows = [...near].map((row) => [row, row.textContent.toLowerCase()]);
+    filter.addEventListener("input", () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      for (const [row, text] of rows) {
+        row.hidden = !words.every((word) => text.includes(word));
+        shown += row.hidden ? 0 : 1;
+      }
+      count.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
+    });
+  }
+  // The reader's choice holds for every page from here; where nothing can be stored it holds for this one.
+  const root = document.documentElement;
+  const kept = (value) => {
+    try {
+      return value === undefined ? localStorage.getItem("theme") : localStorage.setItem("theme", value);
+    } catch {
+      return null;
     }
-    for (const section of document.querySelectorAll("section.subject")) {
-      section.hidden = subject.value !== "" && section.dataset.subject !== subject.value;
-    }
-    count.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
-    draw();
   };
-  filter.addEventListener("input", apply);
-  subject.addEventListener("change", apply);
-  document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
-  document.getElementById("theme").addEventListener("click", () => {
-    const root = document.documentElement;
+  if (kept()) root.dataset.theme = kept();
+  document.getElementById("theme")?.addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
+    kept(root.dataset.theme);
   });
-  // A plot is drawn once its place is visible, so that it knows how wide that is.
-  const draw = () => {
-    for (const place of document.querySelectorAll(".vega:not([data-drawn])")) {
-      if (!place.offsetParent) continue;
-      place.dataset.drawn = "";
-      const spec = JSON.parse(place.querySelector("script").textContent);
-      vegaEmbed(place, spec, { renderer: "svg", actions: false }).then(
-        () => { place.dataset.drawn = "done"; },
-        (error) => { place.textContent = `This plot could not be drawn: ${error.message}`; console.error(error); },
-      );
-    }
+  // A link to what is folded unfolds it.
+  const unfold = () => {
+    let target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const menu = document.getElementById("menu");
+    if (menu) menu.checked = false;
+    if (!target) return;
+    for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+    target.scrollIntoView();
   };
+  addEventListener("hashchange", unfold);
+  for (const link of document.querySelectorAll("#contents a[href^='#']")) {
+    link.addEventListener("click", () => { if (link.hash === location.hash) unfold(); });
+  }
+  unfold();
+  // Where the reader is, is marked in the contents.
+  const links = new Map([...document.querySelectorAll("#contents a[href^='#']")].map((it) => [it.hash.slice(1), it]));
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) links.get(entry.target.id)?.toggleAttribute("data-here", entry.isIntersecting);
+  }, { rootMargin: "-10% 0px -60% 0px" });
+  for (const id of links.keys()) {
+    const target = document.getElementById(id);
+    if (target) seen.observe(target);
+  }
   // Paper cannot be unfolded.
   addEventListener("beforeprint", () => {
     for (const folded of document.querySelectorAll("details.detail")) folded.open = true;
   });
-  draw();
 })();
