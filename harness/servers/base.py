@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 SERVED_NAME = "model"
 
 
+@dataclass(frozen=True)
+class ByHand:
+    """How a reader without this harness serves and measures a published checkpoint, which the commands call $MODEL.
+
+    ``title`` is the server as people write it; ``latency`` and ``serving`` are its own benchmarks of a batch and of a
+    server.
+    """
+
+    title: str
+    distributions: tuple[str, ...]
+    serve: str
+    latency: str
+    serving: str
+
+
 class ServerBackend(ABC):
     """A server and its offline engine.
 
@@ -26,7 +42,8 @@ class ServerBackend(ABC):
     ``module`` is what runs as the server, ``family`` names the imports that both are forked with (those of
     harness/worker/forkserver.py), if they can be. ``distributions`` are the packages that may hold it, ``repository``
     is where on GitHub they are made, ``empty_cache`` is the path that empties its prefix cache. ``client`` is the
-    worker of its serving benchmark, by which all servers are asked, if it brings one.
+    worker of its serving benchmark, by which all servers are asked, if it brings one; ``tutorial`` says that it is what
+    the published tutorial measures through. ``by_hand`` is None where it cannot read a checkpoint by itself.
     """
 
     at_load: ClassVar[bool] = False
@@ -39,6 +56,8 @@ class ServerBackend(ABC):
     repository: ClassVar[str]
     empty_cache: ClassVar[str]
     client: ClassVar[str] = ""
+    tutorial: ClassVar[bool] = False
+    by_hand: ClassVar[ByHand | None] = None
 
     @property
     def stages(self) -> Mapping[Stage, frozenset[str]]:

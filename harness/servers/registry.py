@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.records.metrics import GATED, Stage
-from harness.servers.base import ServerBackend
+from harness.servers.base import ByHand, ServerBackend
 from harness.servers.sglang import SGLang
 from harness.servers.vllm import VLLM
 
@@ -37,6 +37,16 @@ def gated() -> dict[str, Mapping[Stage, frozenset[str]]]:
 def client() -> ServerBackend:
     """Return the server whose serving benchmark asks them all."""
     return next(server for server in SERVERS.values() if server.client)
+
+
+def tutorial() -> str:
+    """Return the name of the server that the published tutorial measures through."""
+    return next(name for name, server in SERVERS.items() if server.tutorial)
+
+
+def by_hand() -> dict[str, ByHand]:
+    """Return how checkpoints are served and measured without this harness, by server; of some there is no way."""
+    return {name: server.by_hand for name, server in SERVERS.items() if server.by_hand}
 
 
 def unsupported(server: str, on: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.machine import probe
 from harness.records.schema import Scalar
-from harness.servers.base import SERVED_NAME, ServerBackend, command_flags
+from harness.servers.base import SERVED_NAME, ByHand, ServerBackend, command_flags
 
 if TYPE_CHECKING:
     from harness.matrix.plan import Cell
@@ -25,6 +25,14 @@ class VLLM(ServerBackend):
     repository = "vllm-project/vllm"
     empty_cache = "/reset_prefix_cache"
     client = "client"
+    tutorial = True
+    by_hand = ByHand(
+        title="vLLM",
+        distributions=distributions,
+        serve="vllm serve $MODEL",
+        latency="vllm bench latency --model $MODEL",
+        serving="vllm bench serve --backend openai --model $MODEL",
+    )
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
         engine = cell.measurements.engine

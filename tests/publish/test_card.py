@@ -22,6 +22,8 @@ from harness.records.published import Documented
 from harness.records.schema import Cell, Device, Judgement, Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report.rendering import render
 from harness.report.tables import published_tables
+from harness.servers.base import ByHand
+from harness.servers.registry import by_hand
 
 MODEL = ModelIdentity(name="Tiny", source="hub:them/Tiny", revision="abc", weights="pretrained")
 BASE = RecipeIdentity(name="bf16", hash="0000", config={}, baseline=True)
@@ -106,6 +108,7 @@ def everything() -> list[Measurement]:
 
 def contents(measurements: list[Measurement], **more: Any) -> Contents:
     given: dict[str, Any] = {"repository": "me/Tiny-int8wo", "model": MODEL, "recipe": RECIPE, "config": {}}
+    given["servers"] = by_hand()
     return Contents(measurements=measurements, **(given | more))
 
 
@@ -166,6 +169,27 @@ def test_without_vllm_there_is_no_section_for_it() -> None:
     alone = measured("peak_memory", 1, server="transformers", hardware="cpu", packages={"torch": "2.13.0"})
     text = card([alone]).text
     assert "vllm" not in text.casefold()
+
+
+def test_each_server_that_reads_a_checkpoint_has_its_section_and_its_commands() -> None:
+    """One that cannot read it by itself has none, whatever was measured through it."""
+    twin = ByHand("Twin", ("twin",), "twin up $MODEL", "twin batch $MODEL", "twin load $MODEL")
+    lines = [
+        measured("latency", 1.0, server=server, parameters=LATENCY, packages={"twin": "3.1", "sglang": "0.5"})
+        for server in ("twin", "sglang")
+    ]
+    lines.append(measured("request_throughput", 3, server="twin", parameters={"num_prompts": 1}))
+    text = card(lines, servers=by_hand() | {"twin": twin}).text
+    assert "Inference with Twin" in headings(text, 2)
+    assert not [it for it in headings(text, 2) if "SGLang" in it or "vLLM" in it]
+    for words in (
+        "pip install twin==3.1\n",
+        "twin up $MODEL\n",
+        "twin batch $MODEL --input-len 256",
+        "twin load $MODEL",
+    ):
+        assert words in text
+    assert "pip install sglang" not in text
 
 
 def test_no_records_at_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from harness.records.metrics import GATED, METRICS
 from harness.runtime.environment import Environment, at
 from harness.runtime.job import Server, free_port
 from harness.runtime.process import Process
-from harness.servers.registry import SERVERS, gated
+from harness.servers.registry import SERVERS, distributions, gated
 
 FOLDER = Path("/weights")
 
@@ -193,3 +194,16 @@ def test_a_cache_is_emptied_whatever_words_the_server_finds_for_it(sglang_like):
     sglang_like.seen.append("busy")
     with pytest.raises(WorkerError, match="answered 400: Cache flushed"):
         sglang_like.tell(SERVERS["sglang"].empty_cache, 10)
+
+
+def test_what_is_true_of_one_server_stands_with_it_alone(repository: Path) -> None:
+    """Elsewhere the registry is asked: no module names a server or its packages."""
+    names = {*SERVERS, *distributions()}
+    found = {
+        f"{path.relative_to(repository)}: {node.value}"
+        for path in (repository / "harness").rglob("*.py")
+        if path.parts[-2] not in ("servers", "worker")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert found == set()
