@@ -79,9 +79,9 @@ class TooFewSamples(SampleError):
 class WorkerError(HarnessError):
     """A worker or a server failed.
 
-    ``stage`` names what it was doing, ``kind`` is one of ``exception``, ``crash``, ``timeout``,
+    ``stage`` names what it was doing, ``kind`` is one of ``exception``, ``refused``, ``crash``, ``timeout``,
     ``out_of_memory``, ``start`` and ``http``; ``log_tail`` is the end of its log. ``worker`` says which kind of
-    worker it was, e.g. ``engine`` or ``server``.
+    worker it was, e.g. ``engine`` or ``server``. One that ``refused`` what it was given has said all in its message.
     """
 
     def __init__(self, message: str, *, stage: str, kind: str, log_tail: str = "", worker: str = "") -> None:
@@ -101,6 +101,11 @@ class WorkerError(HarnessError):
         found.args = (f"{self.message} (it failed before in this session and is not tried again)",)
         found.repeated = True
         return found
+
+    @property
+    def says_all(self) -> bool:
+        """Whether the message is all that a user needs, so that a log would add nothing but a traceback."""
+        return self.kind == "refused"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

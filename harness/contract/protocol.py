@@ -10,6 +10,9 @@ REQUESTS_FD = "HARNESS_REQUESTS_FD"
 REPLIES_FD = "HARNESS_REPLIES_FD"
 FORKS_FD = "HARNESS_FORKS_FD"
 
+REFUSED = "refused"
+"""The kind of an error whose message is all that a user needs; its log adds nothing but a traceback."""
+
 
 class Job(BaseModel):
     """The first line a worker reads: which backend to open, and with what."""

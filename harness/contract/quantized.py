@@ -11,6 +11,34 @@ from pathlib import Path
 from typing import Any
 
 TORCHAO = "torchao"
+# Files beside config.json that say so where config.json itself does not: ModelOpt, AutoGPTQ, AutoAWQ, Quanto.
+_BESIDE = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "quanto_qmap.json": "quanto",
+    "quantization_map.json": "quanto",
+}
+_NAMES = {
+    "modelopt": "ModelOpt",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "mlx": "MLX",
+    "aqlm": "AQLM",
+    "hqq": "HQQ",
+    "quanto": "Quanto",
+    "quark": "Quark",
+    "vptq": "VPTQ",
+    "spqr": "SpQR",
+    "fp8": "Transformers' fp8",
+    "fbgemm_fp8": "Transformers' fbgemm_fp8",
+    "mxfp4": "Transformers' mxfp4",
+}
+_WIDENED = {
+    "fp8": "FineGrainedFP8Config(dequantize=True)",
+    "mxfp4": "Mxfp4Config(dequantize=True)",
+    "compressed-tensors": "CompressedTensorsConfig(dequantize=True)",
+}
 # Classes that torchao has under another name now.
 _RENAMED = {"ModuleFqnToConfig": "FqnToConfig", "AOPerModuleConfig": "FqnToConfig"}
 
@@ -18,7 +46,21 @@ _RENAMED = {"ModuleFqnToConfig": "FqnToConfig", "AOPerModuleConfig": "FqnToConfi
 def method(folder: Path) -> str:
     """Return what quantized a checkpoint (``torchao``, or another's name), or an empty string if it is plain."""
     found = _config(folder)
-    return str(found.get("quant_method", "an unnamed method")) if found else ""
+    return str(found.get("quant_method") or _by_keys(found)) if found else ""
+
+
+def refusal(folder: Path) -> str:
+    """Return why a checkpoint that something else than torchao quantized is not measured, or an empty string."""
+    found = method(folder)
+    if found in ("", TORCHAO):
+        return ""
+    name = _NAMES.get(found, found)
+    wider = _WIDENED.get(found, "")
+    widened = f"; Transformers widens it: load it with quantization_config={wider} and save that" if wider else ""
+    return (
+        f"{folder} is quantized with {name}, which is not torchao: give the plain model that it was made of, or one "
+        f"that torchao quantized{widened}"
+    )
 
 
 def quant_type(folder: Path) -> Any:
@@ -56,14 +98,52 @@ def classes(config: Any) -> Iterator[str]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    """Return the ``quantization_config`` of a checkpoint, or what stands in its place, with its ``quant_method``."""
     path = folder / "config.json"
+    found = _table(path)
+    table = _under(path, found, "quantization_config")
+    if "quant_method" not in table and isinstance(found.get("quantization"), dict) and "bits" in found["quantization"]:
+        return {"quant_method": "mlx"}
+    if table:
+        return table
+    for name, table in found.items():
+        # A model of several parts may have it in the one that is quantized.
+        if name.endswith("_config") and isinstance(table, dict) and table.get("quantization_config"):
+            return _under(path, table, "quantization_config")
+    # As llm-compressor wrote it before 0.2.
+    if _under(path, found, "compression_config"):
+        return {"quant_method": "compressed-tensors"}
+    for name, method in _BESIDE.items():
+        if (folder / name).is_file():
+            return {"quant_method": method}
+    return {}
+
+
+def _under(path: Path, table: dict[str, Any], name: str) -> dict[str, Any]:
+    found = table.get(name) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: its {name} is not a table: it is damaged; save the model again")
+    return found
+
+
+def _table(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is damaged; save the model again") from error
-    table = (found.get("quantization_config") or {}) if isinstance(found, dict) else None
-    if not isinstance(table, dict):
-        raise ValueError(f"{path}: it, or its quantization_config, is not a table: it is damaged; save the model again")
-    return table
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: it is not a table: it is damaged; save the model again")
+    return found
+
+
+def _by_keys(table: dict[str, Any]) -> str:
+    """Return what quantized a checkpoint whose config does not name it, by the keys that it has."""
+    if table.get("load_in_8bit") or table.get("load_in_4bit") or any(name.startswith("bnb_") for name in table):
+        return "bitsandbytes"
+    if "quant_algo" in table:
+        return "modelopt"
+    if "config_groups" in table or "sparsity_config" in table:
+        return "compressed-tensors"
+    return "an unnamed method"

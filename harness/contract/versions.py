@@ -25,6 +25,7 @@ CHECKPOINT_FACTS = (
     "linear",
     "quantization_config",
     "architecture",
+    "finite",
 )
 """What is said of every checkpoint; one of which an older version said less is made again."""
 

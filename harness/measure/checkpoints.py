@@ -41,13 +41,11 @@ class Checkpoint:
         say how.
         """
         try:
-            method = quantized.method(self.folder)
+            method, refusal = quantized.method(self.folder), quantized.refusal(self.folder)
         except ValueError as error:
             raise ArtifactError(f"model {self.model.name}: {error}") from error
-        if method not in ("", quantized.TORCHAO):
-            raise ArtifactError(
-                f"model {self.model.name} is quantized with {method}: give the plain model, or one of torchao's"
-            )
+        if refusal:
+            raise ArtifactError(f"model {self.model.name}: {refusal}")
         found = quantized.config_class(self.folder)
         if method and not found.endswith("Config"):
             raise ArtifactError(

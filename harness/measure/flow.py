@@ -15,7 +15,7 @@ from typing import Any
 from harness.base import network
 from harness.base.errors import ArtifactError, HarnessError, MatrixError, Unsuitable, WorkerError
 from harness.base.text import file_name
-from harness.contract import versions
+from harness.contract import versions, weights
 from harness.contract.protocol import Job
 from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
@@ -123,7 +123,7 @@ class Flow:
             self._refuse_other(cell, plain)
             return replace(plain, facts=self._found(cell, plain))
         if cell.recipe.baseline:
-            return plain
+            return self._checked(cell, plain)
         device = probe.torch_device(cell.hardware)
         config = cell.recipe.identity.config
 
@@ -153,8 +153,12 @@ class Flow:
 
     def facts(self, cell: Cell) -> dict[str, Any]:
         """Return sizes and layers of a cell's checkpoint; one from a folder or the hub is loaded once to learn them."""
-        checkpoint = self.checkpoint(cell)
-        return checkpoint.facts or self._found(cell, checkpoint)
+        return self.checkpoint(cell).facts
+
+    def _checked(self, cell: Cell, plain: Checkpoint) -> Checkpoint:
+        """Return a plain checkpoint with its facts: loaded once, it is known to have all of its weights."""
+        "facts."
+        return plain if plain.facts else replace(plain, facts=self._found(cell, plain))
 
     def _refuse_other(self, cell: Cell, model: Checkpoint) -> None:
         """Raise Unsuitable unless a cell's recipe is of the config class that its model came quantized with."""
@@ -177,6 +181,8 @@ class Flow:
         device = probe.torch_device(cell.hardware)
         config = cell.recipe.identity.config
         recipe = {name: config[name] for name in ("config", "arguments", "quantizes") if name in config}
+        if not checkpoint.quantized:
+            recipe = {}
 
         def build(_: Path) -> dict[str, Any]:
             arguments = {"checkpoint": str(checkpoint.folder), "trust_remote_code": cell.model.trust_remote_code}
@@ -262,15 +268,12 @@ class Flow:
     def _find_plain(self, model: Model, on: str) -> Checkpoint:
         if model.folder:
             folder = Path(model.folder)
+            sources.check(model.name, folder)
             revision = sources.folder_revision(folder)
             identity = ModelIdentity(
                 name=model.name, source=f"folder:{folder.name}", revision=revision, weights="pretrained"
             )
-            gguf = sorted(folder.glob("*.gguf"))
-            if gguf and not any(folder.glob("*.safetensors")):
-                if len(gguf) > 1:
-                    names = ", ".join(path.name for path in gguf)
-                    raise ArtifactError(f"model {model.name}: {folder} has several GGUF files: {names}; leave one")
+            if gguf := weights.gguf(folder):
                 note = f"weights from {gguf[0].name}: the bf16 baseline has itself been through that quantization"
                 return self._from_gguf(gguf[0], identity.model_copy(update={"note": note}))
             return _noted(Checkpoint(folder, revision, identity, {}))
@@ -278,6 +281,7 @@ class Flow:
             self._online = network.hub_answers()
         if found := self._from_hub(model):
             folder, revision = found
+            sources.check(model.name, folder)
             identity = ModelIdentity(
                 name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained"
             )
@@ -467,7 +471,7 @@ class Flow:
         if self.at_load(cell):
             plain = self.plain(cell.model, cell.hardware)
             if not plain.quantized:
-                return plain
+                return self._checked(cell, plain)
         return self.checkpoint(cell)
 
     def engine_options(self, cell: Cell) -> dict[str, Scalar]:

@@ -193,7 +193,7 @@ def pytest_runtest_makereport(
         return report
     cell = cell_of(item)
     text = str(error)
-    if isinstance(error, WorkerError) and error.log_tail:
+    if isinstance(error, WorkerError) and error.log_tail and (item.config.option.verbose > 0 or not error.says_all):
         text += "\n\nthe end of its log:\n" + error.log_tail
     report.longrepr = text
     if isinstance(error, Unsuitable) and not error.nowhere and cell:

@@ -119,7 +119,7 @@ class Failure(_Line):
     kind: Literal["failure"] = "failure"
     cell: Cell
     stage: str
-    failure: str = Field(description="exception, crash, timeout, out_of_memory, start or http.")
+    failure: str = Field(description="exception, refused, crash, timeout, out_of_memory, start or http.")
     message: str
     log_tail: str = ""
     worker: str = Field(default="", description="What failed: transformers, engine, server, client, quantize, ...")

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.base.errors import WorkerError
 from harness.base.text import redact
-from harness.contract.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.runtime.environment import Environment
 from harness.runtime.process import ForkServer, Process, root_cause
 from harness.runtime.store import Store
@@ -263,7 +263,7 @@ class Server:
 
 
 def _error(label: str, stage: str, kind: str, words: str, log: str, tail: str) -> WorkerError:
-    cause = root_cause(log)
+    cause = "" if kind == REFUSED else root_cause(log)
     if cause and cause.split(": ", 1)[1][:80] not in words:
         words += f"; its log names the cause: {cause}"
     if "OutOfMemoryError" in words or cause.startswith("MemoryError"):

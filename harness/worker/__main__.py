@@ -9,7 +9,8 @@ import time
 import traceback
 from typing import Any
 
-from harness.contract.protocol import REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.contract.weights import Unusable
 from harness.worker.backend import Backend
 
 
@@ -50,7 +51,12 @@ def main() -> int:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    """Return kind and message of the error that started it all, not of its last wrapper."""
+    """Return kind and message of the error that started it all, not of its last wrapper.
+
+    A refusal says all that there is to say.
+    """
+    if isinstance(error, Unusable):
+        return {"kind": REFUSED, "message": str(error)}
     root = error
     while root.__cause__ or (root.__context__ and not root.__suppress_context__):
         root = root.__cause__ or root.__context__  # type: ignore[assignment]

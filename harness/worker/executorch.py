@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 import numpy
 import torch
-from transformers import AutoTokenizer
 
-from harness.worker import evaluate
+from harness.worker import evaluate, loading
 from harness.worker.backend import Backend
 from harness.worker.export import load_float32
 from harness.worker.program import Program, ProgramLM, constant, eager_lm, explain, fits
@@ -34,7 +33,7 @@ class Executorch(Backend):
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer. Raises ValueError, before anything runs, if it does not fit the program."""
-        found = AutoTokenizer.from_pretrained(self.checkpoint, trust_remote_code=self.trust_remote_code)
+        found = loading.tokenizer(self.checkpoint, trust_remote_code=self.trust_remote_code)
         fits(found, constant(self.file, "get_vocab_size"))
         return found
 

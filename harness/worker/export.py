@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from harness.worker import delegation, tensors
+from harness.worker import delegation, loading, tensors
 from harness.worker.backend import Backend
 from harness.worker.generate import peak_resident_bytes
 
@@ -185,9 +185,7 @@ def out_variants_explained() -> Iterator[None]:
 def load_float32(checkpoint: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint, widen it to float32, which is what XNNPACK computes in, and say what was widened."""
     torch.set_grad_enabled(False)
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype="auto", trust_remote_code=trust_remote_code, attn_implementation="sdpa"
-    ).eval()
+    model = loading.model(checkpoint, trust_remote_code=trust_remote_code, dtype="auto", attn_implementation="sdpa")
     layers = tensors.layers(model)
     kept = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     model = model.to(torch.float32)

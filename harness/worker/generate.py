@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import evaluate, tensors
+from harness.worker import evaluate, loading, tensors
 from harness.worker.backend import Backend
 
 
@@ -24,10 +23,8 @@ class Generate(Backend):
     def open(self, checkpoint: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
         self.checkpoint = checkpoint
         self.device = device
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, device_map=device, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
-        ).eval()
+        self.tokenizer = loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+        self.model = loading.model(checkpoint, device_map=device, trust_remote_code=trust_remote_code)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.used = False
@@ -78,9 +75,7 @@ class Generate(Backend):
         self.used = True
         reference = None
         if baseline is not None:
-            reference = AutoModelForCausalLM.from_pretrained(
-                baseline, device_map=self.device, dtype=torch.bfloat16, trust_remote_code=self.trust_remote_code
-            ).eval()
+            reference = loading.model(baseline, device_map=self.device, trust_remote_code=self.trust_remote_code)
         ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
         found: dict[str, Any] = evaluate.text_quality(
             self.model, reference, ids, lambda done: self.report({"done": done, "of": len(ids)})

@@ -15,9 +15,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from harness.worker import delegation, tensors
+from harness.worker import delegation, loading, tensors
 from harness.worker.llama_parameters import parameters
 
 
@@ -42,7 +42,7 @@ def convert(checkpoint: str, folder: Path, trust_remote_code: bool) -> tuple[Con
     Raises ValueError naming the weights for which the published conversion has no place.
     """
     torch.set_grad_enabled(False)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", trust_remote_code=trust_remote_code)
+    model = loading.model(checkpoint, trust_remote_code=trust_remote_code, dtype="auto")
     layers = tensors.layers(model)
     state = dict(model.state_dict())
     kept = sorted({str(value.dtype).removeprefix("torch.") for value in model.parameters()})

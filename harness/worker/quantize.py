@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
 from harness.contract import quantized
+from harness.worker import loading, tensors
 from harness.worker import recipe as recipes
-from harness.worker import tensors
 from harness.worker.backend import Backend
 
 
@@ -34,7 +34,7 @@ class Quantize(Backend):
         """
         path = Path(file)
         source: dict[str, Any] = {"gguf_file": path.name}
-        loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.bfloat16, **source)
+        loaded = loading.model(str(path.parent), **source)
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -46,7 +46,7 @@ class Quantize(Backend):
         model.tie_weights()
         model.generation_config = loaded.generation_config
         model.save_pretrained(output)
-        AutoTokenizer.from_pretrained(str(path.parent), **source).save_pretrained(output)
+        loading.tokenizer(str(path.parent), **source).save_pretrained(output)
         return _facts(model, output)
 
     def plain_from_shape(self, shape: str, seed: int, tokenizer: str, output: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Quantize(Backend):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         _randomize_padding(model)
         model.save_pretrained(output)
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = loading.tokenizer(tokenizer)
         if len(loaded) > config.vocab_size:
             raise ValueError(f"tokenizer of {tokenizer} has {len(loaded)} tokens, the model {config.vocab_size}")
         loaded.save_pretrained(output)
@@ -84,10 +84,8 @@ class Quantize(Backend):
                     f"the checkpoint was quantized with another {config}: {'; '.join(other)}. Measure it by a recipe "
                     "with the same arguments"
                 )
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.bfloat16, device_map=self.device, trust_remote_code=trust_remote_code
-        )
-        found = _facts(model, checkpoint)
+        model = loading.model(checkpoint, device_map=self.device, trust_remote_code=trust_remote_code)
+        found = _facts(model, checkpoint, trust_remote_code)
         if more := tensors.quantized_besides(found["layers"], quantizes or []) if config else []:
             raise ValueError(
                 f"the checkpoint holds {len(more)} quantized layers that the recipe leaves plain: "
@@ -129,9 +127,8 @@ class Quantize(Backend):
         if untie_embeddings:
             source = str(Path(output) / "untied")
             _untie(checkpoint, source, trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = loading.model(
             source,
-            dtype=torch.bfloat16,
             device_map=self.device,
             quantization_config=TorchAoConfig(torchao_config, **options),
             trust_remote_code=trust_remote_code,
@@ -141,10 +138,10 @@ class Quantize(Backend):
         if skipped:
             raise ValueError(_silent_skip(config, arguments, skipped, found))
         model.save_pretrained(output)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(output)
+        loading.tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(output)
         if untie_embeddings:
             shutil.rmtree(source)
-        return _facts(model, output)
+        return _facts(model, output, trust_remote_code)
 
 
 def _randomize_padding(model: Any) -> None:
@@ -175,7 +172,7 @@ def _silent_skip(config: str, arguments: dict[str, Any], skipped: list[str], fou
 
 def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
     """Save a copy whose output head has a weight of its own, since tied weights cannot be quantized apart."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    model = loading.model(checkpoint, trust_remote_code=trust_remote_code)
     text_config = model.config.get_text_config(decoder=True)
     text_config.tie_word_embeddings = False
     model.config.tie_word_embeddings = False
@@ -184,10 +181,11 @@ def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.save_pretrained(output)
-    AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(output)
+    loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(output)
 
 
-def _facts(model: Any, output: str) -> dict[str, Any]:
+def _facts(model: Any, output: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Return what is said of every checkpoint; raises Unusable for one that holds, or predicts, what is no number."""
     found = tensors.layers(model)
     files = sorted(Path(output).glob("*.safetensors"))
     if not files:
@@ -201,6 +199,7 @@ def _facts(model: Any, output: str) -> dict[str, Any]:
         "linear": tensors.linear_weights(model),
         "quantization_config": saved.get("quantization_config", {}),
         "architecture": type(model).__name__,
+        "finite": loading.check_sound(model, output, trust_remote_code),
     }
 
 

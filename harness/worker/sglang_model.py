@@ -124,10 +124,9 @@ def is_quantized(folder: Path) -> bool:
 
     Such a checkpoint must not show SGLang its ``quantization_config``, which it does not know.
     """
-    method = quantized.method(folder)
-    if method not in ("", quantized.TORCHAO):
-        raise ValueError(f"{folder} is quantized with {method}; SGLang is given torchao recipes here")
-    return bool(method)
+    if refusal := quantized.refusal(folder):
+        raise ValueError(refusal)
+    return bool(quantized.method(folder))
 
 
 def admit(folder: Path, recipe: dict[str, Any] | None) -> None:

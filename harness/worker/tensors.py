@@ -27,6 +27,19 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(storages.values())
 
 
+def not_finite(model: torch.nn.Module) -> dict[str, int]:
+    """Return how many values of each parameter are NaN or infinite, of those that have any."""
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        for leaf in leaves(parameter.data):
+            if leaf.is_floating_point():
+                # Of float8 torch does not say which are finite.
+                wide = leaf.to(torch.bfloat16) if leaf.element_size() == 1 else leaf
+                if count := leaf.numel() - int(torch.isfinite(wide).sum()):
+                    found[name] = found.get(name, 0) + count
+    return found
+
+
 def linear_weights(model: torch.nn.Module) -> dict[str, int]:
     """Return bytes and number of the weights that every step multiplies: linear layers and the output head."""
     seen: dict[int, tuple[int, int]] = {}

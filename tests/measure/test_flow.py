@@ -6,6 +6,7 @@ And what a model that came quantized is taken for.
 from __future__ import annotations
 
 import json
+import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,8 @@ def test_a_checkpoint_that_fails_ahead_fails_its_own_test_alone(exports: Exports
 # ------------------------------------------------------------------------------------- a model that came quantized
 
 INT8 = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}
+# A whole safetensors file: the length of its header, and a header without tensors.
+NO_TENSORS = struct.pack("<Q", 2) + b"{}"
 STATIC = {"_type": "Float8StaticActivationFloat8WeightConfig", "_version": 2, "_data": {}}
 
 
@@ -206,7 +209,7 @@ class Came(Flow):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.model = folder / "came"
         self.model.mkdir()
-        (self.model / "model.safetensors").write_bytes(b"")
+        (self.model / "model.safetensors").write_bytes(NO_TENSORS)
         config = {"max_position_embeddings": 64} | ({"quantization_config": quantized} if quantized else {})
         (self.model / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
@@ -278,7 +281,7 @@ def test_a_class_that_is_no_recipe_is_an_error_of_every_recipe_and_says_how_to_n
 @pytest.mark.parametrize("recipe", ["bf16", "int8wo"])
 def test_what_torchao_did_not_quantize_is_an_error(came: Any, recipe: str) -> None:
     flow = came(INT8, method="gptq")
-    with pytest.raises(ArtifactError, match="model came is quantized with gptq: give the plain model, or one of torch"):
+    with pytest.raises(ArtifactError, match=r"model came: .* is quantized with GPTQ, .*: give the plain model that"):
         flow.checkpoint(flow.cell(recipe))
 
 
@@ -302,7 +305,8 @@ def test_a_plain_model_is_not_alone(came: Any) -> None:
     assert flow.checkpoint(flow.cell("bf16")).folder == flow.model
     assert flow.alone(flow.cell("int8wo")) == ""
     assert not flow.identity(flow.cell("bf16")).model.note
-    assert not flow.asked
+    told = {"checkpoint": str(flow.model), "trust_remote_code": False}
+    assert flow.asked == [("facts", told)], "it was loaded once, to know that all of its weights are there"
 
 
 @pytest.mark.parametrize("recipe", ["bf16", "float8dq"])
@@ -318,4 +322,4 @@ def test_a_server_that_quantizes_as_it_loads_takes_it_for_no_other_recipe(came: 
 def test_a_server_that_quantizes_as_it_loads_is_given_a_plain_model(came: Any) -> None:
     flow = came()
     assert flow.served(flow.cell("float8dq", "h100", "sglang")).folder == flow.model
-    assert not flow.asked
+    assert [command for command, _ in flow.asked] == ["facts"], "SGLang would not tell what is missing"

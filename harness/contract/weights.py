@@ -1,0 +1,210 @@
+"""Which files of a model's folder are its weights, and what is wrong with them; read by planner and workers alike.
+
+Nothing is loaded: safetensors headers, an index and the first bytes of a file tell. The files are those that
+Transformers opens. Every function raises :class:`Unusable` for a folder whose weights must not be measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+
+_POINTER = b"version https://git-lfs"
+# A pointer of git-lfs is some 130 bytes long.
+_POINTER_BYTES = 1024
+# safetensors itself refuses a header of more.
+_HEADER_BYTES = 100_000_000
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+
+
+class Unusable(ValueError):
+    """A model that is not measured; the message is one line that says why, and what to do."""
+
+
+def check(folder: Path) -> None:
+    """Raise Unusable unless a folder has all of a model's own weights, as safetensors files or one GGUF file."""
+    for file in _files(folder):
+        if is_pointer(file):
+            raise Unusable(
+                f"{file} is a pointer of git-lfs, not the file that it stands for: run `git lfs pull` in its folder, "
+                "or download the model again"
+            )
+    _check_adapter(folder)
+    if found := gguf(folder):
+        _check_gguf(folder, found)
+        return
+    if not (folder / "config.json").is_file():
+        raise Unusable(
+            f"{folder} has no config.json, so nothing says what model it holds: give the folder that `save_pretrained` "
+            "wrote"
+        )
+    held: set[str] = set()
+    for file in files(folder):
+        held |= header(file).keys()
+    if (index := _index(folder)) and (absent := sorted(index_of(index).keys() - held)):
+        raise Unusable(
+            f"{index} names {shown(absent)}, which none of its files holds: the files are of another model than the "
+            "index; download them again"
+        )
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the safetensors files that Transformers loads from a folder, in the order of their names.
+
+    ``consolidated.safetensors`` and others beside them are not. Raises Unusable where there are none, for shards that
+    are missing, and for two sets of weights of which one library would take the one and another the other.
+    """
+    single, index = folder / SINGLE, _index(folder)
+    if named := _named_in_config(folder):
+        single = folder / named
+        if not single.is_file():
+            raise Unusable(f"{folder}: config.json names {named} (transformers_weights), which is not there")
+    if index is None:
+        if single.is_file():
+            return [single]
+        raise Unusable(_no_weights(folder))
+    shards = sorted(set(index_of(index).values()))
+    if single.is_file() and shards != [single.name]:
+        raise Unusable(
+            f"{folder} holds two sets of weights, {single.name} and those of {index.name}, and libraries differ in "
+            "which they load: leave one"
+        )
+    if absent := [name for name in shards if not (folder / name).is_file()]:
+        raise Unusable(
+            f"{index} names {len(shards)} files, of which {len(absent)} cannot be found: {shown(absent)}. The download "
+            "was interrupted: download what is missing"
+        )
+    return [folder / name for name in shards]
+
+
+def gguf(folder: Path) -> list[Path]:
+    """Return the GGUF files of a folder whose weights are in no safetensors file."""
+    return [] if any(folder.glob("*.safetensors")) else sorted(folder.glob("*.gguf"))
+
+
+def header(file: Path) -> dict[str, dict[str, Any]]:
+    """Return what a safetensors file says of its tensors by name: ``dtype``, ``shape``, ``data_offsets``.
+
+    Raises Unusable for a file that is no safetensors file or is cut off.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        first = opened.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
+        if not 0 <= length <= min(size - 8, _HEADER_BYTES):
+            raise Unusable(f"{file} is no safetensors file, or is cut off ({size} bytes): {_AGAIN}")
+        try:
+            found = json.loads(opened.read(length))
+            found.pop("__metadata__", None)
+            ends = [int(tensor["data_offsets"][1]) for tensor in found.values()]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise Unusable(f"{file}: its header is broken ({type(error).__name__}: {error}): {_AGAIN}") from error
+    due = 8 + length + max(ends, default=0)
+    if due != size:
+        what = "cut off" if size < due else "damaged"
+        raise Unusable(f"{file} is {what}: its header tells of {due} bytes and it has {size}: {_AGAIN}")
+    return {str(name): dict(tensor) for name, tensor in found.items()}
+
+
+def index_of(index: Path) -> dict[str, str]:
+    """Return the file of each tensor that an index of shards names."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in names.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unusable(f"{index} is no index of weights ({type(error).__name__}: {error}): {_AGAIN}") from error
+
+
+def is_pointer(file: Path) -> bool:
+    """Return whether a file is what git-lfs leaves in place of one that was not fetched."""
+    if file.stat().st_size > _POINTER_BYTES:
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(_POINTER)) == _POINTER
+
+
+def shown(names: Iterable[str], most: int = 6) -> str:
+    """Return names in words, of many the first and the number of the others."""
+    found = list(names)
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
+_AGAIN = "download it again"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def _check_adapter(folder: Path) -> None:
+    if not (folder / ADAPTER).is_file():
+        return
+    base = _table(folder / ADAPTER).get("base_model_name_or_path")
+    of = f" of {base}" if base else ""
+    if not (folder / "config.json").is_file():
+        raise Unusable(
+            f"{folder} holds an adapter{of} and no model: give its base model, or merge the adapter into it "
+            "(PEFT's `merge_and_unload`) and give what `save_pretrained` then writes"
+        )
+    raise Unusable(
+        f"{folder} holds an adapter{of} ({ADAPTER}) beside a model, and Transformers would add it where other "
+        "libraries would not: merge it into the model (PEFT's `merge_and_unload`), or move it elsewhere to measure the "
+        "model alone"
+    )
+
+
+def _check_gguf(folder: Path, found: list[Path]) -> None:
+    if len(found) > 1:
+        parts = any(re.search(r"-\d{5}-of-\d{5}\.gguf$", file.name) for file in found)
+        do = "join its parts (llama.cpp's `llama-gguf-split --merge`)" if parts else "leave one"
+        raise Unusable(f"{folder} has several GGUF files: {', '.join(file.name for file in found)}; {do}")
+    with found[0].open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise Unusable(f"{found[0]} is no GGUF file: {_AGAIN}")
+
+
+def _no_weights(folder: Path) -> str:
+    """Return in words why a folder has no weights that Transformers would load as safetensors."""
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind) if path.name not in _NO_WEIGHTS)
+    if pickles:
+        beside = f", and {shown(others)} is not what Transformers loads" if others else ""
+        return (
+            f"the weights of {folder} are pickles ({shown(pickles)}){beside}: they are not loaded, since opening a "
+            "pickle can run any code; load and save the model with Transformers once, which writes safetensors"
+        )
+    if others:
+        return (
+            f"{folder} holds {shown(others)}, and Transformers loads {SINGLE} or the files that {INDEX} names: rename "
+            "the file, or save the model again"
+        )
+    return f"{folder} holds neither .safetensors nor .gguf weights"
+
+
+def _index(folder: Path) -> Path | None:
+    named = _named_in_config(folder)
+    index = folder / (named if named.endswith(".index.json") else INDEX)
+    return index if index.is_file() and (not named or named.endswith(".index.json")) else None
+
+
+def _named_in_config(folder: Path) -> str:
+    """Return the file that config.json itself names as its weights, if it does."""
+    config = folder / "config.json"
+    return str(_table(config).get("transformers_weights") or "") if config.is_file() else ""
+
+
+def _table(file: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{file} cannot be read ({error}): it is damaged; save the model again") from error
+    return found if isinstance(found, dict) else {}

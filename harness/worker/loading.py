@@ -1,0 +1,171 @@
+"""Loads models and tokenizers through Transformers: all weights of the files and no others, or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_utils
+from transformers.models.auto import configuration_auto, modeling_auto
+
+from harness.contract.weights import Unusable, shown
+from harness.worker import tensors, texts
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "Model")
+
+
+def model(checkpoint: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """Return the causal language model of a folder, in evaluation mode, with the weights of its files.
+
+    ``options`` are those of Transformers' ``from_pretrained``; ``dtype`` is bfloat16 unless given. Raises Unusable for
+    a model that is no decoder-only one, and naming the tensors where the files lack one of the model's, have one that
+    it has no place for, or one of another shape. Weights that the model ties, and names that it declares to be left
+    out, are none of these.
+    """
+    if "gguf_file" not in options:
+        configuration(checkpoint, trust_remote_code)
+    options = {"dtype": torch.bfloat16, **options}
+    with _conversions(checkpoint):
+        found, told = AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            # So that all names are told, rather than the first: what does not fit is an error below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    _check(checkpoint, told)
+    return found.eval()
+
+
+def configuration(checkpoint: str, trust_remote_code: bool = False) -> Any:
+    """Return a folder's configuration; raises Unusable for a model that is no decoder-only language model."""
+    path = Path(checkpoint) / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    kind, own_code = written.get("model_type"), written.get("auto_map") or {}
+    known = kind in configuration_auto.CONFIG_MAPPING
+    if own_code and not known and not trust_remote_code:
+        raise Unusable(
+            f"{path}: model type {kind!r} is code of the model's own "
+            f"({', '.join(sorted(map(str, own_code.values())))}), which is not run unless it is asked for: read it, "
+            "then give --trust-remote-code, or set trust_remote_code = true for the model in matrix.toml"
+        )
+    if not known and not own_code:
+        raise Unusable(
+            f"{path}: model type {kind!r} is none that Transformers {transformers.__version__} knows: a newer one may "
+            "(--swap transformers==VERSION)"
+        )
+    found = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    architectures = [str(name) for name in written.get("architectures") or ()]
+    named = f"{path}: {', '.join(architectures) or type(found).__name__} (model type {kind})"
+    if getattr(found, "is_encoder_decoder", False):
+        raise Unusable(f"{named} is an encoder-decoder: what is measured here are decoder-only language models")
+    encoder = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(found, "is_decoder", None) is False
+    causal = not architectures or any(name.endswith(_CAUSAL) for name in architectures)
+    if encoder or not causal:
+        what = "an encoder" if encoder else "made for another task"
+        raise Unusable(f"{named} is {what} and predicts no next token: what is measured here are language models")
+    if not own_code and type(found) not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Unusable(f"{named} is no causal language model to Transformers {transformers.__version__}")
+    return found
+
+
+def tokenizer(checkpoint: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """Return the tokenizer of a folder; raises Unusable where there is none that can be read."""
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        words = str(error).strip().splitlines()
+        raise Unusable(
+            f"{checkpoint} has no tokenizer that Transformers can read "
+            f"({words[0] if words else type(error).__name__}): copy the tokenizer files of the model that it was made "
+            "of into it"
+        ) from error
+
+
+_SENTENCE = "The quick brown fox jumps over the lazy dog, and a language model says how likely that is."
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def check_sound(found: Any, checkpoint: str, trust_remote_code: bool = False) -> bool | None:
+    """Return whether a model's weights and predictions are finite; None where this device cannot compute predictions.
+
+    Raises Unusable where they are not, so that no figure of such a model is given, and for a tokenizer with tokens that
+    the model does not have.
+    """
+    if wrong := tensors.not_finite(found):
+        raise Unusable(
+            f"{checkpoint}: its predictions are not finite, since its weights have NaN or infinite values: "
+            f"{shown(f'{name} ({count} values)' for name, count in wrong.items())}"
+        )
+    words = tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    texts.check_fits(words, rows(found))
+    ids = torch.tensor([[*texts.begin(words), *words(_SENTENCE, add_special_tokens=False)["input_ids"]]])
+    try:
+        logits = found(ids.to(found.device), use_cache=False).logits
+    except (RuntimeError, NotImplementedError) as error:
+        print(f"{checkpoint}: its predictions cannot be computed here: {error}", file=sys.stderr)
+        return None
+    if not bool(torch.isfinite(logits).all()):
+        raise Unusable(f"{checkpoint}: the model's predictions are not finite (NaN or infinity) on ordinary text")
+    return True
+
+
+def rows(found: Any) -> int:
+    """Return how many tokens a model has embeddings of."""
+    return int(found.get_input_embeddings().weight.shape[0])
+
+
+def _check(checkpoint: str, told: dict[str, Any]) -> None:
+    """Raise Unusable naming the tensors that loading made up, passed over or found of another shape."""
+    missing, unexpected, mismatched = (
+        sorted(told[name], key=str) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    shapes = [f"{name} {tuple(held)} in place of {tuple(due)}" for name, held, due in mismatched]
+    wrong = [
+        f"{what} ({len(names)}): {shown(names)}"
+        for what, names in (
+            ("tensors of the model that its files lack", missing),
+            ("tensors of the files that the model has no place for", unexpected),
+            ("tensors of another shape than the model's", shapes),
+        )
+        if names
+    ]
+    if wrong:
+        done = "make up random weights for them" if missing or shapes else "pass over them"
+        raise Unusable(
+            f"{checkpoint}: {'; '.join(wrong)}. Transformers would {done}: the files are incomplete, or of another "
+            "model than config.json says"
+        )
+
+
+@contextlib.contextmanager
+def _conversions(checkpoint: str) -> Iterator[None]:
+    """Name the tensors that could not be put together from those of the files, as Transformers' report alone does."""
+    failed: dict[str, str] = {}
+    report = modeling_utils.log_state_dict_report
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        failed.update(getattr(named.get("loading_info"), "conversion_errors", None) or {})
+        return report(*arguments, **named)
+
+    with patch.object(modeling_utils, "log_state_dict_report", noted):
+        try:
+            yield
+        except RuntimeError as error:
+            if not failed:
+                raise
+            name, words = next(iter(failed.items()))
+            reason = next((line.strip() for line in reversed(words.splitlines()) if line.strip()), "")
+            raise Unusable(
+                f"{checkpoint}: tensors that could not be made of those of its files ({len(failed)}): "
+                f"{shown(sorted(failed))} ({name}: {reason})"
+            ) from error

@@ -1,0 +1,79 @@
+"""Text and chats as token ids: begun as the tokenizer begins a text, and with no id that the model lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.contract.weights import Unusable, shown
+
+
+def begin(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before every text, such as its BOS; an empty list where it puts none."""
+    text = "a"
+    whole = list(tokenizer(text)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return []
+
+
+def chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Return the ids of a chat that an answer is to follow, with one BOS, whether template or tokenizer writes it.
+
+    Without a chat template it is the text of its messages, one a line.
+    """
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    else:
+        text = "\n".join(message["content"] for message in messages if message["content"])
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    first = begin(tokenizer)
+    return ids if ids[: len(first)] == first else [*first, *ids]
+
+
+def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> list[list[int]]:
+    """Return ``count`` consecutive windows of ``tokens`` token ids from the start of a text, each begun as a text is.
+
+    So each is ``len(begin(tokenizer)) + tokens`` ids long. Raises ValueError for a text that is too short.
+    """
+    wanted = count * tokens
+    characters = text.read_text(encoding="utf-8")[: wanted * 16]
+    ids = tokenizer(characters, add_special_tokens=False)["input_ids"][:wanted]
+    if len(ids) < wanted:
+        raise ValueError(f"{text} has {len(ids)} tokens; {count} windows of {tokens} need {wanted}")
+    first = begin(tokenizer)
+    return [[*first, *ids[start : start + tokens]] for start in range(0, wanted, tokens)]
+
+
+def check_fits(tokenizer: Any, rows: int) -> None:
+    """Raise Unusable if a tokenizer gives ids of ordinary text that a model of ``rows`` embeddings does not have.
+
+    A special token beyond them, as Gemma 3's tokenizer has one for images, does no harm until a prompt holds it.
+    """
+    added = tokenizer.added_tokens_decoder
+    beyond = {
+        token: index
+        for token, index in tokenizer.get_vocab().items()
+        if index >= rows and not (index in added and added[index].special)
+    }
+    if beyond:
+        first = [f"{token!r} ({index})" for token, index in sorted(beyond.items(), key=lambda item: item[1])]
+        raise Unusable(
+            f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens and the model {rows}: it has no row "
+            f"for {shown(first, 3)}. Give the tokenizer that belongs to the model, or save the model again after "
+            "`resize_token_embeddings`"
+        )
+
+
+def check_ids(tokenizer: Any, ids: list[int], rows: int) -> None:
+    """Raise Unusable if a prompt holds a token that a model of ``rows`` embeddings does not have."""
+    if beyond := sorted({index for index in ids if index >= rows}):
+        names = [
+            f"{token!r} ({index})" for token, index in zip(tokenizer.convert_ids_to_tokens(beyond), beyond, strict=True)
+        ]
+        raise Unusable(
+            f"a prompt of the tokenizer {tokenizer.name_or_path} holds {shown(names, 3)}, and the model has {rows} "
+            "tokens: its chat template belongs to another model"
+        )
