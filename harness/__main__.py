@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from pathlib import Path
 
 from harness import __version__
 from harness.base.errors import HarnessError
@@ -29,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     parser = argparse.ArgumentParser(
-        prog="python -m harness", description="torchao benchmarking and regression harness"
+        prog="harness" if Path(sys.argv[0]).name == "harness" else "python -m harness",
+        description="torchao benchmarking and regression harness",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

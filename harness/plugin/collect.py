@@ -65,14 +65,18 @@ class Claim:
 # ---------------------------------------------------------------------------------------------------- parameters
 
 
+def check(matrix: Matrix, given: CommandLine) -> None:
+    """Raise HarnessError for a model, recipe or data folder of the command line that there is none of."""
+    _cells(matrix, given)
+    given.chosen_tasks()
+
+
 def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) -> Iterator[Case]:
     """Yield the cases of a test of a stage: its cells through each server, and the values of each of ``names``.
 
     Raises HarnessError for a model, recipe or data folder of the command line that there is none of.
     """
-    cells = matrix.cells(
-        None if given.models is None else list(given.models), None if given.recipes is None else list(given.recipes)
-    )
+    cells = _cells(matrix, given)
     tasks = given.chosen_tasks()
     for cell in cells:
         for through in _through(cell, stage, given.servers):
@@ -86,6 +90,11 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
             }
             for chosen in itertools.product(*(values[name] for name in names)):
                 yield Case(through, chosen)
+
+
+def _cells(matrix: Matrix, given: CommandLine) -> list[Cell]:
+    models, recipes = given.models, given.recipes
+    return matrix.cells(None if models is None else list(models), None if recipes is None else list(recipes))
 
 
 def _devices(given: Sequence[str], cell: Cell, cells: Sequence[Cell]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
 from harness.servers.registry import SERVERS
 from harness.servers.registry import names as server_names
@@ -19,11 +20,9 @@ _key = pytest.StashKey["CommandLine"]()
 class CommandLine:
     """The options of ``--help``'s group, with pytest's own that decide what is measured.
 
-    ``results`` is where runs are written, ``matrix`` the file that they are planned from; ``folder`` is what both lie
-    in unless they are named.
+    ``results`` is where runs are written, ``matrix`` the file that they are planned from.
     """
 
-    folder: Path
     matrix: Path
     results: Path
     models: tuple[str, ...] | None = None
@@ -62,8 +61,7 @@ class CommandLine:
             if name not in server_names():
                 raise pytest.UsageError(f"--server {name!r} is no server; {nearest(name, server_names())}")
         return cls(
-            folder=config.rootpath,
-            matrix=option("--matrix") or config.rootpath / "suites" / "matrix.toml",
+            matrix=option("--matrix") or shipped.matrix(*_places(config)),
             results=option("--results") or config.rootpath / "results",
             models=several("--model") or None,
             recipes=several("--recipe") or None,
@@ -104,3 +102,9 @@ class CommandLine:
         if not self.tasks and self.data is not None:
             return sorted(path.stem for path in self.data.glob("*.jsonl"))
         return list(self.tasks)
+
+
+def _places(config: pytest.Config) -> list[Path]:
+    """Return where the session's matrix may lie, first what it was told to collect."""
+    here = config.invocation_params.dir
+    return [*((here / word.partition("::")[0]).resolve() for word in config.args), config.rootpath, here]

@@ -33,7 +33,7 @@ from harness.plugin.stash import (
 from harness.records.metrics import STAGES
 from harness.servers.registry import SERVERS
 
-pytest_plugins = ["harness.plugin.options", "harness.plugin.fixtures"]
+pytest_plugins = ["harness.plugin", "harness.plugin.options", "harness.plugin.fixtures"]
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -55,6 +55,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- collecting
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Refuse names of the command line that there are none of before anything is collected by them."""
+    given = CommandLine.of(session.config)
+    if given.models or given.recipes or given.data:
+        try:
+            collect.check(matrix_of(session.config), given)
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -92,6 +103,7 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
     if problem := config.stash.get(problem_key, ""):
+        items.clear()
         raise pytest.UsageError(problem)
     everything = list(items)
     yield

@@ -9,11 +9,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
 from harness.records.metrics import METRICS
 from harness.records.schema import Scalar
-
-_BESIDE_PACKAGE = Path(__file__).resolve().parents[2] / "results" / "documented"
 
 
 class DocumentedError(HarnessError):
@@ -202,8 +201,8 @@ class Documented:
 
 
 def _project_folder() -> Path:
-    candidates = (_BESIDE_PACKAGE, Path.cwd() / "results" / "documented")
-    return next((path for path in candidates if path.is_dir()), _BESIDE_PACKAGE)
+    candidates = (shipped.documented(), Path.cwd() / "results" / "documented")
+    return next((path for path in candidates if path.is_dir()), shipped.documented())
 
 
 def _read(path: Path) -> Publication:

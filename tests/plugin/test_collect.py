@@ -35,7 +35,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
 
 
 def asked(**given: Any) -> CommandLine:
-    return CommandLine(HERE, HERE / "matrix.toml", HERE / "results", **given)
+    return CommandLine(HERE / "matrix.toml", HERE / "results", **given)
 
 
 def claims(matrix: Matrix, given: CommandLine, hardware: str | None = "cpu") -> list[Claim]:
