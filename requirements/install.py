@@ -1,0 +1,127 @@
+"""Installs packages with uv as this machine's pip is set up to, with pip where there is no uv to be had.
+
+    python requirements/install.py [OPTIONS OF pip install] [PACKAGE ...]
+
+uv takes seconds where pip takes minutes and reads none of pip's settings: indexes, folders of wheels, constraints and
+certificates are handed on. Where no index has the CPU build of torch, uv's own list of torch's indexes is asked, so
+that a machine with nothing set up needs nothing set up. tox.ini calls this in each of its environments.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LOCK = Path(__file__).with_name("install.lock")
+# The first uv with --torch-backend that knows every option below.
+OLDEST = (0, 7)
+OPTIONS = {
+    "index-url": "--default-index",
+    "extra-index-url": "--index",
+    "find-links": "--find-links",
+    "constraint": "--constraint",
+    "trusted-host": "--allow-insecure-host",
+    "no-binary": "--no-binary",
+    "only-binary": "--only-binary",
+}
+SWITCHES = {"no-index": "--no-index", "pre": "--prerelease=allow", "require-hashes": "--require-hashes"}
+YES = ("1", "true", "yes", "on")
+VARIABLES = {
+    "cert": "SSL_CERT_FILE",
+    "client-cert": "SSL_CLIENT_CERT",
+    "proxy": "ALL_PROXY",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "timeout": "UV_HTTP_TIMEOUT",
+}
+# Where one of these is set, uv has been told of the index itself.
+OWN_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
+
+
+def pip_settings() -> dict[str, str]:
+    """Return pip's settings by name, from its files and from PIP_* variables, of which the latter win."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    found: dict[str, tuple[int, str]] = {}
+    for line in listed.stdout.splitlines():
+        key, equals, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        # As pip does: what is for one command wins over what is for all, and a variable over both.
+        rank = {"global": 0, "install": 1, ":env:": 2}.get(section, -1)
+        if equals and rank >= found.get(name, (0, ""))[0]:
+            found[name] = (rank, str(ast.literal_eval(value)))
+    return {name: value for name, (_, value) in found.items()}
+
+
+def for_uv(settings: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return uv's options and environment variables for pip's settings."""
+    options = []
+    for name, option in OPTIONS.items():
+        if name == "index-url" and any(map(os.environ.get, OWN_INDEX)):
+            continue
+        options += [word for value in settings.get(name, "").split() for word in (option, value)]
+    options += [
+        option for name, option in SWITCHES.items() if settings.get(name, "").lower() in ("1", "true", "yes", "on")
+    ]
+    # pip takes the best version of any index, uv by itself that of the first index that knows the name.
+    options += ["--index-strategy", "unsafe-best-match"]
+    variables = {variable: settings[name] for name, variable in VARIABLES.items() if settings.get(name)}
+    return options, {name: value for name, value in variables.items() if name not in os.environ}
+
+
+def uv() -> list[str]:
+    """Return the command that starts uv, installed into this environment where there is none; empty without one."""
+    there = shutil.which("uv")
+    if there and (version := _version([there])) and version >= OLDEST:
+        return [there]
+    own = [sys.executable, "-m", "uv"]
+    if _version(own):
+        return own
+    quietly = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([sys.executable, "-m", "pip", "install", *quietly, "-r", str(LOCK)], check=False)
+    return own if done.returncode == 0 and _version(own) else []
+
+
+def _version(command: list[str]) -> tuple[int, ...] | None:
+    try:
+        told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    numbers = re.search(r"(\d+)\.(\d+)", told.stdout)
+    return tuple(map(int, numbers.groups())) if told.returncode == 0 and numbers else None
+
+
+def run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command, handing on what it says, and return its exit status with what it said."""
+    said = []
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        assert process.stderr
+        for line in process.stderr:
+            sys.stderr.write(line)
+            said.append(line)
+    return process.returncode, "".join(said)
+
+
+def main(words: list[str]) -> int:
+    """Install, and return the exit status of the last thing tried."""
+    if starter := uv():
+        options, variables = for_uv(pip_settings())
+        command = [*starter, "pip", "install", "--python", sys.executable, *options]
+        environment = os.environ | variables
+        status, said = run([*command, *words], environment)
+        if status and re.search(r"\btorch\b", said):
+            print("no index here has this torch: asking torch's own through uv", file=sys.stderr)
+            status, said = run([*command, "--torch-backend", "cpu", *words], environment)
+        if not status:
+            return 0
+        print("uv could not install this: trying pip", file=sys.stderr)
+    return subprocess.run([sys.executable, "-m", "pip", "install", *words], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
