@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
         gate,
         publish,
         report,
+        site,
         table,
         trend,
     )
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         ("bisect", bisect, "find the first release of a package that makes a metric worse"),
         ("calibrate", calibrate, "hold this environment against itself: what can this machine tell?"),
         ("report", report, "write one self-contained HTML page about runs and gates"),
+        ("site", site, "write a static site over all stored runs: index, trends, two runs compared"),
         ("export", export, "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit"),
         ("doctor", doctor, "say what this machine can run, why not the rest, and what would mend it"),
         ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),

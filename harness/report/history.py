@@ -15,11 +15,20 @@ _MOST_TIPS = 400
 
 @dataclass(frozen=True)
 class History:
-    """One figure of several recipes over runs: recipe -> (seconds since the epoch, value, run), in order of time."""
+    """One figure of several recipes over runs: recipe -> (seconds since the epoch, value, run), in order of time.
 
-    title: str
+    ``subject`` is the model on a device, ``detail`` what else tells figures of one metric apart: server and parameters.
+    """
+
+    metric: str
+    subject: str
+    detail: str
     unit: str
     series: dict[str, list[tuple[float, float, str]]]
+
+    @property
+    def title(self) -> str:
+        return " ".join(it for it in (f"{self.metric} of {self.subject}", self.detail) if it)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ MOST_BYTES = 5_000_000
 
 _ENVIRONMENTS = 10
 _TRENDED = ("latency", "request_throughput", "generate_throughput", "peak_memory", "perplexity", "accuracy")
-_SERIES = ("model", "recipe", "hardware", "server", "device", "metric", "unit", "parameters", "direction")
+SERIES = ("model", "recipe", "hardware", "server", "device", "metric", "unit", "parameters", "direction")
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,15 @@ def render(
     documented: Documented,
     title: str = "",
     links: Links | None = None,
+    created: str = "",
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the page, and a message for each line of the records that could not be read."""
+    """Return the page, and a message for each line of the records that could not be read.
+
+    A page of a site (with ``links``) says nothing of when it was written, so that equal runs give equal files.
+    """
     from harness.records import columns
 
-    found = columns.load(runs, columns=[*columns.SLIM, "value", *_SERIES])
+    found = columns.load(runs, columns=[*columns.SLIM, "value", *SERIES])
     measurements = found.standing()
     lines = list(found.lines(found.kind("judgement", "outcome", "header")))
     limits = judged.limits(lines)
@@ -68,7 +72,7 @@ def render(
         .get_template("report.html.j2")
         .render(
             title=title or _title(names, gates),
-            created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            created=created if links else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             names=names,
             facts=[facts[name] for name in ("device", "packages", "measured") if name in facts],
             verdict=judged.sentence(limits, len(failures), gates),
@@ -194,7 +198,7 @@ def trends(found: Columns, metrics: Sequence[str] = _TRENDED) -> list[plots.Plot
 
 
 def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
-    """Return each figure of some metrics over the loaded runs; needs the columns of _SERIES and the value."""
+    """Return each figure of some metrics over the loaded runs; needs the columns of SERIES and the value."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -204,13 +208,13 @@ def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
     rows = rows.filter(pc.and_(pc.equal(rows["discarded"], ""), pc.is_in(rows["metric"], pa.array(metrics))))
     made: dict[tuple[str, ...], history.History] = {}
     for row in rows.sort_by([("time", "ascending")]).to_pylist():
-        key = tuple(row[name] for name in _SERIES if name != "recipe")
+        key = tuple(row[name] for name in SERIES if name != "recipe")
         if key not in made:
-            told = f"{row['metric']} of {row['model']} on {row['hardware']} ({row['device']})"
-            if row["server"]:
-                told += f" through {row['server']}"
+            subject = f"{row['model']} on {row['hardware']} ({row['device']})"
             parameters = ", ".join(f"{name}={value}" for name, value in json.loads(row["parameters"]).items())
-            made[key] = history.History(f"{told} {parameters}".strip(), row["unit"], {})
+            server = f"through {row['server']}" if row["server"] not in ("", "transformers") else ""
+            detail = " ".join(it for it in (server, parameters) if it)
+            made[key] = history.History(row["metric"], subject, detail, row["unit"], {})
         points = made[key].series.setdefault(row["recipe"], [])
         points.append((row["time"], row["value"], found.runs[row["source"]].name))
     return list(made.values())

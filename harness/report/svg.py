@@ -73,7 +73,7 @@ class Scale:
         low, high = min(found), max(found)
         if log:
             low, high = math.log(low), math.log(high)
-        room = (high - low) * pad or (0.1 if log else abs(high) * 0.1) or 1.0
+        room = (high - low) * pad if high > low else 0.1 if log else abs(high) * 0.1 or 1.0
         low, high = low - room, high + room
         return cls(math.exp(low) if log else low, math.exp(high) if log else high, start, end, log)
 

@@ -26,7 +26,7 @@
     });
   }
   const filter = document.getElementById("filter");
-  if (filter) {
+  if (document.getElementById("count")) {
     const count = document.getElementById("count");
     const near = filter.closest("details, section").querySelectorAll("table.data tbody tr");
     const rows = [...near].map((row) => [row, row.textContent.toLowerCase()]);
