@@ -23,7 +23,6 @@ TOO_LONG: set[str] = {
     "measure/measure.py",
     "measure/measure.py Measure",
     "report/layout.py",
-    "report/plots.py",
 }
 
 

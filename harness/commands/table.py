@@ -10,14 +10,14 @@ from harness.base.files import write_text
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.report.rendering import render
-from harness.report.tables import LAYOUTS, failure_tables, provenance, tables_of
+from harness.report.tables import LAYOUTS, SUMMARIES, failure_tables, provenance, tables_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness table``."""
     parser.add_argument("names", metavar="RUN", nargs="+", help="a run's name, 'last', or a path to its folder")
     parser.add_argument("--format", choices=("md", "rst", "csv"), default="md")
-    parser.add_argument("--layout", choices=(*LAYOUTS, "all"), default="published")
+    parser.add_argument("--layout", choices=(*SUMMARIES, *LAYOUTS, "all"), default="published")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write to FILE instead of standard output")
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
     parser.add_argument("--documented", metavar="FOLDER", type=Path, help="published figures to use instead")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from harness.records.schema import RecipeIdentity
 from harness.report.layout import NOTHING, Layout, TableLine, labels
+from harness.report.rendering import Table
 
 Flags = Mapping[tuple[str, ...], Literal["known", "failed"]]
 
@@ -64,6 +65,19 @@ def headline(layout: Layout, flags: Flags) -> Headline | None:
     )
     rows = tuple((it.name, it.baseline, tuple(_cell(layout, line, it, flags) for line in lines)) for it in recipes)
     return Headline(columns, rows)
+
+
+def table(layout: Layout) -> list[Table]:
+    """Return the main table as other tables are, without marks for limits; none where nothing was measured."""
+    found = headline(layout, {})
+    if found is None:
+        return []
+    header = ("recipe", *(f"{label}, {server}" if server else label for label, server in found.columns))
+    rows = tuple(
+        (name, *(f"{it.value} ({it.beside})" if it.beside else it.value for it in cells))
+        for name, _, cells in found.rows
+    )
+    return [Table(layout.subject.heading, "", header, rows, tuple(layout.notes(_chosen(layout))))]
 
 
 def _cell(layout: Layout, line: TableLine, recipe: RecipeIdentity, flags: Flags) -> Cell:

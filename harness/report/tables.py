@@ -13,6 +13,7 @@ from harness.base.files import write_text
 from harness.records.failures import counted
 from harness.records.published import Documented
 from harness.records.schema import Cell, Failure, Line, Measurement, Outcome
+from harness.report import headline
 from harness.report.layout import NOTHING, SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
 from harness.report.rendering import Format, Table, render
 from harness.report.rows import AGREEMENT, Words, rows_of
@@ -101,12 +102,20 @@ def comparison_tables(measurements: Iterable[Measurement], documented: Documente
     return [table for layout in layouts for table in layout.comparisons()]
 
 
+def main_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
+    """Return a table for each model on each device with a row a recipe: the few figures that people come for."""
+    layouts = [Layout(subject, documented) for subject in collect(measurements)]
+    return [table for layout in layouts for table in headline.table(layout)]
+
+
 LAYOUTS = {"published": published_tables, "quality": quality_tables, "comparison": comparison_tables}
+SUMMARIES = {"main": main_tables}
+"""Layouts whose figures stand in others too, so that ``all`` leaves them out."""
 
 
 def tables_of(layout: str, measurements: Sequence[Measurement], documented: Documented) -> list[Table]:
-    """Return the tables of one of :data:`LAYOUTS`, or of ``all``: then those of one subject together."""
-    chosen = LAYOUTS.values() if layout == "all" else [LAYOUTS[layout]]
+    """Return the tables of one layout, or of ``all`` LAYOUTS: then those of one subject together."""
+    chosen = LAYOUTS.values() if layout == "all" else [(LAYOUTS | SUMMARIES)[layout]]
     tables = [table for make in chosen for table in make(measurements, documented)]
     headings = list(dict.fromkeys(subject.heading for subject in collect(measurements)))
     return sorted(tables, key=lambda table: headings.index(table.heading))
