@@ -52,7 +52,7 @@ def record(unit: Unit, metric: str, value: float, **more: Any) -> Measurement:
         "cell": {
             "model": IDENTITY,
             "recipe": unit.cell.recipe.identity,
-            "hardware": unit.cell.hardware,
+            "hardware": unit.cell.hardware.name,
             "server": unit.cell.server,
         },
         "packages": {},

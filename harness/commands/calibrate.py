@@ -25,10 +25,11 @@ from harness.runtime.pair import Pair
 class _Kept:
     """The gates that a calibration has finished, so that one that was interrupted can be gone on with."""
 
-    def __init__(self, results: Path, options: Options) -> None:
+    def __init__(self, results: Path, options: Options, device: str) -> None:
         self.path = results / "calibration" / f"{options.hardware}.unfinished.json"
         self.gates = results / "gates"
         self.options = options
+        self.device = device
         self.names: list[str] = []
 
     def resume(self, packages: dict[str, str]) -> list[dict[str, Any]]:
@@ -42,9 +43,8 @@ class _Kept:
                 changed.append("packages are installed otherwise")
             self.names = list(kept["gates"])
             found = [stored(self.gates / name) for name in self.names]
-            here = probe.device(self.options.hardware).name
-            if found and (there := device(found)) != here:
-                changed.append(f"device: {there} then, {here} now")
+            if found and (there := device(found)) != self.device:
+                changed.append(f"device: {there} then, {self.device} now")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise HarnessError(f"--resume: no unfinished calibration can be read at {self.path} ({error})") from error
         if changed:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = gate_command.workplace(arguments)
     wanted = gate_command.options(arguments, "this environment", "this environment")
     packages = place.base.packages()
-    kept = _Kept(place.results, wanted)
+    kept = _Kept(place.results, wanted, probe.device(place.matrix.hardware[wanted.hardware]).name)
     outcomes = kept.resume(packages) if arguments.resume else []
     lock = only_session(machine_lock(), place.progress)
     try:

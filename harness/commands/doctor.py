@@ -21,10 +21,12 @@ from packaging.utils import canonicalize_name
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.network import hub_answers
-from harness.machine import probe
+from harness.machine import here, probe
+from harness.matrix.hardware import Hardware
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
 from harness.servers.registry import SERVERS
+from harness.servers.registry import names as server_names
 
 _DISTRIBUTION = "torchao-harness"
 # Distributions whose import has another name.
@@ -52,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what can run here; returns 0 if at least one hardware's cells can, else 1."""
-    matrix = load(args.matrix) if args.matrix.is_file() else None
-    findings = [*machine(), *devices(), *emulators(), *packages(imported=not args.quick)]
+    matrix = load(args.matrix, server_names()) if args.matrix.is_file() else None
+    findings = [*machine(), *(devices(matrix) if matrix else ()), *emulators(), *packages(imported=not args.quick)]
     able = summary(findings, matrix)
     for line in rendered([*findings, *(recipes(matrix) if matrix else ()), *able]):
         print(line)
@@ -87,7 +89,7 @@ def machine() -> list[Finding]:
     compiler = shutil.which("g++") or shutil.which("clang++")
     hub = hub_answers()
     return [
-        Finding("machine", "processor", probe.device("cpu").name),
+        Finding("machine", "processor", probe.host().name),
         Finding("machine", "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"),
         Finding("machine", "disk", disk, small, "name another folder with --cache DIR"),
         Finding(
@@ -107,18 +109,16 @@ def machine() -> list[Finding]:
     ]
 
 
-_DEVICE_FIXES = {
-    "h100": "run on a machine with an H100 and its driver, then pip install -e '.[h100]'",
-    "arm-mobile": "pip install -e '.[mobile]', or tox run -e mobile",
-}
-
-
-def devices() -> list[Finding]:
-    """Look for the device behind each hardware marker."""
+def devices(matrix: Matrix) -> list[Finding]:
+    """Look for the device behind each hardware marker; of the GPUs for the one that is here, or else the first."""
     return [
-        Finding("devices", name, meaning, probe.missing(name), _DEVICE_FIXES.get(name, ""))
-        for name, meaning in probe.NAMES.items()
+        Finding("devices", it.name, it.meaning, probe.missing(it), _device_fix(it)) for it in here.looked_for(matrix)
     ]
+
+
+def _device_fix(hardware: Hardware) -> str:
+    there = "run on a machine that has one, with its driver, then " if hardware.is_gpu else ""
+    return there + hardware.install
 
 
 def emulators() -> list[Finding]:
@@ -238,11 +238,13 @@ def _needs(server: str) -> tuple[tuple[str, ...], ...]:
     return (("torch",), ("torchao",), ("transformers",)) if server == "transformers" else ((server,),)
 
 
-def _extra(on: str, names: Sequence[str], asked: Mapping[str, Sequence[Requirement]]) -> str:
-    """Return the extra that brings one of some distributions, the hardware's own before any other."""
+def _brought(on: Hardware, names: Sequence[str], asked: Mapping[str, Sequence[Requirement]]) -> str:
+    """Return how one of some distributions is installed: as the hardware says, if that brings it, before any other."""
     wanted = {canonicalize_name(name) for name in names}
     having = [extra for extra, them in asked.items() if wanted & {canonicalize_name(it.name) for it in them}]
-    return on if on in having else next(iter(having), on)
+    if not having or any(f"[{extra}]" in on.install for extra in having):
+        return on.install
+    return _install(having[0])
 
 
 def recipes(matrix: Matrix) -> list[Finding]:
@@ -251,8 +253,9 @@ def recipes(matrix: Matrix) -> list[Finding]:
     servers = list(dict.fromkeys(server for recipe in quantized for server in recipe.servers))
     found = []
     for recipe in quantized:
-        told = f"on {', '.join(recipe.hardware)} through {', '.join(recipe.servers)}"
-        left = [f"on {name}" for name in probe.NAMES if name not in recipe.hardware]
+        able = [it.name for it in matrix.hardware.values() if not recipe.refusal(it)]
+        told = f"on {', '.join(able)} through {', '.join(recipe.servers)}"
+        left = [f"on {name}" for name in matrix.hardware if name not in able]
         left += [f"through {server}" for server in servers if server not in recipe.servers]
         told += f"; not {', '.join(left)}" if left else ""
         why = "; ".join(dict.fromkeys(filter(None, [recipe.reason, *recipe.reasons.values()])))
@@ -269,8 +272,11 @@ def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]
     sound = {canonicalize_name(it.name) for it in findings if it.group.startswith("packages") and not it.problem}
     absent = {it.name: it for it in findings if it.group == "devices" and it.problem}
     found = []
-    for name in probe.NAMES:
-        cells = [cell for cell in matrix.cells() if cell.hardware == name]
+    looked_for = here.looked_for(matrix)
+    every = matrix.cells(on=here.meant(matrix, here.standing(matrix)))
+    for hardware in looked_for:
+        name = hardware.name
+        cells = [cell for cell in every if cell.hardware == hardware]
         for server in dict.fromkeys(server for cell in cells for server in cell.servers):
             able = [it for it in cells if server in it.servers and not it.refusal(server)]
             told = f"{len(able)} cells"
@@ -279,9 +285,9 @@ def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]
             if name in absent:
                 problem, fix = absent[name].problem, absent[name].fix
             elif lacking:
-                here = [broken[key] for it in lacking[0] if (key := canonicalize_name(it)) in broken and _version(it)]
+                sick = [broken[key] for it in lacking[0] if (key := canonicalize_name(it)) in broken and _version(it)]
                 absence = f"{' or '.join(lacking[0])}: not installed"
-                problem = f"{here[0].name}: {here[0].problem}" if here else absence
-                fix = _install(_extra(name, lacking[0], asked))
+                problem = f"{sick[0].name}: {sick[0].problem}" if sick else absence
+                fix = _brought(hardware, lacking[0], asked)
             found.append(Finding("what can run", f"{name} through {server}", told, problem, fix))
     return found

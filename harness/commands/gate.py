@@ -19,7 +19,7 @@ from harness.gate.schedule import parse_budget
 from harness.judge import gatefile
 from harness.judge.calibration import Calibration
 from harness.judge.rules import Margins
-from harness.machine import probe
+from harness.machine import here, probe
 from harness.machine.lock import machine_lock, only_session
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
@@ -75,7 +75,7 @@ class Workplace:
         if resume:
             gate.resume(stored(run.folder))
         command = ["python", "-m", "harness", "gate", options.old, options.new]
-        device = probe.device(options.hardware)
+        device = probe.device(self.matrix.hardware[options.hardware])
         run.append(Header(run=run.name, command=command, packages=self.base.packages(), device=device))
         return gate()
 
@@ -102,7 +102,9 @@ class Workplace:
 
     def _check_margins(self, options: Options, wanted: list[Unit]) -> None:
         margins = Margins(options.margins)
-        calibration = Calibration.find(self.results, options.hardware)
+        calibration = Calibration.find(
+            self.results, options.hardware, probe.device(self.matrix.hardware[options.hardware]).name
+        )
         if calibration is None:
             self.progress(f"this machine is not calibrated: python -m harness calibrate -m {options.hardware}")
         elif calibration.threads != worker_threads():
@@ -120,14 +122,19 @@ class Workplace:
 
 
 def workplace(arguments: argparse.Namespace) -> Workplace:
-    """Return where the command line says gates run."""
+    """Return where the command line says gates run; of a group ``-m`` becomes the hardware of it that is here."""
     progress = _Progress()
-    if problem := probe.missing(arguments.hardware):
+    matrix = load(arguments.matrix, registry.names())
+    hardware = here.of_group(matrix, arguments.hardware)
+    if hardware is None:
+        raise HarnessError(f"-m {arguments.hardware}: a group of {matrix.path.name} that has no members")
+    if problem := probe.missing(hardware):
         raise HarnessError(f"-m {arguments.hardware}: not here: {problem}")
+    arguments.hardware = hardware.name
     store = Store((arguments.cache or default_root()).resolve(), say=progress)
     store.root.mkdir(parents=True, exist_ok=True)
     base = Environment(python=arguments.python) if arguments.python else Environment()
-    return Workplace(store, arguments.results, load(arguments.matrix), base, progress)
+    return Workplace(store, arguments.results, matrix, base, progress)
 
 
 class _Progress:
@@ -166,7 +173,7 @@ def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that gate, bisect and calibrate share; they mean what they mean to pytest."""
-    parser.add_argument("-m", dest="hardware", required=True, choices=tuple(probe.NAMES), help="the hardware")
+    parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware, or a group of it")
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPRESSION", help="only cells and metrics so named")
     parser.add_argument("--model", action="append", default=[], metavar="NAME|FOLDER|HUB_ID")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME|CONFIG")

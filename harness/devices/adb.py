@@ -66,6 +66,7 @@ class Adb(DeviceRunner):
         # Two phones of one model are two devices.
         return Device(
             name=f"{maker} {model} ({self.serial})".strip(),
+            torch_device="",
             detail={"serial": self.serial, "soc": soc, "system": f"Android {release}"},
         )
 

@@ -62,7 +62,7 @@ class Ios(DeviceRunner):
             raise self._wrong("device", f"is not told: {found!r:.100}")
         # deviceName is what its owner calls it.
         name = found.get("modelName") or "iPhone"
-        return Device(name=str(name), detail={"system": f"iOS {found.get('osVersion', 'unknown')}"})
+        return Device(name=str(name), torch_device="", detail={"system": f"iOS {found.get('osVersion', 'unknown')}"})
 
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
         raise DeviceError(f"{self.name} is a file of what ran before: nothing can be run there", stage="run")

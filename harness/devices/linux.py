@@ -48,10 +48,10 @@ class Host(DeviceRunner):
         return build.missing(self.machine)
 
     def device(self) -> Device:
-        return probe.device("cpu")
+        return probe.host().model_copy(update={"torch_device": ""})
 
     def state(self) -> dict[str, Scalar]:
-        return probe.state("arm-mobile")
+        return probe.host_state()
 
     def runner_key(self) -> str:
         return build.runner(self.store, self.environment, self.machine).key
@@ -97,9 +97,9 @@ class Qemu(Host):
         return super().missing()
 
     def device(self) -> Device:
-        host = probe.device("cpu")
+        host = probe.host()
         name = f"aarch64 ({CORE}) under qemu-user on {host.name}"
-        return Device(name=name, detail={**host.detail, "emulated": True})
+        return Device(name=name, torch_device="", detail={**host.detail, "emulated": True})
 
     def state(self) -> dict[str, Scalar]:
         """Return nothing: that of this machine says nothing of what an emulated one computes or allocates."""
@@ -168,7 +168,9 @@ class Ssh(DeviceRunner):
         # Two hosts of one model are two devices; who logs in there does not matter.
         where = self.host.rpartition("@")[2]
         return Device(
-            name=f"{model} ({cores} cores, {where})", detail={"system": f"{system} {self.machine()}", "ssh": True}
+            name=f"{model} ({cores} cores, {where})",
+            torch_device="",
+            detail={"system": f"{system} {self.machine()}", "ssh": True},
         )
 
     def state(self) -> dict[str, Scalar]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from harness.base.errors import HarnessError, RecordError
 from harness.judge.series import SIDES, Side
-from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.checkpoints import Checkpoint
 from harness.measure.flow import Flow
@@ -45,7 +44,7 @@ class CarriedFlow(Flow):
         """Ask the checkpoint's predictions in a worker of its own; see harness.worker.compatibility."""
         specification = {
             "checkpoint": str(self.checkpoint(cell).folder),
-            "device": probe.torch_device(cell.hardware),
+            "device": cell.hardware.torch_device,
             "trust_remote_code": cell.model.trust_remote_code,
         }
         return self.once("compatibility", specification, command, cell, **arguments)

@@ -22,7 +22,6 @@ from harness.gate.bench import Bench
 from harness.gate.plan import Unit
 from harness.gate.schedule import Turns
 from harness.judge.series import SIDES, Side
-from harness.machine import probe
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
 from harness.records.metrics import TEXT_QUALITY
@@ -68,7 +67,7 @@ class BlockRunner:
             unit.lost += 1
             self.bench.progress(f"block {unit.done} of {unit.id} lost its {' and '.join(lost)} worker: repeated")
         now = time.monotonic()
-        at_once = probe.torch_device(unit.cell.hardware) == "cpu"
+        at_once = unit.cell.hardware.sides_at_once
         unit.seconds = now - begun - (max if at_once else sum)(self._once.values())
         unit.measuring += now - start
         unit.done += 1
@@ -97,7 +96,7 @@ class BlockRunner:
                 flow.end_workers()
 
         try:
-            if probe.torch_device(unit.cell.hardware) == "cpu":
+            if unit.cell.hardware.sides_at_once:
                 return self.bench.both(work, abort)
             # One engine at a time has the whole of a GPU's memory.
             return {side: self._alone(work, side, turns, flows[side]) for side in order}

@@ -90,6 +90,7 @@ class Gate:
         )
         self.runner = BlockRunner(self.bench)
         self.compatibility = Compatibility(self.bench)
+        self.hardware = matrix.hardware[options.hardware]
         self.units = units(matrix, options, absent)
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.budget = Budget(options.budget)
@@ -252,7 +253,7 @@ class Gate:
         wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
         if unit.cell.recipe.baseline or self.bench.base.alone(unit.cell):
             wanted -= TEXT_QUALITY - {"perplexity"}
-        if unit.stage == "engine" and unit.cell.hardware in unit.cell.recipe.kernels and not unit.done:
+        if unit.stage == "engine" and unit.cell.kernels and not unit.done:
             wanted |= {"quantized_kernel_share"}
         return frozenset(wanted)
 
@@ -278,7 +279,7 @@ class Gate:
         return all(settled(verdict, family) for verdict in timed)
 
     def _series(self) -> list[Series]:
-        return series(self.run.lines(), probe.torch_device(self.options.hardware) == "cpu")
+        return series(self.run.lines(), self.hardware.sides_at_once)
 
     def _combined(self) -> list[Verdict]:
         """Return the verdict on several tasks' accuracies together, for every cell with several tasks."""
@@ -319,7 +320,7 @@ class Gate:
             "old": self.pair.old.name,
             "new": self.pair.new.name,
             "hardware": self.options.hardware,
-            "device": probe.device(self.options.hardware).name,
+            "device": probe.device(self.hardware).name,
             "created": self.created,
             "budget_seconds": self.options.budget,
             "seconds": round(self.budget.spent, 1),

@@ -54,7 +54,7 @@ def units(matrix: Matrix, options: Options, absent: Collection[str] = ()) -> lis
     chosen = [
         cell
         for cell in matrix.cells(list(options.models) or None, list(options.recipes) or None)
-        if cell.hardware == options.hardware
+        if cell.hardware.name == options.hardware
     ]
     if options.recipes:
         # Old and new are compared with each other: the baseline is measured only where it is asked for.

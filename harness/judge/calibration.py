@@ -15,7 +15,6 @@ from harness.gate.plan import Unit
 from harness.judge import stats
 from harness.judge.rules import RULES, Margins
 from harness.judge.series import stage_of
-from harness.machine import probe
 
 SCHEMA = 1
 
@@ -78,8 +77,8 @@ class Calibration(_Frozen):
         return results / "calibration" / f"{on}.json"
 
     @classmethod
-    def find(cls, results: Path, on: str) -> Calibration | None:
-        """Return the calibration of this very device, or None if there is none."""
+    def find(cls, results: Path, on: str, device: str) -> Calibration | None:
+        """Return the calibration of a hardware's very device, or None if there is none."""
         path = cls.path(results, on)
         if not path.is_file():
             return None
@@ -87,7 +86,7 @@ class Calibration(_Frozen):
             found = cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, ValidationError) as error:
             raise HarnessError(f"{path}: cannot be read ({error}); calibrate anew") from error
-        return found if found.device == probe.device(on).name else None
+        return found if found.device == device else None
 
     def write(self, results: Path) -> Path:
         path = self.path(results, self.hardware)

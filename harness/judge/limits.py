@@ -80,7 +80,7 @@ class Judge:
         figure = self.documented.find(
             cell.model.name,
             cell.recipe.name,
-            cell.hardware,
+            cell.hardware.name,
             measurement.metric,
             measurement.parameters,
             server=measurement.cell.server or None,

@@ -13,50 +13,36 @@ import psutil
 from harness.contract import visible
 from harness.machine.nvidia import _gpu, driver_too_old, gpu_state
 from harness.machine.watch import strangers
+from harness.matrix.hardware import Hardware
 from harness.records.schema import Device, Scalar
 
-NAMES = {
-    "cpu": "runs on this machine's processor",
-    "h100": "needs an NVIDIA H100 GPU",
-    "arm-mobile": "exports to ExecuTorch and runs on ARM: a phone, an ARM Linux host, or the emulator",
-}
 
-
-def missing(hardware: str) -> str:
+def missing(hardware: Hardware) -> str:
     """Return why ``hardware`` is not here, or an empty string if it is."""
-    if hardware == "cpu":
-        return ""
-    if hardware == "h100":
-        name, problem = _gpu()
-        if problem:
-            return problem
-        if "H100" not in name:
-            return f"the GPU here is {name}, not an H100; with several, CUDA_VISIBLE_DEVICES chooses"
-        strangers()
-        return driver_too_old()
-    if hardware == "arm-mobile":
-        # Each device says by itself whether it is here; without ExecuTorch there is nothing to run on any.
+    for name in hardware.needs:
         try:
-            importlib.metadata.version("executorch")
+            importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            return "ExecuTorch is not installed; pip install '.[mobile]', or tox run -e mobile"
+            return f"{name} is not installed; {hardware.install}"
+    if not hardware.is_gpu:
         return ""
-    raise ValueError(f"unknown hardware {hardware!r}")
+    name, problem = _gpu()
+    if problem:
+        return problem
+    if not hardware.fits(name):
+        return f"the GPU here is {name}, not {hardware}; with several, CUDA_VISIBLE_DEVICES chooses"
+    strangers()
+    return driver_too_old()
 
 
-def torch_device(hardware: str) -> str:
-    """Return the torch device type that a worker uses on ``hardware``."""
-    return "cuda" if hardware == "h100" else "cpu"
-
-
-def gpu_uuid() -> str:
-    """Return the UUID of the GPU that is measured here."""
+def gpu_uuid(hardware: Hardware) -> str:
+    """Return the UUID of the GPU that is measured as ``hardware``, which is here."""
     return visible.uuid()
 
 
 @functools.cache
-def device(hardware: str) -> Device:
-    """Return what measurements on ``hardware`` run on."""
+def host() -> Device:
+    """Return this machine's processor, with its cores and memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     detail: dict[str, Scalar] = {
         "processor": _processor(),
@@ -64,21 +50,32 @@ def device(hardware: str) -> Device:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    if hardware != "h100":
-        return Device(name=f"{detail['processor']} ({cores} cores)", detail=detail)
+    return Device(name=f"{detail['processor']} ({cores} cores)", detail=detail)
+
+
+@functools.cache
+def device(hardware: Hardware) -> Device:
+    """Return what measurements on ``hardware`` run on."""
+    if not hardware.is_gpu:
+        return host() if hardware.runs == "models" else host().model_copy(update={"torch_device": ""})
     import pynvml
 
     pynvml.nvmlInit()
     handle = visible.used()
-    detail |= {
+    detail = host().detail | {
         "driver": str(pynvml.nvmlSystemGetDriverVersion()),
         "gpu_memory_gb": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9, 1),
     }
-    return Device(name=str(pynvml.nvmlDeviceGetName(handle)), detail=detail)
+    return Device(
+        name=str(pynvml.nvmlDeviceGetName(handle)),
+        vendor=hardware.vendor,
+        torch_device=hardware.torch_device,
+        detail=detail,
+    )
 
 
-def state(hardware: str) -> dict[str, Scalar]:
-    """Return the machine's state now: load, memory, and on a GPU clocks, throttling, temperature, power, tenants."""
+def host_state() -> dict[str, Scalar]:
+    """Return this machine's load, free memory and clock now."""
     memory = psutil.virtual_memory()
     found: dict[str, Scalar] = {
         "load_1min": round(os.getloadavg()[0], 2),
@@ -87,9 +84,12 @@ def state(hardware: str) -> dict[str, Scalar]:
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     if frequency and frequency.current:
         found["cpu_mhz"] = round(frequency.current)
-    if hardware == "h100":
-        found |= gpu_state()
     return found
+
+
+def state(hardware: Hardware) -> dict[str, Scalar]:
+    """Return the machine's state now; on a GPU also its clocks, throttling, temperature, power and tenants."""
+    return host_state() | (gpu_state() if hardware.watched else {})
 
 
 def _processor() -> str:

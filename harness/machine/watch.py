@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.contract import visible
 from harness.contract.warden import descendants
+from harness.matrix.hardware import Hardware
 
 # Reasons for lowered clocks that make a measurement void: slowdowns for heat or by the board, not the power cap under
 # which a busy GPU always runs. Values: NVML's nvmlClocksEventReasons.
@@ -23,14 +24,14 @@ _THROTTLING = {
 class Watch:
     """Watches the machine during a block of measurement: throttling, and processes of others on the GPU.
 
-    A context manager; ``problems`` afterwards says what makes the block void. On hardware without NVML there is
-    nothing to watch. Settings are only read, never changed.
+    A context manager; ``problems`` afterwards says what makes the block void. Of a processor nothing is
+    watched. Settings are only read, never changed.
     """
 
     INTERVAL = 0.5
 
-    def __init__(self, hardware: str) -> None:
-        self._watched = hardware == "h100"
+    def __init__(self, hardware: Hardware) -> None:
+        self._watched = hardware.watched
         self._seen: set[str] = set()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from harness.base.errors import MatrixError, nearest
+from harness.matrix.hardware import IMPLIED_GROUPS, Hardware, Needs
 from harness.matrix.plan import Matrix
 from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, Threshold, _File, _Table
 from harness.records.metrics import METRICS
 
+Location = tuple[str | int, ...]
 
-def load(path: Path) -> Matrix:
-    """Read and check a matrix file.
+
+def load(path: Path, servers: Collection[str] | None = None) -> Matrix:
+    """Read and check a matrix file; ``servers`` are the names that it may give one, any if left out.
 
     Raises MatrixError naming file, line and key for a syntax error, a key that does not exist, a wrong type or
     unit, and a name that nothing defines.
@@ -29,12 +34,15 @@ def load(path: Path) -> Matrix:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise MatrixError(f"{path}: not valid TOML: {error}") from error
-    for kind in ("models", "recipes"):
+    where = _Place(path, text)
+    for kind in ("models", "recipes", "hardware"):
         entries = data.get(kind)
         if isinstance(entries, dict):
             data[kind] = {
                 name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in entries.items()
             }
+    if isinstance(data.get("measurements"), dict):
+        data["measurements"] = _alike(where, data["measurements"])
     try:
         file = _File.model_validate(data)
     except ValidationError as error:
@@ -43,52 +51,141 @@ def load(path: Path) -> Matrix:
         path=path,
         models=file.models,
         recipes=file.recipes,
+        hardware=_grouped(file),
+        groups=tuple(dict.fromkeys((*file.groups, *IMPLIED_GROUPS))),
         entries=file.cells,
-        measurements={str(name): value for name, value in file.measurements.items()},
+        measurements=file.measurements,
         thresholds=file.thresholds,
+        servers=tuple(servers) if servers is not None else _named(file),
     )
-    _check_names(matrix, text)
+    if problems := list(_misnamed(matrix, file, where)):
+        raise MatrixError("\n".join(problems))
     return matrix
 
 
-def _check_names(matrix: Matrix, text: str) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """A matrix file, as errors name it."""
+
+    path: Path
+    text: str
+
+    def told(self, location: Location, problem: str) -> str:
+        key = ".".join(str(part) for part in location)
+        return f"{self.path}, line {locate(self.text, location)}: {key}: {problem}"
+
+    def unknown(self, location: Location, names: Iterable[str], known: Collection[str]) -> Iterator[str]:
+        """Yield what is wrong with each name of a list that is not known."""
+        for index, name in enumerate(names):
+            if name not in known:
+                yield self.told((*location, index), f"{name!r} is not defined; {nearest(name, known)}")
+
+
+def _alike(where: _Place, tables: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables of measurements, each that is ``like`` another with what that one has and it has not."""
+
+    def whole(name: str, after: tuple[str, ...]) -> Any:
+        table = tables[name]
+        if not isinstance(table, dict) or "like" not in table:
+            return table
+        other, location = table["like"], ("measurements", name, "like")
+        if other not in tables:
+            raise MatrixError(where.told(location, f"{other!r} is not defined; {nearest(str(other), tables)}"))
+        if other in (*after, name):
+            circle = " is like ".join((*after, name, other))
+            raise MatrixError(where.told(location, f"{circle}: one of them must say for itself"))
+        base = whole(other, (*after, name))
+        own = {key: value for key, value in table.items() if key != "like"}
+        return {**base, **own} if isinstance(base, dict) else base
+
+    return {name: whole(name, ()) for name in tables}
+
+
+def _grouped(file: _File) -> dict[str, Hardware]:
+    """Return the hardware, each with the groups that it belongs to: the file's own, then what follows from a vendor."""
+    found = {}
+    for name, entry in file.hardware.items():
+        own = [group for group, members in file.groups.items() if name in members]
+        implied = [group for group in entry.implied_groups if group not in file.groups]
+        found[name] = entry.model_copy(update={"groups": (*own, *implied)})
+    return found
+
+
+def _named(file: _File) -> tuple[str, ...]:
+    """Return every server that a file names."""
+    lists = [recipe.servers for recipe in file.recipes.values()] + [entry.servers for entry in file.cells]
+    return tuple(dict.fromkeys(name for names in lists for name in names))
+
+
+def _misnamed(matrix: Matrix, file: _File, where: _Place) -> Iterator[str]:
+    """Yield what is wrong with the names by which the tables of a file speak of each other."""
     baselines = [recipe.name for recipe in matrix.recipes.values() if recipe.baseline]
     if len(baselines) != 1:
-        raise MatrixError(f"{matrix.path}: recipes: exactly one needs `baseline = true`; have {baselines or 'none'}")
-    for index, entry in enumerate(matrix.entries):
-        if entry.hardware not in matrix.measurements:
-            _raise_name(matrix, text, ("cells", index, "hardware"), entry.hardware, matrix.measurements)
-        for name in entry.models:
-            if name not in matrix.models:
-                _raise_name(matrix, text, ("cells", index, "models"), name, matrix.models)
-        for name in entry.recipes:
-            if name not in matrix.recipes:
-                _raise_name(matrix, text, ("cells", index, "recipes"), name, matrix.recipes)
+        yield f"{matrix.path}: recipes: exactly one needs `baseline = true`; have {baselines or 'none'}"
+    places = [*matrix.hardware, *matrix.groups]
+    for name, entry in file.hardware.items():
+        if entry.groups:
+            yield where.told(("hardware", name, "groups"), "a group lists its members: [groups]")
+        if name in matrix.groups:
+            yield where.told(("hardware", name), "a group is called so; give the hardware another name")
+    for name, members in file.groups.items():
+        yield from where.unknown(("groups", name), members, matrix.hardware)
+    for name in matrix.measurements:
+        if name not in places:
+            yield where.told(("measurements", name), f"{name!r} is not defined; {nearest(name, places)}")
+    defined: dict[str, Collection[str]] = {
+        "models": matrix.models,
+        "recipes": matrix.recipes,
+        "hardware": places,
+        "servers": matrix.servers,
+    }
+    for recipe in matrix.recipes.values():
+        yield from _of_recipe(matrix, where, recipe, places)
+    for index, cells in enumerate(matrix.entries):
+        yield from _of_cells(matrix, where, ("cells", index), cells, defined)
     for index, threshold in enumerate(matrix.thresholds):
-        for name in threshold.models or ():
-            if name not in matrix.models:
-                _raise_name(matrix, text, ("thresholds", index, "models"), name, matrix.models)
-        for name in threshold.recipes or ():
-            if name not in matrix.recipes:
-                _raise_name(matrix, text, ("thresholds", index, "recipes"), name, matrix.recipes)
-        known = METRICS[threshold.metric].parameters
+        for kind, known in defined.items():
+            yield from where.unknown(("thresholds", index, kind), getattr(threshold, kind) or (), known)
+        parameters = METRICS[threshold.metric].parameters
         for name in threshold.parameters:
-            if name not in known:
-                line = locate(text, ("thresholds", index, "parameters", name))
-                raise MatrixError(
-                    f"{matrix.path}, line {line}: thresholds.{index}.parameters.{name}: {threshold.metric} has no such "
-                    f"parameter, so the limit would never apply; {nearest(name, known)}"
+            if name not in parameters:
+                yield where.told(
+                    ("thresholds", index, "parameters", name),
+                    f"{threshold.metric} has no such parameter, so the limit would never apply; "
+                    f"{nearest(name, parameters)}",
                 )
     for model in matrix.models.values():
         if model.random and model.random.tokenizer not in matrix.models:
-            key = ("models", model.name, "random")
-            _raise_name(matrix, text, key, model.random.tokenizer, matrix.models)
+            lender = model.random.tokenizer
+            problem = f"{lender!r} is not defined; {nearest(lender, matrix.models)}"
+            yield where.told(("models", model.name, "random"), problem)
 
 
-def _raise_name(matrix: Matrix, text: str, location: tuple[str | int, ...], name: str, known: Any) -> None:
-    line = locate(text, location)
-    key = ".".join(str(part) for part in location)
-    raise MatrixError(f"{matrix.path}, line {line}: {key}: {name!r} is not defined; {nearest(name, known)}")
+def _of_cells(
+    matrix: Matrix, where: _Place, location: Location, entry: CellEntry, defined: Mapping[str, Collection[str]]
+) -> Iterator[str]:
+    for kind, names in (("models", entry.models), ("recipes", entry.recipes), ("servers", entry.servers)):
+        yield from where.unknown((*location, kind), names, defined[kind])
+    if entry.hardware not in defined["hardware"]:
+        problem = f"{entry.hardware!r} is not defined; {nearest(entry.hardware, defined['hardware'])}"
+        yield where.told((*location, "hardware"), problem)
+        return
+    for hardware in matrix.members(entry.hardware):
+        if hardware.pick(matrix.measurements) is None:
+            there = f"known: {', '.join(matrix.measurements)}"
+            problem = f"there is no [measurements.{hardware.name}], nor one of a group of it; {there}"
+            yield where.told((*location, "hardware"), problem)
+
+
+def _of_recipe(matrix: Matrix, where: _Place, recipe: Recipe, places: Collection[str]) -> Iterator[str]:
+    location = ("recipes", recipe.name)
+    yield from where.unknown((*location, "kernels"), recipe.kernels, places)
+    yield from where.unknown((*location, "servers"), recipe.servers, matrix.servers)
+    for name in recipe.reasons:
+        if name not in places and name not in matrix.servers:
+            known = nearest(name, [*places, *matrix.servers])
+            problem = f"{name!r} is neither a hardware, nor a group, nor a server; {known}"
+            yield where.told((*location, "reasons", name), problem)
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:
@@ -111,6 +208,8 @@ def _explain(path: Path, text: str, error: ValidationError) -> str:
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the keys that the table at ``location`` takes, following the models' fields."""
     tables: dict[str, type[BaseModel]] = {
+        "hardware": Hardware,
+        "groups": _Table,
         "models": Model,
         "recipes": Recipe,
         "cells": CellEntry,
@@ -120,11 +219,13 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     if not location:
         return ["schema", *tables]
     table = tables.get(str(location[0]))
+    if len(location) > 2 and location[0] == "recipes" and location[2] == "needs":
+        return list(Needs.model_fields)
     for part in location[2:]:
         field = table.model_fields.get(str(part)) if table else None
         candidates = [kind for kind in _Table.__subclasses__() if field and kind.__name__ in str(field.annotation)]
         table = candidates[0] if candidates else None
-    return [name for name in table.model_fields if name != "name"] if table else []
+    return [name for name in table.model_fields if name not in ("name", "groups")] if table else []
 
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
@@ -136,7 +237,7 @@ _KEY = re.compile(r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 
 
-def locate(text: str, location: tuple[str | int, ...]) -> int:
+def locate(text: str, location: Location) -> int:
     """Return the line, from 1, of the key at ``location`` in TOML ``text``, or of its nearest enclosing table."""
     counts: dict[tuple[str | int, ...], int] = {}
     prefix: tuple[str | int, ...] = ()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import MatrixError, nearest
-from harness.machine import probe
 from harness.matrix.config_text import parse_config
+from harness.matrix.hardware import Hardware
 from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, Threshold
 from harness.records.metrics import STAGES
 from harness.records.place import Place
-from harness.servers import registry
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Cell:
 
     model: Model
     recipe: Recipe
-    hardware: str
+    hardware: Hardware
     server: str
     servers: Mapping[str, Through]
     measurements: Measurements
@@ -57,6 +56,11 @@ class Cell:
         return self.skip or listed or self.recipe.refusal(self.hardware, server)
 
     @property
+    def kernels(self) -> str:
+        """What the names of the recipe's own kernels match on its hardware; empty if none are known."""
+        return self.hardware.pick(self.recipe.kernels) or ""
+
+    @property
     def place(self) -> Place:
         """The cell as figures have it; which weights they are of is known once these are here."""
         recipe = self.recipe.identity
@@ -64,30 +68,48 @@ class Cell:
             model=self.model.name,
             recipe=recipe.name,
             recipe_hash=recipe.hash,
-            hardware=self.hardware,
+            hardware=self.hardware.name,
             server=self.server,
         )
 
     @property
     def id(self) -> str:
-        parts = [self.model.name, self.recipe.name, self.hardware]
+        parts = [self.model.name, self.recipe.name, self.hardware.name]
         return "-".join([*parts, self.server] if self.server else parts)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The whole of matrix.toml."""
+    """The whole of matrix.toml. ``groups`` are the names of groups, ``servers`` all that a cell may be sent through."""
 
     path: Path
     models: dict[str, Model]
     recipes: dict[str, Recipe]
+    hardware: dict[str, Hardware]
+    groups: tuple[str, ...]
     entries: list[CellEntry]
     measurements: dict[str, Measurements]
     thresholds: list[Threshold]
+    servers: tuple[str, ...]
 
     @property
     def baseline(self) -> Recipe:
         return next(recipe for recipe in self.recipes.values() if recipe.baseline)
+
+    @property
+    def markers(self) -> dict[str, str]:
+        """The names of hardware and groups, by which ``-m`` selects, with what they mean."""
+        groups = {name: f"whichever is here of {', '.join(map(str, self.members(name)))}" for name in self.groups}
+        return {name: it.meaning for name, it in self.hardware.items()} | groups
+
+    def members(self, name: str) -> list[Hardware]:
+        """Return the hardware of that name, or all that belongs to the group of that name, in the order of the file."""
+        if name in self.hardware:
+            return [self.hardware[name]]
+        if name in self.groups:
+            return [it for it in self.hardware.values() if name in it.groups]
+        known = nearest(name, [*self.hardware, *self.groups])
+        raise MatrixError(f"{name!r} is no hardware of {self.path.name}; {known}")
 
     def model(self, given: str) -> Model:
         """Return the model that a command line names: one of the matrix, a folder, or a hub id."""
@@ -124,33 +146,39 @@ class Matrix:
                 config=parsed["config"],
                 arguments=parsed["arguments"],
                 known_fallback="a recipe of the command line names no kernels to look for",
-                hardware=list(probe.NAMES),
-                servers=list(registry.names()),
+                servers=list(self.servers),
             )
         raise MatrixError(
             f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "
             f"'Int8WeightOnlyConfig(granularity=PerGroup(32))'; " + nearest(given, self.recipes)
         )
 
-    def cells(self, models: list[str] | None = None, recipes: list[str] | None = None) -> list[Cell]:
+    def cells(
+        self,
+        models: list[str] | None = None,
+        recipes: list[str] | None = None,
+        on: Mapping[str, Collection[str]] | None = None,
+    ) -> list[Cell]:
         """Return the cells to run, baseline first for each model, not yet through a server.
 
         ``models`` and ``recipes`` replace those of the matrix. Alone, each keeps to the [[cells]] tables that list it,
         and goes through all of a hardware where none does. A model and a recipe that were both asked for run together
         on every hardware, through the servers of the tables that list both, or else the model, or else the recipe, or
         else through all. The baseline is always among the recipes, since ratios need it.
+
+        ``on`` names for each group those of its members that are meant, which are all if it is left out.
         """
         chosen: dict[tuple[str, str, str], Cell] = {}
-        for entry in self.entries:
-            for model in self._models(entry, models, together=recipes is not None):
-                entry_recipes = self._recipes(entry, recipes, model if models is not None else None)
+        for entry, hardware in self._placed(on):
+            for model in self._models(entry, hardware, models, together=recipes is not None):
+                entry_recipes = self._recipes(entry, hardware, recipes, model if models is not None else None)
                 if not entry_recipes:
                     continue
                 if all(not recipe.baseline for recipe in entry_recipes):
                     entry_recipes.insert(0, self.baseline)
                 entry_recipes.sort(key=lambda recipe: not recipe.baseline)
                 for recipe in entry_recipes:
-                    key = (entry.hardware, model.name, recipe.name)
+                    key = (hardware.name, model.name, recipe.name)
                     before = chosen[key].servers if key in chosen else {}
                     through = Through(tuple(entry.stages), tuple(entry.tasks), entry.skip)
                     here = {server: before.get(server, through) | through for server in entry.servers}
@@ -162,31 +190,45 @@ class Matrix:
                     chosen[key] = Cell(
                         model=model,
                         recipe=recipe,
-                        hardware=entry.hardware,
+                        hardware=hardware,
                         server="",
                         servers={**before, **here},
-                        measurements=self.measurements[entry.hardware],
-                        skip=recipe.refusal(entry.hardware),
+                        measurements=self.measured_on(hardware),
+                        skip=recipe.refusal(hardware),
                     )
         return list(chosen.values())
 
-    def _models(self, entry: CellEntry, given: list[str] | None, *, together: bool) -> list[Model]:
+    def measured_on(self, hardware: Hardware) -> Measurements:
+        """Return what is measured on a hardware: by a table of its own, or of a group that it belongs to."""
+        found = hardware.pick(self.measurements)
+        if found is None:
+            raise MatrixError(f"{self.path}: there is no [measurements.{hardware.name}], nor one of a group of it")
+        return found
+
+    def _placed(self, on: Mapping[str, Collection[str]] | None) -> Iterator[tuple[CellEntry, Hardware]]:
+        for entry in self.entries:
+            for hardware in self.members(entry.hardware):
+                if on is None or entry.hardware not in on or hardware.name in on[entry.hardware]:
+                    yield entry, hardware
+
+    def _models(self, entry: CellEntry, on: Hardware, given: list[str] | None, *, together: bool) -> list[Model]:
         """Return the models of one [[cells]] table, or those of the given ones that may belong to it."""
         if given is None:
             return [self.models[name] for name in entry.models]
         found = [self.model(name) for name in given]
-        return found if together else [it for it in found if self._belongs(entry, model=it.name)]
+        return found if together else [it for it in found if self._belongs(entry, on, model=it.name)]
 
-    def _recipes(self, entry: CellEntry, given: list[str] | None, model: Model | None) -> list[Recipe]:
+    def _recipes(self, entry: CellEntry, on: Hardware, given: list[str] | None, model: Model | None) -> list[Recipe]:
         """Return the recipes of one [[cells]] table, or those of the given ones that belong to it and the model."""
         if given is None:
             return [self.recipes[name] for name in entry.recipes]
         found = [self.recipe(name) for name in given]
-        return [it for it in found if self._belongs(entry, model=model.name if model else "", recipe=it.name)]
+        name = model.name if model else ""
+        return [it for it in found if self._belongs(entry, on, model=name, recipe=it.name)]
 
-    def _belongs(self, entry: CellEntry, *, model: str = "", recipe: str = "") -> bool:
-        """Return whether a table is of those of its hardware that fit best what was asked for."""
-        here = [other for other in self.entries if other.hardware == entry.hardware]
+    def _belongs(self, entry: CellEntry, on: Hardware, *, model: str = "", recipe: str = "") -> bool:
+        """Return whether a table is of those of a hardware that fit best what was asked for."""
+        here = [other for other in self.entries if on.is_of((other.hardware,))]
         for names in ({"model": model, "recipe": recipe}, {"model": model}, {"recipe": recipe}):
             wanted = {kind: name for kind, name in names.items() if name}
             fitting = [other for other in here if wanted and _lists(other, **wanted)]
@@ -208,7 +250,7 @@ class Matrix:
             if threshold.metric == metric
             and (threshold.models is None or cell.model.name in threshold.models)
             and (threshold.recipes is None or cell.recipe.name in threshold.recipes)
-            and (threshold.hardware is None or cell.hardware in threshold.hardware)
+            and (threshold.hardware is None or cell.hardware.is_of(threshold.hardware))
             and (threshold.servers is None or cell.server in threshold.servers)
             and all(parameters.get(name) == value for name, value in threshold.parameters.items())
             and not (threshold.needs_baseline and cell.recipe.baseline)

@@ -5,43 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
 from harness.base.text import digest
-from harness.machine import probe
+from harness.matrix.hardware import STRICT, AnyOf, Arithmetic, Hardware, lacking
 from harness.records.metrics import METRICS, STAGES, Stage
 from harness.records.schema import RecipeIdentity
-from harness.servers import registry
-
-
-def _is_hardware(name: str) -> str:
-    if name not in probe.NAMES:
-        raise ValueError(f"hardware {name!r} does not exist; {nearest(name, probe.NAMES)}")
-    return name
-
-
-def _is_server(name: str) -> str:
-    if name not in registry.names():
-        raise ValueError(f"server {name!r} does not exist; {nearest(name, registry.names())}")
-    return name
-
-
-def _is_place(name: str) -> str:
-    if name not in probe.NAMES and name not in registry.names():
-        known = [*probe.NAMES, *registry.names()]
-        raise ValueError(f"{name!r} is neither a hardware nor a server; {nearest(name, known)}")
-    return name
-
-
-HardwareName = Annotated[str, AfterValidator(_is_hardware)]
-
-
-ServerName = Annotated[str, AfterValidator(_is_server)]
-
-
-HardwareOrServer = Annotated[str, AfterValidator(_is_place)]
-
 
 Target = Literal["linear", "embedding", "head"]
 
@@ -55,7 +25,7 @@ COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_di
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = STRICT
 
 
 class Package(_Table):
@@ -99,9 +69,10 @@ class Model(_Table):
 class Recipe(_Table):
     """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
 
-    ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware a regular
+    ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware or group a regular
     expression that the names of its own kernels match. ``known_fallback`` says why they are known not to run.
-    ``reason`` says why it does not run elsewhere, ``reasons`` why not on one hardware or through one server.
+    ``needs`` is what it needs of hardware, or several such tables of which one must be met. ``reason`` says why it does
+    not run elsewhere, ``reasons`` why not on one hardware or group, or through one server.
     """
 
     name: str
@@ -111,13 +82,13 @@ class Recipe(_Table):
     transformers_options: dict[str, Any] = {}
     untie_embeddings: bool = False
     baseline: bool = False
-    arithmetic: Literal["bfloat16", "float8", "int8"] = "bfloat16"
-    kernels: dict[HardwareName, str] = {}
+    arithmetic: Arithmetic = "bfloat16"
+    kernels: dict[str, str] = {}
     known_fallback: str = ""
-    hardware: list[HardwareName]
-    servers: list[ServerName]
+    needs: AnyOf = ()
+    servers: list[str]
     reason: str = ""
-    reasons: dict[HardwareOrServer, str] = {}
+    reasons: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> Recipe:
@@ -143,10 +114,10 @@ class Recipe(_Table):
             name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
         )
 
-    def refusal(self, hardware: str, server: str = "") -> str:
+    def refusal(self, hardware: Hardware, server: str = "") -> str:
         """Return why this recipe cannot run on ``hardware`` and ``server``, or an empty string if it can."""
-        if hardware not in self.hardware:
-            what, reason = f"on {hardware}", self.reasons.get(hardware, self.reason)
+        if lacks := lacking(self.needs, hardware):
+            what, reason = f"on {hardware}", hardware.pick(self.reasons) or self.reason or lacks
         elif server and server not in self.servers:
             what, reason = f"through {server}", self.reasons.get(server, self.reason)
         else:
@@ -263,8 +234,8 @@ class Threshold(_Table):
     metric: str
     models: list[str] | None = None
     recipes: list[str] | None = None
-    hardware: list[HardwareName] | None = None
-    servers: list[ServerName] | None = None
+    hardware: list[str] | None = None
+    servers: list[str] | None = None
     parameters: dict[str, str | int | float] = {}
     pretrained: bool = Field(default=False, description="Whether it is for models with weights of their own alone.")
     max: float | None = None
@@ -308,16 +279,16 @@ class Threshold(_Table):
 
 
 class CellEntry(_Table):
-    """One [[cells]] table: every combination of its models and recipes on its hardware, through its servers.
+    """One [[cells]] table: every combination of its models and recipes on its hardware or group, through its servers.
 
     Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
     lm-evaluation-harness that are evaluated where the command line names none; ``skip`` says why nothing is.
     """
 
-    hardware: HardwareName
+    hardware: str
     models: list[str]
     recipes: list[str]
-    servers: list[ServerName]
+    servers: list[str]
     stages: list[Stage] = list(STAGES)
     tasks: list[str] = []
     skip: str = ""
@@ -325,8 +296,10 @@ class CellEntry(_Table):
 
 class _File(_Table):
     schema_: Literal[1] = Field(alias="schema")
+    hardware: dict[str, Hardware]
+    groups: dict[str, list[str]] = {}
     models: dict[str, Model]
     recipes: dict[str, Recipe]
     cells: list[CellEntry]
-    measurements: dict[HardwareName, Measurements]
+    measurements: dict[str, Measurements]
     thresholds: list[Threshold] = []

@@ -18,6 +18,7 @@ from harness.base.text import file_name
 from harness.contract import versions, weights
 from harness.contract.protocol import Job
 from harness.machine import probe
+from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Model
 from harness.measure.checkpoints import (
@@ -81,7 +82,7 @@ class Flow:
         self.plan: list[tuple[str, str]] = []
         self.programs: list[tuple[Cell, str]] = []
         self.start_ahead = True
-        # A CPU's peak memory is that of a whole process, and what a fork inherits would not be its own.
+        # Where peak memory is that of a whole process, a fork would have what it inherits in its own.
         self.whole_processes = True
         # Rises for a block that must not answer from an earlier one's cached evaluations.
         self.block = 0
@@ -97,7 +98,7 @@ class Flow:
 
     # ------------------------------------------------------------------------------------------ cached stages
 
-    def plain(self, model: Model, on: str) -> Checkpoint:
+    def plain(self, model: Model, on: Hardware) -> Checkpoint:
         """Return the unquantized checkpoint of a model, from the first of its sources that answers."""
         if model.name not in self._plain:
             with self._tried_once((model.name, "plain")), self.timed("setup"):
@@ -124,7 +125,7 @@ class Flow:
             return replace(plain, facts=self._found(cell, plain))
         if cell.recipe.baseline:
             return self._checked(cell, plain)
-        device = probe.torch_device(cell.hardware)
+        device = cell.hardware.torch_device
         config = cell.recipe.identity.config
 
         def build(folder: Path) -> dict[str, Any]:
@@ -178,7 +179,7 @@ class Flow:
 
     def _found(self, cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return sizes and layers of a checkpoint that somebody else made, which is loaded for it once."""
-        device = probe.torch_device(cell.hardware)
+        device = cell.hardware.torch_device
         config = cell.recipe.identity.config
         recipe = {name: config[name] for name in ("config", "arguments", "quantizes") if name in config}
         if not checkpoint.quantized:
@@ -254,7 +255,8 @@ class Flow:
 
     def evaluated(self, cell: Cell, what: str, key: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> Artifact:
         """Return the result of a deterministic evaluation, computed once for the same weights, code and question."""
-        key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware, **key, **self._versions(_EVALUATORS)}
+        key = {"checkpoint": self.checkpoint(cell).key, "hardware": cell.hardware.name, **key}
+        key |= self._versions(_EVALUATORS)
         key["device"] = probe.device(cell.hardware).name
         if self.block:
             key |= {"block": self.block, "run": self.run.name}
@@ -265,7 +267,7 @@ class Flow:
 
         return self.store.get("evaluation", key, build, label=f"{what} of {cell.id}")
 
-    def _find_plain(self, model: Model, on: str) -> Checkpoint:
+    def _find_plain(self, model: Model, on: Hardware) -> Checkpoint:
         if model.folder:
             folder = Path(model.folder)
             sources.check(model.name, folder)
@@ -320,13 +322,13 @@ class Flow:
         artifact = self.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
 
-    def _from_shape(self, model: Model, on: str) -> Checkpoint:
+    def _from_shape(self, model: Model, on: Hardware) -> Checkpoint:
         assert model.random
         shape = (self.matrix.path.parent / model.random.shape).resolve()
         if not shape.is_file():
             raise MatrixError(f"{self.matrix.path}: models.{model.name}.random.shape: {shape} is not there")
         lender = self.plain(self.matrix.models[model.random.tokenizer], on)
-        device = probe.torch_device(on)
+        device = on.torch_device
         key = {
             "shape": shape.read_text(encoding="utf-8"),
             "seed": model.random.seed,
@@ -439,7 +441,7 @@ class Flow:
 
     def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
         """Return the measured ceilings of the device that a cell runs on; idle workers may stay beside."""
-        return self.once("limits", {"device": probe.torch_device(cell.hardware)}, "measure", cell, **arguments)
+        return self.once("limits", {"device": cell.hardware.torch_device}, "measure", cell, **arguments)
 
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
@@ -541,7 +543,7 @@ class Flow:
         return CellIdentity(
             model=self.plain(cell.model, cell.hardware).model,
             recipe=cell.recipe.identity,
-            hardware=cell.hardware,
+            hardware=cell.hardware.name,
             server=cell.server,
         )
 
@@ -550,7 +552,7 @@ class Flow:
         self._raise_again(key)
         # Made before anything is started for it.
         self.served(cell)
-        together = probe.torch_device(cell.hardware) == "cpu"
+        together = cell.hardware.workers_at_once
         for other in [name for name in self._workers if name[0] != key[0] or (not together and name != key)]:
             self._workers.pop(other).close()
         worker = self._workers.get(key)
@@ -621,10 +623,10 @@ class Flow:
         if kind == "transformers":
             specification = {
                 "checkpoint": str(self.checkpoint(cell).folder),
-                "device": probe.torch_device(cell.hardware),
+                "device": cell.hardware.torch_device,
                 "trust_remote_code": cell.model.trust_remote_code,
             }
-            whole = probe.torch_device(cell.hardware) == "cpu" and self.whole_processes
+            whole = cell.hardware.whole_processes and self.whole_processes
             label = f"transformers {cell.id}"
             family = "" if whole else None
             return self._start("generate", specification, label, self._online_variables(), family=family)

@@ -186,7 +186,7 @@ class Measure(Quality):
         further steps not for every layer, or when the matrix names none for this hardware; the message names what ran,
         the longest first. The baseline, which has none of its own, is profiled alone.
         """
-        pattern = cell.recipe.kernels.get(cell.hardware, "")
+        pattern = cell.kernels
         wanted = cell.measurements.latency
 
         def take() -> dict[str, Figure]:
@@ -312,9 +312,9 @@ class Measure(Quality):
 
     def _ceiling(self, cell: Cell) -> roofline.Ceiling:
         """Return the device's measured ceilings for the recipe's arithmetic, measured once a session."""
-        if cell.hardware not in self._ceilings:
-            self._ceilings[cell.hardware] = self._standing_ceilings(cell) or self._measure_ceilings(cell)
-        found = self._ceilings[cell.hardware]
+        if cell.hardware.name not in self._ceilings:
+            self._ceilings[cell.hardware.name] = self._standing_ceilings(cell) or self._measure_ceilings(cell)
+        found = self._ceilings[cell.hardware.name]
         rates = found["rates"]
         self._note(cell, {}, "copy_bandwidth", Figure(found["bandwidth"] / 1e9))
         for name, rate in rates.items():
@@ -322,8 +322,7 @@ class Measure(Quality):
         return roofline.Ceiling(found["bandwidth"], rates.get(cell.recipe.arithmetic, rates["bfloat16"]))
 
     def _measure_ceilings(self, cell: Cell) -> dict[str, Any]:
-        gpu = probe.torch_device(cell.hardware) == "cuda"
-        sizes = {"copy_bytes": 1 << 30, "size": 8192} if gpu else {"copy_bytes": 1 << 28, "size": 1024}
+        sizes = {"copy_bytes": 1 << 30, "size": 8192} if cell.hardware.is_gpu else {"copy_bytes": 1 << 28, "size": 1024}
         return self.undisturbed(
             cell,
             "copy_bandwidth, matrix_rate",

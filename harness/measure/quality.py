@@ -10,11 +10,10 @@ from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import file_digest
-from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.measure.agreement import LIKELIEST, hold
 from harness.measure.recorder import Figure, Recorder, standard_error
-from harness.records.metrics import METRICS, TASK_BATCH
+from harness.records.metrics import METRICS
 from harness.records.schema import Measurement, Scalar
 from harness.runtime.store import Artifact
 from harness.servers.base import SERVED_NAME
@@ -103,7 +102,7 @@ class Quality(Recorder):
         data = str(self.flow.data) if self.flow.data else None
         limit = self.flow.limit
         served = cell.server != "transformers"
-        batch_size = TASK_BATCH[probe.torch_device(cell.hardware)]
+        batch_size = cell.hardware.task_batch
         key: dict[str, Any] = {
             "task": task,
             "definition": METRICS["accuracy"].version,

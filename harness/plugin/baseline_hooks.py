@@ -11,7 +11,7 @@ import pytest
 from harness.base.errors import HarnessError, ThresholdFailure
 from harness.judge import baseline as baselines
 from harness.machine import probe
-from harness.matrix.plan import Cell
+from harness.matrix.plan import Cell, Matrix
 from harness.plugin.command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -30,17 +30,20 @@ class BaselineHooks:
         self.run: Path | None = None
         self.comparison: Comparison | None = None
 
-    def plan(self, cells: Mapping[pytest.Item, Cell], items: Sequence[pytest.Item]) -> None:
+    def plan(self, matrix: Matrix, cells: Mapping[pytest.Item, Cell], items: Sequence[pytest.Item]) -> None:
         """Read the baseline and note what the session covers: the cells of all tests, and the tests that will run.
 
         Raises UsageError naming what differs where the two cannot be compared.
         """
         try:
             self.baseline = baselines.load(self.path)
-            baselines.refuse_other(self.baseline, self.path, probe.device(self.baseline.hardware))
+            (hardware,) = matrix.members(self.baseline.hardware)
+            if problem := probe.missing(hardware):
+                raise HarnessError(f"{self.path} is of {hardware}, which is not here: {problem}")
+            baselines.refuse_other(self.baseline, self.path, probe.device(hardware))
         except HarnessError as error:
             raise pytest.UsageError(f"--against: {error}") from error
-        self.cells = {item: cell for item, cell in cells.items() if cell.hardware == self.baseline.hardware}
+        self.cells = {item: cell for item, cell in cells.items() if cell.hardware.name == self.baseline.hardware}
         chosen = set(items)
         if not chosen.intersection(self.cells):
             raise pytest.UsageError(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError, MatrixError
 from harness.base.expressions import asked_for
-from harness.machine import probe
+from harness.machine import here, probe
+from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import PORTABLE, ROUTES
 from harness.plugin.command_line import CommandLine
@@ -33,6 +34,12 @@ class Case:
 
     cell: Cell
     values: tuple[Any, ...]
+    groups: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Its hardware, and the groups that this stands for."""
+        return (self.cell.hardware.name, *self.groups)
 
     @property
     def id(self) -> str:
@@ -53,13 +60,13 @@ class Claim:
     @property
     def of_cell(self) -> tuple[str, str, str]:
         """The cell without its server."""
-        return (self.cell.hardware, self.cell.model.name, self.cell.recipe.name)
+        return (self.cell.hardware.name, self.cell.model.name, self.cell.recipe.name)
 
     @property
     def beside_recipe(self) -> tuple[Any, ...]:
         """What a test of a recipe and the same test of its baseline have in common."""
         values = tuple(str(value) for _, value in sorted(self.values.items()))
-        return (self.file, self.function, self.cell.model.name, self.cell.hardware, self.cell.server, values)
+        return (self.file, self.function, self.cell.model.name, self.cell.hardware.name, self.cell.server, values)
 
 
 # ---------------------------------------------------------------------------------------------------- parameters
@@ -76,9 +83,11 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
 
     Raises HarnessError for a model, recipe or data folder of the command line that there is none of.
     """
-    cells = _cells(matrix, given)
+    standing = here.standing(matrix)
+    cells = _cells(matrix, given, here.meant(matrix, standing, given.named(matrix.hardware)))
     tasks = given.chosen_tasks()
     for cell in cells:
+        groups = tuple(group for group, it in standing.items() if it == cell.hardware)
         for through in _through(cell, stage, given.servers):
             values: dict[str, Sequence[Any]] = {
                 "batch_size": cell.measurements.latency.batch_sizes,
@@ -89,12 +98,12 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
                 "through": ["eager", "program"],
             }
             for chosen in itertools.product(*(values[name] for name in names)):
-                yield Case(through, chosen)
+                yield Case(through, chosen, groups)
 
 
-def _cells(matrix: Matrix, given: CommandLine) -> list[Cell]:
+def _cells(matrix: Matrix, given: CommandLine, on: Mapping[str, Collection[str]] | None = None) -> list[Cell]:
     models, recipes = given.models, given.recipes
-    return matrix.cells(None if models is None else list(models), None if recipes is None else list(recipes))
+    return matrix.cells(None if models is None else list(models), None if recipes is None else list(recipes), on)
 
 
 def _devices(given: Sequence[str], cell: Cell, cells: Sequence[Cell]) -> list[str]:
@@ -179,7 +188,7 @@ def plan(everything: Sequence[Claim], chosen: Sequence[Claim]) -> list[Claim]:
 def workers(claims: Iterable[Claim]) -> list[tuple[str, str]]:
     """Return which kind of worker each test needs, in order, as (cell without its server, stage)."""
     return [
-        ("/".join((claim.cell.model.name, claim.cell.recipe.name, claim.cell.hardware)), claim.stage)
+        ("/".join((claim.cell.model.name, claim.cell.recipe.name, claim.cell.hardware.name)), claim.stage)
         for claim in claims
         if not claim.cell.skip
     ]
@@ -204,9 +213,10 @@ def programs(claims: Iterable[Claim], lacks: Callable[[str, str], str]) -> list[
     return list(found.values())
 
 
-def all_on_gpu(claims: Iterable[Claim]) -> bool:
-    """Return whether whatever is measured is measured on a GPU."""
-    return {probe.torch_device(claim.cell.hardware) for claim in claims if not claim.skipped} == {"cuda"}
+def only_hardware(claims: Iterable[Claim]) -> Hardware | None:
+    """Return the hardware on which all is measured that is measured, or None if it is several."""
+    found = {claim.cell.hardware for claim in claims if not claim.skipped}
+    return found.pop() if len(found) == 1 else None
 
 
 # -------------------------------------------------------------------------------------------------- what is here
@@ -226,19 +236,20 @@ def absent(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
 
 
 def _without_hardware(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
-    asked = asked_for(given.markers, probe.NAMES)
     found: dict[Claim, str] = {}
-    for name in probe.NAMES:
-        needing = [claim for claim in claims if claim.cell.hardware == name]
-        problem = probe.missing(name) if needing else ""
+    for hardware in dict.fromkeys(claim.cell.hardware for claim in claims):
+        needing = [claim for claim in claims if claim.cell.hardware == hardware]
+        problem = probe.missing(hardware)
         if not problem:
             continue
-        if name in asked and not given.allow_missing_hardware:
+        names = (hardware.name, *hardware.groups)
+        asked = [name for name in names if name in asked_for(given.markers, names)]
+        if asked and not given.allow_missing_hardware:
             raise HarnessError(
-                f"-m selects {len(needing)} tests for {name}, which is not here: {problem}. "
+                f"-m selects {len(needing)} tests for {asked[0]}, which is not here: {problem}. "
                 "Use --allow-missing-hardware to skip them."
             )
-        found |= dict.fromkeys(needing, f"{name} is not here: {problem}")
+        found |= dict.fromkeys(needing, f"{hardware} is not here: {problem}")
     return found
 
 

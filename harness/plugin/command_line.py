@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,11 @@ class CommandLine:
             only_collect=option("collectonly", False),
             words=tuple(map(str, config.invocation_params.args)),
         )
+
+    def named(self, names: Iterable[str]) -> set[str]:
+        """Return those of some names that stand anywhere in what was asked: in -m, in -k, in a test's id."""
+        asked = " ".join((self.markers, *self.words))
+        return {name for name in names if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", asked)}
 
     def own_environments(self) -> dict[str, Path]:
         """Return the environment of each server that was given one."""

@@ -142,7 +142,7 @@ def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int]
         taken = True
         benchmark.group = f"{cell.model.name} on {cell.hardware}"
         benchmark.extra_info.update(
-            model=cell.model.name, recipe=cell.recipe.name, hardware=cell.hardware, server=cell.server
+            model=cell.model.name, recipe=cell.recipe.name, hardware=cell.hardware.name, server=cell.server
         )
         benchmark.pedantic(function, rounds=rounds, warmup_rounds=warmup, iterations=1)
         return warmup + rounds

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from harness.base.errors import HarnessError, ThresholdFailure, Unsuitable, WorkerError, WrongKernels
-from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.plugin import collect, hooks
 from harness.plugin.collect import Claim
@@ -44,8 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for more in config.hook.pytest_harness_servers():
         SERVERS.update(more)
     given = CommandLine.of(config)
-    for name, meaning in probe.NAMES.items():
-        config.addinivalue_line("markers", f"{name}: {meaning}")
+    # A matrix that cannot be read is told of where a test of a cell is collected, and is no matter for others.
+    with contextlib.suppress(pytest.UsageError):
+        for name, meaning in matrix_of(config).markers.items():
+            config.addinivalue_line("markers", f"{name}: {meaning}")
     config.addinivalue_line("markers", "stage(name): which stage of a flow the test needs: " + ", ".join(STAGES))
     if given.against and not given.only_collect:
         from harness.plugin.baseline_hooks import BaselineHooks
@@ -75,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         stage = _stage(metafunc.definition)
         params = [
-            pytest.param(case.cell, *case.values, id=case.id, marks=_marks(case.cell))
+            pytest.param(case.cell, *case.values, id=case.id, marks=_marks(case))
             for case in collect.cases(matrix_of(metafunc.config), stage, names, CommandLine.of(metafunc.config))
         ]
     except (HarnessError, pytest.UsageError) as error:
@@ -93,9 +94,9 @@ def _stage(item: pytest.Item) -> str:
     return str(stage)
 
 
-def _marks(cell: Cell) -> list[pytest.MarkDecorator]:
-    marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, cell.hardware)]
-    return [*marks, pytest.mark.skip(reason=cell.skip)] if cell.skip else marks
+def _marks(case: collect.Case) -> list[pytest.MarkDecorator]:
+    marks: list[pytest.MarkDecorator] = [getattr(pytest.mark, name) for name in case.markers]
+    return [*marks, pytest.mark.skip(reason=case.cell.skip)] if case.cell.skip else marks
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -131,7 +132,7 @@ def pytest_collection_modifyitems(
             _noted(item)
     if baseline_key in config.stash:
         cells = {item: cell for item in everything if (cell := cell_of(item))}
-        config.stash[baseline_key].plan(cells, items)
+        config.stash[baseline_key].plan(matrix_of(config), cells, items)
 
 
 def _claim(item: pytest.Item) -> Claim | None:

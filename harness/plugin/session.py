@@ -70,7 +70,8 @@ class HarnessSession:
                 f"{store.root}: cannot be made ({error.strerror}); name another with --cache"
             ) from error
         # Where nothing but one GPU is measured, sessions on others need not be waited for.
-        gpu = probe.gpu_uuid() if collect.all_on_gpu(claims) else ""
+        only = collect.only_hardware(claims)
+        gpu = probe.gpu_uuid(only) if only and only.is_gpu else ""
         lock = only_session(machine_lock(), progress, gpu)
         environment = Environment(python=given.python) if given.python else Environment()
         if given.swap:
@@ -84,7 +85,7 @@ class HarnessSession:
             run=run.name,
             command=["pytest", *given.words],
             packages=environment.packages(),
-            device=probe.device("cpu"),
+            device=probe.host(),
             harness=_harness(),
         )
         run.append(header)
@@ -122,7 +123,7 @@ class HarnessSession:
             # It is the weights themselves that could not be had.
             model = ModelIdentity(name=cell.model.name, source="none", revision="none", weights="pretrained")
             identity = CellIdentity(
-                model=model, recipe=cell.recipe.identity, hardware=cell.hardware, server=cell.server
+                model=model, recipe=cell.recipe.identity, hardware=cell.hardware.name, server=cell.server
             )
         self.run.append(
             Failure(
@@ -163,7 +164,7 @@ class HarnessSession:
     def estimate(self) -> Estimate:
         """Return what earlier runs on this machine say of how long tests take; nothing where they cannot be read."""
         try:
-            return Estimate.load(self.run.folder.parent, probe.device("cpu").name)
+            return Estimate.load(self.run.folder.parent, probe.host().name)
         except HarnessError:
             return Estimate({})
 

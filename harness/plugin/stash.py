@@ -13,6 +13,7 @@ from harness.matrix.plan import Cell, Matrix
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
 from harness.plugin.progress import Progress
+from harness.servers.registry import names as server_names
 
 if TYPE_CHECKING:
     from harness.plugin.baseline_hooks import BaselineHooks  # noqa: F401
@@ -36,7 +37,7 @@ def matrix_of(config: pytest.Config) -> Matrix:
     if _matrix_key not in config.stash:
         given = CommandLine.of(config)
         try:
-            matrix = load(given.matrix)
+            matrix = load(given.matrix, server_names())
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
         for name in given.recipes or ():

@@ -17,7 +17,6 @@ from harness.base.errors import HarnessError, nearest
 from harness.base.files import write_text
 from harness.base.text import one_line, redact
 from harness.contract.versions import MAKERS
-from harness.machine.probe import torch_device
 from harness.publish.checkpoint import Checkpoint, Origin, cached
 from harness.records.run import Run
 from harness.records.schema import Cell, Judgement, Measurement, ModelIdentity, describe
@@ -285,7 +284,7 @@ def _versions(it: Measurement) -> tuple[str | None, ...]:
 
 def _other_making(it: Measurement, origin: Origin) -> str:
     """Return why a record is not of the checkpoint that was made so; empty if it is."""
-    device = torch_device(it.cell.hardware)
+    device = it.device.makes_on
     if device != origin.device:
         return f"measured on {device}, made on {origin.device}"
     for name in MAKERS:

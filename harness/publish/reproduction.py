@@ -11,7 +11,6 @@ from typing import Protocol
 
 from harness.base.text import one_line
 from harness.contract import tutorial
-from harness.machine.probe import torch_device
 from harness.publish import recipe_code
 from harness.records.metrics import TASK_BATCH
 from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
@@ -124,7 +123,7 @@ def lm_eval(own: Sequence[Measurement], models: Sequence[str]) -> str:
     wanted: dict[tuple[str, Scalar], dict[str, None]] = {}
     for it in own:
         if it.metric in ("accuracy", "task_perplexity") and "task" in it.parameters and "through" not in it.parameters:
-            key = (torch_device(it.cell.hardware), it.parameters.get("documents", ""))
+            key = (it.device.makes_on, it.parameters.get("documents", ""))
             wanted.setdefault(key, {})[str(it.parameters["task"])] = None
     lines = []
     for (device, documents), tasks in wanted.items():
@@ -142,7 +141,7 @@ def peak_memory(own: Sequence[Measurement], repository: str, base: str) -> list[
     for it in own:
         tokens = it.parameters.get("max_new_tokens")
         if it.metric == "peak_memory" and isinstance(tokens, int):
-            device = torch_device(it.cell.hardware)
+            device = it.device.makes_on
             text = _PEAK.replace("RESET\n", _RESET + "\n" if device == "cuda" else "\n").replace("READ", _READ[device])
             text = (
                 text.replace("MESSAGES", _messages(tutorial.MEMORY))

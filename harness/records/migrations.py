@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import RecordError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 # What an expected failure's reason says, of a limit and of kernels, while it was recorded as a skip.
 _EXPECTED = (
@@ -59,7 +59,17 @@ def _from_4(line: dict[str, Any]) -> None:
         line["worker"] = re.sub(_WHERE, "", message).partition(" ")[0].removesuffix(":")
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
+def _from_5(line: dict[str, Any]) -> None:
+    """What kind of device it was could be told by the name of its hardware alone, of which there were three."""
+    device = line.get("device")
+    if isinstance(device, dict):
+        gpu = "gpu_memory_gb" in device.get("detail", {})
+        programs = line.get("cell", {}).get("hardware") == "arm-mobile"
+        device.setdefault("vendor", "nvidia" if gpu else "none")
+        device.setdefault("torch_device", "cuda" if gpu else "" if programs else "cpu")
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4, 5: _from_5}
 
 
 def migrate(line: Any, where: str) -> dict[str, Any]:

@@ -46,7 +46,16 @@ class Device(_Frozen):
     """What the measurement ran on."""
 
     name: str
+    vendor: str = Field(default="none", description="Vendor of the GPU: nvidia or amd; none where none was measured.")
+    torch_device: str = Field(
+        default="cpu", description="Torch's type of the device that models ran on; empty of what runs programs alone."
+    )
     detail: dict[str, Scalar] = Field(default_factory=dict, description="Cores, memory, driver, and the like.")
+
+    @property
+    def makes_on(self) -> str:
+        """Torch's type of the device that checkpoints for it are made on."""
+        return self.torch_device or "cpu"
 
 
 class Cell(_Frozen):

@@ -223,12 +223,12 @@ def _benchmark(row: Measurement) -> Extra:
 
 
 def _kind(hardware: str, device: Device) -> str:
-    return "cuda" if "gpu_memory_gb" in device.detail else "cpu" if hardware in ("cpu", "h100") else hardware
+    return device.torch_device or hardware
 
 
 def _runner(device: Device, hardware: str) -> Runner:
     detail = device.detail
-    gpu = "gpu_memory_gb" in detail
+    gpu = device.vendor != "none"
     return Runner(
         name=_kind(hardware, device),
         type=device.name,

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.matrix.hardware import Needs, lacking
 from harness.records.metrics import GATED, Stage
 from harness.records.schema import Scalar
 
 if TYPE_CHECKING:
+    from harness.matrix.hardware import Hardware
     from harness.matrix.plan import Cell
 
 
@@ -44,8 +46,10 @@ class ServerBackend(ABC):
     is where on GitHub they are made, ``empty_cache`` is the path that empties its prefix cache. ``client`` is the
     worker of its serving benchmark, by which all servers are asked, if it brings one; ``tutorial`` says that it is what
     the published tutorial measures through. ``by_hand`` is None where it cannot read a checkpoint by itself.
+    ``needs`` is what it needs of hardware: one of them.
     """
 
+    needs: ClassVar[tuple[Needs, ...]] = ()
     at_load: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
     own_environment: ClassVar[bool] = False
@@ -81,9 +85,11 @@ class ServerBackend(ABC):
     def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
         """Return what the server's module is given; it listens on 127.0.0.1 alone."""
 
-    def unsupported(self, on: str) -> str:
+    def unsupported(self, on: Hardware) -> str:
         """Return why the server cannot run on a hardware, or an empty string if it can."""
-        return ""
+        if not lacking(self.needs, on):
+            return ""
+        return f"{type(self).__name__} is served on {', or '.join(map(str, self.needs))}, not on {on}"
 
 
 def command_flags(options: Mapping[str, Scalar]) -> list[str]:

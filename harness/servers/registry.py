@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.matrix.hardware import Hardware
 from harness.records.metrics import GATED, Stage
 from harness.servers.base import ByHand, ServerBackend
 from harness.servers.sglang import SGLang
@@ -49,7 +50,7 @@ def by_hand() -> dict[str, ByHand]:
     return {name: server.by_hand for name, server in SERVERS.items() if server.by_hand}
 
 
-def unsupported(server: str, on: str) -> str:
+def unsupported(server: str, on: Hardware) -> str:
     """Return why a server cannot run on a hardware, or an empty string if it can."""
     return SERVERS[server].unsupported(on) if server in SERVERS else ""
 

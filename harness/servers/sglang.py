@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.contract import quantized
-from harness.machine import probe
+from harness.matrix.hardware import Needs
 from harness.records.schema import Scalar
 from harness.servers.base import SERVED_NAME, ServerBackend, command_flags
 
@@ -25,6 +25,7 @@ class SGLang(ServerBackend):
 
     at_load = True
     own_environment = True
+    needs = (Needs(vendor=("nvidia",), capability=">=8.0"),)
     worker = "sglang"
     module = "harness.worker.sglang"
     distributions = ("sglang",)
@@ -73,11 +74,6 @@ class SGLang(ServerBackend):
             found += ["--recipe", json.dumps(recipe)]
         found += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
         return [*found, *command_flags(options), "--cuda-graph-bs", *map(str, self.graphs)]
-
-    def unsupported(self, on: str) -> str:
-        if probe.torch_device(on) == "cuda":
-            return ""
-        return f"SGLang is served on an NVIDIA GPU of compute capability 8.0 or later, not on {on}"
 
     def _recipe(self, cell: Cell, checkpoint: Path) -> dict[str, Any] | None:
         if cell.recipe.baseline or quantized.method(checkpoint):

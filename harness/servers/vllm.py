@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.machine import probe
 from harness.records.schema import Scalar
 from harness.servers.base import SERVED_NAME, ByHand, ServerBackend, command_flags
 
@@ -41,7 +40,7 @@ class VLLM(ServerBackend):
             "max_model_len": min(engine.max_model_len, context),
             "trust_remote_code": cell.model.trust_remote_code,
         }
-        if probe.torch_device(cell.hardware) == "cuda":
+        if cell.hardware.is_gpu:
             found["gpu_memory_utilization"] = engine.gpu_memory_utilization
         if engine.max_num_batched_tokens:
             found["max_num_batched_tokens"] = engine.max_num_batched_tokens
@@ -50,7 +49,7 @@ class VLLM(ServerBackend):
     def variables(self, cell: Cell) -> dict[str, str]:
         # The development mode lets the prefix cache be emptied between rounds.
         variables = {"VLLM_SERVER_DEV_MODE": "1"}
-        if probe.torch_device(cell.hardware) == "cuda":
+        if cell.hardware.is_gpu:
             # The engine's process is forked from its worker, which has imported all and not touched the device yet.
             return variables | {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
         space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))

@@ -60,7 +60,7 @@ def flow(tmp_path_factory):
 @pytest.fixture(scope="module")
 def baseline(flow):
     found = flow.matrix.cells([MODEL])
-    return replace(next(it for it in found if it.recipe.baseline and it.hardware == "cpu"), server="vllm")
+    return replace(next(it for it in found if it.recipe.baseline and it.hardware.name == "cpu"), server="vllm")
 
 
 def by_hand(module, cell, arguments):

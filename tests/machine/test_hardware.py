@@ -16,6 +16,14 @@ import pytest
 from harness.contract import visible as gpus
 from harness.machine import probe
 from harness.machine import watch as machine_watch
+from harness.matrix.hardware import Hardware
+from harness.matrix.plan import Matrix
+
+CPU = Hardware(name="cpu", meaning="runs here")
+H100 = Hardware(name="h100", meaning="an H100", vendor="nvidia", match=r"\bH100\b", capability="9.0")
+MOBILE = Hardware(
+    name="arm-mobile", meaning="ARM", runs="programs", needs=("executorch",), install="pip install '.[mobile]'"
+)
 
 
 class NVMLError(Exception):
@@ -118,30 +126,29 @@ def torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 
 def test_a_processor_is_always_there() -> None:
-    assert probe.missing("cpu") == ""
-    device = probe.device("cpu")
+    assert probe.missing(CPU) == ""
+    device = probe.host()
     assert device.name
     assert int(device.detail["cores"]) >= 1
     assert float(device.detail["memory_gb"]) > 0
-    assert {"load_1min", "memory_available_gb"} <= probe.state("cpu").keys()
+    assert {"load_1min", "memory_available_gb"} <= probe.state(CPU).keys()
 
 
-def test_every_hardware_has_a_meaning_and_an_answer(gpu: Driver) -> None:
-    for name in probe.NAMES:
-        assert probe.NAMES[name]
-        assert isinstance(probe.missing(name), str)
-        assert probe.torch_device(name) == ("cuda" if name == "h100" else "cpu")
-    with pytest.raises(ValueError, match="tpu"):
-        probe.missing("tpu")
+def test_every_hardware_has_a_meaning_and_an_answer(gpu: Driver, suites_matrix: Matrix) -> None:
+    for hardware in suites_matrix.hardware.values():
+        assert hardware.meaning
+        assert hardware.install
+        assert isinstance(probe.missing(hardware), str)
+        assert hardware.torch_device == ("cuda" if hardware.vendor in ("nvidia", "amd") else "cpu")
 
 
 def test_an_h100_is_recognised(gpu: Driver, torch: Callable[[str], None]) -> None:
     torch("cuda = '12.8'")
-    assert probe.missing("h100") == ""
-    assert probe.device("h100").name == "NVIDIA H100 80GB HBM3"
-    assert probe.device("h100").detail["gpu_memory_gb"] == 80.0
+    assert probe.missing(H100) == ""
+    assert probe.device(H100).name == "NVIDIA H100 80GB HBM3"
+    assert probe.device(H100).detail["gpu_memory_gb"] == 80.0
     assert gpus.uuid() == "GPU-0a5c-77"
-    state = probe.state("h100")
+    state = probe.state(H100)
     assert (state["sm_mhz"], state["temperature_c"]) == (1980, 40)
     assert state["power_w"] == "not available: Not Supported"
 
@@ -149,14 +156,14 @@ def test_an_h100_is_recognised(gpu: Driver, torch: Callable[[str], None]) -> Non
 def test_other_gpus_that_are_in_use_are_counted_in_the_state(gpu: Driver) -> None:
     gpu.names = ("NVIDIA H100 80GB HBM3",) * 3
     gpu.pids = [1]
-    assert probe.state("h100")["other_gpus_in_use"] == 0
+    assert probe.state(H100)["other_gpus_in_use"] == 0
     gpu.others = [2]
-    assert probe.state("h100")["other_gpus_in_use"] == 2
+    assert probe.state(H100)["other_gpus_in_use"] == 2
 
 
 def test_another_gpu_is_named(gpu: Driver) -> None:
     gpu.names = ("NVIDIA A100", "NVIDIA L4")
-    assert probe.missing("h100").startswith("the GPU here is NVIDIA A100, not an H100; ")
+    assert probe.missing(H100).startswith("the GPU here is NVIDIA A100, not h100; ")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_another_gpu_is_named(gpu: Driver) -> None:
         ("1,0", "NVIDIA H100 80GB HBM3"),
         ("GPU-1a5c-77", "NVIDIA H100 80GB HBM3"),
         ("GPU-1", "NVIDIA H100 80GB HBM3"),
-        ("0", "the GPU here is NVIDIA A100, not an H100"),
+        ("0", "the GPU here is NVIDIA A100, not h100"),
         ("GPU-9", "no NVIDIA GPU can be seen here (Not Found)"),
         ("", "CUDA_VISIBLE_DEVICES='' leaves none of the 2 GPUs"),
         ("-1", "CUDA_VISIBLE_DEVICES='-1' leaves none"),
@@ -179,17 +186,17 @@ def test_the_gpu_that_cuda_is_given_is_the_one_that_counts(
     torch("cuda = None")
     gpu.names = ("NVIDIA A100", "NVIDIA H100 80GB HBM3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert (probe.missing("h100") or probe.device("h100").name).startswith(found)
+    assert (probe.missing(H100) or probe.device(H100).name).startswith(found)
 
 
 def test_no_gpu_is_said_in_the_drivers_words(gpu: Driver) -> None:
     gpu.here = False
-    assert probe.missing("h100") == "no NVIDIA GPU can be seen here (Driver Not Loaded)"
+    assert probe.missing(H100) == "no NVIDIA GPU can be seen here (Driver Not Loaded)"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "nvidia-ml-py is not installed" in probe.missing("h100")
+    assert "nvidia-ml-py is not installed" in probe.missing(H100)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +218,7 @@ def test_a_driver_too_old_for_torch_is_said(
     """Torch's version on PyPI does not name its CUDA; what it was built with stands in its version.py."""
     torch(cuda)
     gpu.cuda = driver
-    found = probe.missing("h100")
+    found = probe.missing(H100)
     assert missing in found
     assert bool(found) == bool(missing)
 
@@ -226,9 +233,9 @@ def test_executorch_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         return installed[name]
 
     monkeypatch.setattr("importlib.metadata.version", version)
-    assert probe.missing("arm-mobile") == ""
+    assert probe.missing(MOBILE) == ""
     installed.clear()
-    assert "pip install '.[mobile]'" in probe.missing("arm-mobile")
+    assert "pip install '.[mobile]'" in probe.missing(MOBILE)
 
 
 # --------------------------------------------------------------------------------------------------------------- watch
@@ -237,7 +244,7 @@ def test_executorch_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_quiet_gpu_is_no_problem(gpu: Driver) -> None:
     gpu.reasons = 0x1 | 0x4  # idle, and the power cap under which a busy GPU always runs
     gpu.pids = [os.getpid()]
-    with machine_watch.Watch("h100") as watch:
+    with machine_watch.Watch(H100) as watch:
         pass
     assert watch.problems == []
 
@@ -245,7 +252,7 @@ def test_a_quiet_gpu_is_no_problem(gpu: Driver) -> None:
 @pytest.mark.parametrize("reason", [0x8, 0x20, 0x40, 0x80])
 def test_slowed_clocks_are_seen_though_they_recover(gpu: Driver, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
     monkeypatch.setattr(machine_watch.Watch, "INTERVAL", 0.001)
-    with machine_watch.Watch("h100") as watch:
+    with machine_watch.Watch(H100) as watch:
         gpu.reasons = reason
         assert gpu.seen.wait(10)
         gpu.reasons = 0
@@ -254,9 +261,9 @@ def test_slowed_clocks_are_seen_though_they_recover(gpu: Driver, monkeypatch: py
 
 
 def test_a_stranger_on_the_gpu_is_seen_and_the_own_worker_is_none(gpu: Driver) -> None:
-    assert probe.missing("h100") == ""
+    assert probe.missing(H100) == ""
     with subprocess.Popen(["sleep", "600"]) as own:
-        with machine_watch.Watch("h100") as watch:
+        with machine_watch.Watch(H100) as watch:
             gpu.pids = [os.getpid(), own.pid, 1, 2**22 + 1]
         own.kill()
     assert watch.problems == ["shared: process 1 is on the GPU too"]
@@ -266,17 +273,17 @@ def test_what_was_on_the_gpu_before_the_session_is_a_stranger_under_whatever_id(
     """In a container neither another one's process nor the own worker has an id that exists here."""
     elsewhere, worker = 2**22 + 1, 2**22 + 2
     gpu.pids = [elsewhere]
-    assert probe.missing("h100") == ""
-    with machine_watch.Watch("h100") as watch:
+    assert probe.missing(H100) == ""
+    with machine_watch.Watch(H100) as watch:
         gpu.pids = [elsewhere, worker]
     assert watch.problems == [f"shared: process {elsewhere} is on the GPU too"]
-    with machine_watch.Watch("h100") as watch:
+    with machine_watch.Watch(H100) as watch:
         gpu.pids = [worker]
     assert f"shared: process {worker} is on the GPU too" not in watch.problems
 
 
 def test_where_there_is_no_gpu_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with machine_watch.Watch("cpu") as watch:
+    with machine_watch.Watch(CPU) as watch:
         pass
     assert watch.problems == []

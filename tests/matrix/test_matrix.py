@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from harness.base.errors import MatrixError
 from harness.matrix.config_text import parse_config
+from harness.matrix.hardware import Hardware, Needs
 from harness.matrix.load import load, locate
 from harness.matrix.plan import Cell, Matrix, Through
 from harness.matrix.schema import Recipe
@@ -24,33 +24,33 @@ from harness.records.metrics import METRICS
 from harness.records.published import Documented
 from harness.records.run import Run, read
 from harness.records.schema import Judgement, Measurement
+from harness.servers.registry import names as server_names
+from tests.matrices import HARDWARE
 
-TEXT = """\
+TEXT = f"""\
 # A small matrix.
 schema = 1
-
+{HARDWARE}
 [models.small]
 hub = "owner/small"
 
 [models.big]
 hub = "owner/big"
-random = { shape = "big.json", tokenizer = "small" }
+random = {{ shape = "big.json", tokenizer = "small" }}
 
 [recipes.int8wo]
 config = "Int8WeightOnlyConfig"
-hardware = ["cpu", "h100"]
 servers = ["transformers", "vllm"]
 
 [recipes.float8dq]
 config = "Float8DynamicActivationFloat8WeightConfig"
-arguments = { granularity = "PerRow()" }
-hardware = ["h100"]
+arguments = {{ granularity = "PerRow()" }}
+needs = {{ vendor = ["nvidia"] }}
 servers = ["transformers"]
 reason = "float8 needs a GPU"
 
 [recipes.bf16]
 baseline = true
-hardware = ["cpu", "h100"]
 servers = ["transformers", "vllm"]
 
 [[cells]]
@@ -66,13 +66,13 @@ recipes = ["float8dq"]
 servers = ["vllm"]
 
 [measurements.cpu]
-memory = { max_new_tokens = 8 }
-generate = { max_new_tokens = 8, rounds = 3 }
-latency = { batch_sizes = [1, 8], input_len = 8, output_len = 8, rounds = 3 }
-serving = { num_prompts = [1], rounds = 3 }
-text = { windows = 2, window_tokens = 16 }
-engine = { max_model_len = 64 }
-time_limits = { prepare = 1, start = 1, measure = 1, evaluate = 1 }
+memory = {{ max_new_tokens = 8 }}
+generate = {{ max_new_tokens = 8, rounds = 3 }}
+latency = {{ batch_sizes = [1, 8], input_len = 8, output_len = 8, rounds = 3 }}
+serving = {{ num_prompts = [1], rounds = 3 }}
+text = {{ windows = 2, window_tokens = 16 }}
+engine = {{ max_model_len = 64 }}
+time_limits = {{ prepare = 1, start = 1, measure = 1, evaluate = 1 }}
 
 [[thresholds]]
 metric = "perplexity"
@@ -82,12 +82,14 @@ origin = "chosen"
 
 [[thresholds]]
 metric = "latency"
-parameters = { batch_size = 8 }
+parameters = {{ batch_size = 8 }}
 max = 2.0
 unit = "s"
 origin = "published"
 """
 SECOND_LIMIT = '[[thresholds]]\nmetric = "latency"'
+CPU = Hardware(name="cpu", meaning="runs here")
+H100 = Hardware(name="h100", meaning="an H100", vendor="nvidia", match="H100", capability="9.0")
 QUICK = settings(max_examples=50)
 
 
@@ -112,7 +114,7 @@ def line_of(text: str, part: str) -> int:
 
 def test_the_projects_own_matrix_holds(suites_matrix: Matrix, repository: Path) -> None:
     assert suites_matrix.baseline.name == "bf16"
-    assert {cell.hardware for cell in suites_matrix.cells()} == {"cpu", "h100", "arm-mobile"}
+    assert {cell.hardware.name for cell in suites_matrix.cells()} == suites_matrix.hardware.keys()
     for model in suites_matrix.models.values():
         assert model.random is None or (repository / "suites" / model.random.shape).is_file()
 
@@ -135,11 +137,9 @@ def test_the_projects_own_matrix_holds(suites_matrix: Matrix, repository: Path) 
         ("max_ratio = 1.1", "max_ratio = -1.1", "max_ratio", "thresholds.0.max_ratio", "greater than 0"),
         ('hub = "owner/small"', "hub = true", "hub = true", "models.small.hub", "True"),
         ("baseline = true", 'baseline = "yes"', 'baseline = "yes"', "recipes.bf16.baseline", "'yes'"),
-        ('hardware = ["h100"]', 'hardware = ["h10"]', '["h10"]', "recipes.float8dq.hardware.0", "'h10'"),
         ('servers = ["vllm"]', 'servers = ["vlm"]', '["vlm"]', "cells.1.servers.0", "'vlm'"),
         ('config = "Int8W', 'config = "torchao.Int8W', '"torchao.', "recipes.int8wo.config", "torchao.Int8W"),
         ("schema = 1", "schema = 2", "schema", "schema", "(it is 2)"),
-        ("[measurements.cpu]", "[measurements.gpu]", "[measurements.gpu]", "measurements.gpu", "'gpu'"),
         # what must be there
         ('origin = "chosen"', "", "[[thresholds]]", "thresholds.0.origin", "required"),
         ('hub = "owner/small"', "", "[models.small]", "models.small", "at least one source"),
@@ -168,7 +168,7 @@ def test_a_mistake_is_named_with_file_line_and_key(
     text = TEXT.replace(old, new, 1)
     path = written(tmp_path, text)
     with pytest.raises(MatrixError) as raised:
-        load(path)
+        load(path, server_names())
     head = f"{path}, line {line_of(text, at)}: "
     messages = [message.removeprefix(head) for message in str(raised.value).splitlines() if message.startswith(head)]
     assert any(key in message.split(": ")[0] and words in message for message in messages), str(raised.value)
@@ -192,14 +192,14 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
 def test_there_is_exactly_one_baseline(tmp_path: Path, old: str, new: str, words: str) -> None:
     path = written(tmp_path, TEXT.replace(old, new))
     with pytest.raises(MatrixError, match=rf"{path}: recipes: exactly one needs `baseline = true`; have .*{words}"):
-        load(path)
+        load(path, server_names())
 
 
 def test_a_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
     text = TEXT.replace("max_ratio = 1.1", "max_ratio = = 1.1")
     path = written(tmp_path, text)
     with pytest.raises(MatrixError, match=rf"{path}: not valid TOML: .*line {line_of(text, '= = 1.1')}"):
-        load(path)
+        load(path, server_names())
 
 
 @pytest.mark.parametrize("content", [None, b"schema = '\xff'"])
@@ -208,7 +208,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(MatrixError, match=f"{path}: cannot be read"):
-        load(path)
+        load(path, server_names())
 
 
 BARE = st.text("abc_-0", min_size=1, max_size=4)
@@ -558,9 +558,9 @@ def test_what_a_recipe_does_not_run_on_is_refused_with_its_reason(matrix: Matrix
 
 
 def test_a_recipe_refuses_a_server_by_name() -> None:
-    recipe = Recipe(name="embedding", config="XConfig", hardware=["cpu"], servers=["transformers"], reason="no kernel")
-    assert recipe.refusal("cpu") == recipe.refusal("cpu", "transformers") == ""
-    assert recipe.refusal("cpu", "vllm") == "recipe embedding does not run through vllm: no kernel"
+    recipe = Recipe(name="embedding", config="XConfig", servers=["transformers"], reason="no kernel")
+    assert recipe.refusal(CPU) == recipe.refusal(CPU, "transformers") == ""
+    assert recipe.refusal(CPU, "vllm") == "recipe embedding does not run through vllm: no kernel"
 
 
 def test_two_models_or_recipes_never_share_a_name_in_silence(matrix: Matrix, tmp_path: Path) -> None:
@@ -599,19 +599,19 @@ def test_a_model_and_a_recipe_that_are_asked_for_together_run_on_every_hardware(
     models = data.draw(st.lists(st.sampled_from(sorted(suites_matrix.models)), min_size=1, unique=True))
     recipes = data.draw(st.lists(st.sampled_from(sorted(suites_matrix.recipes)), min_size=1, unique=True))
     cells = suites_matrix.cells(models, recipes)
-    for hardware in suites_matrix.measurements:
+    for hardware in suites_matrix.hardware.values():
         here = [cell for cell in cells if cell.hardware == hardware]
         assert {(cell.model.name, cell.recipe.name) for cell in here} == {
             (model, recipe) for model in models for recipe in {*recipes, "bf16"}
         }
         for cell in here:
             assert cell.servers
-            assert bool(cell.skip) == (hardware not in cell.recipe.hardware)
+            assert bool(cell.skip) == bool(cell.recipe.refusal(hardware))
 
 
 def test_a_pair_that_no_table_lists_goes_through_the_models_own_servers(suites_matrix: Matrix) -> None:
     cells = suites_matrix.cells(["Phi-4-mini-instruct"], ["int8dq"])
-    found = {(cell.recipe.name, cell.hardware): cell.servers for cell in cells}
+    found = {(cell.recipe.name, cell.hardware.name): cell.servers for cell in cells}
     assert list(found["int8dq", "h100"]) == list(found["bf16", "h100"]) == ["transformers", "vllm", "sglang"]
     (listed,) = [it for it in suites_matrix.cells(["SmolLM2-135M-Instruct"], ["float8wo"]) if it.id.endswith("wo-cpu")]
     assert list(listed.servers) == ["transformers"], "a pair that is listed keeps to its table"
@@ -621,15 +621,13 @@ def test_a_reason_of_one_place_is_told_there_alone() -> None:
     recipe = Recipe(
         name="x",
         config="XConfig",
-        hardware=["h100"],
+        needs=(Needs(vendor=("nvidia",)),),
         servers=["vllm"],
         reason="no kernel",
         reasons={"sglang": "it cannot be captured"},
     )
-    assert recipe.refusal("h100", "sglang") == "recipe x does not run through sglang: it cannot be captured"
-    assert recipe.refusal("cpu", "sglang") == "recipe x does not run on cpu: no kernel"
-    with pytest.raises(ValidationError, match=r"'sglan' is neither a hardware nor a server; did you mean sglang\?"):
-        Recipe(name="x", config="XConfig", hardware=["h100"], servers=["vllm"], reasons={"sglan": ""})
+    assert recipe.refusal(H100, "sglang") == "recipe x does not run through sglang: it cannot be captured"
+    assert recipe.refusal(CPU, "sglang") == "recipe x does not run on cpu: no kernel"
 
 
 @given(st.lists(st.booleans(), min_size=1))
@@ -667,7 +665,7 @@ def test_a_limit_for_pretrained_weights_says_nothing_of_random_ones(suites_matri
 
 
 def test_a_recipe_alone_keeps_to_the_tables_that_list_it(suites_matrix: Matrix) -> None:
-    found = {(cell.hardware, cell.model.name) for cell in suites_matrix.cells(recipes=["int8dq"])}
+    found = {(cell.hardware.name, cell.model.name) for cell in suites_matrix.cells(recipes=["int8dq"])}
     assert ("h100", "SmolLM2-135M-Instruct") in found
     assert ("h100", "Phi-4-mini-instruct") not in found
 
@@ -677,7 +675,9 @@ def test_limits_that_the_committed_phone_run_missed_are_known(suites_matrix: Mat
     (run,) = (repository / "results" / "reference").glob("arm-mobile-*")
     missed = [line for line in Run(run).lines() if isinstance(line, Judgement) and not line.passed]
     assert missed
-    cells = {(one.model.name, one.recipe.name): one for one in suites_matrix.cells() if one.hardware == "arm-mobile"}
+    cells = {
+        (one.model.name, one.recipe.name): one for one in suites_matrix.cells() if one.hardware.name == "arm-mobile"
+    }
     for line in missed:
         cell = cells[line.cell.model.name, line.cell.recipe.name]
         for of, excused in ((cell, True), (replace(cell, recipe=suites_matrix.recipe("8da4w")), False)):
@@ -710,7 +710,9 @@ def test_what_the_phone_run_missed_has_a_floor(suites_matrix: Matrix, repository
     """Below a limit that is known not to hold stands one that holds and is excused by nothing."""
     (run,) = (repository / "results" / "reference").glob("arm-mobile-*")
     missed = [line for line in Run(run).lines() if isinstance(line, Judgement) and not line.passed]
-    cells = {(one.model.name, one.recipe.name): one for one in suites_matrix.cells() if one.hardware == "arm-mobile"}
+    cells = {
+        (one.model.name, one.recipe.name): one for one in suites_matrix.cells() if one.hardware.name == "arm-mobile"
+    }
     for line in missed:
         cell = cells[line.cell.model.name, line.cell.recipe.name]
         limits = suites_matrix.limits(cell, line.metric, line.parameters)
@@ -732,10 +734,10 @@ def test_the_published_phone_figures_are_limits(
 ) -> None:
     """Of the cell that is published, which stands in no table: it is selected by model and recipe."""
     cells = suites_matrix.cells(["Phi-4-mini-instruct"], ["8da4w-int8emb"])
-    (cell,) = (one for one in cells if one.hardware == "arm-mobile" and not one.recipe.baseline)
+    (cell,) = (one for one in cells if one.hardware.name == "arm-mobile" and not one.recipe.baseline)
     found = suites_matrix.limits(cell, metric, {"runner": runner})
     assert {(one.comparison, one.limit) for one in found} == limits
     assert all(one.origin.startswith("published: ") for one in found if not one.needs_baseline)
-    documented = Documented.load().find(cell.model.name, cell.recipe.name, cell.hardware, metric)
+    documented = Documented.load().find(cell.model.name, cell.recipe.name, cell.hardware.name, metric)
     assert documented
     assert {one.limit for one in found if not one.needs_baseline} <= {documented.value}

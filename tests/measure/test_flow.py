@@ -41,7 +41,7 @@ class Keys:
 @pytest.fixture
 def keys(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``keys(route)`` returns the keys of the quantized checkpoint and of the program of a phone's cell."""
-    cell = next(one for one in suites_matrix.cells() if one.hardware == "arm-mobile" and not one.recipe.baseline)
+    cell = next(one for one in suites_matrix.cells() if one.hardware.name == "arm-mobile" and not one.recipe.baseline)
     identity = ModelIdentity(name=cell.model.name, source="folder", revision="1", weights="pretrained")
 
     def ask(route: str) -> dict[str, dict[str, Any]]:
@@ -147,7 +147,7 @@ def exports(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPat
 
 
 def phones(matrix: Matrix) -> list[Cell]:
-    return [one for one in matrix.cells() if one.hardware == "arm-mobile"]
+    return [one for one in matrix.cells() if one.hardware.name == "arm-mobile"]
 
 
 def test_all_programs_are_exported_before_the_first_is_measured(exports: Exports) -> None:
@@ -215,7 +215,7 @@ class Came(Flow):
 
     def cell(self, recipe: str, on: str = "cpu", server: str = "") -> Cell:
         cells = self.matrix.cells([str(self.model)], [recipe])
-        (found,) = [one for one in cells if one.hardware == on and one.recipe == self.matrix.recipe(recipe)]
+        (found,) = [one for one in cells if one.hardware.name == on and one.recipe == self.matrix.recipe(recipe)]
         return replace(found, server=server)
 
     def once(self, backend: str, specification: Any, command: str, cell: Cell | None, **arguments: Any) -> Any:

@@ -16,6 +16,7 @@ from harness.report import pytorch_v3
 from harness.runtime import environment
 from harness.runtime.environment import Environment
 from harness.servers.registry import SERVERS, distributions
+from harness.servers.registry import names as server_names
 from harness.servers.vllm import VLLM
 from tests.plugin.test_plugin import MATRIX, collected, of
 from tests.report.test_tables import measured
@@ -62,9 +63,9 @@ def test_a_server_is_one_entry_of_the_registry(
 ) -> None:
     path = matrix(pytester.path, WITH_TWIN)
     with pytest.raises(
-        MatrixError, match="server 'twin' does not exist; known: executorch, sglang, transformers, vllm"
+        MatrixError, match=r"servers.2: 'twin' is not defined; known: executorch, sglang, transformers, vllm"
     ):
-        load(path)
+        load(path, server_names())
     monkeypatch.setitem(SERVERS, "twin", Twin())
     names = collected(run("-v", "-m", "cpu", "--model", "small", "--recipe", "int8wo", "--server", "twin"))
     assert of(names, "test_latency") == ["test_latency[small-bf16-cpu-twin]", "test_latency[small-int8wo-cpu-twin]"]
@@ -92,18 +93,18 @@ def test_a_servers_packages_decide_results_and_are_told_of(
     skipped.stdout.fnmatch_lines(["SKIPPED*no-such-twin or nor-such is not installed in *"])
 
 
-def test_a_hardware_marker_is_one_name(run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = MATRIX.replace('hardware = ["cpu"', 'hardware = ["cpu", "abacus"').replace(
-        "[measurements.cpu]", "[measurements.abacus]", 1
-    )
+def test_hardware_is_one_table_of_the_matrix(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MATRIX.replace("[measurements.cpu]", "[measurements.abacus]", 1)
     text = text.replace('hardware = "cpu"', 'hardware = "abacus"', 1)
     path = matrix(pytester.path, text)
-    with pytest.raises(MatrixError, match=r"hardware 'abacus' does not exist; .*known: arm-mobile, cpu, h100"):
+    with pytest.raises(MatrixError, match=r"cells.0.hardware: 'abacus' is not defined; .*known: amd, arm-mobile, cpu"):
         load(path)
-    monkeypatch.setitem(probe.NAMES, "abacus", "beads on wires")
-    missing = {"abacus": "no beads; string some", "cpu": ""}
-    monkeypatch.setattr(probe, "missing", lambda name: missing.get(name, "not here"))
-    assert "abacus" in run("--markers").stdout.str()
+    path = matrix(pytester.path, text + '[hardware.abacus]\nmeaning = "beads on wires"\ninstall = "string some"\n')
+    missing = {"abacus": "no beads", "cpu": ""}
+    monkeypatch.setattr(probe, "missing", lambda it: missing.get(it.name, "not here"))
+    run("--markers").stdout.fnmatch_lines(["@pytest.mark.abacus: beads on wires"])
     names = collected(run("--collect-only", "-q", "-m", "abacus", "--model", "small", "--recipe", "int8wo"))
     assert of(names, "test_checkpoint") == [
         "test_checkpoint[small-bf16-abacus]",
@@ -111,8 +112,9 @@ def test_a_hardware_marker_is_one_name(run: Run, pytester: pytest.Pytester, monk
     ]
     failed = run("-m", "abacus")
     assert failed.ret == pytest.ExitCode.USAGE_ERROR
-    failed.stderr.fnmatch_lines(["*-m selects * for abacus, which is not here: no beads; string some*"])
-    assert [it.problem for it in doctor.devices() if it.name == "abacus"] == ["no beads; string some"]
+    failed.stderr.fnmatch_lines(["*-m selects * for abacus, which is not here: no beads. *"])
+    (told,) = [it for it in doctor.devices(load(path)) if it.name == "abacus"]
+    assert (told.problem, told.fix) == ("no beads", "string some")
 
 
 def test_the_page_names_what_there_is(repository: Path) -> None:
@@ -137,7 +139,7 @@ def pytest_harness_servers():
 
 def pytest_harness_recipe(name):
     if name == "ours":
-        return Recipe(name=name, config="Int8WeightOnlyConfig", hardware=["cpu"], servers=["transformers", "twin"])
+        return Recipe(name=name, config="Int8WeightOnlyConfig", servers=["transformers", "twin"])
 """
 
 

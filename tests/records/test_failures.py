@@ -133,4 +133,5 @@ def test_the_committed_runs_failed_only_where_the_matrix_says_so(repository: Pat
     for failure in columns.load([Run(folder) for folder in folders]).failures():
         cell = failure.cell
         assert cell is not None
-        assert suites_matrix.recipes[cell.recipe.name].refusal(cell.hardware, cell.server), failure.message
+        hardware = suites_matrix.hardware[cell.hardware]
+        assert suites_matrix.recipes[cell.recipe.name].refusal(hardware, cell.server), failure.message

@@ -48,7 +48,7 @@ def gate_json(verdicts: list[Verdict], **more: Any) -> dict[str, Any]:
         "old": "torchao==0.17.0",
         "new": "torchao==0.18.0",
         "hardware": "cpu",
-        "device": probe.device("cpu").name,
+        "device": probe.host().name,
         "created": "2026-01-01T00:00:00+00:00",
         "budget_seconds": 1800.0,
         "seconds": 100.0,
@@ -259,13 +259,15 @@ def test_a_calibration_is_the_pooled_noise_and_comes_back_from_the_disk(tmp_path
     assert (noise.blocks, noise.block_seconds, made.gates, made.alarms) == (16, 10.0, 2, 0)
     path = made.write(tmp_path)
     assert path == tmp_path / "calibration" / "cpu.json"
-    assert Calibration.find(tmp_path, "cpu") == made
-    assert made.device == probe.device("cpu").name
+    assert Calibration.find(tmp_path, "cpu", probe.host().name) == made
+    assert made.device == probe.host().name
     made.model_copy(update={"device": "another processor"}).write(tmp_path)
-    assert Calibration.find(tmp_path, "cpu") is None, "another machine's calibration says nothing here"
+    assert Calibration.find(tmp_path, "cpu", probe.host().name) is None, (
+        "another machine's calibration says nothing here"
+    )
     path.write_text("{}")
     with pytest.raises(HarnessError, match="calibrate anew"):
-        Calibration.find(tmp_path, "cpu")
+        Calibration.find(tmp_path, "cpu", probe.host().name)
 
 
 def test_engine_and_server_of_a_cell_are_calibrated_each_by_its_own_blocks(suites_matrix: Matrix) -> None:

@@ -28,7 +28,7 @@ FOLDER = Path("/weights")
 def cells(suites_matrix: Matrix) -> dict[str, Cell]:
     """The H100's cells of Phi-4-mini by recipe."""
     found = suites_matrix.cells(["Phi-4-mini-instruct"])
-    return {cell.recipe.name: cell for cell in found if cell.hardware == "h100"}
+    return {cell.recipe.name: cell for cell in found if cell.hardware.name == "h100"}
 
 
 def command(cell: Cell, name: str) -> list[str]:
@@ -100,10 +100,13 @@ def test_sglang_captures_graphs_for_what_is_measured(cells):
     assert (sizes[0], sizes[-1]) == ("1", "512")
 
 
-def test_sglang_says_where_it_cannot_be(cells):
-    assert SERVERS["sglang"].unsupported("h100") == ""
-    assert "compute capability 8.0" in SERVERS["sglang"].unsupported("cpu")
-    assert SERVERS["vllm"].unsupported("cpu") == ""
+def test_sglang_says_where_it_cannot_be(suites_matrix):
+    on = suites_matrix.hardware
+    assert SERVERS["sglang"].unsupported(on["h100"]) == ""
+    for name in ("cpu", "mi300"):
+        told = SERVERS["sglang"].unsupported(on[name])
+        assert told == f"SGLang is served on an NVIDIA GPU of capability >=8.0, not on {name}"
+        assert SERVERS["vllm"].unsupported(on[name]) == ""
 
 
 def test_each_server_says_what_it_can_be_gated_on():

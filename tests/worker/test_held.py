@@ -199,7 +199,7 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
 ) -> None:
     """By the suites' own test and matrix; the folder is called after its recipe, as such models are."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setattr(probe, "missing", lambda name: "" if name == "cpu" else "not here")
+    monkeypatch.setattr(probe, "missing", lambda it: "" if it.name == "cpu" else "not here")
     monkeypatch.setattr(session, "machine_lock", lambda: pytester.path / "lock")
     shutil.copy(repository / "suites" / "test_quantize.py", pytester.path)
     folder = pytester.path / "tiny-int8wo"

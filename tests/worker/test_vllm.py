@@ -47,7 +47,7 @@ def served(
     tiny_model: Any, suites_matrix: Matrix, kept_store: Store, documents: Path, tmp_path_factory: Any
 ) -> Iterator[Served]:
     cells = suites_matrix.cells([str(tiny_model.folder)], ["int8wo"])
-    cell = next(cell for cell in cells if cell.hardware == "cpu" and not cell.recipe.baseline)
+    cell = next(cell for cell in cells if cell.hardware.name == "cpu" and not cell.recipe.baseline)
     measurements = cell.measurements.model_copy(
         update={
             "latency": Latency(batch_sizes=[2], input_len=16, output_len=8, warmup=1, rounds=2),
