@@ -9,15 +9,24 @@ MATRIX = "matrix.toml"
 
 
 def suites() -> Path:
-    """Return the folder of the suites: in an installed package inside of it, in a checkout beside it."""
-    inside = _PACKAGE / "suites"
-    return inside if inside.is_dir() else _PACKAGE.parent / "suites"
+    """Return the folder of the suites."""
+    return _folder("suites", "suites")
 
 
 def documented() -> Path:
     """Return the folder of the published figures."""
-    inside = _PACKAGE / "documented"
-    return inside if inside.is_dir() else _PACKAGE.parent / "results" / "documented"
+    return _folder("documented", "results/documented")
+
+
+def requirements() -> Path:
+    """Return the folder of the locks, and of what installs them."""
+    return _folder("requirements", "requirements")
+
+
+def _folder(installed: str, checkout: str) -> Path:
+    """Return a folder that lies in the package once it is installed, and beside it in a checkout."""
+    inside = _PACKAGE / installed
+    return inside if inside.is_dir() else _PACKAGE.parent / checkout
 
 
 def own_matrix(place: Path) -> Path | None:

@@ -17,7 +17,6 @@ from harness.base.shipped import own_matrix
 from harness.plugin.options import joined, named
 
 _HOOKS = "harness.plugin.plugin"
-_MODULES = ("harness.plugin", "harness.suites")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -30,7 +29,7 @@ def _ours(config: pytest.Config) -> bool:
     """Return whether a run has suites of the harness: where it starts, in what it is told to collect, or by name."""
     words = [*shlex.split(os.environ.get("PYTEST_ADDOPTS", "")), *config.getini("addopts")]
     words += map(str, config.invocation_params.args)
-    if "--matrix" in named(words) or any(word.removeprefix("-p").startswith(_MODULES) for word in words):
+    if "--matrix" in named(words) or any(word.removeprefix("-p").startswith("harness.plugin") for word in words):
         return True
     return any(own_matrix(place) for place in _places(config, words))
 
