@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from harness import __version__
 from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
 from harness.base.files import write_bytes
+from harness.matrix.load import load
+from harness.servers.registry import names as server_names
 
 _DISTRIBUTION = "torchao-harness"
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -82,10 +83,10 @@ def _files(hardware: str) -> Iterator[tuple[str, bytes]]:
 
 def _extra(hardware: str, matrix: Path) -> str:
     """Return the extra that brings what the workers need for a hardware."""
-    known = tomllib.loads(matrix.read_text(encoding="utf-8"))["hardware"]
+    known = load(matrix, server_names()).hardware
     if hardware not in known:
         raise HarnessError(f"--hardware {hardware!r} is none of {matrix.name}; {nearest(hardware, known)}")
-    found = re.search(r"\[(\w+)\]", known[hardware].get("install", ""))
+    found = re.search(r"\[(\w+)\]", known[hardware].install)
     return found[1] if found else hardware
 
 
