@@ -13,9 +13,11 @@ import pytest
 from harness.base.errors import HarnessError
 from harness.gate import blocks, schedule
 from harness.gate.bench import SharedRun
-from harness.gate.gate import Gate, stored
-from harness.gate.plan import Options, Unit
+from harness.gate.gate import Gate
+from harness.gate.plan import Unit
 from harness.gate.schedule import Budget
+from harness.judge import gatefile
+from harness.judge.gatefile import Options
 from harness.judge.series import SIDES, Side
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.checkpoints import Checkpoint
@@ -166,6 +168,6 @@ def make(
     primed(gate.bench.base, folder)
     monkeypatch.setattr(gate.runner, "_attempt", lambda *given: machine.attempt(gate, *given))
     if resume:
-        gate.resume(stored(gate.run.folder))
+        gate.resume(gatefile.load(gate.run.folder))
         gate.budget = replace(gate.budget, started=machine.now)
     return gate

@@ -10,9 +10,10 @@ from dataclasses import replace
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
 from harness.commands import gate
 from harness.commands.gate import Workplace
-from harness.gate.bisect import CHECKPOINT, FIRST_BLOCKS, ON_THE_WAY, Answer, answer_of, search, tells
+from harness.gate.bisect import CHECKPOINT, FIRST_BLOCKS, ON_THE_WAY, answer_of, search, tells
 from harness.gate.plan import units
 from harness.judge.rules import RULES
+from harness.judge.verdict import Ruling
 from harness.machine.lock import machine_lock, only_session
 from harness.records.metrics import TASKS
 from harness.report.gate_report import interval, name
@@ -60,17 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
     pair.make(place.store, first, first, place.base)
     lock = only_session(machine_lock(), place.progress)
 
-    def answer(release: str) -> Answer:
+    def answer(release: str) -> Ruling:
         try:
             asked = replace(wanted, old=first, new=f"{arguments.package}=={release}")
             outcome = place.gate(asked, calibrated=arguments.metric != CHECKPOINT)
         except BrokenEnvironment as error:
             print(f"{release}: passed over: {error}", flush=True)
             return "error"
-        said, told = answer_of(outcome.data, arguments.metric), False
-        for it in outcome.data["verdicts"]:
+        said, told = answer_of(outcome.file, arguments.metric), False
+        for it in outcome.file.verdicts:
             if tells(it, arguments.metric):
-                print(f"{release}: {name(it)}: {it['verdict']}, {interval(it)} ({it['reason']})", flush=True)
+                print(f"{release}: {name(it)}: {it.verdict}, {interval(it)} ({it.reason})", flush=True)
                 told = True
         if not told:
             print(f"{release}: {arguments.metric}: {said if said == 'pass' else 'no verdict'}", flush=True)

@@ -7,14 +7,15 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
 from harness.commands import gate as gate_command
-from harness.gate.gate import stored
 from harness.gate.noise import device, summarise
-from harness.gate.plan import Options
+from harness.judge import gatefile
+from harness.judge.gatefile import GateFile, Options
 from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
 from harness.report.noise import written
@@ -32,17 +33,17 @@ class _Kept:
         self.device = device
         self.names: list[str] = []
 
-    def resume(self, packages: dict[str, str]) -> list[dict[str, Any]]:
+    def resume(self, packages: dict[str, str]) -> list[GateFile]:
         """Return the gates that are there; raises HarnessError if they are of something else, or of another device."""
         try:
             kept = json.loads(self.path.read_text(encoding="utf-8"))
-            changed = self.options.changed(kept["options"])
+            changed = self.options.changed(TypeAdapter(Options).validate_python(kept["options"]))
             if kept["threads"] != worker_threads():
                 changed.append(f"OMP_NUM_THREADS: {kept['threads']} then, {worker_threads()} now")
             if kept["packages"] != packages:
                 changed.append("packages are installed otherwise")
             self.names = list(kept["gates"])
-            found = [stored(self.gates / name) for name in self.names]
+            found = [gatefile.load(self.gates / name) for name in self.names]
             if found and (there := device(found)) != self.device:
                 changed.append(f"device: {there} then, {self.device} now")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             place.progress(f"gate {index + 1} of {arguments.gates}, old against old")
             pair = Pair("none", place.base, place.base, ())
             outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
-            outcomes.append(outcome.data)
+            outcomes.append(outcome.file)
             kept.add(outcome.folder, packages)
     except KeyboardInterrupt:
         if outcomes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,12 +11,14 @@ from pathlib import Path
 
 from harness.base.errors import HarnessError
 from harness.base.files import default_root, write_text
+from harness.gate import margins as gate_margins
 from harness.gate.bench import SharedRun
-from harness.gate.gate import Gate, Outcome, stored
-from harness.gate.plan import Options, Unit, units
+from harness.gate.gate import Gate, GateResult
+from harness.gate.plan import Unit, units
 from harness.gate.schedule import parse_budget
 from harness.judge import gatefile
 from harness.judge.calibration import Calibration
+from harness.judge.gatefile import Options
 from harness.judge.rules import Margins
 from harness.machine import here, probe
 from harness.machine.lock import machine_lock, only_session
@@ -45,7 +46,7 @@ class Workplace:
 
     def gate(
         self, options: Options, resume: str | None = None, pair: Pair | None = None, *, calibrated: bool = True
-    ) -> Outcome:
+    ) -> GateResult:
         """Run one gate and return its outcome; the caller holds the machine.
 
         ``pair`` are the two environments, where they are made already. The margins are held against the machine's
@@ -73,7 +74,7 @@ class Workplace:
             absent=absent,
         )
         if resume:
-            gate.resume(stored(run.folder))
+            gate.resume(gatefile.load(run.folder))
         command = ["python", "-m", "harness", "gate", options.old, options.new]
         device = probe.device(self.matrix.hardware[options.hardware])
         run.append(Header(run=run.name, command=command, packages=self.base.packages(), device=device))
@@ -113,12 +114,12 @@ class Workplace:
                 f"{worker_threads()}: its margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
             )
         else:
-            if unknown := calibration.unknown(margins, wanted):
+            if unknown := gate_margins.unknown(calibration, margins, wanted):
                 self.progress(
                     f"--margin: taken as given, since the calibration of this machine says nothing of "
                     f"{'; nor of '.join(unknown)}"
                 )
-            calibration.check(margins, wanted, options.budget)
+            gate_margins.check(calibration, margins, wanted, options.budget)
 
 
 def workplace(arguments: argparse.Namespace) -> Workplace:
@@ -217,12 +218,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
     finally:
         lock.release()
-    write_text(outcome.folder / "report.md", gate_report.text(outcome.data))
+    write_text(outcome.folder / "report.md", gate_report.text(outcome.file))
     if arguments.junit:
-        found = gatefile.GateFile.model_validate(outcome.data)
-        write_text(arguments.junit, junit.junit([found]).decode())
+        write_text(arguments.junit, junit.junit([outcome.file]).decode())
     if arguments.json:
-        write_text(arguments.json, json.dumps(outcome.data, indent=1) + "\n")
-    print(gate_report.text(outcome.data, arguments.explain), end="")
+        write_text(arguments.json, outcome.file.text())
+    print(gate_report.text(outcome.file, arguments.explain), end="")
     print(f"gate: {outcome.folder}")
     return outcome.exit_status

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from harness.gate.gate import EXIT
+from harness.judge.gatefile import GateFile
 from harness.judge.rules import LOAD, LOGITS, MEASURING, OLD_CHECKPOINT, QUANTIZE, SERVE
+from harness.judge.verdict import Ruling, Verdict
 from harness.records.metrics import GATED, SIZES
-
-Answer = Literal["pass", "regressed", "inconclusive", "error"]
-
 
 CHECKPOINT = OLD_CHECKPOINT.replace(" ", "_")
 """What is asked for to find the first release that does not read what the first one saved, or reads it otherwise."""
@@ -35,7 +33,7 @@ class Found:
     status: int
 
 
-def search(releases: Sequence[str], answer: Callable[[str], Answer]) -> Found:
+def search(releases: Sequence[str], answer: Callable[[str], Ruling]) -> Found:
     """Return the first release that is bad against the first of ``releases``, which counts as good.
 
     ``answer`` says how a release compares with the first one. The last one is asked first: without a regression there
@@ -59,28 +57,28 @@ def search(releases: Sequence[str], answer: Callable[[str], Answer]) -> Found:
     return Found(releases[low], releases[high], between, EXIT["inconclusive"] if between else EXIT["regressed"])
 
 
-def answer_of(data: dict[str, Any], metric: str) -> Answer:
+def answer_of(gate: GateFile, metric: str) -> Ruling:
     """Return how one gate of the bisection ended on the metric; a cell that stopped working is a regression."""
-    said = {it["verdict"] for it in data["verdicts"] if tells(it, metric)}
+    said = {it.verdict for it in gate.verdicts if tells(it, metric)}
     if metric == CHECKPOINT and any(
-        row["stage"] == OLD_CHECKPOINT and row["old"] == row["new"] == "works" for row in data["compatibility"]
+        row.stage == OLD_CHECKPOINT and row.old == row.new == "works" for row in gate.compatibility
     ):
         # What works before and after has no verdict.
         said.add("pass")
-    order: tuple[Answer, ...] = ("regressed", "error", "inconclusive", "pass")
+    order: tuple[Ruling, ...] = ("regressed", "error", "inconclusive", "pass")
     return next((verdict for verdict in order if verdict in said), "error")
 
 
-def tells(verdict: dict[str, Any], metric: str) -> bool:
+def tells(verdict: Verdict, metric: str) -> bool:
     """Return whether a verdict is on the metric, or on why it could not be measured.
 
     A cell that stopped working counts at a stage that the metric needs: whether an old checkpoint is read is a question
     of its own, and sizes need no model that runs.
     """
-    if verdict["reason"] == "stopped-working":
+    if verdict.reason == "stopped-working":
         needed = {OLD_CHECKPOINT} if metric == CHECKPOINT else {QUANTIZE} | _run_at(metric)
-        return verdict["metric"] in {f"works: {stage}" for stage in needed}
-    return verdict["metric"] in (LOGITS if metric == CHECKPOINT else metric, MEASURING)
+        return verdict.metric in {f"works: {stage}" for stage in needed}
+    return verdict.metric in (LOGITS if metric == CHECKPOINT else metric, MEASURING)
 
 
 def _run_at(metric: str) -> set[str]:

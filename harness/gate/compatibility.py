@@ -6,15 +6,16 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from harness.base.errors import HarnessError, Unsuitable, WorkerError
 from harness.gate.bench import Bench
 from harness.gate.blocks import REPEATS, of_the_machine, was_lost
 from harness.gate.plan import Unit
+from harness.judge.gatefile import Change, GateFile, State, Works
 from harness.judge.rules import LAYERS, LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE
 from harness.judge.series import SIDES, Series, Side
 from harness.judge.verdict import Verdict, event
@@ -22,10 +23,9 @@ from harness.matrix.plan import Cell
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
 from harness.records.metrics import METRICS
-from harness.records.run import Run
+from harness.records.place import Place
 from harness.records.schema import Line, Measurement
 
-State = Literal["works", "fails", "not tried"]
 Result = TypeVar("Result")
 
 # Mean KL in nats between the old and the new version's predictions for one checkpoint. Chosen: less than half of what
@@ -36,51 +36,25 @@ SELF_FACTOR = 2.0
 _WINDOWS, _WINDOW_TOKENS = 4, 64
 
 
-@dataclass
-class Row:
-    """One line of the compatibility matrix: a recipe at one stage through one server, before and after."""
+def noted(row: Works, side: Side, error: HarnessError | None) -> Works:
+    """Return the row with how it went on one side; the first error is kept."""
+    state: State = "fails" if error else "works"
+    told = row.error or (f"{side}: {error}"[:1000] if error else None)
+    return replace(row, old=state, error=told) if side == "old" else replace(row, new=state, error=told)
 
-    model: str
-    recipe: str
-    server: str | None
-    stage: str
-    old: State = "not tried"
-    new: State = "not tried"
-    error: str | None = None
 
-    def note(self, side: Side, error: HarnessError | None) -> None:
-        """Take down how it went on one side; the first error is kept."""
-        state: State = "fails" if error else "works"
-        if side == "old":
-            self.old = state
-        else:
-            self.new = state
-        if error and not self.error:
-            self.error = f"{side}: {error}"[:1000]
-
-    def verdict(self) -> Verdict | None:
-        """Return what the row means, or None where it works on both sides or was not tried on both."""
-        about = Series(self.model, self.recipe, self.server, f"works: {self.stage}", "")
-        if "not tried" in (self.old, self.new):
-            return None
-        if self.old == "works" and self.new == "fails":
-            return event(about, "regressed", "stopped-working", self.error or "")
-        if self.old == "fails" and self.new == "works":
-            return event(about, "pass", "started-working", f"it failed under the old version: {self.error}")
-        if self.old == "fails":
-            return event(about, "error", "fails-both", self.error or "")
+def verdict_of(row: Works) -> Verdict | None:
+    """Return what a row means, or None where it works on both sides or was not tried on both."""
+    about = Series(row.place.at(f"works: {row.stage}"))
+    if "not tried" in (row.old, row.new):
         return None
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something of a recipe that is not the same before and after: a tensor class, a kernel."""
-
-    model: str
-    recipe: str
-    what: str
-    old: str
-    new: str
+    if row.old == "works" and row.new == "fails":
+        return event(about, "regressed", "stopped-working", row.error or "")
+    if row.old == "fails" and row.new == "works":
+        return event(about, "pass", "started-working", f"it failed under the old version: {row.error}")
+    if row.old == "fails":
+        return event(about, "error", "fails-both", row.error or "")
+    return None
 
 
 class Compatibility:
@@ -91,14 +65,19 @@ class Compatibility:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.rows: dict[tuple[str, str, str | None, str], Row] = {}
+        self.rows: dict[tuple[Place, str], Works] = {}
         self.changes: list[Change] = []
         self.verdicts: list[Verdict] = []
-        self._same: set[tuple[str, str]] = set()
+        self._same: set[Place] = set()
+        self._kernels: dict[Place, dict[str, set[str]]] = {}
 
-    def row(self, cell: Cell, stage: str) -> Row:
-        key = (cell.model.name, cell.recipe.name, cell.server or None, stage)
-        return self.rows.setdefault(key, Row(*key))
+    def row(self, cell: Cell, stage: str) -> Works:
+        """Return how a cell went at a stage of the matrix; it has a row from now on."""
+        return self.rows.setdefault((cell.place.named, stage), Works(cell.place, stage))
+
+    def note(self, cell: Cell, stage: str, side: Side, error: HarnessError | None) -> None:
+        """Take down how a cell went at a stage on one side."""
+        self.rows[cell.place.named, stage] = noted(self.row(cell, stage), side, error)
 
     def checkpoints(self, through: Sequence[Cell]) -> dict[Side, HarnessError | None]:
         """Make the checkpoint of a cell on both sides, unless all its servers quantize by themselves.
@@ -130,26 +109,21 @@ class Compatibility:
         errors = {side: found[side] if isinstance(found[side], HarnessError) else None for side in SIDES}
         if any(isinstance(error, Unsuitable) for error in errors.values()):
             return errors
-        row = self.row(cell, QUANTIZE)
+        self.row(cell, QUANTIZE)
         for side, error in errors.items():
             if not of_the_machine(error):
-                row.note(side, error)
+                self.note(cell, QUANTIZE, side, error)
         if not any(errors.values()):
             (old, old_key), (new, new_key) = found["old"], found["new"]
             self._layers(cell, old["layers"], new["layers"])
             if old_key == new_key:
-                self._same.add((cell.model.name, cell.recipe.name))
+                self._same.add(_anywhere(cell.place))
         return errors
-
-    def row_of(self, unit: Unit) -> Row:
-        """Return the row that a unit's first block fills."""
-        return self.row(unit.cell, SERVE if unit.stage == "server" else LOAD)
 
     def first_block(self, unit: Unit, errors: dict[Side, HarnessError | None]) -> None:
         """Take down how a unit's first block went."""
-        row = self.row_of(unit)
         for side, error in errors.items():
-            row.note(side, error)
+            self.note(unit.cell, _runs(unit), side, error)
 
     def alone(self, unit: Unit, side: Side) -> None:
         """Load and run a recipe on the only side that has a checkpoint of it; raises what is not the recipe's."""
@@ -161,18 +135,19 @@ class Compatibility:
             finally:
                 flow.end_workers()
 
-        self._note(self.row_of(unit), side, lambda: self._repeated(f"load {unit.id}", load))
+        self._try(unit.cell, _runs(unit), side, lambda: self._repeated(f"load {unit.id}", load))
 
-    def _note(self, row: Row, side: Side, work: Callable[[], None]) -> None:
-        """Take down how ``work`` goes; raises the error of a machine, which says nothing of the row."""
+    def _try(self, cell: Cell, stage: str, side: Side, work: Callable[[], None]) -> None:
+        """Take down how ``work`` goes; raises the error of a machine, which says nothing of the cell."""
+        self.row(cell, stage)
         try:
             work()
         except HarnessError as error:
             if of_the_machine(error):
                 raise
-            row.note(side, error)
+            self.note(cell, stage, side, error)
         else:
-            row.note(side, None)
+            self.note(cell, stage, side, None)
 
     def old_checkpoint(self, unit: Unit) -> None:
         """Load what the old version quantized and saved under the new one: same logits, and vLLM's engine runs it.
@@ -183,18 +158,19 @@ class Compatibility:
         cell = unit.cell
         if self.bench.base.at_load(cell):
             return
-        row, runs = self.row(cell, OLD_CHECKPOINT), self.row_of(unit)
+        row, runs = self.row(cell, OLD_CHECKPOINT), self.row(cell, _runs(unit))
         if cell.recipe.baseline or row.new != "not tried":
             return
-        row.old = runs.old
-        if (cell.model.name, cell.recipe.name) in self._same:
-            row.new = runs.new
+        same = _anywhere(cell.place) in self._same
+        self.rows[cell.place.named, OLD_CHECKPOINT] = replace(row, old=runs.old, new=runs.new if same else row.new)
+        if same:
             return
         maker = self.bench.flow("old")
         if unit.stage != "transformers":
-            self._note(row, "new", lambda: self._repeated(f"serve {cell.id}", lambda: self._serve(cell, maker)))
+            what = f"serve {cell.id}"
+            self._try(cell, OLD_CHECKPOINT, "new", lambda: self._repeated(what, lambda: self._serve(cell, maker)))
         else:
-            self._note(row, "new", lambda: self._compare_logits(cell, maker))
+            self._try(cell, OLD_CHECKPOINT, "new", lambda: self._compare_logits(cell, maker))
 
     def _serve(self, cell: Cell, maker: Flow) -> None:
         flow = self.bench.carried("new", maker)
@@ -212,7 +188,7 @@ class Compatibility:
             file = str(Path(folder) / "logits.safetensors")
             itself = self._ask("old", maker, cell, "write_logits", output=file, **common)
             found = self._ask("new", maker, cell, "compare_logits", against=file, **common)
-        about = Series(cell.model.name, cell.recipe.name, cell.server, LOGITS, "")
+        about = Series(cell.place.at(LOGITS))
         bound = max(LOGITS_BOUND, SELF_FACTOR * itself["kl"])
         words = (
             f"KL {found['kl']:.2g} nats (bound {bound:.2g}; the old version is {itself['kl']:.2g} from itself when the "
@@ -245,15 +221,14 @@ class Compatibility:
 
     def _add(self, verdict: Verdict) -> None:
         """Take a verdict in, in place of one of an earlier session on the same thing."""
-        about = (verdict.model, verdict.recipe, verdict.server, verdict.metric)
-        self.verdicts = [it for it in self.verdicts if (it.model, it.recipe, it.server, it.metric) != about]
+        self.verdicts = [it for it in self.verdicts if it.place.named != verdict.place.named]
         self.verdicts.append(verdict)
 
     def _layers(self, cell: Cell, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Hold the quantized layers of both sides against each other, by name."""
         lost = [name for name, layer in old.items() if layer["quantized"] and not new.get(name, {}).get("quantized")]
         counts = {"old": [_quantized(old)], "new": [_quantized(new)]}
-        about = Series(cell.model.name, cell.recipe.name, cell.server or None, LAYERS, "", None, counts)
+        about = Series(cell.place.at(LAYERS), counts)
         unit = METRICS[LAYERS].unit
         if lost:
             shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
@@ -267,36 +242,40 @@ class Compatibility:
         )
         for (kind, before, after), count in sorted(moves.items()):
             what = f"tensor class of {count} {kind} layer{'s' if count > 1 else ''}"
-            change = Change(cell.model.name, cell.recipe.name, what, before, after)
-            self.changes = [one for one in self.changes if one != change] + [change]
+            self._change(Change(_anywhere(cell.place), what, before, after))
 
-    def kernels(self, run: Run, lines: Iterable[Line]) -> None:
-        """Add the recipe's kernels where they are not the same before and after, from the profiles of the run."""
-        profiles: dict[tuple[str, str], dict[str, set[str]]] = {}
-        for line in lines:
-            if isinstance(line, Measurement) and line.metric == "quantized_kernel_share" and "side" in line.flags:
-                pattern = str(line.parameters["pattern"])
-                ran = json.loads((run.folder / line.attachment).read_text(encoding="utf-8"))["kernels"]
-                own = {name for name, _, _ in ran if re.search(pattern, name)}
-                key = (line.cell.model.name, line.cell.recipe.name)
-                profiles.setdefault(key, {})[str(line.flags["side"])] = own
-        for (model, recipe), sides in profiles.items():
-            if len(sides) == len(SIDES) and sides["old"] != sides["new"]:
-                before, after = (", ".join(sorted(sides[side])) or "none" for side in SIDES)
-                change = Change(model, recipe, "kernels", before, after)
-                self.changes = [one for one in self.changes if one != change] + [change]
+    def add(self, line: Line) -> None:
+        """Take a record in: the recipe's kernels, where they are not the same before and after, from its profiles."""
+        if not isinstance(line, Measurement) or line.metric != "quantized_kernel_share" or "side" not in line.flags:
+            return
+        pattern, attached = str(line.parameters["pattern"]), self.bench.run.folder / line.attachment
+        ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"]
+        place = _anywhere(Place.of(line))
+        sides = self._kernels.setdefault(place, {})
+        sides[str(line.flags["side"])] = {name for name, _, _ in ran if re.search(pattern, name)}
+        if len(sides) == len(SIDES) and sides["old"] != sides["new"]:
+            before, after = (", ".join(sorted(sides[side])) or "none" for side in SIDES)
+            self._change(Change(place, "kernels", before, after))
 
-    def restore(self, stored: dict[str, Any]) -> None:
+    def _change(self, change: Change) -> None:
+        self.changes = [one for one in self.changes if one != change] + [change]
+
+    def restore(self, stored: GateFile) -> None:
         """Take over the rows, verdicts and changes of a gate that was interrupted."""
-        for row in (Row(**row) for row in stored["compatibility"]):
-            self.rows[(row.model, row.recipe, row.server, row.stage)] = row
+        self.rows |= {(row.place.named, row.stage): row for row in stored.compatibility}
         kept = ("checkpoint-reads-same", "checkpoint-differs", "layers-lost", "layers-kept")
-        self.verdicts += [Verdict(**verdict) for verdict in stored["verdicts"] if verdict["reason"] in kept]
-        self.changes = [Change(**change) for change in stored["kernels"]]
+        self.verdicts += [verdict for verdict in stored.verdicts if verdict.reason in kept]
+        self.changes = [replace(one, place=_anywhere(one.place)) for one in stored.kernels]
 
-    def as_json(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the compatibility matrix and the changes, as gate.json holds them."""
-        return [asdict(row) for row in self.rows.values()], [asdict(change) for change in self.changes]
+
+def _runs(unit: Unit) -> str:
+    """Return the stage of the matrix that a unit's blocks tell of."""
+    return SERVE if unit.stage == "server" else LOAD
+
+
+def _anywhere(place: Place) -> Place:
+    """Return the model and recipe by their names, through whichever server: what one checkpoint is made for."""
+    return place.named.cell.without("server")
 
 
 def _quantized(layers: dict[str, Any]) -> float:

@@ -6,46 +6,50 @@ import datetime
 import json
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError, RecordError, Unsuitable
-from harness.base.files import json_finite, write_text
+from harness.base.files import write_text
 from harness.gate.bench import Bench, SharedRun
 from harness.gate.blocks import BlockRunner, of_the_machine
-from harness.gate.compatibility import Compatibility
-from harness.gate.plan import Options, Unit, units
+from harness.gate.compatibility import Compatibility, verdict_of
+from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget, block_order
+from harness.judge import gatefile
+from harness.judge.gatefile import GateFile, Options, Progress
+from harness.judge.ledger import Ledger
 from harness.judge.rules import MEASURING, RULES, Margins
-from harness.judge.series import SIDES, Series, Side, series
+from harness.judge.series import SIDES, Series, Side, task_of
 from harness.judge.stats import MINIMUM_BLOCKS
-from harness.judge.verdict import Verdict, combined, control, event, family_of, judge, settled
+from harness.judge.verdict import Verdict, event, family_of, settled
 from harness.machine import probe
 from harness.matrix.plan import Matrix
 from harness.measure.flow import Flow
 from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
+from harness.records.place import Place
+from harness.records.schema import Line
 from harness.runtime.environment import Environment
 from harness.runtime.pair import Pair
 from harness.runtime.store import Store
 
-SCHEMA = 1
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
 # The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
 _WORST = ("regressed", "error", "inconclusive", "pass")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A finished gate: its folder, its verdicts, and gate.json as it was written."""
+class GateResult:
+    """What a gate came to: its folder, its verdicts, and gate.json as it was written there."""
 
     folder: Path
     verdicts: list[Verdict]
-    data: dict[str, Any]
+    file: GateFile
 
     @property
     def exit_status(self) -> int:
-        return int(self.data["exit_status"])
+        return self.file.exit_status
 
 
 def exit_status(verdicts: Iterable[Verdict]) -> int:
@@ -92,25 +96,38 @@ class Gate:
         self.compatibility = Compatibility(self.bench)
         self.hardware = matrix.hardware[options.hardware]
         self.units = units(matrix, options, absent)
+        self.ledger = Ledger(
+            self.margins,
+            frozenset().union(*(unit.metrics for unit in self.units)) | SIZES,
+            interleaved=self.hardware.sides_at_once,
+        )
+        run.written = self._hear
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.budget = Budget(options.budget)
 
-    def resume(self, stored: dict[str, Any]) -> None:
-        """Take over what an earlier session of this gate has done."""
-        if changed := self.options.changed(stored["options"]) + self._changed(stored):
+    def _hear(self, line: Line) -> None:
+        self.ledger.add(line)
+        self.compatibility.add(line)
+
+    def resume(self, stored: GateFile) -> None:
+        """Take over what an earlier session of this gate has done; its records are read here, and never again."""
+        if stored.options is None or not stored.matrix:
+            raise HarnessError(f"{self.run.folder}: this gate was begun by an older version of the harness")
+        if changed := self.options.changed(stored.options) + self._changed(stored):
             raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
-        self.created = stored["created"]
-        self.budget = Budget(self.options.budget, spent_before=float(stored["seconds"]))
+        self.created = stored.created
+        self.budget = Budget(self.options.budget, spent_before=stored.seconds)
         self.compatibility.restore(stored)
+        for line in self.run.lines():
+            self._hear(line)
         for unit in self.units:
-            kept = stored["units"].get(unit.id, {})
-            unit.measuring, unit.lost = float(kept.get("measuring", 0.0)), int(kept.get("lost", 0))
-            unit.seconds = float(kept.get("seconds", 0.0))
+            kept = stored.units.get(unit.id) or Progress(unit.place)
+            unit.measuring, unit.lost, unit.seconds = kept.measuring, kept.lost, kept.seconds
             # A block that was cut off is measured again under its own number, and its later records count.
-            unit.done = int(kept.get("done", 0))
+            unit.done = kept.done
             # What the machine was in the way of is tried again; what is closed otherwise stays so.
-            if kept.get("closed") and kept.get("reason") != "machine-trouble":
-                unit.close(kept["reason"], kept["problem"])
+            if kept.closed and kept.reason != "machine-trouble":
+                unit.close(kept.reason, kept.problem)
 
     def _made_of(self) -> dict[str, Any]:
         """Return what a gate's samples depend on beside its options, as gate.json holds it."""
@@ -128,35 +145,35 @@ class Gate:
         }
         return found
 
-    def _changed(self, stored: dict[str, Any]) -> list[str]:
+    def _changed(self, stored: GateFile) -> list[str]:
         """Return what is not as it was when the gate was begun: packages, contents, interpreter, matrix."""
         now = self._made_of()
-        if "matrix" not in stored:
-            return ["it was begun by an older version of the harness"]
-        before, after = (_flat({name: data[name] for name in now}) for data in (stored, now))
+        before, after = (_flat(it) for it in ({name: getattr(stored, name) for name in now}, now))
         names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         shown = [f"{name}: {before.get(name, 'none')} then, {after.get(name, 'none')} now" for name in names[:8]]
         return shown + ([f"and {len(names) - 8} more"] if len(names) > 8 else [])
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> GateResult:
         """Measure until every verdict is precise enough or the budget is spent."""
         self.write()
+        finished = False
         try:
             self._survey()
             self._rounds()
+            finished = True
         finally:
-            outcome = self.write()
+            result = self.write(finished=finished)
             self.bench.close()
-        return outcome
+        return result
 
     def _survey(self) -> None:
         """Quantize everywhere, run each recipe's first block, and carry old checkpoints over.
 
         Raises HarnessError if the models suit none of what was asked for.
         """
-        cells: dict[tuple[str, str], list[Unit]] = {}
+        cells: dict[Place, list[Unit]] = {}
         for unit in self.units:
-            cells.setdefault((unit.cell.model.name, unit.cell.recipe.name), []).append(unit)
+            cells.setdefault(unit.place.without("server", "stage"), []).append(unit)
         for through in cells.values():
             if pending := [unit for unit in through if not unit.closed]:
                 errors = self.compatibility.checkpoints([unit.cell for unit in pending])
@@ -206,7 +223,7 @@ class Gate:
 
         def pending_units() -> list[Unit]:
             # Whether a unit is settled depends on the family, so that one which was may not be any more.
-            judged = self._controlled()
+            judged = self.ledger.controlled()
             left = (unit for unit in self.units if not unit.closed and unit.id not in too_long)
             return [unit for unit in left if not self._settled(unit, judged)]
 
@@ -220,7 +237,7 @@ class Gate:
 
     def _block(self, unit: Unit) -> bool:
         """Measure one block; returns whether the unit can go on."""
-        unit.once, unit.tasks = self._missing(unit, self._judged()), self._missing_tasks(unit)
+        unit.once, unit.tasks = self._missing(unit, self.ledger.judged()), self._missing_tasks(unit)
         first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
@@ -240,7 +257,7 @@ class Gate:
 
     def _missing(self, unit: Unit, judged: Iterable[Verdict]) -> frozenset[str]:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
-        found = [verdict for verdict in judged if unit.holds(verdict)]
+        found = [verdict for verdict in judged if unit.holds(verdict.place)]
         have = {verdict.metric for verdict in found}
         wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have - SIZES
         wanted |= {
@@ -261,7 +278,7 @@ class Gate:
         """Return the tasks that no block has evaluated on both sides, whichever metrics they give."""
         if not unit.metrics & TASKS or self._random(unit):
             return ()
-        have = {one.task for one in self._series() if one.values["old"] and unit.holds(one)}
+        have = {task_of(one.place) for one in self.ledger.series() if one.old and unit.holds(one.place)}
         return tuple(task for task in dict.fromkeys(self.options.tasks) if task not in have)
 
     def _random(self, unit: Unit) -> bool:
@@ -272,87 +289,62 @@ class Gate:
         if self._missing(unit, judged):
             return False
         family = len(family_of(judged))
-        timed = [verdict for verdict in judged if unit.holds(verdict) and verdict.metric in unit.timed]
+        timed = [verdict for verdict in judged if unit.holds(verdict.place) and verdict.metric in unit.timed]
         if not timed:
             # What is zero everywhere, as compile time where nothing is compiled, gives no verdict.
             return not unit.timed or unit.done >= MINIMUM_BLOCKS
         return all(settled(verdict, family) for verdict in timed)
 
-    def _series(self) -> list[Series]:
-        return series(self.run.lines(), self.hardware.sides_at_once)
-
-    def _combined(self) -> list[Verdict]:
-        """Return the verdict on several tasks' accuracies together, for every cell with several tasks."""
-        if not any("accuracy" in unit.metrics for unit in self.units):
-            return []
-        return [judge(one, self.margins) for one in combined(self._series())]
-
-    def _controlled(self) -> list[Verdict]:
-        """Return the verdicts on what was measured, their family held against its false discovery rate."""
-        return control(self._judged() + self._combined())
-
-    def _judged(self) -> list[Verdict]:
-        wanted = frozenset().union(*(unit.metrics for unit in self.units)) | SIZES
-        return [
-            judge(one, self.margins)
-            for one in self._series()
-            if one.metric in wanted
-            and one.values["old"]
-            # Where nothing is compiled, every compile time is zero.
-            and (one.metric != "compile_time" or any(one.old + one.new))
-        ]
-
     def verdicts(self) -> list[Verdict]:
         """Return every verdict, the worst first."""
-        events = [verdict for row in self.compatibility.rows.values() if (verdict := row.verdict())]
+        events = [verdict for row in self.compatibility.rows.values() if (verdict := verdict_of(row))]
         events += [event(_about(unit), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
-        found = self._controlled() + self.compatibility.verdicts + events
+        found = self.ledger.controlled() + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
-    def write(self) -> Outcome:
+    def write(self, *, finished: bool = False) -> GateResult:
         """Write gate.json as things stand."""
         verdicts = self.verdicts()
-        self.compatibility.kernels(self.run, self.run.lines())
-        matrix, changes = self.compatibility.as_json()
-        data: dict[str, Any] = {
-            "schema": SCHEMA,
-            "package": self.pair.package,
-            "old": self.pair.old.name,
-            "new": self.pair.new.name,
-            "hardware": self.options.hardware,
-            "device": probe.device(self.hardware).name,
-            "created": self.created,
-            "budget_seconds": self.options.budget,
-            "seconds": round(self.budget.spent, 1),
-            "measuring_seconds": round(sum(unit.measuring for unit in self.units), 1),
-            "seed": self.options.seed,
+        gate = GateFile(
+            finished=finished,
+            package=self.pair.package,
+            old=self.pair.old.name,
+            new=self.pair.new.name,
+            hardware=self.options.hardware,
+            device=probe.device(self.hardware).name,
+            created=self.created,
+            budget_seconds=self.options.budget,
+            seconds=round(self.budget.spent, 1),
+            measuring_seconds=round(sum(unit.measuring for unit in self.units), 1),
+            seed=self.options.seed,
             **self._made_of(),
-            "differences": list(self.pair.differences),
-            "verdicts": [asdict(verdict) for verdict in verdicts],
-            "compatibility": matrix,
-            "kernels": changes,
-            "exit_status": exit_status(verdicts),
-            "options": asdict(self.options),
-            "units": {
-                unit.id: {
-                    "done": unit.done,
-                    "seconds": round(unit.seconds, 2),
-                    "measuring": round(unit.measuring, 2),
-                    "lost": unit.lost,
-                    "closed": unit.closed,
-                    "reason": unit.reason,
-                    "problem": unit.problem,
-                }
-                for unit in self.units
-            },
-        }
-        data = json_finite(data)
-        path = self.run.folder / "gate.json"
+            differences=list(self.pair.differences),
+            verdicts=verdicts,
+            compatibility=list(self.compatibility.rows.values()),
+            kernels=self.compatibility.changes,
+            exit_status=exit_status(verdicts),
+            options=self.options,
+            units={unit.id: _progress(unit) for unit in self.units},
+        )
+        path, text = self.run.folder / "gate.json", gate.text()
         try:
-            write_text(path, json.dumps(data, indent=1) + "\n")
+            write_text(path, text)
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
-        return Outcome(self.run.folder, verdicts, data)
+        return GateResult(self.run.folder, verdicts, gatefile.parse(json.loads(text), str(path)))
+
+
+def _progress(unit: Unit) -> Progress:
+    return Progress(
+        unit.place,
+        done=unit.done,
+        seconds=round(unit.seconds, 2),
+        measuring=round(unit.measuring, 2),
+        lost=unit.lost,
+        closed=unit.closed,
+        reason=unit.reason,
+        problem=unit.problem,
+    )
 
 
 def _flat(data: Any, name: str = "") -> dict[str, Any]:
@@ -365,18 +357,4 @@ def _flat(data: Any, name: str = "") -> dict[str, Any]:
 
 
 def _about(unit: Unit) -> Series:
-    cell = unit.cell
-    # The label tells the two units of a cell apart; of an only one there is nothing to tell.
-    return Series(cell.model.name, cell.recipe.name, cell.server, MEASURING, "server" if unit.stage == "server" else "")
-
-
-def stored(folder: Path) -> dict[str, Any]:
-    """Return the gate.json of a folder."""
-    path = folder / "gate.json"
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise HarnessError(f"{path}: schema {data['schema']} is not {SCHEMA}, which this harness reads")
-        return data
-    except (OSError, ValueError, KeyError) as error:
-        raise HarnessError(f"{path}: cannot be read ({error}); start the gate anew") from error
+    return Series(replace(unit.place, metric=MEASURING))

@@ -13,53 +13,53 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.judge import accuracy, stats
 from harness.judge.calibration import Calibration, Noise, Steady
+from harness.judge.gatefile import GateFile
 from harness.judge.rules import RULES
-from harness.judge.series import stage_of, unit_id
+from harness.judge.series import unit_of
+from harness.judge.verdict import Verdict
+from harness.records.place import Place
 from harness.runtime.environment import worker_threads
 
-Key = tuple[str, str, str, str, str]
 
-
-def device(outcomes: Sequence[dict[str, Any]]) -> str:
+def device(gates: Sequence[GateFile]) -> str:
     """Return what gates ran on; raises HarnessError if that is several devices, each of which has its own noise."""
-    names = sorted({str(data["device"]) for data in outcomes})
+    names = sorted({gate.device for gate in gates})
     if len(names) > 1:
         raise HarnessError(f"these gates ran on several devices ({'; '.join(names)}): calibrate each by itself")
     return names[0]
 
 
-def summarise(outcomes: list[dict[str, Any]], on: str, budget: float) -> Calibration:
+def summarise(gates: Sequence[GateFile], on: str, budget: float) -> Calibration:
     """Return the calibration that several gates of old against old amount to, of the device that they ran on.
 
     Raises HarnessError without blocks, and if the gates ran on several devices.
     """
-    timed: dict[Key, _Timed] = defaultdict(_Timed)
-    steady: dict[Key, Steady] = {}
-    for data in outcomes:
-        for it in data["verdicts"]:
-            rule = RULES.get(it["metric"])
-            if rule is None or it["reason"] == "bad-samples" or not it["samples"]["old"] or not it["samples"]["new"]:
+    timed: dict[Place, _Timed] = defaultdict(_Timed)
+    steady: dict[Place, Steady] = {}
+    for gate in gates:
+        for it in gate.verdicts:
+            rule = RULES.get(it.metric)
+            if rule is None or it.reason == "bad-samples" or not it.samples["old"] or not it.samples["new"]:
                 continue
-            key = (it["model"], it["recipe"], it["server"] or "", it["metric"], it["label"])
             if rule.kind == "blocks":
-                timed[key].add(it, data)
-            elif it["reason"] != "too-few-blocks" and (it["task"] or rule.kind != "documents"):
-                found = _steady(key, it)
-                before = steady.get(key, found)
-                steady[key] = max(found, before, key=lambda one: one.smallest)
-    noise = [one.noise(key) for key, one in timed.items() if one.logs]
+                timed[it.place].add(it, gate)
+            elif it.reason != "too-few-blocks" and (it.task or rule.kind != "documents"):
+                found = _steady(it)
+                before = steady.get(it.place, found)
+                steady[it.place] = max(found, before, key=lambda one: one.smallest)
+    noise = [one.noise(place) for place, one in timed.items() if one.logs]
     if not noise and (timed or not steady):
         raise HarnessError("no gate came as far as two blocks of any metric: raise --budget")
-    primary = [it for data in outcomes for it in data["verdicts"] if it["primary"]]
+    primary = [it for gate in gates for it in gate.verdicts if it.primary]
     return Calibration(
         hardware=on,
-        device=device(outcomes),
+        device=device(gates),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        gates=len(outcomes),
+        gates=len(gates),
         judged=len(primary),
-        alarms=sum(data["exit_status"] == 1 for data in outcomes),
-        verdicts_regressed=sum(it["verdict"] == "regressed" for it in primary),
-        verdicts_inconclusive=sum(it["verdict"] == "inconclusive" for it in primary),
+        alarms=sum(gate.exit_status == 1 for gate in gates),
+        verdicts_regressed=sum(it.verdict == "regressed" for it in primary),
+        verdicts_inconclusive=sum(it.verdict == "inconclusive" for it in primary),
         budget_seconds=budget,
         threads=worker_threads(),
         noise=noise,
@@ -76,31 +76,24 @@ class _Timed:
     block_seconds: list[float] = field(default_factory=list)
     round_seconds: list[float] = field(default_factory=list)
 
-    def add(self, it: dict[str, Any], data: dict[str, Any]) -> None:
+    def add(self, it: Verdict, gate: GateFile) -> None:
         """Take in one gate's verdict; one block alone says nothing of noise."""
-        pairs = list(zip(it["samples"]["old"], it["samples"]["new"], strict=True))
+        pairs = list(zip(it.samples["old"], it.samples["new"], strict=True))
         if len(pairs) < 2:
             return
         self.logs.append([math.log(new / old) for old, new in pairs])
-        cell = f"{it['model']}-{it['recipe']}-{data['hardware']}-{it['server']}"
-        unit = unit_id(cell, stage_of(it["metric"], it["label"]))
-        self.block_seconds.append(data["units"][unit]["seconds"])
-        rounds = it.get("rounds") or {"old": [], "new": []}
-        for old, new in zip(rounds["old"], rounds["new"], strict=True):
+        here = unit_of(it.place)
+        self.block_seconds += [unit.seconds for unit in gate.units.values() if unit_of(unit.place) == here]
+        for old, new in zip(it.rounds.get("old", ()), it.rounds.get("new", ()), strict=True):
             # The two sides' rounds were taken in turns: what the machine did meanwhile is in both.
             self.rounds.append([after / before for before, after in zip(old, new, strict=False)])
-            self.round_seconds += [_seconds(it, value, data) for value in (*old, *new)]
+            self.round_seconds += [_seconds(it, value) for value in (*old, *new)]
 
-    def noise(self, key: Key) -> Noise:
-        model, recipe, server, metric, label = key
+    def noise(self, place: Place) -> Noise:
         values = [value for gate in self.logs for value in gate]
         seconds = statistics.median(self.block_seconds)
         return Noise(
-            model=model,
-            recipe=recipe,
-            server=server,
-            metric=metric,
-            label=label,
+            place=place,
             # Around no difference, which is known here, rather than around each gate's own mean.
             sd=math.sqrt(sum(value * value for value in values) / len(values)),
             blocks=len(values),
@@ -128,48 +121,42 @@ class _Timed:
         }
 
 
-def _seconds(it: dict[str, Any], value: float, data: dict[str, Any]) -> float:
+def _seconds(it: Verdict, value: float) -> float:
     """Return how long the round took that gave ``value``: a time, or a rate of its prompts or of its new tokens."""
-    if it["unit"] == "s":
+    if it.unit == "s":
         return value
-    if it["metric"] == "request_throughput":
-        return int(it["label"].removeprefix("num_prompts=")) / value
-    return float(data["matrix"]["measurements"]["generate"]["max_new_tokens"]) / value
+    worth = "num_prompts" if it.metric == "request_throughput" else "max_new_tokens"
+    return float(it.place.parameters[worth]) / value
 
 
-def _steady(key: Key, it: dict[str, Any]) -> Steady:
+def _steady(it: Verdict) -> Steady:
     """Return how far something that is not timed is from itself, and the smallest worsening that its rule would call.
 
     A size: what its margins allow, and the range of the same measured twice on top. Documents: the fewest lost ones
     that the interval of that many documents tells from the margin. Other quality: the margin, and the arm of the
     interval of old against itself, both evaluated.
     """
-    model, recipe, server, metric, label = key
-    old, new = it["samples"]["old"], it["samples"]["new"]
-    rule, value = RULES[metric], statistics.median(old) if RULES[metric].kind == "size" else statistics.fmean(old)
+    old, new, rule = it.samples["old"], it.samples["new"], RULES[it.metric]
+    value = statistics.median(old) if rule.kind == "size" else statistics.fmean(old)
     if rule.kind == "size":
         differs = max(*old, *new) - min(*old, *new)
-        smallest = max(rule.absolute, it["margin"] * value) + differs
+        smallest = max(rule.absolute, it.margin * value) + differs
     elif rule.kind == "documents" and {*old, *new} <= {0.0, 1.0}:
         found = accuracy.flips(old, new)
         differs = found.share
-        smallest = _fewest_lost(found, it["margin"]) / found.documents
+        smallest = _fewest_lost(found, it.margin) / found.documents
     elif rule.kind in ("ratio", "likelihood"):
         # On the log scale, as the ratio of perplexities is judged.
         old, new = ([-v if rule.kind == "likelihood" else math.log(v) for v in side] for side in (old, new))
         value = math.exp(min(700.0, statistics.fmean(old)))
         differs = value * math.expm1(abs(statistics.fmean(new) - statistics.fmean(old)))
-        smallest = value * math.expm1(math.log1p(it["margin"]) + _arm(old, new))
+        smallest = value * math.expm1(math.log1p(it.margin) + _arm(old, new))
     else:
         differs = abs(statistics.fmean(new) - statistics.fmean(old))
-        smallest = it["margin"] + _arm(old, new)
+        smallest = it.margin + _arm(old, new)
     return Steady(
-        model=model,
-        recipe=recipe,
-        server=server,
-        metric=metric,
-        label=label,
-        unit=it["unit"],
+        place=it.place,
+        unit=it.unit,
         pairs=min(len(old), len(new)),
         value=value,
         differs=differs,

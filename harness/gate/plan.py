@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from harness.base.errors import HarnessError
+from harness.judge.gatefile import Options
 from harness.judge.rules import RULES
-from harness.judge.series import Series, stage_of, unit_id
-from harness.judge.verdict import Verdict
+from harness.judge.series import unit_of
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Measurements
 from harness.measure.fleet import gated
 from harness.records.metrics import SIZES, TASKS, Stage
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a gate is asked for; kept in gate.json so that a resumed gate is the same gate."""
-
-    old: str
-    new: str
-    hardware: str
-    models: tuple[str, ...] = ()
-    recipes: tuple[str, ...] = ()
-    servers: tuple[str, ...] = ()
-    keyword: str = ""
-    tasks: tuple[str, ...] = ()
-    data: str = ""
-    limit: int | None = None
-    budget: float = 1800.0
-    margins: tuple[str, ...] = ()
-    seed: int = 0
-
-    def changed(self, stored: dict[str, Any]) -> list[str]:
-        """Return what differs from a stored gate's options; a larger budget is no difference."""
-        mine = json.loads(json.dumps(asdict(self)))
-        return [
-            f"{name}: {stored.get(name)!r} then, {value!r} now"
-            for name, value in mine.items()
-            if name != "budget" and stored.get(name) != value
-        ]
+from harness.records.place import Place
 
 
 def units(matrix: Matrix, options: Options, absent: Collection[str] = ()) -> list[Unit]:
@@ -79,6 +50,11 @@ def units(matrix: Matrix, options: Options, absent: Collection[str] = ()) -> lis
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
         )
     return found
+
+
+def unit_id(cell: str, stage: str) -> str:
+    """Return what a unit is called: as its cell, unless it is the second one of a cell."""
+    return f"{cell}-server" if stage == "server" else cell
 
 
 def _with_rounds(wanted: Measurements) -> Measurements:
@@ -142,11 +118,14 @@ class Unit:
     def id(self) -> str:
         return unit_id(self.cell.id, self.stage)
 
-    def holds(self, about: Series | Verdict) -> bool:
+    @property
+    def place(self) -> Place:
+        """The cell at the unit's stage."""
+        return replace(self.cell.place, stage=self.stage)
+
+    def holds(self, about: Place) -> bool:
         """Return whether a figure is of this unit; a server's start is not the engine's."""
-        cell = (self.cell.model.name, self.cell.recipe.name, self.cell.server)
-        stage = stage_of(about.metric, about.label)
-        return (about.model, about.recipe, about.server, stage) == (*cell, self.stage)
+        return unit_of(about) == unit_of(self.place)
 
     @property
     def runs(self) -> bool:

@@ -51,11 +51,6 @@ class Entry(Placed):
     spread: float | None = Field(description="Standard deviation (n - 1) of the log values; None where one is not > 0.")
 
     @property
-    def key(self) -> Place:
-        """What the entry is about; everything else must agree before values are compared."""
-        return about(self.place)
-
-    @property
     def label(self) -> str:
         return label(self.place)
 
@@ -79,11 +74,6 @@ class Baseline(_Frozen):
         temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
         return path
-
-
-def about(place: Place) -> Place:
-    """Return what a figure is about by its names: other weights, recipes and definitions of that name are told of."""
-    return place.without("revision", "recipe_hash", "definition")
 
 
 def label(place: Place) -> str:
@@ -146,7 +136,7 @@ def collect(runs: Sequence[Run]) -> list[Baseline]:
         latest: dict[Place, Measurement] = {}
         for line in run.lines():
             if isinstance(line, Measurement) and not line.discarded and line.direction != "none":
-                latest[about(Place.of(line))] = line
+                latest[Place.of(line).named] = line
         for measurement in latest.values():
             found[measurement.cell.hardware].setdefault(run.name, []).append(measurement)
     whole = {hardware: by_run for hardware, by_run in found.items() if len(by_run) >= MINIMUM_RUNS}
@@ -167,7 +157,7 @@ def _baseline(hardware: str, by_run: Mapping[str, list[Measurement]]) -> Baselin
         packages[package] = everything[0][1].packages.get(package, "")
     series: dict[Place, list[tuple[str, Measurement]]] = defaultdict(list)
     for name, row in everything:
-        series[about(Place.of(row))].append((name, row))
+        series[Place.of(row).named].append((name, row))
     entries = [_entry(series[place]) for place in sorted(series, key=_order) if len(series[place]) >= MINIMUM_RUNS]
     last = everything[-1][1]
     return Baseline(
@@ -255,16 +245,11 @@ def difference(entry: Entry, measurement: Measurement) -> str:
     return "; ".join(f"{what} {old} in the baseline and {new} today" for what, old, new in pairs if old != new)
 
 
-def cell_of(place: Place) -> Place:
-    """Return the cell of a figure by its names, whichever weights and recipe of that name it is of."""
-    return about(place).cell
-
-
 @dataclass(frozen=True)
 class Coverage:
     """What a session set out to measure: the cells whose every test runs, those seen at all, and if it was narrowed.
 
-    A cell is as :func:`cell_of` has it. ``narrowed`` says that options chose models, recipes or servers, so that what
+    A cell is one by its names. ``narrowed`` says that options chose models, recipes or servers, so that what
     was not seen was not meant to be.
     """
 
@@ -273,7 +258,7 @@ class Coverage:
     narrowed: bool
 
     def expects(self, entry: Entry) -> bool:
-        cell = cell_of(entry.place)
+        cell = entry.place.named.cell
         return cell in self.whole or (cell not in self.seen and not self.narrowed)
 
 

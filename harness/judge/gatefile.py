@@ -1,102 +1,203 @@
-"""gate.json as others read it: checked, as JUnit XML and as markdown. It is written by the upgrade gate."""
+"""gate.json: the one schema that a gate writes it in and everything else reads it by."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WrapSerializer
 
 from harness.base.errors import HarnessError
+from harness.base.files import json_finite
+from harness.judge.migrations import GATE_SCHEMA, migrate_gate
+from harness.judge.verdict import Verdict
+from harness.records.place import OF_CELL, Place, gather, spread
 
-SCHEMA = 1
+State = Literal["works", "fails", "not tried"]
 
 
 class GateError(HarnessError):
     """A gate.json cannot be used; the message names the file and what is wrong."""
 
 
-class _Part(BaseModel):
-    # A gate may say more than is shown here.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+@dataclass(frozen=True)
+class Options:
+    """What a gate is asked for; kept in gate.json so that a resumed gate is the same gate."""
 
-
-class Verdict(_Part):
-    """One metric of one cell, new against old: ``ratio`` is new / old, ``low`` and ``high`` its interval."""
-
-    model: str
-    recipe: str
-    server: str | None = None
-    metric: str
-    task: str | None = None
-    unit: str
-    direction: Literal["lower", "higher", "none"]
-    primary: bool
-    verdict: Literal["pass", "regressed", "inconclusive", "error"]
-    ratio: float | None
-    low: float | None
-    high: float | None
-    confidence: float
-    margin: float
-    blocks: int
-    reason: str
-    detail: str
-    label: str = ""
-
-    @property
-    def what(self) -> str:
-        """The metric, with its parameters or task where it has any."""
-        label = self.label or self.task
-        return f"{self.metric} ({label})" if label else self.metric
-
-    @property
-    def name(self) -> str:
-        return " ".join(part for part in (self.model, self.recipe, self.server, self.what) if part)
-
-
-class Compatibility(_Part):
-    model: str
-    recipe: str
-    server: str | None = None
-    stage: str
     old: str
     new: str
+    hardware: str
+    models: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
+    keyword: str = ""
+    tasks: tuple[str, ...] = ()
+    data: str = ""
+    limit: int | None = None
+    budget: float = 1800.0
+    margins: tuple[str, ...] = ()
+    seed: int = 0
+
+    def changed(self, stored: Options) -> list[str]:
+        """Return what differs from a stored gate's options; a larger budget is no difference."""
+        then, now = (json.loads(json.dumps(asdict(it))) for it in (stored, self))
+        return [
+            f"{name}: {then[name]!r} then, {value!r} now"
+            for name, value in now.items()
+            if name != "budget" and then[name] != value
+        ]
+
+
+@dataclass(frozen=True)
+class Works:
+    """One line of the compatibility matrix: a cell at one of the stages of judge.rules.STAGES, before and after."""
+
+    place: Place
+    stage: str
+    old: State = "not tried"
+    new: State = "not tried"
     error: str | None = None
 
 
-class GateFile(_Part):
-    """One gate's verdicts."""
+@dataclass(frozen=True)
+class Change:
+    """Something of a cell that is not the same before and after: a tensor class, a kernel."""
 
+    place: Place
+    what: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a unit of a gate had come: a cell through one server at one stage."""
+
+    place: Place
+    done: int = 0
+    """Blocks that count."""
+    seconds: float = 0.0
+    """What the last block took, without what it took once."""
+    measuring: float = 0.0
+    lost: int = 0
+    closed: bool = False
+    reason: str = ""
+    problem: str = ""
+
+
+_OF_UNIT = (*OF_CELL, "stage")
+
+
+def _verdict(value: Any, handler: Any) -> dict[str, Any]:
+    """Return a verdict as gate.json holds it: with what follows from its place, for those who read JSON alone."""
+    found = spread(handler(value))
+    found["server"] = found["server"] or None
+    return found | {"task": value.task, "label": value.label}
+
+
+def _works(value: Any, handler: Any) -> dict[str, Any]:
+    found = spread(handler(value), OF_CELL)
+    return found | {"server": found["server"] or None}
+
+
+def _of_cell(data: Any) -> Any:
+    return gather(data, OF_CELL)
+
+
+def _of_unit(data: Any) -> Any:
+    return gather(data, _OF_UNIT)
+
+
+StoredVerdict = Annotated[Verdict, BeforeValidator(gather), WrapSerializer(_verdict)]
+StoredWorks = Annotated[Works, BeforeValidator(_of_cell), WrapSerializer(_works)]
+StoredChange = Annotated[Change, BeforeValidator(_of_cell), WrapSerializer(lambda it, to: spread(to(it), OF_CELL))]
+StoredProgress = Annotated[Progress, BeforeValidator(_of_unit), WrapSerializer(lambda it, to: spread(to(it), _OF_UNIT))]
+
+
+class GateFile(BaseModel):
+    """One gate: what it was asked for, how far it came, and its verdicts, the worst first.
+
+    A gate may say more than is read here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    version: int = Field(GATE_SCHEMA, alias="schema")
+    finished: bool | None = Field(
+        None, description="Whether the gate came to its end, rather than being at work or interrupted; null: not known."
+    )
     package: str
     old: str
     new: str
     hardware: str
+    device: str = ""
     created: str
+    budget_seconds: float = 0.0
     seconds: float
-    differences: list[str] = []
+    measuring_seconds: float = 0.0
+    seed: int = 0
     environments: dict[str, dict[str, str]] = {}
-    verdicts: list[Verdict]
-    compatibility: list[Compatibility] = []
-    exit_status: int
+    contents: dict[str, str] = {}
+    interpreter: str = ""
+    matrix: dict[str, Any] = Field({}, description="Cells, models, recipes and measurements, as the matrix had them.")
+    differences: list[str] = []
+    verdicts: list[StoredVerdict]
+    compatibility: list[StoredWorks] = []
+    kernels: list[StoredChange] = []
+    exit_status: int = Field(description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
+    options: Options | None = None
+    units: dict[str, StoredProgress] = {}
 
     @property
     def title(self) -> str:
-        return f"{self.old} to {self.new} on {self.hardware}"
+        interrupted = ", not finished" if self.finished is False else ""
+        return f"{self.old} to {self.new} on {self.hardware}{interrupted}"
+
+    def text(self) -> str:
+        """Return the file's text; a number that is not finite is null."""
+        return json.dumps(json_finite(self.model_dump(by_alias=True)), indent=1, allow_nan=False) + "\n"
+
+
+VERDICT: TypeAdapter[Verdict] = TypeAdapter(StoredVerdict)
+"""A verdict as gate.json holds it."""
 
 
 def load(path: Path) -> GateFile:
-    """Read a gate.json, or that of a gate's folder. Raises GateError naming the file, also for a newer schema."""
+    """Read a gate.json, or that of a gate's folder, of this or an older schema.
+
+    Raises GateError naming the file: for a newer schema, for a number that is not finite, and for what does not hold.
+    """
     file = path / "gate.json" if path.is_dir() else path
     try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and isinstance(data.get("schema"), int) and data["schema"] > SCHEMA:
-            raise GateError(f"{file}: schema {data['schema']} is newer than this harness reads ({SCHEMA}); upgrade it")
-        return GateFile.model_validate(data)
+        return parse(json.loads(file.read_text(encoding="utf-8")), str(file))
     except OSError as error:
         raise GateError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise GateError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except ValueError as error:
         raise GateError(f"{file}: not JSON ({error})") from error
+
+
+def parse(data: Any, where: str) -> GateFile:
+    """Return decoded JSON as a gate; raises GateError, which names ``where``, as :func:`load` does."""
+    for name, value in _numbers(data):
+        if not math.isfinite(value):
+            raise GateError(f"{where}: {name} is {value}: not a number that can be judged; run the gate anew")
+    try:
+        return GateFile.model_validate(migrate_gate(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise GateError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise GateError(f"{where}: {error}") from error
+
+
+def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every floating-point number of JSON with its dotted name."""
+    if isinstance(data, float):
+        yield name or "the whole file", data
+    elif isinstance(data, (dict, list)):
+        for key, part in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _numbers(part, f"{name}.{key}".strip("."))

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from harness.base.errors import ThresholdFailure
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Threshold
+from harness.records.place import Place
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import Judgement, Measurement, describe
+from harness.records.schema import Judgement, Line, Measurement, describe
 
-if TYPE_CHECKING:
-    from harness.measure.measure import Measure
+
+class Measured(Protocol):
+    """What a judge asks of a session's measurements."""
+
+    def baseline_of(self, measurement: Measurement) -> Measurement | None:
+        """Return the same figure of the baseline, or None where it was not measured."""
+
+    def alone(self, cell: Cell) -> str:
+        """Return why a cell has no baseline to be held against, or an empty string."""
 
 
 class Judge:
     """Judges measurements by the thresholds of a matrix; every judgement is recorded, then failures are raised."""
 
-    def __init__(self, matrix: Matrix, measure: Measure, run: Run, documented: Documented) -> None:
+    def __init__(self, matrix: Matrix, measure: Measured, run: Run, documented: Documented) -> None:
         self.matrix = matrix
         self.measure = measure
         self.run = run
@@ -45,7 +53,7 @@ class Judge:
             for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters, random=random):
                 baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
                 missing = threshold.needs_baseline and baseline is None
-                if missing and (why := alone or self.measure.flow.alone(cell)):
+                if missing and (why := alone or self.measure.alone(cell)):
                     what = f"{describe(measurement)} of {cell.id}: {threshold.comparison} {threshold.limit:g}"
                     self.unjudged.append(f"{what}: {why}")
                     continue
@@ -125,3 +133,9 @@ def compare(comparison: str, value: float, baseline: float | None) -> float:
 def holds(comparison: str, measured: float, limit: float) -> bool:
     """Return whether a limit holds; the limit itself is still within. NaN never holds."""
     return measured <= limit if comparison.startswith("max") else measured >= limit
+
+
+def last(lines: Iterable[Line]) -> list[Judgement]:
+    """Return the last judgement of each limit on each figure: a resumed run holds some of them twice."""
+    found = {(Place.of(it), it.comparison, it.limit): it for it in lines if isinstance(it, Judgement)}
+    return list(found.values())

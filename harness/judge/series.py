@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.judge.rules import RULES
-from harness.records.metrics import GATED
+from harness.judge.rules import MEASURING, RULES
+from harness.records.place import Place
 from harness.records.schema import Line, Measurement
 
 Side = Literal["old", "new"]
@@ -21,6 +21,10 @@ def other(side: Side) -> Side:
     return "new" if side == "old" else "old"
 
 
+MEAN_OF = "mean_of_tasks"
+"""The parameter of several tasks' accuracies taken together: how many they are."""
+
+
 @dataclass(frozen=True)
 class Series:
     """One metric of one cell: values of both sides, block by block; of quality, document by document.
@@ -29,17 +33,15 @@ class Series:
     documents these are, if it is several tasks' accuracy together.
     """
 
-    model: str
-    recipe: str
-    server: str | None
-    metric: str
-    label: str
-    task: str | None = None
+    place: Place
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drift_cancelled: bool = False
-    task_metric: str = ""
     rounds: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     parts: tuple[Series, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        return self.place.metric
 
     @property
     def old(self) -> list[float]:
@@ -50,78 +52,91 @@ class Series:
         return list(self.values.get("new", ()))
 
 
-def unit_id(cell: str, stage: str) -> str:
-    """Return what a unit is called: as its cell, unless it is the second one of a cell."""
-    return f"{cell}-server" if stage == "server" else cell
+def task_of(place: Place) -> str | None:
+    """Return the task that a figure is of, if it is of one."""
+    return str(place.parameters["task"]) if place.parameters.get("task") else None
 
 
-def stage_of(metric: str, label: str) -> str:
-    """Return at which stage a metric is measured in a gate; of a start its label says which."""
-    stages = [stage for stage, metrics in GATED.items() if metric in metrics]
-    named = label.removeprefix("kind=")
-    return named if named in stages else next(iter(stages), "")
+def label_of(place: Place) -> str:
+    """Return in words what tells the verdicts on one metric of one cell apart, as in ``batch_size=1``; for people."""
+    if place.metric == MEASURING:
+        # The two units of a cell; of an only one there is nothing to tell.
+        return "server" if place.stage == "server" else ""
+    if MEAN_OF in place.parameters:
+        return f"mean of {place.parameters[MEAN_OF]} tasks"
+    told = ("batch_size",) if place.metric == "latency" else ()
+    names = (*told, "num_prompts", "kind", "task", "task_metric")
+    return ", ".join(f"{name}={place.parameters[name]}" for name in names if name in place.parameters)
 
 
-def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
-    """Return what the records of a gate say, metric by metric, paired.
+def unit_of(place: Place) -> Place:
+    """Return what a gate measures block by block and this figure is of: a cell, by its names, at one stage."""
+    return place.named.without("metric", "parameters")
 
-    Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both; of several
-    rounds in a block, their median, whatever the record's own value is (a latency's is the published mean). Quality
-    gives the samples of its one evaluation a side, document by document. The start of the serving benchmark's client
-    says nothing of what is served, and is left out.
+
+def in_series(line: Line) -> bool:
+    """Return whether a record is one of a series.
+
+    The start of the serving benchmark's client says nothing of what is served, and is left out.
     """
-    blocks: dict[tuple[str, ...], dict[tuple[int, int], dict[str, Measurement]]] = {}
-    for line in lines:
-        if isinstance(line, Measurement) and "side" in line.flags and not line.discarded and line.metric in RULES:
-            if line.parameters.get("kind") == "client":
-                continue
-            key = _key(line)
-            block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
-            blocks.setdefault(key, {}).setdefault(block, {})[str(line.flags["side"])] = line
-    found = []
-    for (model, recipe, server, metric, task, task_metric, label), taken in blocks.items():
+    return (
+        isinstance(line, Measurement)
+        and line.flags.get("side") in SIDES
+        and not line.discarded
+        and line.metric in RULES
+        and line.parameters.get("kind") != "client"
+    )
+
+
+def place_of(line: Measurement) -> Place:
+    """Return the place of a gate's record; how many documents a task gave is found, not asked for."""
+    return Place.of(line).without_parameters("documents")
+
+
+class Pairs:
+    """What both sides measured at one place, from its records as they come."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._taken: dict[tuple[int, int], dict[str, Measurement]] = {}
+
+    def add(self, line: Measurement) -> None:
+        block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
+        self._taken.setdefault(block, {})[str(line.flags["side"])] = line
+
+    def series(self, interleaved: bool) -> Series:
+        """Return what both sides have of the same blocks.
+
+        Metrics judged by blocks and sizes give one value a block: both sides' of every block that has both; of several
+        rounds in a block, their median, whatever the record's own value is (a latency's is the published mean). Quality
+        gives the samples of its one evaluation a side, document by document.
+        """
         # Of a block that was repeated the last attempt counts that has both sides, and that one alone.
-        last = {block: sides for (block, _), sides in sorted(taken.items()) if len(sides) == len(SIDES)}
+        last = {block: sides for (block, _), sides in sorted(self._taken.items()) if len(sides) == len(SIDES)}
         whole = list(last.values())
-        if RULES[metric].kind in ("blocks", "size"):
+        rule, metric = RULES[self.place.metric], self.place.metric
+        if rule.kind in ("blocks", "size"):
             values: dict[str, list[float]] = {side: [_value(sides[side]) for sides in whole] for side in SIDES}
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
-        in_turns = RULES[metric].kind == "blocks" and metric not in ("engine_start", "compile_time")
+        in_turns = rule.kind == "blocks" and metric not in ("engine_start", "compile_time")
         rounds: dict[str, list[list[float]]] = {}
         # The advisory times of serving have a sample a request, not a round.
-        if in_turns and RULES[metric].primary:
+        if in_turns and rule.primary:
             rounds = {side: [sides[side].samples for sides in whole] for side in SIDES}
-        found.append(
-            Series(
-                model=model,
-                recipe=recipe,
-                server=server or None,
-                metric=metric,
-                label=label,
-                task=task or None,
-                values=values,
-                drift_cancelled=interleaved and in_turns,
-                task_metric=task_metric,
-                rounds=rounds,
-            )
-        )
-    return found
+        return Series(self.place, values, drift_cancelled=interleaved and in_turns, rounds=rounds)
+
+
+def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:
+    """Return what the records of a gate say, metric by metric, paired."""
+    found: dict[Place, Pairs] = {}
+    for line in lines:
+        if isinstance(line, Measurement) and in_series(line):
+            place = place_of(line)
+            found.setdefault(place, Pairs(place)).add(line)
+    return [pairs.series(interleaved) for pairs in found.values()]
 
 
 def _value(line: Measurement) -> float:
     """Return what a process counts with."""
     return statistics.median(line.samples) if RULES[line.metric].kind == "blocks" and line.samples else line.value
-
-
-def _key(line: Measurement) -> tuple[str, ...]:
-    """Return what a verdict is about: model, recipe, server, metric, task, and the parameters that tell it apart."""
-    task, task_metric = (str(line.parameters.get(name, "")) for name in ("task", "task_metric"))
-    shown = {
-        name: value
-        for name, value in line.parameters.items()
-        if name in ("batch_size", "num_prompts", "kind", "task", "task_metric")
-        and (name != "batch_size" or line.metric == "latency")
-    }
-    label = ", ".join(f"{name}={value}" for name, value in shown.items())
-    return (line.cell.model.name, line.cell.recipe.name, line.cell.server, line.metric, task, task_metric, label)

@@ -19,7 +19,7 @@ Sources
 - PEP 485, A Function for Testing Approximate Equality, 2015: an absolute and a relative tolerance, of which the larger
   holds.
 
-What is judged document by document is in harness/accuracy.py.
+What is judged document by document is in harness/judge/accuracy.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from scipy import stats as distributions
 from harness.base.errors import SampleError, TooFewSamples
 
 Direction = Literal["lower", "higher", "none"]
-Verdict = Literal["pass", "regressed", "inconclusive"]
+Finding = Literal["pass", "regressed", "inconclusive"]
 
 # Below this many samples the bootstrap's own intervals are too narrow (Efron and Tibshirani, 1993, section 12) and
 # Student's t is used; from here on BCa, which follows skewness.
@@ -77,7 +77,7 @@ class Interval:
 class Decision:
     """A verdict and the short code of the rule that gave it; ``REASONS`` has each code's meaning."""
 
-    verdict: Verdict
+    verdict: Finding
     reason: str
 
 

@@ -15,11 +15,12 @@ from typing import Any, Literal
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import accuracy, stats
 from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Kind, Margins, Rule
-from harness.judge.series import SIDES, Series
+from harness.judge.series import MEAN_OF, SIDES, Series, label_of, task_of
 from harness.judge.stats import Decision, Interval
 from harness.records.metrics import METRICS, Direction
+from harness.records.place import Parameters, Place
 
-Outcome = Literal["pass", "regressed", "inconclusive", "error"]
+Ruling = Literal["pass", "regressed", "inconclusive", "error"]
 
 
 SEVERITY: dict[str, int] = {"regressed": 0, "error": 1, "inconclusive": 2, "pass": 3}
@@ -40,15 +41,11 @@ class Verdict:
     document by document of a task. ``rounds`` holds what each block's sample is the median of.
     """
 
-    model: str
-    recipe: str
-    server: str | None
-    metric: str
-    task: str | None
+    place: Place
     unit: str
     direction: Direction
     primary: bool
-    verdict: Outcome
+    verdict: Ruling
     ratio: float | None
     low: float | None
     high: float | None
@@ -59,15 +56,37 @@ class Verdict:
     detail: str
     drift_cancelled: bool
     samples: dict[str, list[float]]
-    label: str
     p: float | None = None
     rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        return self.place.metric
+
+    @property
+    def task(self) -> str | None:
+        return task_of(self.place)
+
+    @property
+    def label(self) -> str:
+        return label_of(self.place)
+
+    @property
+    def what(self) -> str:
+        """The metric, with what tells it apart where there is something."""
+        return f"{self.metric} ({self.label})" if self.label else self.metric
+
+    @property
+    def name(self) -> str:
+        """The cell and the metric in words."""
+        return " ".join(filter(None, (self.place.model, self.place.recipe, self.place.server, self.what)))
 
     @property
     def severity(self) -> tuple[int, bool, float, tuple[str, ...]]:
         """Sorts the worst first: by verdict, primary before advisory, then by how far the ratio is from 1."""
         far = abs(math.log(self.ratio)) if self.ratio and self.ratio > 0 else math.inf
-        name = (self.model, self.recipe, self.server or "", self.metric, self.label)
+        place = self.place
+        name = (place.model, place.recipe, place.server, place.metric, self.label)
         return (SEVERITY[self.verdict], not self.primary, -far, name)
 
 
@@ -94,27 +113,26 @@ def combined(tasks: Iterable[Series]) -> list[Series]:
 
     One metric a task: the first of ``TASK_METRICS`` that it has. The rule of combination is accuracy.combine_tasks'.
     """
-    cells: dict[tuple[str, str, str | None], dict[str, Series]] = {}
+    cells: dict[Place, dict[str, Series]] = {}
     for one in tasks:
-        if one.metric == "accuracy" and one.task and one.old and one.new:
-            chosen = cells.setdefault((one.model, one.recipe, one.server), {})
-            if one.task not in chosen or _rank(one) < _rank(chosen[one.task]):
-                chosen[one.task] = one
+        task = task_of(one.place)
+        if one.metric == "accuracy" and task and one.old and one.new:
+            chosen = cells.setdefault(one.place.without("parameters"), {})
+            if task not in chosen or _rank(one) < _rank(chosen[task]):
+                chosen[task] = one
     return [
         Series(
-            *cell,
-            "accuracy",
-            f"mean of {len(chosen)} tasks",
+            replace(accuracies, parameters=Parameters({MEAN_OF: len(chosen)})),
             values={side: [value for one in chosen.values() for value in one.values[side]] for side in SIDES},
             parts=tuple(chosen.values()),
         )
-        for cell, chosen in cells.items()
+        for accuracies, chosen in cells.items()
         if len(chosen) > 1
     ]
 
 
 def _rank(series: Series) -> int:
-    known = series.task_metric.partition(",")[0]
+    known = str(series.place.parameters.get("task_metric", "")).partition(",")[0]
     return TASK_METRICS.index(known) if known in TASK_METRICS else len(TASK_METRICS)
 
 
@@ -146,19 +164,15 @@ def family_of(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def event(
-    series: Series, outcome: Outcome, reason: str, detail: str, *, unit: str = "", direction: Direction = "none"
+    series: Series, ruling: Ruling, reason: str, detail: str, *, unit: str = "", direction: Direction = "none"
 ) -> Verdict:
     """Return the verdict on something that happened or not, rather than on a number."""
     return Verdict(
-        model=series.model,
-        recipe=series.recipe,
-        server=series.server,
-        metric=series.metric,
-        task=series.task,
+        place=series.place,
         unit=unit,
         direction=direction,
         primary=True,
-        verdict=outcome,
+        verdict=ruling,
         ratio=None,
         low=None,
         high=None,
@@ -169,7 +183,6 @@ def event(
         detail=detail or REASONS[reason],
         drift_cancelled=False,
         samples={side: list(series.values.get(side, ())) for side in SIDES},
-        label=series.label,
     )
 
 
@@ -198,11 +211,7 @@ def _verdict(
     metric = METRICS[series.metric]
     pairs = min(len(series.old), len(series.new))
     return Verdict(
-        model=series.model,
-        recipe=series.recipe,
-        server=series.server,
-        metric=series.metric,
-        task=series.task,
+        place=series.place,
         unit=metric.unit,
         direction=metric.direction,
         primary=rule.primary,
@@ -217,7 +226,6 @@ def _verdict(
         detail=detail,
         drift_cancelled=series.drift_cancelled,
         samples={side: list(series.values.get(side, ())) for side in SIDES},
-        label=series.label,
         p=p,
         rounds={side: [list(samples) for samples in blocks] for side, blocks in series.rounds.items()},
     )
@@ -278,7 +286,8 @@ def _documents(series: Series, rule: Rule, margin: float) -> Judged:
     flips = accuracy.flips(series.old, series.new)
     before = math.fsum(math.fsum(one.old) / len(one.old) for one in parts) / len(parts)
     decision = stats.decide_difference(found, margin, "higher")
-    tasks = ", ".join(" ".join(filter(None, (one.task, one.task_metric))) for one in series.parts)
+    named = ([one.place.parameters.get(name) for name in ("task", "task_metric")] for one in series.parts)
+    tasks = ", ".join(" ".join(str(name) for name in names if name) for names in named)
     detail = (f"the mean over {tasks}, each task counting once, interval by MOVER: " if tasks else "") + (
         f"{REASONS[decision.reason]}: {before:.4f} {found.estimate:+.4f} ({found.low:+.4f} to {found.high:+.4f}); "
         f"flips {flips.share:.2%} of {flips.documents} ({flips.lost} lost, {flips.won} won), "

@@ -118,6 +118,10 @@ class Recorder:
         )
         return next(itertools.chain(own, earlier), None)
 
+    def alone(self, cell: Cell) -> str:
+        """Return why a cell has no baseline to be held against, or an empty string."""
+        return self.flow.alone(cell)
+
     def take(
         self,
         cell: Cell,

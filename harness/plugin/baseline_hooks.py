@@ -50,10 +50,10 @@ class BaselineHooks:
                 f"--against: {self.path} is of {self.baseline.hardware}, and no test of it is selected"
             )
         parts = any("::" in argument or argument.endswith(".py") for argument in self.config.args)
-        seen = {baselines.cell_of(cell.place) for cell in self.cells.values()}
+        seen = {cell.place.named.cell for cell in self.cells.values()}
         cut = seen
         if not parts:
-            cut = {baselines.cell_of(cell.place) for item, cell in self.cells.items() if item not in chosen}
+            cut = {cell.place.named.cell for item, cell in self.cells.items() if item not in chosen}
         narrowed = parts or any((self.given.models, self.given.recipes, self.given.servers))
         self.coverage = baselines.Coverage(seen - cut, seen, narrowed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from harness.base.errors import HarnessError, SampleError
@@ -13,6 +13,7 @@ from harness.base.files import json_finite
 from harness.judge import baseline as baselines
 from harness.judge import rules, stats, verdict
 from harness.judge.baseline import MOST_MARGIN, Baseline, Coverage, Entry
+from harness.judge.gatefile import VERDICT
 from harness.judge.rules import RULES, Rule
 from harness.judge.series import Series
 from harness.judge.stats import Decision
@@ -51,7 +52,7 @@ class Comparison:
         self.coverage = coverage
         self.measure = measure
         self.verdicts: dict[Place, Verdict] = {}
-        self._entries = {entry.key: entry for entry in baseline.entries}
+        self._entries = {entry.place.named: entry for entry in baseline.entries}
         self._looked = 0
 
     def check(self, repeat: Callable[[], object]) -> None:
@@ -76,7 +77,7 @@ class Comparison:
         """Return what stands in the baseline, was meant to be measured today and was not; each becomes an error."""
         # What an earlier session of the run measured by the way, as a worker's start, is not measured again.
         for row in self.measure.standing():
-            key = baselines.about(Place.of(row))
+            key = Place.of(row).named
             if key in self._entries and key not in self.verdicts:
                 self.verdicts[key] = judge(self._entries[key], row)
         found = []
@@ -103,7 +104,7 @@ class Comparison:
             "schema": 1,
             "baseline": str(self.path),
             "runs": self.baseline.runs,
-            "verdicts": [asdict(found) for found in self.verdicts.values()],
+            "verdicts": [VERDICT.dump_python(found) for found in self.verdicts.values()],
         }
         path = folder / "against.json"
         path.write_text(json.dumps(json_finite(data), indent=1, allow_nan=False), encoding="utf-8")
@@ -114,7 +115,7 @@ class Comparison:
     def _judge_new(self) -> dict[Place, Verdict]:
         rows = self.measure.measurements[self._looked :]
         self._looked = len(self.measure.measurements)
-        latest = {baselines.about(Place.of(row)): row for row in rows if not row.discarded}
+        latest = {Place.of(row).named: row for row in rows if not row.discarded}
         return {key: judge(self._entries[key], row) for key, row in latest.items() if key in self._entries}
 
     def _second(self, worse: set[Place], repeat: Callable[[], object]) -> dict[Place, Verdict]:
@@ -200,22 +201,13 @@ def _timed(entry: Entry, today: float, rule: Rule) -> Verdict:
 
 
 def _series(entry: Entry, values: dict[str, list[float]]) -> Series:
-    task = entry.place.parameters.get("task")
-    return Series(
-        model=entry.place.model,
-        recipe=entry.place.recipe,
-        server=entry.place.server or None,
-        metric=entry.place.metric,
-        label=entry.label,
-        task=None if task is None else str(task),
-        values=values,
-    )
+    return Series(entry.place, values)
 
 
 def describe(found: Verdict) -> str:
     """Return one line: verdict, metric, ratio with interval and margin, and why."""
     word = found.verdict if found.primary else f"{found.verdict} (advisory)"
-    return f"{word}: {found.label}: {_ratio(found)}{found.reason}: {found.detail}"
+    return f"{word}: {baselines.label(found.place)}: {_ratio(found)}{found.reason}: {found.detail}"
 
 
 def _ratio(found: Verdict) -> str:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.judge import limits
 from harness.records import columns
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import Judgement, Line, Measurement, Timing
+from harness.records.schema import Line, Measurement, Timing
 from harness.report import budget, limited, tables
 
 Section = tuple[str, list[str]]
@@ -90,12 +91,8 @@ class Summary:
                 yield from (f"table: {path}" for path in written)
             except HarnessError as error:
                 yield f"no tables: {error}; the records are kept: python -m harness table"
-        last = {
-            (line.cell.model_dump_json(), line.metric, str(line.parameters), line.comparison, line.limit): line
-            for line in self.lines
-            if isinstance(line, Judgement)
-        }
-        yield f"limits held: {sum(line.passed for line in last.values())} of {len(last)}"
+        judged = limits.last(self.lines)
+        yield f"limits held: {sum(line.passed for line in judged)} of {len(judged)}"
 
     def _kernels(self) -> list[str]:
         """Name the kernels that took most of each cell's profiled batch, with their share of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -122,6 +122,11 @@ class Place:
         """The model, recipe, hardware and server alone."""
         return self.without("stage", "metric", "definition", "parameters")
 
+    @property
+    def named(self) -> Place:
+        """The place by its names: what tells weights, configurations and definitions of one name apart is left out."""
+        return self.without("revision", "recipe_hash", "definition")
+
     def without(self, *names: str) -> Place:
         """Return the place with these parts left empty, so that places which differ in nothing else are equal.
 
@@ -156,6 +161,27 @@ class Place:
 _EMPTY: dict[str, Any] = {field.name: field.default for field in fields(Place)}
 
 
+PARTS: tuple[str, ...] = tuple(_EMPTY)
+"""The names of a place's parts."""
+
+OF_CELL = PARTS[: PARTS.index("stage")]
+"""Those of a cell alone."""
+
+
+def gather(data: Any, parts: Sequence[str] = PARTS) -> Any:
+    """Return JSON in which parts of a place stand beside the rest with these under ``place``; null is empty."""
+    if not isinstance(data, dict) or "place" in data:
+        return data
+    rest = {name: value for name, value in data.items() if name not in parts}
+    return rest | {"place": {name: data[name] for name in parts if data.get(name) is not None}}
+
+
+def spread(data: dict[str, Any], parts: Sequence[str] = PARTS) -> dict[str, Any]:
+    """Return JSON whose ``place`` stands beside the rest, as :func:`gather` takes it."""
+    place = data["place"]
+    return {name: place[name] for name in parts} | {name: it for name, it in data.items() if name != "place"}
+
+
 class Placed(BaseModel):
     """What is said of one place; in JSON the place's parts stand beside the rest, those that are empty too."""
 
@@ -164,13 +190,8 @@ class Placed(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "place" in data:
-            return data
-        rest = {name: value for name, value in data.items() if name not in _EMPTY}
-        return rest | {"place": {name: data[name] for name in _EMPTY if name in data}}
+        return gather(data)
 
     @model_serializer(mode="wrap")
     def _spread(self, handler: Any) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        place = data.pop("place")
-        return {**place, **data}
+        return spread(handler(self))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from harness.base.errors import HarnessError, nearest
 from harness.judge import accuracy
+from harness.judge.gatefile import GateFile
 from harness.judge.rules import EVENTS, REASONS, RULES
 from harness.judge.series import SIDES
+from harness.judge.verdict import Verdict
+from harness.records.place import Place
 from harness.report.rendering import Table, render
 from harness.report.rows import decimal
 
@@ -19,50 +21,47 @@ _WINDOWS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("rati
 _DOCUMENTS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("documents", "likelihood"))
 
 
-def text(data: dict[str, Any], explain: Sequence[str] = ()) -> str:
+def text(gate: GateFile, explain: Sequence[str] = ()) -> str:
     """Return the terminal's report of a gate.json: verdicts by severity, then flips, what works, layers and kernels."""
     parts = [
         render(
-            [table for table in (_verdicts(data), _flips(data), _compatibility(data), _changes(data)) if table.rows],
+            [table for table in (_verdicts(gate), _flips(gate), _compatibility(gate), _changes(gate)) if table.rows],
             "md",
         )
     ]
     for metric in explain:
-        parts.append(_explain(data, metric))
-    parts.append(_summary(data))
+        parts.append(_explain(gate, metric))
+    parts.append(_summary(gate))
     return "\n".join(parts)
 
 
-def name(verdict: dict[str, Any]) -> str:
+def name(verdict: Verdict) -> str:
     """Return what a verdict is about, in words."""
-    cell = "-".join(part for part in (verdict["model"], verdict["recipe"], verdict["server"]) if part)
-    label = f" ({verdict['label']})" if verdict.get("label") else ""
-    return f"{verdict['metric']}{label} of {cell}"
+    place = verdict.place
+    return f"{verdict.what} of {'-'.join(filter(None, (place.model, place.recipe, place.server)))}"
 
 
-def interval(verdict: dict[str, Any]) -> str:
+def interval(verdict: Verdict) -> str:
     """Return ratio and interval as in ``1.021 (0.994 to 1.049)``."""
-    if verdict["ratio"] is None:
+    if verdict.ratio is None:
         return NOTHING
-    return f"{verdict['ratio']:.3f} ({_number(verdict['low'])} to {_number(verdict['high'])})"
+    return f"{verdict.ratio:.3f} ({_number(verdict.low)} to {_number(verdict.high)})"
 
 
-def _verdicts(data: dict[str, Any]) -> Table:
+def _verdicts(gate: GateFile) -> Table:
     rows = []
-    for it in data["verdicts"]:
-        shown = it["verdict"] if it["primary"] else f"{it['verdict']} (advisory)"
-        label = f" ({it['label']})" if it.get("label") else ""
-        where = " ".join(part for part in (it["recipe"], it["server"]) if part)
+    for it in gate.verdicts:
+        shown = it.verdict if it.primary else f"{it.verdict} (advisory)"
         margin = _margin(it)
-        rows.append((shown, where, it["metric"] + label, interval(it), margin, _over(it), it["reason"]))
-    models = sorted({it["model"] for it in data["verdicts"]})
-    notes = [f"new / old: {data['new']} over {data['old']}, with its {_confidence(data)} interval; the worst first"]
-    if cancelled := sorted({it["metric"] for it in data["verdicts"] if it["drift_cancelled"]}):
+        rows.append((shown, _where(it.place), it.what, interval(it), margin, _over(it), it.reason))
+    models = sorted({it.place.model for it in gate.verdicts})
+    notes = [f"new / old: {gate.new} over {gate.old}, with its {_confidence(gate)} interval; the worst first"]
+    if cancelled := sorted({it.metric for it in gate.verdicts if it.drift_cancelled}):
         notes.append(
             f"both sides' rounds were taken in turns, which cancels the machine's drift: {', '.join(cancelled)}"
         )
     return Table(
-        f"{data['old']} to {data['new']} on {data['hardware']}: {STATUS[data['exit_status']]}",
+        f"{gate.title}: {STATUS[gate.exit_status]}",
         ", ".join(models),
         ("verdict", "cell", "metric", "new / old", "margin", "over", "reason"),
         tuple(rows),
@@ -70,21 +69,20 @@ def _verdicts(data: dict[str, Any]) -> Table:
     )
 
 
-def _flips(data: dict[str, Any]) -> Table:
+def _flips(gate: GateFile) -> Table:
     """Return how many answers and tokens changed sides, for every verdict on quality, whatever it says."""
-    tokens = {_cell(it): _token_flips(it) for it in data["verdicts"] if it["metric"] == "token_flips"}
+    tokens = {it.place.named.cell: _token_flips(it) for it in gate.verdicts if it.metric == "token_flips"}
     rows = []
-    for it in data["verdicts"]:
-        if it["metric"] not in _WINDOWS + _DOCUMENTS or not it["samples"]["old"] or not it["samples"]["new"]:
+    for it in gate.verdicts:
+        if it.metric not in _WINDOWS + _DOCUMENTS or not it.samples["old"] or not it.samples["new"]:
             continue
         told = NOTHING
-        if RULES[it["metric"]].kind == "documents" and _paired(it):
-            found = accuracy.flips(it["samples"]["old"], it["samples"]["new"])
+        if RULES[it.metric].kind == "documents" and _paired(it):
+            found = accuracy.flips(it.samples["old"], it.samples["new"])
             told = f"{found.lost} lost, {found.won} won ({found.share:.2%} of {found.documents} documents)"
-        elif it["metric"] in _WINDOWS:
-            told = tokens.get(_cell(it), NOTHING)
-        label = f" ({it['label']})" if it.get("label") else ""
-        rows.append((" ".join(filter(None, (it["recipe"], it["server"]))), it["metric"] + label, it["verdict"], told))
+        elif it.metric in _WINDOWS:
+            told = tokens.get(it.place.named.cell, NOTHING)
+        rows.append((_where(it.place), it.what, it.verdict, told))
     return Table(
         "Flips",
         "",
@@ -97,27 +95,27 @@ def _flips(data: dict[str, Any]) -> Table:
     )
 
 
-def _paired(it: dict[str, Any]) -> bool:
+def _paired(it: Verdict) -> bool:
     """Return whether both sides answered the same documents."""
-    return 0 < len(it["samples"]["old"]) == len(it["samples"]["new"])
+    return 0 < len(it.samples["old"]) == len(it.samples["new"])
 
 
-def _token_flips(it: dict[str, Any]) -> str:
-    shares = [it["samples"][side] for side in SIDES]
+def _token_flips(it: Verdict) -> str:
+    shares = [it.samples[side] for side in SIDES]
     if not all(shares):
         return NOTHING
     old, new = (sum(share) / len(share) for share in shares)
     return f"old {old:.2%}, new {new:.2%} of tokens"
 
 
-def _cell(it: dict[str, Any]) -> tuple[str, ...]:
-    return (it["model"], it["recipe"], it["server"])
+def _where(place: Place) -> str:
+    return " ".join(filter(None, (place.recipe, place.server)))
 
 
-def _over(it: dict[str, Any]) -> str:
+def _over(it: Verdict) -> str:
     """Return how many pairs a verdict rests on, and of what."""
-    count = min(len(it["samples"][side]) for side in SIDES)
-    return over(it["metric"], count) if it["metric"] in RULES and count else NOTHING
+    count = min(len(it.samples[side]) for side in SIDES)
+    return over(it.metric, count) if it.metric in RULES and count else NOTHING
 
 
 def over(metric: str, count: int) -> str:
@@ -126,47 +124,47 @@ def over(metric: str, count: int) -> str:
     return f"{count} {word}{'s' if count > 1 else ''}"
 
 
-def _margin(it: dict[str, Any]) -> str:
-    if not it["margin"]:
+def _margin(it: Verdict) -> str:
+    if not it.margin:
         return NOTHING
-    if it["reason"] in REASONS and it["unit"] in ("nats", "fraction"):
-        return f"{it['margin']:.2g} {it['unit']}"
-    return f"{it['margin']:.1%}"
+    if it.reason in REASONS and it.unit in ("nats", "fraction"):
+        return f"{it.margin:.2g} {it.unit}"
+    return f"{it.margin:.1%}"
 
 
-def _compatibility(data: dict[str, Any]) -> Table:
+def _compatibility(gate: GateFile) -> Table:
     rows = [
-        (it["recipe"], it["server"] or NOTHING, it["stage"], it["old"], it["new"], (it["error"] or NOTHING)[:160])
-        for it in data["compatibility"]
-        if {it["old"], it["new"]} != {"not tried"}
+        (it.place.recipe, it.place.server or NOTHING, it.stage, it.old, it.new, (it.error or NOTHING)[:160])
+        for it in gate.compatibility
+        if {it.old, it.new} != {"not tried"}
     ]
     return Table("What works", "", ("recipe", "through", "stage", "old", "new", "error"), tuple(rows))
 
 
-def _changes(data: dict[str, Any]) -> Table:
-    rows = [(it["recipe"], it["what"], it["old"], it["new"]) for it in data["kernels"]]
+def _changes(gate: GateFile) -> Table:
+    rows = [(it.place.recipe, it.what, it.old, it.new) for it in gate.kernels]
     return Table("Layers and kernels that changed", "", ("recipe", "what", "old", "new"), tuple(rows))
 
 
-def _summary(data: dict[str, Any]) -> str:
-    counts = Counter(it["verdict"] for it in data["verdicts"] if it["primary"])
+def _summary(gate: GateFile) -> str:
+    counts = Counter(it.verdict for it in gate.verdicts if it.primary)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing"
-    lost = sum(unit["lost"] for unit in data["units"].values())
+    lost = sum(unit.lost for unit in gate.units.values())
     lines = [
-        f"differences: {'; '.join(data['differences']) or 'none: both sides are the same'}",
-        f"primary verdicts: {told}; {data['seconds']:.0f} s of {data['budget_seconds']:.0f} s, "
-        f"{data['measuring_seconds']:.0f} s of them measuring"
+        f"differences: {'; '.join(gate.differences) or 'none: both sides are the same'}",
+        f"primary verdicts: {told}; {gate.seconds:.0f} s of {gate.budget_seconds:.0f} s, "
+        f"{gate.measuring_seconds:.0f} s of them measuring"
         + (
             f"; {lost} block{'s' if lost > 1 else ''} lost a worker and {'were' if lost > 1 else 'was'} repeated"
             if lost
             else ""
         ),
-        f"exit status {data['exit_status']}: {STATUS[data['exit_status']]}",
+        f"exit status {gate.exit_status}: {STATUS[gate.exit_status]}",
     ]
     left_out: dict[str, list[str]] = {}
-    for name, unit in data["units"].items():
-        if unit.get("problem") and not unit.get("reason"):
-            left_out.setdefault(unit["problem"], []).append(name)
+    for name, unit in gate.units.items():
+        if unit.problem and not unit.reason:
+            left_out.setdefault(unit.problem, []).append(name)
     lines += [f"left out: {', '.join(names)}: {why}" for why, names in left_out.items()]
     return "\n".join(lines) + "\n"
 
@@ -179,40 +177,40 @@ def check_explained(metrics: Sequence[str]) -> None:
             raise HarnessError(f"--explain {metric!r}: gates have no verdict on it; {nearest(metric, known)}")
 
 
-def _explain(data: dict[str, Any], metric: str) -> str:
+def _explain(gate: GateFile, metric: str) -> str:
     """Walk through every decision on one metric, step by step."""
-    found = [it for it in data["verdicts"] if it["metric"] == metric]
+    found = [it for it in gate.verdicts if it.metric == metric]
     if not found:
-        there = ", ".join(sorted({it["metric"] for it in data["verdicts"]})) or "nothing"
+        there = ", ".join(sorted({it.metric for it in gate.verdicts})) or "nothing"
         return f"{metric}: this gate has no verdict on it; there are verdicts on {there}\n"
     return "\n".join(line for it in found for line in _walk(it)) + "\n"
 
 
-def _walk(it: dict[str, Any]) -> list[str]:
-    lines = [f"{name(it)}: {it['verdict']} ({it['reason']})"]
-    pairs = list(zip(it["samples"]["old"], it["samples"]["new"], strict=False))
+def _walk(it: Verdict) -> list[str]:
+    lines = [f"{name(it)}: {it.verdict} ({it.reason})"]
+    pairs = list(zip(it.samples["old"], it.samples["new"], strict=False))
     for index, (old, new) in enumerate(pairs[:40]):
         ratio = f"{new / old:.4f}" if old else "no ratio"
-        lines.append(f"  {index + 1:3}. old {old:.6g}, new {new:.6g} {it['unit']}: {ratio}")
+        lines.append(f"  {index + 1:3}. old {old:.6g}, new {new:.6g} {it.unit}: {ratio}")
     if len(pairs) > 40:
         lines.append(f"  ... and {len(pairs) - 40} more")
-    if it["ratio"] is not None:
-        lines.append(f"  ratio new / old {interval(it)} over {_over(it)}; better is {it['direction']}")
-        lines.append(f"  the margin is {_margin(it)}; {'primary' if it['primary'] else 'advisory'}")
-    if it.get("p") is not None:
-        family = "held under Benjamini-Hochberg at 5 % with all primary metrics" if it["primary"] else "advisory"
-        lines.append(f"  p of 'not worse than the margin' (one-sided): {it['p']:.3g}, {family}")
-    if it["metric"] in RULES and RULES[it["metric"]].kind == "documents" and _paired(it):
-        flips = accuracy.flips(it["samples"]["old"], it["samples"]["new"])
+    if it.ratio is not None:
+        lines.append(f"  ratio new / old {interval(it)} over {_over(it)}; better is {it.direction}")
+        lines.append(f"  the margin is {_margin(it)}; {'primary' if it.primary else 'advisory'}")
+    if it.p is not None:
+        family = "held under Benjamini-Hochberg at 5 % with all primary metrics" if it.primary else "advisory"
+        lines.append(f"  p of 'not worse than the margin' (one-sided): {it.p:.3g}, {family}")
+    if it.metric in RULES and RULES[it.metric].kind == "documents" and _paired(it):
+        flips = accuracy.flips(it.samples["old"], it.samples["new"])
         p = accuracy.mcnemar_exact(flips.lost, flips.won)
         lines.append(f"  of {flips.documents} documents {flips.lost} lost, {flips.won} won: exact McNemar p {p:.3g}")
-    if it["drift_cancelled"]:
+    if it.drift_cancelled:
         lines.append("  the two sides took turns within every block, so the machine's drift is in both")
-    if it["metric"] in RULES and RULES[it["metric"]].kind == "blocks":
+    if it.metric in RULES and RULES[it.metric].kind == "blocks":
         lines.append("  old and new of a block are held against each other: no ratio to bf16 is needed or taken")
-    lines.append(f"  {it['reason']}: {REASONS.get(it['reason'], it['reason'])}")
-    if it["detail"] != REASONS.get(it["reason"]):
-        lines.append(f"  {it['detail']}")
+    lines.append(f"  {it.reason}: {REASONS.get(it.reason, it.reason)}")
+    if it.detail != REASONS.get(it.reason):
+        lines.append(f"  {it.detail}")
     return lines
 
 
@@ -220,5 +218,5 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}" if value < 100 else decimal(value)
 
 
-def _confidence(data: dict[str, Any]) -> str:
-    return f"{next((it['confidence'] for it in data['verdicts']), 0.95):.0%}"
+def _confidence(gate: GateFile) -> str:
+    return f"{next((it.confidence for it in gate.verdicts), 0.95):.0%}"

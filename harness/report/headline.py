@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.records.place import Place
 from harness.records.schema import RecipeIdentity
 from harness.report.layout import NOTHING, Layout, TableLine, labels
 from harness.report.rendering import Table
 
-Flags = Mapping[tuple[str, ...], Literal["known", "failed"]]
+Flags = Mapping[Place, Literal["known", "failed"]]
 
 _MEMORY = ("peak_memory",)
 _SIZE = ("program_size", "checkpoint_size", "weight_size")
@@ -84,9 +84,8 @@ def _cell(layout: Layout, line: TableLine, recipe: RecipeIdentity, flags: Flags)
     value, beside = layout.parts(line, recipe)
     if value == NOTHING:
         return Cell(value)
-    subject, parameters = layout.subject, json.dumps(dict(line.parameters), sort_keys=True)
-    recipe_key = (recipe.name, recipe.hash)
-    place = (subject.model.name, *recipe_key, subject.hardware, line.server, line.row.metric, parameters)
+    record = line.record(recipe)
+    place = Place.of(record).without("definition") if record else Place()
     ratio = line.ratio(line.value(layout.reference(line, recipe)), line.value(recipe))
     clear = ratio is not None and beside and abs(ratio - 1) > _SAME
     return Cell(value, beside, ("better" if ratio and ratio > 1 else "worse") if clear else "", flags.get(place, ""))

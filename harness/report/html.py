@@ -21,7 +21,7 @@ from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
 from harness.report import history, judged, plots, tables, tradeoffs
-from harness.report.headline import headline
+from harness.report.headline import Flags, headline
 from harness.report.layout import SECTIONS, Layout, Subject
 from harness.report.rendering import Table
 
@@ -122,7 +122,7 @@ def page_file(name: str) -> str:
     return (resources.files("harness") / "report" / "page" / name).read_text(encoding="utf-8")
 
 
-def _subject(subject: Subject, documented: Documented, flags: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def _subject(subject: Subject, documented: Documented, flags: Flags) -> dict[str, Any]:
     return {
         "heading": subject.heading,
         "random": subject.model.weights == "random",
@@ -142,10 +142,11 @@ def _tables(measurements: Sequence[Measurement], documented: Documented) -> list
 
 
 def _gate(gate: GateFile) -> dict[str, Any]:
-    one_model = len({it.model for it in gate.verdicts}) == 1
+    one_model = len({it.place.model for it in gate.verdicts}) == 1
     verdicts = [
         (
-            (it.name.removeprefix(f"{it.model} ") if one_model else it.name) + ("" if it.primary else " (told beside)"),
+            (it.name.removeprefix(f"{it.place.model} ") if one_model else it.name)
+            + ("" if it.primary else " (told beside)"),
             it.verdict,
             "" if it.ratio is None else f"{it.ratio:.4f}",
             "" if it.low is None or it.high is None else f"{it.low:.4f} to {it.high:.4f}",
@@ -157,7 +158,7 @@ def _gate(gate: GateFile) -> dict[str, Any]:
         for it in gate.verdicts
     ]
     header = ("what", "verdict", "new / old", "interval", "margin", "blocks", "reason", "detail")
-    broken = [(it.model, it.recipe, it.server or "", it.stage, it.old, it.new, it.error or "")
+    broken = [(it.place.model, it.place.recipe, it.place.server, it.stage, it.old, it.new, it.error or "")
               for it in gate.compatibility]  # fmt: skip
     return {
         "gate": gate,

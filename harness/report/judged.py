@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from harness.judge.gatefile import GateFile
+from harness.judge.limits import last
+from harness.records.place import Place
 from harness.records.schema import Judgement, Line, Outcome, describe
 
 Tone = Literal["good", "known", "bad", "none"]
@@ -28,25 +29,24 @@ class Limits:
         return len(self.held) + len(self.failed) + len(self.known)
 
     @property
-    def flags(self) -> Mapping[tuple[str, ...], Literal["known", "failed"]]:
-        """The figures whose limit does not hold, by :func:`place`; a new failure outdoes a known one."""
-        flags: dict[tuple[str, ...], Literal["known", "failed"]] = {place(it): "known" for it, _ in self.known}
-        return flags | {place(it): "failed" for it in self.failed}
+    def flags(self) -> Mapping[Place, Literal["known", "failed"]]:
+        """The figures whose limit does not hold; a new failure outdoes a known one."""
+        flags: dict[Place, Literal["known", "failed"]] = {Place.of(it): "known" for it, _ in self.known}
+        return flags | {Place.of(it): "failed" for it in self.failed}
 
 
 def limits(lines: Iterable[Line]) -> Limits:
     """Return what became of each limit; a resumed run holds some judgements twice, of which the last counts."""
-    last: dict[tuple[str, ...], Judgement] = {}
-    expected: dict[str, list[Outcome]] = {}
+    lines = list(lines)
+    expected: dict[Place, list[Outcome]] = {}
     for it in lines:
-        if isinstance(it, Judgement):
-            last[(*place(it), it.comparison, str(it.limit))] = it
-        elif isinstance(it, Outcome) and it.outcome == "xfailed" and it.cell:
-            expected.setdefault(it.cell.model_dump_json(), []).append(it)
-    held = [it for it in last.values() if it.passed]
-    why = {id(it): _why(it, expected.get(it.cell.model_dump_json(), [])) for it in last.values() if not it.passed}
-    failed = [it for it in last.values() if why.get(id(it)) == ""]
-    return Limits(held, failed, [(it, why[id(it)]) for it in last.values() if why.get(id(it))])
+        if isinstance(it, Outcome) and it.outcome == "xfailed" and it.cell:
+            expected.setdefault(Place.of(it.cell), []).append(it)
+    judged = last(lines)
+    held = [it for it in judged if it.passed]
+    why = {id(it): _why(it, expected.get(Place.of(it.cell), [])) for it in judged if not it.passed}
+    failed = [it for it in judged if why.get(id(it)) == ""]
+    return Limits(held, failed, [(it, why[id(it)]) for it in judged if why.get(id(it))])
 
 
 def _why(it: Judgement, expected: Iterable[Outcome]) -> str:
@@ -55,13 +55,6 @@ def _why(it: Judgement, expected: Iterable[Outcome]) -> str:
         return it.known
     told = next((one for one in expected if f"{describe(it)} of " in one.reason), None)
     return (told.known or _UNRECORDED) if told else ""
-
-
-def place(it: Judgement) -> tuple[str, ...]:
-    """Return which figure a judgement is of."""
-    cell = it.cell
-    recipe = (cell.recipe.name, cell.recipe.hash)
-    return cell.model.name, *recipe, cell.hardware, cell.server, it.metric, json.dumps(it.parameters, sort_keys=True)
 
 
 # --------------------------------------------------------------------------------------------------------- in words
@@ -85,7 +78,7 @@ def sentence(found: Limits, failures: int, gates: Sequence[GateFile] = ()) -> Se
     tone: Tone = "good" if parts else "none"
     if found.failed or failures or any(gate.exit_status == 1 for gate in gates):
         tone = "bad"
-    elif found.known or any(gate.exit_status for gate in gates):
+    elif found.known or any(gate.exit_status or gate.finished is False for gate in gates):
         tone = "known"
     return Sentence("; ".join(parts) + "." if parts else "Nothing was held against a limit.", tone)
 

@@ -7,7 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from harness.base.text import redact
-from harness.judge.gatefile import GateFile, Verdict
+from harness.judge.gatefile import GateFile
+from harness.judge.verdict import Verdict
+from harness.records.place import Place
 from harness.report.rendering import Table, render
 
 # What XML 1.0 cannot hold, not even escaped.
@@ -27,19 +29,22 @@ def junit(gates: Sequence[GateFile]) -> bytes:
 
     Failures and errors are what the exit status is: a primary verdict that regressed is a failure, one that could not
     be judged an error, one that is inconclusive skipped with its reason. Advisory verdicts pass, and what they found
-    stands in the case's output. A gate that could not judge for want of a primary verdict has a case that says so.
+    stands in the case's output. A gate that is not finished has an error that says so, and one that could not judge
+    for want of a primary verdict too.
     """
     root = ElementTree.Element("testsuites")
     for gate in gates:
         suite = ElementTree.SubElement(root, "testsuite", name=_xml(f"gate {gate.title}"))
         for it in gate.verdicts:
-            cell = ".".join(part for part in (it.model, it.recipe, it.server) if part)
+            cell = ".".join(_parts(it.place))
             words = (
                 f"{it.reason}: new / old {_number(it.ratio)}, interval {_number(it.low)} to {_number(it.high)}, "
                 f"margin {it.margin:g}, {it.blocks} blocks. {it.detail}"
             )
             advisory = "" if it.primary else f"advisory, {it.verdict}: "
             _case(suite, cell, it.what, _OUTCOMES.get(it.verdict, "") if it.primary else "", advisory + words)
+        if gate.finished is False:
+            _case(suite, "gate", "finished", "error", "the gate did not come to its end: --resume goes on with it")
         if gate.exit_status == 2 and not suite.findall("testcase/error"):
             _case(suite, "gate", "exit status", "error", "could not be judged: no primary verdict")
         for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
@@ -73,11 +78,15 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
         if gate.compatibility:
             header = ("what", "stage", "old", "new", "error")
             broken = tuple(
-                (f"{it.model} {it.recipe} {it.server or ''}", it.stage, it.old, it.new, it.error or "")
+                (f"{it.place.model} {it.place.recipe} {it.place.server}", it.stage, it.old, it.new, it.error or "")
                 for it in gate.compatibility
             )
             tables.append(Table(tables[-1].heading, "Compatibility", header, broken))
     return render(tables, "md").encode("utf-8", errors="backslashreplace")
+
+
+def _parts(place: Place) -> list[str]:
+    return [part for part in (place.model, place.recipe, place.server) if part]
 
 
 def _shown(verdict: Verdict) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from harness.judge import stats
 from harness.judge.calibration import Calibration, blocks_within
-from harness.judge.series import stage_of
+from harness.judge.series import unit_of
+from harness.records.place import Place
 from harness.report.gate_report import over
 from harness.report.rendering import Table, render
 
@@ -19,9 +20,9 @@ def table(found: Calibration) -> Table:
     are no fewer than a gate may stop at.
     """
     rows = []
-    cells: dict[tuple[str, ...], float] = {}
+    cells: dict[Place, float] = {}
     for it in found.noise:
-        cell = (it.model, it.recipe, it.server, stage_of(it.metric, it.label))
+        cell = unit_of(it.place)
         cells[cell] = max(cells.get(cell, 0.0), it.block_seconds)
     blocks = blocks_within(found.budget_seconds, cells.values())
     for it in found.noise:
@@ -35,7 +36,7 @@ def table(found: Calibration) -> Table:
         split = "-" if it.between is None or it.within is None else f"{it.between:.2%}, {it.within:.2%}"
         best = "-" if it.best_rounds is None else f"{it.best_rounds} ({it.rounds})"
         noise = (f"{it.sd:.2%}", split, best, f"{it.block_seconds:.1f} s")
-        rows.append((f"{it.recipe} {it.server}", metric, *noise, smallest, *costs))
+        rows.append((f"{it.place.recipe} {it.place.server}", metric, *noise, smallest, *costs))
     rate = stats.proportion(found.alarms, found.gates)
     return Table(
         f"Calibration of {found.device}",
@@ -69,7 +70,7 @@ def steady_table(found: Calibration) -> Table:
     """Return, for what is not timed, how far it is from itself and the smallest effect by its rule."""
     rows = []
     for it in found.steady:
-        cell = f"{it.recipe} {it.server}".strip()
+        cell = f"{it.place.recipe} {it.place.server}".strip()
         metric = it.metric + (f" ({it.label})" if it.label else "")
         unit = "" if it.unit == "1" else f" {it.unit}"
         share = f" ({it.smallest / it.value:.2%})" if it.value and it.unit != "fraction" else ""

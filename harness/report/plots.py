@@ -267,13 +267,13 @@ def _quartiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 def verdicts(gate: GateFile) -> Plot | None:
     """Return each verdict's ratio new / old with its interval and margin; those that are no pass first."""
-    one_model = len({it.model for it in gate.verdicts}) == 1
+    one_model = len({it.place.model for it in gate.verdicts}) == 1
     groups: list[Group] = []
     for it in sorted(gate.verdicts, key=lambda it: (it.verdict == "pass", not it.primary)):
         if it.ratio is None or it.low is None or it.high is None:
             continue
         # A model that all rows share says nothing.
-        name = it.name.removeprefix(f"{it.model} ") if one_model else it.name
+        name = it.name.removeprefix(f"{it.place.model} ") if one_model else it.name
         tip = f"{name}: {it.verdict}, {it.ratio:.4g} ({it.low:.4g} to {it.high:.4g}), margin {it.margin:.3g}"
         lane = Lane(it.ratio, 0, tip, it.low, it.high, it.verdict)
         groups.append(Group(name, [lane], (1 / (1 + it.margin), 1 + it.margin)))

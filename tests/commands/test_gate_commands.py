@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,24 @@ import numpy as np
 import pytest
 
 from harness import __main__
-from harness.base import files as base_files
 from harness.base.errors import BrokenEnvironment, HarnessError
 from harness.commands import bisect as bisect_command
 from harness.commands import calibrate
 from harness.commands import gate as gate_command
 from harness.commands.gate import Workplace
-from harness.gate.gate import Outcome, exit_status
+from harness.gate import margins
+from harness.gate.gate import GateResult, exit_status
 from harness.gate.noise import summarise
-from harness.gate.plan import Options, units
-from harness.judge import accuracy
+from harness.gate.plan import units
+from harness.judge import accuracy, gatefile
 from harness.judge.calibration import Calibration
+from harness.judge.gatefile import GateFile, Options, Progress, Works
 from harness.judge.rules import LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Margins
 from harness.judge.series import SIDES, Series
 from harness.judge.verdict import Verdict, event, judge
 from harness.machine import probe
 from harness.matrix.plan import Matrix
+from harness.records.place import Place
 from harness.records.schema import Device
 from harness.runtime import pair
 from harness.runtime.environment import Environment
@@ -40,12 +41,20 @@ from harness.runtime.pair import Pair
 from harness.runtime.store import Store
 
 MODEL = "SmolLM2-135M-Instruct"
+DEVICE = probe.host().name
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
+
+
+def place(metric: str, server: str = "transformers", **parameters: Any) -> Place:
+    return Place(model=MODEL, recipe="int8wo", hardware="cpu", server=server).at(metric, parameters)
+
+
+UNIT = Place(model=MODEL, recipe="int8wo", hardware="cpu", server="transformers", stage="transformers")
 
 
 def speed(factor: float = 1.0) -> Verdict:
     values = {"old": [10 * noise for noise in NOISE], "new": [10 * factor * noise for noise in NOISE[::-1]]}
-    return judge(Series(MODEL, "int8wo", "transformers", "generate_throughput", "", None, values, True), Margins())
+    return judge(Series(place("generate_throughput", max_new_tokens=16), values, True), Margins())
 
 
 @dataclass
@@ -55,47 +64,43 @@ class Gates:
     folder: Path
     answer: Callable[[Options], list[Verdict]] = lambda _: [speed()]
     asked: list[Options] = field(default_factory=list)
-    compatibility: list[dict[str, Any]] = field(default_factory=list)
-    device: str = probe.host().name
+    compatibility: list[Works] = field(default_factory=list)
+    device: str = DEVICE
     calibrated: list[bool] = field(default_factory=list)
 
     def gate(
         self,
-        place: Workplace,
+        work: Workplace,
         options: Options,
         resume: str | None = None,
         pair: Pair | None = None,
         *,
         calibrated: bool = True,
-    ) -> Outcome:
+    ) -> GateResult:
         self.asked.append(options)
         self.calibrated.append(calibrated)
         verdicts = self.answer(options)
-        folder = place.results / "gates" / str(len(list((place.results / "gates").glob("*"))))
+        folder = work.results / "gates" / str(len(list((work.results / "gates").glob("*"))))
         folder.mkdir(parents=True)
-        data: dict[str, Any] = {
-            "schema": 1,
-            "package": "tiny",
-            "old": options.old,
-            "new": options.new,
-            "hardware": "cpu",
-            "device": self.device,
-            "created": "2026-01-01T00:00:00+00:00",
-            "budget_seconds": options.budget,
-            "seconds": 100.0,
-            "measuring_seconds": 90.0,
-            "differences": [],
-            "verdicts": [vars(verdict) for verdict in verdicts],
-            "compatibility": self.compatibility,
-            "kernels": [],
-            "options": asdict(options),
-            "matrix": {"measurements": {"generate": {"max_new_tokens": 16}}},
-            "exit_status": exit_status(verdicts),
-            "units": {f"{MODEL}-int8wo-cpu-transformers": {"done": 8, "seconds": 60.0, "measuring": 80.0, "lost": 0}},
-        }
-        data = json.loads(json.dumps(base_files.json_finite(data)))
-        (folder / "gate.json").write_text(json.dumps(data), encoding="utf-8")
-        return Outcome(folder, verdicts, data)
+        gate = GateFile(
+            finished=True,
+            package="tiny",
+            old=options.old,
+            new=options.new,
+            hardware="cpu",
+            device=self.device,
+            created="2026-01-01T00:00:00+00:00",
+            budget_seconds=options.budget,
+            seconds=100.0,
+            measuring_seconds=90.0,
+            verdicts=verdicts,
+            compatibility=self.compatibility,
+            exit_status=exit_status(verdicts),
+            options=options,
+            units={"one": Progress(UNIT, done=8, seconds=60.0, measuring=80.0)},
+        )
+        (folder / "gate.json").write_text(gate.text(), encoding="utf-8")
+        return GateResult(folder, verdicts, gatefile.load(folder))
 
 
 Command = Callable[..., tuple[int, str, str]]
@@ -105,8 +110,8 @@ Command = Callable[..., tuple[int, str, str]]
 def gates(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Gates:
     found = Gates(tmp_path)
     store = Store(tmp_path / "cache")
-    place = Workplace(store, tmp_path / "results", suites_matrix, Environment(), lambda _: None)
-    monkeypatch.setattr(gate_command, "workplace", lambda _: place)
+    work = Workplace(store, tmp_path / "results", suites_matrix, Environment(), lambda _: None)
+    monkeypatch.setattr(gate_command, "workplace", lambda _: work)
     for module in (gate_command, bisect_command, calibrate):
         # Nothing is measured here, so nobody who measures is waited for.
         monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
@@ -241,14 +246,14 @@ def test_what_would_measure_nothing_is_refused_first(
 
 
 def test_sizes_and_tasks_can_be_searched_for(gates: Gates, command: Command, releases: list[str]) -> None:
-    sizes = Series(MODEL, "int8wo", None, "checkpoint_size", "", None, {"old": [1e6], "new": [2e6]})
+    sizes = Series(place("checkpoint_size", ""), {"old": [1e6], "new": [2e6]})
     gates.answer = lambda options: [judge(sizes, Margins())]
     assert bisect(command, "checkpoint_size")[0] == 1
     assert bisect(command, "accuracy", "--task", "piqa")[0] == 2, "no gate here had a verdict on it"
 
 
 def stopped(stage: str) -> Verdict:
-    about = Series(MODEL, "int8wo", "transformers", f"works: {stage}", "")
+    about = Series(place(f"works: {stage}"))
     return event(about, "regressed", "stopped-working", f"planted: {stage}")
 
 
@@ -269,14 +274,14 @@ def stopped(stage: str) -> Verdict:
 def test_only_what_a_metric_needs_counts_as_its_regression(
     gates: Gates, command: Command, releases: list[str], metric: str, stage: str, status: int
 ) -> None:
-    size = judge(Series(MODEL, "int8wo", None, "checkpoint_size", "", None, {"old": [1e6], "new": [1e6]}), Margins())
-    served = replace(speed(), metric="request_throughput")
+    size = judge(Series(place("checkpoint_size", ""), {"old": [1e6], "new": [1e6]}), Margins())
+    served = replace(speed(), place=place("request_throughput", "vllm"))
     gates.answer = lambda _: [speed(), served, size, stopped(stage)]
     assert bisect(command, metric)[0] == status
 
 
 def reads(same: bool) -> Verdict:
-    about = Series(MODEL, "int8wo", "transformers", LOGITS, "")
+    about = Series(place(LOGITS))
     if same:
         return event(about, "pass", "checkpoint-reads-same", "")
     return event(about, "regressed", "checkpoint-differs", "")
@@ -296,12 +301,12 @@ def test_the_first_release_that_reads_an_old_checkpoint_otherwise_is_named(
 def test_an_old_checkpoint_that_works_through_an_engine_passes_without_a_verdict(
     gates: Gates, command: Command, releases: list[str]
 ) -> None:
-    works = {"model": MODEL, "recipe": "int8wo", "server": "vllm", "stage": OLD_CHECKPOINT, "error": None}
+    works = Works(place("", "vllm").cell, OLD_CHECKPOINT)
     gates.answer = lambda _: []
-    gates.compatibility = [works | {"old": "works", "new": "works"}]
+    gates.compatibility = [replace(works, old="works", new="works")]
     status, output, _ = bisect(command, "old_checkpoint")
     assert (status, "1.4: old_checkpoint: pass" in output) == (0, True)
-    gates.compatibility = [works | {"old": "not tried", "new": "not tried"}]
+    gates.compatibility = [works]
     status, output, _ = bisect(command, "old_checkpoint")
     assert (status, "1.4: old_checkpoint: no verdict" in output) == (2, True)
     assert not any(gates.calibrated), "no margin of a metric on the way keeps the search from its end"
@@ -341,20 +346,19 @@ def same(seed: int, between: float = 0.02, within: float = 0.005) -> list[Verdic
             process = 10 * math.exp(rng.normal(0, between / math.sqrt(2)))
             rounds[side].append([process * math.exp(rng.normal(0, within / math.sqrt(2))) for _ in range(5)])
     values = {side: [statistics.median(block) for block in blocks] for side, blocks in rounds.items()}
-    cell = (MODEL, "int8wo", "transformers")
     windows, answers = [5.0 + 0.01 * index for index in range(16)], [1.0] * 300 + [0.0] * 100
     found = [
-        Series(*cell, "generate_throughput", "", None, values, True, rounds=rounds),
-        Series(*cell, "peak_memory", "", None, {"old": [1.0], "new": [1.001 + 0.001 * (seed % 2)]}),
-        Series(*cell, "perplexity", "", None, {"old": windows, "new": windows}),
-        Series(*cell, "kl_divergence", "", None, {"old": [0.01] * 16, "new": [0.01] * 16}),
-        Series(*cell, "accuracy", "task=piqa", "piqa", {"old": answers, "new": answers}),
+        Series(place("generate_throughput", max_new_tokens=16), values, True, rounds),
+        Series(place("peak_memory"), {"old": [1.0], "new": [1.001 + 0.001 * (seed % 2)]}),
+        Series(place("perplexity"), {"old": windows, "new": windows}),
+        Series(place("kl_divergence"), {"old": [0.01] * 16, "new": [0.01] * 16}),
+        Series(place("accuracy", task="piqa"), {"old": answers, "new": answers}),
     ]
     return [judge(one, Margins()) for one in found]
 
 
 def calibration(gates: Gates) -> Calibration:
-    found = Calibration.find(gates.folder / "results", "cpu", probe.host().name)
+    found = Calibration.find(gates.folder / "results", "cpu", DEVICE)
     assert found
     return found
 
@@ -410,9 +414,7 @@ def test_an_interrupted_calibration_is_summarised_and_can_be_gone_on_with(
     assert status == 130
     assert "interrupted after 2 of 4 gates; the same command with --resume goes on" in errors
     assert "false alarms: 0 of 2 gates" in output
-    assert Calibration.find(gates.folder / "results", "cpu", probe.host().name) is None, (
-        "half a calibration replaces none"
-    )
+    assert Calibration.find(gates.folder / "results", "cpu", DEVICE) is None, "half a calibration replaces none"
     gates.answer = lambda options: same(options.seed)
     status, _, errors = command("calibrate", "--gates", "4", "--budget", "5m", "--resume", "--seed", "9")
     assert (status, len(gates.asked)) == (2, 3)
@@ -434,30 +436,30 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    data = [vars(verdict) for seed in range(2) for verdict in same(seed, between=0.2)]
-    unit = {f"{MODEL}-int8wo-cpu-transformers": {"seconds": 10.0}}
-    gate = {"hardware": "cpu", "device": probe.host().name, "verdicts": data, "exit_status": 0, "units": unit}
-    gate["matrix"] = {"measurements": {"generate": {"max_new_tokens": 16}}}
+    verdicts = [verdict for seed in range(2) for verdict in same(seed, between=0.2)]
+    given: dict[str, Any] = {"package": "tiny", "old": "a", "new": "b", "hardware": "cpu", "created": "", "seconds": 9}
+    units_of = {"one": Progress(UNIT, seconds=10.0)}
+    gate = GateFile(**given, device=DEVICE, verdicts=verdicts, exit_status=0, units=units_of)
     summarise([gate], "cpu", 100.0).write(tmp_path)
     told: list[str] = []
-    place = Workplace(Store(tmp_path / "cache"), tmp_path, suites_matrix, Environment(), told.append)
+    work = Workplace(Store(tmp_path / "cache"), tmp_path, suites_matrix, Environment(), told.append)
     options = Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",), budget=100)
     with pytest.raises(HarnessError, match="cannot hold these margins"):
-        place._check_margins(options, units(suites_matrix, options))
+        work._check_margins(options, units(suites_matrix, options))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    place._check_margins(options, units(suites_matrix, options))
+    work._check_margins(options, units(suites_matrix, options))
     assert "calibrated for 1 threads a worker and this gate runs 2" in told[-1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    made = Calibration.find(tmp_path, "cpu", probe.host().name)
+    made = Calibration.find(tmp_path, "cpu", DEVICE)
     assert made
     quiet = made.model_copy(update={"noise": []})
-    quiet.check(Margins(), units(suites_matrix, options), 100)
+    margins.check(quiet, Margins(), units(suites_matrix, options), 100)
     told.clear()
     strict = replace(options, margins=("token_flips=0.02", "0.9"))
-    place._check_margins(strict, units(suites_matrix, strict))
+    work._check_margins(strict, units(suites_matrix, strict))
     (line,) = told
     assert "--margin: taken as given, since the calibration of this machine says nothing of token_flips of" in line
     unsteady = [it.model_copy(update={"differs": 0.5}) for it in quiet.steady]
     loud = quiet.model_copy(update={"steady": unsteady})
     with pytest.raises(HarnessError, match=r"peak_memory of int8wo: .*the same measured twice differs by"):
-        loud.check(Margins(), units(suites_matrix, options), 100)
+        margins.check(loud, Margins(), units(suites_matrix, options), 100)

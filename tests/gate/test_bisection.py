@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.gate.bisect import Answer, search
+from harness.gate.bisect import search
+from harness.judge.verdict import Ruling
 
 
 @given(st.integers(2, 200), st.data())
@@ -16,7 +17,7 @@ def test_the_first_bad_release_is_found_in_few_gates(count: int, data: st.DataOb
     first_bad = data.draw(st.integers(1, count - 1))
     asked: list[str] = []
 
-    def answer(release: str) -> Answer:
+    def answer(release: str) -> Ruling:
         asked.append(release)
         return "regressed" if releases.index(release) >= first_bad else "pass"
 
@@ -31,7 +32,7 @@ def test_releases_that_cannot_be_judged_are_passed_over_and_named(count: int, da
     first_bad = data.draw(st.integers(1, count - 1))
     odd = data.draw(st.sets(st.integers(1, count - 2)))
 
-    def answer(release: str) -> Answer:
+    def answer(release: str) -> Ruling:
         index = releases.index(release)
         return "error" if index in odd else "regressed" if index >= first_bad else "pass"
 
@@ -47,7 +48,7 @@ def test_releases_that_cannot_be_judged_are_passed_over_and_named(count: int, da
 def test_without_a_regression_there_is_nothing_to_search_for() -> None:
     asked: list[str] = []
 
-    def answer(verdict: Answer, release: str) -> Answer:
+    def answer(verdict: Ruling, release: str) -> Ruling:
         asked.append(release)
         return verdict
 

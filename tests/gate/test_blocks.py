@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from harness.gate import blocks
 from harness.gate.bench import Bench, SharedRun
 from harness.gate.blocks import BlockRunner, of_the_machine
-from harness.gate.plan import Options, units
-from harness.judge.series import SIDES, series, stage_of
+from harness.gate.plan import units
+from harness.judge.gatefile import Options
+from harness.judge.series import SIDES, label_of, series
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
 from harness.measure.checkpoints import Checkpoint
@@ -84,7 +85,7 @@ def test_quality_is_paired_document_by_document_and_metrics_stay_apart() -> None
         record("chat_tokens", 5.0, "old"),
         record("latency", 9.0, "old").model_copy(update={"flags": {}}),
     ]
-    found = {(one.metric, one.label): one for one in series(lines, interleaved=False)}
+    found = {(one.metric, label_of(one.place)): one for one in series(lines, interleaved=False)}
     assert found.keys() == {("perplexity", ""), ("latency", "batch_size=1"), ("latency", "batch_size=8")}
     assert found["perplexity", ""].new == [3.0, 5.0]
     assert not found["latency", "batch_size=1"].drift_cancelled
@@ -104,7 +105,7 @@ def test_served_times_count_by_their_median_and_the_start_of_the_client_does_not
         *(record("ttft", 2.0, side, samples=[1.0, 2.0, 9.0, 9.0], parameters=PROMPTS) for side in SIDES),
     ]
     served = [line.model_copy(update={"cell": CELL.model_copy(update={"server": "vllm"})}) for line in lines]
-    found = {(one.metric, one.label): one for one in series(served, interleaved=True)}
+    found = {(one.metric, label_of(one.place)): one for one in series(served, interleaved=True)}
     assert found.keys() == {
         ("engine_start", "kind=engine"),
         ("engine_start", "kind=server"),
@@ -115,7 +116,7 @@ def test_served_times_count_by_their_median_and_the_start_of_the_client_does_not
     throughput, ttft = (found[metric, "num_prompts=4"] for metric in ("request_throughput", "ttft"))
     assert (throughput.old, throughput.rounds["old"]) == ([2.0], [[1.0, 2.0, 3.0]])
     assert (ttft.old, ttft.rounds) == ([5.5], {}), "a sample is a request, and no round"
-    stages = {key: stage_of(one.metric, one.label) for key, one in found.items()}
+    stages = {key: one.place.stage for key, one in found.items()}
     assert {key for key, stage in stages.items() if stage == "engine"} == {("engine_start", "kind=engine")}
 
 

@@ -16,13 +16,18 @@ import pytest
 
 from harness.base.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
 from harness.gate import bisect
-from harness.gate.gate import Gate, Outcome
-from harness.gate.plan import Options
+from harness.gate.gate import Gate, GateResult
+from harness.judge import ledger
+from harness.judge.gatefile import Options
 from harness.judge.rules import Margins
-from harness.judge.series import Series
+from harness.judge.series import Series, in_series, place_of
 from harness.judge.verdict import Verdict, judge, settled
 from harness.matrix.plan import Matrix
+from harness.records import run as runs
 from harness.records.metrics import TEXT_QUALITY
+from harness.records.place import Place
+from harness.records.run import read
+from harness.records.schema import Measurement
 from harness.report import gate_report
 from harness.runtime.environment import Environment
 from tests import fake_gate
@@ -44,7 +49,7 @@ def gate(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch)
     return make
 
 
-def of(outcome: Outcome, metric: str) -> Verdict:
+def of(outcome: GateResult, metric: str) -> Verdict:
     (found,) = [verdict for verdict in outcome.verdicts if verdict.metric == metric]
     return found
 
@@ -87,13 +92,13 @@ def test_cells_that_a_model_does_not_suit_are_left_out_of_a_gate(gate: Callable[
     machine = Machine()
     outcome = gate(machine, budget=1e6, recipes=("bf16", "int8wo", "int8dq"))()
     assert {unit for unit, _, _ in machine.measured} == {f"{CELL}-transformers"}
-    assert {row["recipe"] for row in outcome.data["compatibility"]} == {"int8wo"}
-    assert {verdict.recipe for verdict in outcome.verdicts} == {"int8wo"}
+    assert {row.place.recipe for row in outcome.file.compatibility} == {"int8wo"}
+    assert {verdict.place.recipe for verdict in outcome.verdicts} == {"int8wo"}
     assert outcome.exit_status == 0
-    (left,) = [unit for name, unit in outcome.data["units"].items() if "-int8dq-" in name]
-    assert (left["closed"], left["done"]) == (True, 0)
-    assert "by --recipe int8wo or" in left["problem"]
-    told = gate_report.text(outcome.data)
+    (left,) = [unit for name, unit in outcome.file.units.items() if "-int8dq-" in name]
+    assert (left.closed, left.done) == (True, 0)
+    assert "by --recipe int8wo or" in left.problem
+    told = gate_report.text(outcome.file)
     assert re.search(r"^left out: .*-int8dq-.*: model .* came quantized.*by --recipe int8wo or", told, re.MULTILINE)
 
 
@@ -132,7 +137,7 @@ def test_a_regression_that_the_family_does_not_keep_is_measured_on(gate: Callabl
     slower = Machine(rate=lambda unit, side, block: 10.0 * (1.0 + (side == "old") * (0.054 + 0.044 * (block % 2))))
     found = of(gate(slower, budget=1e6)(), "generate_throughput")
     six = {side: values[:6] for side, values in found.samples.items()}
-    alone = judge(Series("", "", "", "generate_throughput", "", values=six), Margins())
+    alone = judge(Series(Place(metric="generate_throughput"), six), Margins())
     assert (alone.verdict, settled(alone)) == ("regressed", True)
     assert found.blocks > 6
 
@@ -143,7 +148,7 @@ def test_engine_and_server_share_the_budget_with_transformers(gate: Callable[...
         block_seconds=lambda unit: 30.0 if unit.cell.server == "vllm" else 10.0,
     )
     outcome = gate(noisy, budget=400, servers=())()
-    blocks = {unit.removeprefix(f"{CELL}-"): it["done"] for unit, it in outcome.data["units"].items()}
+    blocks = {unit.removeprefix(f"{CELL}-"): it.done for unit, it in outcome.file.units.items()}
     assert set(blocks) == {"transformers", "vllm", "vllm-server"}
     assert min(blocks.values()) >= 5, "a round of all takes 70 seconds"
     assert [unit for unit, _, _ in noisy.measured] != sorted(unit for unit, _, _ in noisy.measured), "in random order"
@@ -158,8 +163,8 @@ def test_the_first_block_decides_whether_a_recipe_works(
 ) -> None:
     machine = Machine(fault=lambda unit, side, block: crash() if broken in (side, "both") else None)
     outcome = gate(machine, budget=1e6)()
-    row = next(row for row in outcome.data["compatibility"] if row["stage"] == "load and run")
-    assert (row["old"], row["new"]) == (old, new)
+    row = next(row for row in outcome.file.compatibility if row.stage == "load and run")
+    assert (row.old, row.new) == (old, new)
     assert outcome.exit_status == status
     assert len(machine.measured) == 1
 
@@ -171,7 +176,7 @@ def test_served_throughput_goes_on_where_the_engine_of_the_same_cell_has_settled
         )
     )
     outcome = gate(machine, budget=300, servers=("vllm",))()
-    done = {unit: it["done"] for unit, it in outcome.data["units"].items()}
+    done = {unit: it.done for unit, it in outcome.file.units.items()}
     assert done == {f"{CELL}-vllm": 6, f"{CELL}-vllm-server": 24}
     assert (of(outcome, "latency").verdict, of(outcome, "request_throughput").verdict) == ("pass", "inconclusive")
     starts = {verdict.label: verdict.blocks for verdict in outcome.verdicts if verdict.metric == "engine_start"}
@@ -179,13 +184,13 @@ def test_served_throughput_goes_on_where_the_engine_of_the_same_cell_has_settled
     more = Machine(rate=machine.rate)
     resumed = gate(more, budget=400, servers=("vllm",), resume=True)()
     assert {unit for unit, _, _ in more.measured} == {f"{CELL}-vllm-server"}
-    assert resumed.data["units"][f"{CELL}-vllm"]["done"] == 6
+    assert resumed.file.units[f"{CELL}-vllm"].done == 6
 
 
 def test_a_server_that_no_longer_starts_has_stopped_working_and_its_engine_has_not(gate: Callable[..., Gate]) -> None:
     machine = Machine(fault=lambda unit, side, block: crash() if (unit.stage, side) == ("server", "new") else None)
     outcome = gate(machine, budget=1e6, servers=("vllm",))()
-    rows = {row["stage"]: (row["server"], row["old"], row["new"]) for row in outcome.data["compatibility"]}
+    rows = {row.stage: (row.place.server, row.old, row.new) for row in outcome.file.compatibility}
     assert rows["load and run"] == rows["old checkpoint"] == ("vllm", "works", "works")
     assert rows["serve"] == ("vllm", "works", "fails")
     assert of(outcome, "works: serve").reason == "stopped-working"
@@ -197,7 +202,7 @@ def test_a_server_that_no_longer_starts_has_stopped_working_and_its_engine_has_n
 def test_a_recipe_that_only_one_side_can_quantize_is_served_there_alone(gate: Callable[..., Gate]) -> None:
     machine = Machine(broken=lambda side, command: crash() if (side, command) == ("old", "quantize") else None)
     outcome = gate(machine, budget=1e6, servers=("vllm",), pair=fake_gate.apart())()
-    rows = {row["stage"]: (row["old"], row["new"]) for row in outcome.data["compatibility"]}
+    rows = {row.stage: (row.old, row.new) for row in outcome.file.compatibility}
     assert rows["load and run"] == rows["serve"] == ("not tried", "works")
     assert machine.asked.count(("new", "load")) == 2, "as an engine, and as a server"
 
@@ -217,8 +222,8 @@ def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working
     assert "new side, block 4: " in found.detail
     assert "no kernel" in found.detail
     assert not [verdict for verdict in outcome.verdicts if verdict.reason == "stopped-working"]
-    row = next(row for row in outcome.data["compatibility"] if row["stage"] == "load and run")
-    assert (row["old"], row["new"]) == ("works", "works")
+    row = next(row for row in outcome.file.compatibility if row.stage == "load and run")
+    assert (row.old, row.new) == ("works", "works")
     assert outcome.exit_status == 2
     assert len(machine.measured) == 4
 
@@ -228,7 +233,7 @@ def test_one_block_is_enough_to_say_how_an_old_checkpoint_is_read(gate: Callable
     machine = Machine(kl={"new": kl})
     pair = fake_gate.apart()
     outcome = gate(machine, budget=bisect.FIRST_BLOCKS, keyword=bisect.ON_THE_WAY, pair=pair)()
-    assert bisect.answer_of(outcome.data, bisect.CHECKPOINT) == ("regressed" if kl else "pass")
+    assert bisect.answer_of(outcome.file, bisect.CHECKPOINT) == ("regressed" if kl else "pass")
     assert [(block, once) for _, block, once in machine.measured] == [(0, frozenset({"peak_memory"}))]
 
 
@@ -236,7 +241,7 @@ def test_one_stage_is_enough_to_say_that_an_old_checkpoint_is_served(gate: Calla
     machine = Machine()
     given = {"budget": bisect.FIRST_BLOCKS, "keyword": bisect.ON_THE_WAY}
     outcome = gate(machine, servers=("vllm",), **given)()
-    assert bisect.answer_of(outcome.data, bisect.CHECKPOINT) == "pass"
+    assert bisect.answer_of(outcome.file, bisect.CHECKPOINT) == "pass"
     assert [(unit, block) for unit, block, _ in machine.measured] == [(f"{CELL}-vllm", 0)]
 
 
@@ -267,7 +272,7 @@ def test_trouble_of_the_machine_is_no_failure_of_the_recipe_and_a_resumed_gate_g
     assert (found.verdict, found.reason) == ("error", "machine-trouble")
     assert str(error) in found.detail
     assert outcome.exit_status == 2
-    assert "fails" not in {row[side] for row in outcome.data["compatibility"] for side in ("old", "new")}
+    assert "fails" not in {getattr(row, side) for row in outcome.file.compatibility for side in ("old", "new")}
     again = Machine()
     outcome = gate(again, budget=1e6, resume=True)()
     assert again.measured[0][1] == block, "under its own number"
@@ -331,7 +336,7 @@ def test_a_closed_cell_stays_closed_when_the_gate_is_resumed(gate: Callable[...,
     again = Machine()
     after = gate(again, budget=1e6, resume=True)()
     assert again.measured == []
-    assert after.data["verdicts"] == before.data["verdicts"]
+    assert after.file.verdicts == before.file.verdicts
     assert after.exit_status == before.exit_status == 2
 
 
@@ -357,3 +362,43 @@ def test_what_changed_since_refuses_a_resumed_gate_by_name(
             with pytest.raises(HarnessError, match=words):
                 gate(Machine(), budget=20, pair=fake_gate.apart(), resume=True)
     assert gate(Machine(), budget=1e6, pair=fake_gate.apart(), resume=True)().exit_status == 0
+
+
+class Counted:
+    """How often records are read from the disk, and series judged."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads = self.judged = 0
+        monkeypatch.setattr(runs, "read", self._read)
+        monkeypatch.setattr(ledger, "judge", self._judge)
+
+    def _read(self, path: Path) -> Any:
+        self.reads += 1
+        return read(path)
+
+    def _judge(self, one: Series, margins: Margins) -> Verdict:
+        self.judged += 1
+        return judge(one, margins)
+
+
+def recorded(folder: Path) -> list[Measurement]:
+    return [line for line in read(folder / "records.jsonl")[0] if isinstance(line, Measurement) and in_series(line)]
+
+
+def test_a_gate_reads_its_records_once_on_resume_and_judges_what_a_block_changed(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0))
+    every: dict[str, Any] = {"recipes": ("bf16", "int8wo", "int8dq"), "servers": ("transformers", "vllm")}
+    counted = Counted(monkeypatch)
+    outcome = gate(machine, budget=540, **every)()
+    assert (len(outcome.file.units), len(machine.measured), counted.reads) == (9, 54, 0)
+    before = recorded(outcome.folder)
+    assert counted.judged <= len(before) / 2, "at most once for the two records that a block gives of a metric"
+    counted = Counted(monkeypatch)
+    again = Machine(rate=machine.rate)
+    resumed = gate(again, budget=1080, resume=True, **every)()
+    assert (len(again.measured), counted.reads) == (54, 1)
+    after = recorded(resumed.folder)[len(before) :]
+    assert counted.judged <= len({place_of(line) for line in before}) + len(after) / 2, "each once as it was found"
+    assert resumed.verdicts

@@ -10,7 +10,8 @@ import pytest
 from harness.__main__ import parser
 from harness.base.errors import HarnessError
 from harness.commands.gate import Workplace
-from harness.gate.plan import Options, units
+from harness.gate.plan import units
+from harness.judge.gatefile import Options
 from harness.matrix.plan import Matrix
 from harness.runtime.environment import Environment
 from harness.runtime.pair import Pair
@@ -52,9 +53,9 @@ def test_what_applies_the_recipe_itself_is_measured_and_given_no_checkpoint(
     machine = Machine()
     outcome = make(tmp_path, matrix, monkeypatch, machine, OPTIONS)()
     assert machine.asked == []
-    measured = {(it.server, it.metric) for it in outcome.verdicts}
+    measured = {(it.place.server, it.metric) for it in outcome.verdicts}
     assert {("sglang", metric) for metric in ("latency", "request_throughput", "engine_start")} <= measured
-    assert {(row["server"], row["stage"]) for row in outcome.data["compatibility"]} == {
+    assert {(row.place.server, row.stage) for row in outcome.file.compatibility} == {
         ("sglang", "load and run"),
         ("sglang", "serve"),
     }
@@ -68,10 +69,10 @@ def test_beside_others_it_needs_no_quantization_that_works(
 
     options = replace(OPTIONS, servers=("transformers", "sglang"))
     outcome = make(tmp_path, matrix, monkeypatch, Machine(broken=broken), options)()
-    works = {(row["server"], row["stage"]): row["new"] for row in outcome.data["compatibility"]}
-    assert works[None, "quantize and save"] == "fails"
+    works = {(row.place.server, row.stage): row.new for row in outcome.file.compatibility}
+    assert works["", "quantize and save"] == "fails"
     assert works["sglang", "load and run"] == works["sglang", "serve"] == "works"
-    assert "latency" in {it.metric for it in outcome.verdicts if it.server == "sglang"}
+    assert "latency" in {it.metric for it in outcome.verdicts if it.place.server == "sglang"}
 
 
 def test_a_server_of_another_environment_is_left_out_of_a_gate_that_does_not_name_it(

@@ -313,7 +313,7 @@ def test_the_file_of_verdicts_is_json_where_the_baseline_was_zero(tmp_path: Path
     found = judge(entry, measurement("token_flips", 0.1, samples=[0.1] * 16))
     assert found.ratio is not None
     assert math.isnan(found.ratio)
-    night.against.verdicts[entry.key] = found
+    night.against.verdicts[entry.place.named] = found
     text = night.against.write(tmp_path).read_text()
     (verdict,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["verdicts"]
     assert (verdict["verdict"], verdict["ratio"]) == ("regressed", None)

@@ -15,13 +15,15 @@ from harness.judge.rules import REASONS, RULES, Margins
 from harness.judge.series import SIDES, Series
 from harness.judge.verdict import Verdict, combined, control, event, judge, settled
 from harness.records.metrics import METRICS
+from harness.records.place import Place
 
 MARGINS = Margins()
+CELL = Place(model="m", recipe="r", server="s")
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
 
 
 def series(metric: str, old: list[float], new: list[float]) -> Series:
-    return Series("m", "r", "s", metric, "", None, {"old": old, "new": new})
+    return Series(CELL.at(metric), {"old": old, "new": new})
 
 
 def times(factor: float, by: tuple[float, ...] = NOISE) -> list[float]:
@@ -115,13 +117,14 @@ def test_accuracy_is_judged_document_by_document_and_flips_are_told() -> None:
 
 def task(name: str, lost: int, documents: int, metric: str = "acc") -> Series:
     answers = {"old": [1.0] * documents, "new": [0.0] * lost + [1.0] * (documents - lost)}
-    return Series("m", "r", "s", "accuracy", f"task={name}, task_metric={metric}", name, answers, False, metric)
+    return Series(CELL.at("accuracy", {"task": name, "task_metric": metric}), answers)
 
 
 def test_several_tasks_are_combined_each_counting_once() -> None:
     small, large = task("small", 10, 100, "acc_norm"), task("large", 0, 10_000)
     assert combined([small]) == [], "one task is its own mean"
-    (both,) = combined([task("small", 0, 100), small, large, replace(large, recipe="other")])
+    elsewhere = replace(large, place=replace(large.place, recipe="other"))
+    (both,) = combined([task("small", 0, 100), small, large, elsewhere])
     found = judge(both, MARGINS)
     assert found.ratio == pytest.approx(0.95), "a large task does not hide a small one"
     assert (found.task, found.label, found.primary) == (None, "mean of 2 tasks", True)
@@ -141,9 +144,8 @@ def test_losses_that_no_task_shows_by_itself_are_seen_together() -> None:
 def test_a_family_keeps_what_several_tasks_show_together_though_a_large_one_gained() -> None:
     """Over all documents more were won than lost; each task counting once, 2.6 % were lost."""
     tasks = [task(f"t{index}", 12, 400) for index in range(9)]
-    gained = Series(
-        "m", "r", "s", "accuracy", "", "large", {"old": [0.0] * 210 + [1.0] * 13790, "new": [1.0] * 14000}, False, "acc"
-    )
+    answers = {"old": [0.0] * 210 + [1.0] * 13790, "new": [1.0] * 14000}
+    gained = Series(CELL.at("accuracy", {"task": "large", "task_metric": "acc"}), answers)
     verdicts = control([judge(one, MARGINS) for one in [*tasks, gained, *combined([*tasks, gained])]])
     assert verdicts[-1].verdict == "regressed"
     assert [verdict.verdict for verdict in verdicts[:-1]] == ["inconclusive"] * 9 + ["pass"]
@@ -234,7 +236,7 @@ def test_improvements_are_no_discoveries_of_a_family_of_regressions() -> None:
 
 
 def of(verdict: str, primary: bool = True) -> Verdict:
-    about = Series("m", "r", "s", "works: load", "")
+    about = Series(CELL.at("works: load"))
     return replace(event(about, verdict, "stopped-working", ""), primary=primary)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as xml
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +17,46 @@ from harness import __main__
 from harness.base import files
 from harness.base.errors import HarnessError
 from harness.commands import gate
+from harness.gate import margins
 from harness.gate.gate import exit_status
 from harness.gate.noise import summarise
-from harness.gate.plan import Options, units
+from harness.gate.plan import units
 from harness.judge import calibration, gatefile, stats
 from harness.judge.calibration import Calibration
+from harness.judge.gatefile import Change, GateFile, Options, Progress, Works
 from harness.judge.rules import Margins
 from harness.judge.series import Series
 from harness.judge.verdict import Verdict, event, judge
 from harness.machine import probe
 from harness.matrix.plan import Matrix
+from harness.records.place import Place
 from harness.report import gate_report, junit
 from harness.report import noise as report_noise
 
 NOISE = (1.0, 1.01, 0.99, 1.005, 0.995, 1.008, 0.992, 1.0)
 MODEL = "SmolLM2-135M-Instruct"
+DEVICE = probe.host().name
+
+
+def place(metric: str, recipe: str = "int8wo", server: str = "transformers", **parameters: Any) -> Place:
+    return Place(model=MODEL, recipe=recipe, hardware="cpu", server=server).at(metric, parameters)
 
 
 def speed(factor: float, recipe: str = "int8wo") -> Verdict:
     values = {"old": [10 * noise for noise in NOISE], "new": [10 * factor * noise for noise in NOISE[::-1]]}
-    return judge(Series(MODEL, recipe, "transformers", "generate_throughput", "", None, values, True), Margins())
+    return judge(Series(place("generate_throughput", recipe, max_new_tokens=16), values, True), Margins())
 
 
-def gate_json(verdicts: list[Verdict], **more: Any) -> dict[str, Any]:
+def unit(server: str = "transformers", stage: str = "transformers", seconds: float = 10.0) -> dict[str, Progress]:
+    cell = Place(model=MODEL, recipe="int8wo", hardware="cpu", server=server, stage=stage)
+    return {f"{server} {stage}": Progress(cell, done=8, seconds=seconds, measuring=90.0)}
+
+
+def gate_file(verdicts: list[Verdict], **more: Any) -> GateFile:
     """Return a gate.json as harness.gate writes it."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.severity)
-    data = {
-        "schema": 1,
+    given: dict[str, Any] = {
+        "finished": True,
         "package": "torchao",
         "old": "torchao==0.17.0",
         "new": "torchao==0.18.0",
@@ -54,18 +67,16 @@ def gate_json(verdicts: list[Verdict], **more: Any) -> dict[str, Any]:
         "seconds": 100.0,
         "measuring_seconds": 90.0,
         "differences": ["torchao 0.17.0 -> 0.18.0"],
-        "verdicts": [asdict(verdict) for verdict in ordered],
-        "compatibility": [],
-        "kernels": [],
+        "verdicts": ordered,
         "exit_status": exit_status(ordered),
-        "units": {f"{MODEL}-int8wo-cpu-transformers": {"done": 8, "seconds": 10.0, "measuring": 90.0, "lost": 0}},
+        "units": unit(),
+        **more,
     }
-    made: dict[str, Any] = json.loads(json.dumps(files.json_finite({**data, **more}), allow_nan=False))
-    return made
+    return gatefile.parse(json.loads(GateFile(**given).text()), "here")
 
 
 def test_the_table_has_the_worst_first_with_interval_margin_blocks_and_reason() -> None:
-    text = gate_report.text(gate_json([speed(1.0), speed(0.7, "int8dq")]))
+    text = gate_report.text(gate_file([speed(1.0), speed(0.7, "int8dq")]))
     rows = [line for line in text.splitlines() if line.startswith(("| regressed", "| pass"))]
     assert [row.split("|")[1].strip() for row in rows] == ["regressed", "pass"]
     for part in ("int8dq transformers", "generate_throughput", "0.700 (0.6", "5.0%", "8", "beyond-margin"):
@@ -75,20 +86,20 @@ def test_the_table_has_the_worst_first_with_interval_margin_blocks_and_reason() 
 
 
 def test_a_decision_is_walked_through() -> None:
-    text = gate_report.text(gate_json([speed(0.7)]), ["generate_throughput"])
+    text = gate_report.text(gate_file([speed(0.7)]), ["generate_throughput"])
     assert "  1. old 10, new 7 tok/s: 0.7000" in text
     assert "the whole interval lies beyond the margin on the worse side" in text
     assert "p of 'not worse than the margin' (one-sided): " in text
     assert "held under Benjamini-Hochberg at 5 %" in text
     assert "no ratio to bf16 is needed or taken" in text
     answers = {"old": [1.0] * 80 + [0.0] * 20, "new": [1.0] * 60 + [0.0] * 40}
-    told = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", answers), Margins())
-    walk = gate_report.text(gate_json([told]), ["accuracy"])
+    told = judge(Series(place("accuracy", task="t"), answers), Margins())
+    walk = gate_report.text(gate_file([told]), ["accuracy"])
     assert "of 100 documents 20 lost, 0 won: exact McNemar p 1.91e-06" in walk
     apart = {"old": answers["old"], "new": answers["new"][1:]}
-    fewer = judge(Series(MODEL, "int8wo", "transformers", "accuracy", "task=t", "t", apart), Margins())
-    assert "bad-samples" in gate_report.text(gate_json([fewer]), ["accuracy"]), "other documents are no pairs"
-    text = gate_report.text(gate_json([speed(0.7)]), ["latency"])
+    fewer = judge(Series(place("accuracy", task="t"), apart), Margins())
+    assert "bad-samples" in gate_report.text(gate_file([fewer]), ["accuracy"]), "other documents are no pairs"
+    text = gate_report.text(gate_file([speed(0.7)]), ["latency"])
     assert "latency: this gate has no verdict on it; there are verdicts on generate_throughput" in text
 
 
@@ -103,8 +114,8 @@ def test_a_metric_that_no_gate_knows_is_refused_before_anything_is_measured(tmp_
 
 
 def quality(metric: str, old: list[float], new: list[float], task: str | None = None) -> Verdict:
-    label = f"task={task}" if task else ""
-    return judge(Series(MODEL, "int8wo", "transformers", metric, label, task, {"old": old, "new": new}), Margins())
+    about = place(metric, task=task) if task else place(metric)
+    return judge(Series(about, {"old": old, "new": new}), Margins())
 
 
 def cells(text: str, start: str) -> list[list[str]]:
@@ -124,7 +135,7 @@ def test_flips_are_shown_whatever_the_verdict() -> None:
         quality("token_flips", [0.02] * 16, [0.025] * 16),
     ]
     assert {verdict.verdict for verdict in verdicts} == {"pass"}
-    text = gate_report.text(gate_json(verdicts))
+    text = gate_report.text(gate_file(verdicts))
     rows = [
         [part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| int8wo")
     ]
@@ -145,7 +156,7 @@ def test_what_a_verdict_rests_on_is_named() -> None:
         quality("peak_memory", [1.0], [1.0]),
     ]
     assert [verdict.blocks for verdict in verdicts] == [8, 1, 1, 1], "quality takes one block"
-    text = gate_report.text(gate_json(verdicts), ["perplexity"])
+    text = gate_report.text(gate_file(verdicts), ["perplexity"])
     rows = cells(text, "| pass")
     assert {row[2]: row[5] for row in rows} == {
         "generate_throughput": "8 blocks",
@@ -157,12 +168,11 @@ def test_what_a_verdict_rests_on_is_named() -> None:
 
 
 def test_what_works_and_what_changed_is_shown() -> None:
-    row = {"model": MODEL, "recipe": "int8wo", "server": None, "stage": "quantize and save"}
-    change = {"model": MODEL, "recipe": "8da4w", "what": "tensor class of 210 linear layers", "old": "A", "new": "B"}
-    told = gate_json(
+    cell = place("").cell
+    told = gate_file(
         [speed(1.0)],
-        compatibility=[{**row, "old": "fails", "new": "works", "error": "old: Unsupported tensor type"}],
-        kernels=[change],
+        compatibility=[Works(cell, "quantize and save", "fails", "works", "old: Unsupported tensor type")],
+        kernels=[Change(cell, "tensor class of 210 linear layers", "A", "B")],
     )
     text = gate_report.text(told)
     assert "Unsupported tensor type" in text
@@ -170,7 +180,7 @@ def test_what_works_and_what_changed_is_shown() -> None:
 
 
 def test_junit_fails_on_regressions_errs_on_errors_skips_the_uncertain_and_only_tells_the_advisory() -> None:
-    about = Series(MODEL, "int8dq", "vllm", "works: load and run", "")
+    about = Series(place("works: load and run", "int8dq", "vllm"))
     verdicts = [
         speed(1.0),
         speed(0.7, "int8dq"),
@@ -178,7 +188,7 @@ def test_junit_fails_on_regressions_errs_on_errors_skips_the_uncertain_and_only_
         replace(speed(1.0, "8da4w"), verdict="inconclusive", reason="too-noisy"),
         replace(speed(0.7, "float8wo"), primary=False),
     ]
-    made = junit.junit([gatefile.GateFile.model_validate(gate_json(verdicts))])
+    made = junit.junit([gate_file(verdicts)])
     suite = xml.fromstring(made).find("testsuite")
     assert suite is not None
     assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
@@ -198,20 +208,27 @@ def test_junit_fails_on_regressions_errs_on_errors_skips_the_uncertain_and_only_
 @pytest.mark.parametrize("primary", [True, False])
 def test_junit_fails_where_the_exit_status_does(verdict: Any, primary: bool) -> None:
     """A failure is exit status 1, an error 2 and a skip 3, of the same gate, whichever command writes it."""
-    data = gate_json([replace(speed(1.0), verdict=verdict, primary=primary)])
-    suite = xml.fromstring(junit.junit([gatefile.GateFile.model_validate(data)]))[0]
+    data = gate_file([replace(speed(1.0), verdict=verdict, primary=primary)])
+    suite = xml.fromstring(junit.junit([data]))[0]
     bad = {"failures": 1, "errors": 2, "skipped": 3}
     status = next((status for name, status in bad.items() if suite.get(name) != "0"), 0)
-    assert status == data["exit_status"]
+    assert status == data.exit_status
 
 
 def test_junit_tells_the_batch_sizes_of_one_metric_apart() -> None:
-    data = gate_json([replace(speed(1.0), label="batch_size=1"), replace(speed(1.0), label="batch_size=8")])
-    cases = xml.fromstring(junit.junit([gatefile.GateFile.model_validate(data)])).iter("testcase")
-    assert {case.get("name") for case in cases} == {
-        "generate_throughput (batch_size=1)",
-        "generate_throughput (batch_size=8)",
-    }
+    data = gate_file([replace(speed(1.0), place=place("latency", server="vllm", batch_size=size)) for size in (1, 8)])
+    cases = xml.fromstring(junit.junit([data])).iter("testcase")
+    assert {case.get("name") for case in cases} == {"latency (batch_size=1)", "latency (batch_size=8)"}
+
+
+def test_a_gate_that_is_not_finished_is_said_to_be_so_and_has_not_passed() -> None:
+    data = gate_file([speed(1.0)], finished=False)
+    assert (data.exit_status, data.title) == (0, "torchao==0.17.0 to torchao==0.18.0 on cpu, not finished")
+    assert f"{data.title}: pass" in gate_report.text(data)
+    assert f"{data.title}: exit status 0" in junit.markdown([data]).decode()
+    suite = xml.fromstring(junit.junit([data]))[0]
+    assert (suite.get("errors"), suite.get("name")) == ("1", f"gate {data.title}")
+    assert "did not come to its end" in str(suite.findtext("testcase[@name='finished']/system-out"))
 
 
 def test_numbers_that_json_does_not_have_become_null() -> None:
@@ -246,9 +263,8 @@ def calibrated(spread: float, seconds: float = 10.0) -> Calibration:
     gates = []
     for _ in range(2):
         values = {"old": [10.0] * 8, "new": [10 * math.exp(sign * spread) for sign in signs]}
-        found = judge(Series(MODEL, "int8wo", "transformers", "generate_throughput", "", None, values), Margins())
-        unit = {"done": 8, "seconds": seconds, "measuring": 90.0, "lost": 0}
-        gates.append(gate_json([found], units={f"{MODEL}-int8wo-cpu-transformers": unit}))
+        found = judge(Series(place("generate_throughput", max_new_tokens=16), values), Margins())
+        gates.append(gate_file([found], units=unit(seconds=seconds)))
     return summarise(gates, "cpu", 1800.0)
 
 
@@ -259,29 +275,26 @@ def test_a_calibration_is_the_pooled_noise_and_comes_back_from_the_disk(tmp_path
     assert (noise.blocks, noise.block_seconds, made.gates, made.alarms) == (16, 10.0, 2, 0)
     path = made.write(tmp_path)
     assert path == tmp_path / "calibration" / "cpu.json"
-    assert Calibration.find(tmp_path, "cpu", probe.host().name) == made
-    assert made.device == probe.host().name
+    assert Calibration.find(tmp_path, "cpu", DEVICE) == made
+    assert made.device == DEVICE
     made.model_copy(update={"device": "another processor"}).write(tmp_path)
-    assert Calibration.find(tmp_path, "cpu", probe.host().name) is None, (
-        "another machine's calibration says nothing here"
-    )
+    assert Calibration.find(tmp_path, "cpu", DEVICE) is None, "another machine's calibration says nothing here"
     path.write_text("{}")
     with pytest.raises(HarnessError, match="calibrate anew"):
-        Calibration.find(tmp_path, "cpu", probe.host().name)
+        Calibration.find(tmp_path, "cpu", DEVICE)
 
 
 def test_engine_and_server_of_a_cell_are_calibrated_each_by_its_own_blocks(suites_matrix: Matrix) -> None:
-    cell = (MODEL, "int8wo", "vllm")
     noisy, quiet = [10 * noise for noise in NOISE], [10.0] * 8
     values = {"old": noisy, "new": noisy[::-1]}
     rounds = {side: [[value] * 3 for value in blocks] for side, blocks in values.items()}
     found = [
-        Series(*cell, "request_throughput", "num_prompts=4", None, values, rounds=rounds),
-        Series(*cell, "latency", "batch_size=1", None, {"old": quiet, "new": quiet}),
-        *(Series(*cell, "engine_start", f"kind={kind}", None, values) for kind in ("engine", "server")),
+        Series(place("request_throughput", server="vllm", num_prompts=4), values, rounds=rounds),
+        Series(place("latency", server="vllm", batch_size=1), {"old": quiet, "new": quiet}),
+        *(Series(place("engine_start", server="vllm", kind=kind), values) for kind in ("engine", "server")),
     ]
-    seconds = {f"{MODEL}-int8wo-cpu-vllm": {"seconds": 40.0}, f"{MODEL}-int8wo-cpu-vllm-server": {"seconds": 70.0}}
-    made = summarise([gate_json([judge(one, Margins()) for one in found], units=seconds)], "cpu", 1800.0)
+    seconds = unit("vllm", "engine", 40.0) | unit("vllm", "server", 70.0)
+    made = summarise([gate_file([judge(one, Margins()) for one in found], units=seconds)], "cpu", 1800.0)
     taken = {(it.metric, it.label): it.block_seconds for it in made.noise}
     assert taken == {
         ("latency", "batch_size=1"): 40.0,
@@ -291,28 +304,28 @@ def test_engine_and_server_of_a_cell_are_calibrated_each_by_its_own_blocks(suite
     }
     wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("vllm",)))
     engine, server = wanted
-    assert [it.label for unit in (engine, server) for it in made.of(unit, "engine_start")] == [
+    assert [it.label for unit in (engine, server) for it in margins.noise_of(made, unit, "engine_start")] == [
         "kind=engine",
         "kind=server",
     ]
-    made.check(Margins(["0.5"]), wanted, budget=100)
+    margins.check(made, Margins(["0.5"]), wanted, budget=100)
     with pytest.raises(HarnessError, match=r"request_throughput of \S+-vllm-server: margin 0.5%, detectable \d"):
-        made.check(Margins(["request_throughput=0.005"]), wanted, budget=300)
+        margins.check(made, Margins(["request_throughput=0.005"]), wanted, budget=300)
 
 
 def test_a_margin_that_the_machine_cannot_hold_is_refused(suites_matrix: Matrix) -> None:
     wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
     noisy = calibrated(0.10)
     with pytest.raises(HarnessError, match=r"(?s)generate_throughput of .*int8wo.*margin 3.0%, detectable \d+\.\d%"):
-        noisy.check(Margins(["0.03"]), wanted, budget=100)
-    noisy.check(Margins(["0.5"]), wanted, budget=100)
-    noisy.check(Margins(["0.03"]), wanted, budget=100_000)
-    calibrated(0.001).check(Margins(["0.03"]), wanted, budget=100)
+        margins.check(noisy, Margins(["0.03"]), wanted, budget=100)
+    margins.check(noisy, Margins(["0.5"]), wanted, budget=100)
+    margins.check(noisy, Margins(["0.03"]), wanted, budget=100_000)
+    margins.check(calibrated(0.001), Margins(["0.03"]), wanted, budget=100)
 
 
 def test_a_calibration_is_of_the_device_that_its_gates_ran_on() -> None:
-    verdicts = [judge(Series(MODEL, "int8wo", "transformers", "peak_memory", "", None, ONE), Margins())]
-    there, here = (gate_json(verdicts, device=name) for name in ("another processor", "this one"))
+    verdicts = [judge(Series(place("peak_memory"), ONE), Margins())]
+    there, here = (gate_file(verdicts, device=name) for name in ("another processor", "this one"))
     assert summarise([there, there], "cpu", 1800.0).device == "another processor"
     with pytest.raises(HarnessError, match=r"several devices \(another processor; this one\)"):
         summarise([there, here], "cpu", 1800.0)
@@ -321,7 +334,8 @@ def test_a_calibration_is_of_the_device_that_its_gates_ran_on() -> None:
 def test_the_table_divides_the_budget_as_the_check_does_and_asks_for_no_fewer_blocks_than_a_verdict() -> None:
     made = calibrated(0.02, seconds=100.0)
     (one,) = made.noise
-    both = made.model_copy(update={"noise": [one, one.model_copy(update={"recipe": "int8dq"})]})
+    other = one.model_copy(update={"place": replace(one.place, recipe="int8dq")})
+    both = made.model_copy(update={"noise": [one, other]})
     alone, shared = report_noise.table(made), report_noise.table(both)
     column = next(index for index, name in enumerate(alone.header) if name.startswith("smallest effect"))
     assert alone.rows[0][column] == f"{stats.smallest_effect(0.02, 18):.1%}"
@@ -345,18 +359,18 @@ def drifted(metric: str, shift: float) -> Calibration:
     """Return the calibration of one gate whose new side's windows are ``shift`` from the old side's."""
     windows = [5.0 + 0.01 * index for index in range(16)]
     found = quality(metric, windows, [value + shift for value in windows])
-    return summarise([gate_json([found])], "cpu", 1800.0)
+    return summarise([gate_file([found])], "cpu", 1800.0)
 
 
 @pytest.mark.parametrize("metric", ["perplexity", "kl_divergence"])
 def test_quality_that_is_further_from_itself_than_its_margin_is_refused(suites_matrix: Matrix, metric: str) -> None:
     wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
     with pytest.raises(HarnessError, match=rf"{metric} of int8wo: margin .*the same measured twice differs by 1"):
-        drifted(metric, 1.0).check(Margins(), wanted, budget=100)
-    drifted(metric, 1.0).check(Margins([f"{metric}=0.9"]), wanted, budget=100)
-    drifted(metric, 0.001).check(Margins(), wanted, budget=100)
+        margins.check(drifted(metric, 1.0), Margins(), wanted, budget=100)
+    margins.check(drifted(metric, 1.0), Margins([f"{metric}=0.9"]), wanted, budget=100)
+    margins.check(drifted(metric, 0.001), Margins(), wanted, budget=100)
     elsewhere = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8dq",), servers=("transformers",)))
-    drifted(metric, 1.0).check(Margins(), elsewhere, budget=100)
+    margins.check(drifted(metric, 1.0), Margins(), elsewhere, budget=100)
 
 
 def test_advisory_quality_is_held_against_the_calibration_only_where_its_margin_is_asked_for(
@@ -364,17 +378,17 @@ def test_advisory_quality_is_held_against_the_calibration_only_where_its_margin_
 ) -> None:
     wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
     unsteady = drifted("token_flips", 0.5)
-    unsteady.check(Margins(), wanted, budget=100)
+    margins.check(unsteady, Margins(), wanted, budget=100)
     with pytest.raises(HarnessError, match=r"token_flips of int8wo: margin 0\.01 "):
-        unsteady.check(Margins(["token_flips=0.01"]), wanted, budget=100)
+        margins.check(unsteady, Margins(["token_flips=0.01"]), wanted, budget=100)
 
 
 def test_a_margin_of_a_metric_that_is_not_calibrated_is_told(suites_matrix: Matrix) -> None:
     wanted = units(suites_matrix, Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",)))
     (cell,) = [unit.id for unit in wanted if "perplexity" in unit.metrics]
-    assert drifted("perplexity", 0.0).unknown(Margins(["perplexity=0.01"]), wanted) == []
-    assert calibrated(0.02).unknown(Margins(["generate_throughput=0.03"]), wanted) == []
-    assert calibrated(0.02).unknown(Margins(["kl_divergence=0.03"]), wanted) == [f"kl_divergence of {cell}"]
+    assert margins.unknown(drifted("perplexity", 0.0), Margins(["perplexity=0.01"]), wanted) == []
+    assert margins.unknown(calibrated(0.02), Margins(["generate_throughput=0.03"]), wanted) == []
+    assert margins.unknown(calibrated(0.02), Margins(["kl_divergence=0.03"]), wanted) == [f"kl_divergence of {cell}"]
 
 
 def test_what_a_gate_measures_is_selected_as_pytest_selects(suites_matrix: Matrix) -> None:

@@ -1,0 +1,101 @@
+"""Which margins a machine can hold, by its calibration: refused before a gate measures anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from harness.base.errors import HarnessError
+from harness.gate.plan import Unit
+from harness.judge import stats
+from harness.judge.calibration import Calibration, Noise, Steady, blocks_within
+from harness.judge.rules import RULES, Margins
+
+
+def noise_of(calibration: Calibration, unit: Unit, metric: str) -> list[Noise]:
+    """Return what is known of a metric of a unit; of a cell never calibrated, that metric's worst."""
+    place = unit.place
+    through = [
+        it
+        for it in calibration.noise
+        if (it.metric, it.place.server, it.place.stage) == (metric, place.server, place.stage)
+    ]
+    return [it for it in through if _of(it, unit)] or sorted(through, key=lambda it: -it.sd)[:1]
+
+
+def check(calibration: Calibration, margins: Margins, units: Sequence[Unit], budget: float) -> None:
+    """Refuse margins that a machine cannot hold within ``budget`` seconds.
+
+    Raises HarnessError that names each metric with the smallest effect that can be detected, and each size and quality
+    of text that differs from itself by more than its margin.
+    """
+    timed = [unit for unit in units if unit.timed]
+    cells = [max((it.block_seconds for it in _all(calibration, unit)), default=0.0) for unit in timed]
+    blocks = max(2, blocks_within(budget, cells))
+    problems = []
+    for metric in sorted({metric for unit in timed for metric in unit.metrics}):
+        if not (RULES[metric].primary and RULES[metric].kind == "blocks"):
+            continue
+        for unit in timed:
+            found = noise_of(calibration, unit, metric) if metric in unit.metrics else []
+            smallest = max((stats.smallest_effect(it.sd, blocks) for it in found), default=0.0)
+            if smallest > margins.of(metric):
+                problems.append(f"{metric} of {unit.id}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}")
+    given = _given(margins)
+    for it in calibration.steady:
+        # How many documents flip says little of their mean. What is advisory fails no gate, unless it is asked for.
+        if RULES[it.metric].kind == "documents" or not (RULES[it.metric].primary or it.metric in given):
+            continue
+        allowed = _allowed(it, margins)
+        if it.differs > allowed and any(_measures(unit, it) for unit in units):
+            unit_name = "" if it.unit == "1" else f" {it.unit}"
+            problems.append(
+                f"{it.metric} of {it.place.recipe}: margin {allowed:.4g}{unit_name}, and the same measured twice "
+                f"differs by {it.differs:.4g}{unit_name}"
+            )
+    if problems:
+        raise HarnessError(
+            f"this machine cannot hold these margins within {budget:.0f} s ({blocks} blocks a cell), by its "
+            f"calibration of {calibration.created}:\n  " + "\n  ".join(problems) + "\nRaise --margin or --budget, take "
+            "fewer cells, or calibrate again on a quieter machine."
+        )
+
+
+def unknown(calibration: Calibration, margins: Margins, units: Sequence[Unit]) -> list[str]:
+    """Return each metric that was given a margin of its own, with the cells of which it is not calibrated."""
+    found = []
+    for metric in sorted(_given(margins)):
+        cells = [unit.id for unit in units if metric in unit.metrics and not _knows(calibration, unit, metric)]
+        if cells:
+            found.append(f"{metric} of {', '.join(cells)}")
+    return found
+
+
+def _knows(calibration: Calibration, unit: Unit, metric: str) -> bool:
+    if RULES[metric].kind == "blocks":
+        return bool(noise_of(calibration, unit, metric))
+    return any(it.metric == metric and _measures(unit, it) for it in calibration.steady)
+
+
+def _all(calibration: Calibration, unit: Unit) -> Iterable[Noise]:
+    return (it for metric in unit.metrics for it in noise_of(calibration, unit, metric))
+
+
+def _given(margins: Margins) -> set[str]:
+    """Return the metrics that were given a margin by their name."""
+    return {name for text in margins.given if (name := text.rpartition("=")[0])}
+
+
+def _allowed(it: Steady, margins: Margins) -> float:
+    """Return what a margin allows in the metric's own unit."""
+    rule, margin = RULES[it.metric], margins.of(it.metric)
+    if rule.kind == "difference":
+        return margin + rule.of_old * abs(it.value)
+    return max(rule.absolute, margin * it.value)
+
+
+def _of(it: Noise | Steady, unit: Unit) -> bool:
+    return (it.place.model, it.place.recipe) == (unit.place.model, unit.place.recipe)
+
+
+def _measures(unit: Unit, it: Steady) -> bool:
+    return it.metric in unit.metrics and _of(it, unit)

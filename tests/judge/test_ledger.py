@@ -1,0 +1,123 @@
+"""The ledger: after any lines, in any order, it says what judging them all from scratch says, and judges no more."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.judge import ledger as ledgers
+from harness.judge.gatefile import VERDICT
+from harness.judge.ledger import Ledger
+from harness.judge.rules import RULES, Margins
+from harness.judge.series import SIDES, Series, series
+from harness.judge.verdict import Verdict, combined, control, judge
+from harness.records.metrics import METRICS
+from harness.records.schema import Cell, Device, Line, Measurement, ModelIdentity, RecipeIdentity
+from tests.records.test_records import STEPS
+
+MARGINS = Margins()
+MODEL = ModelIdentity(name="m", source="folder:m", revision="1", weights="pretrained")
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("latency", {"batch_size": 1}),
+    ("latency", {"batch_size": 8}),
+    ("engine_start", {"kind": "engine"}),
+    ("engine_start", {"kind": "client"}),
+    ("compile_time", {"kind": "engine"}),
+    ("peak_memory", {}),
+    ("perplexity", {}),
+    ("chat_tokens", {}),
+    ("accuracy", {"task": "a", "task_metric": "acc", "documents": 3}),
+    ("accuracy", {"task": "a", "task_metric": "acc_norm", "documents": 3}),
+    ("accuracy", {"task": "b", "task_metric": "acc", "documents": 4}),
+]
+
+
+def record(kind: tuple[str, dict[str, Any]], value: float, recipe: str = "r", **flags: Any) -> Measurement:
+    metric, parameters = kind
+    known = METRICS[metric]
+    return Measurement(
+        metric=metric,
+        unit=known.unit,
+        direction=known.direction,
+        definition=known.version,
+        parameters=parameters,
+        value=value,
+        samples=[value] if metric == "peak_memory" else [value, value + 0.5, 1.0],
+        discarded="throttled" if flags.pop("void", False) else "",
+        cell=Cell(model=MODEL, recipe=RecipeIdentity(name=recipe, hash="0", config={}), hardware="cpu", server="vllm"),
+        packages={},
+        device=Device(name="d"),
+        flags=flags,
+    )
+
+
+RECORDS = st.builds(
+    record,
+    st.sampled_from(KINDS),
+    st.sampled_from([0.0, 0.5, 1.0, 1.01, 2.0]),
+    recipe=st.sampled_from(["r", "s"]),
+    side=st.sampled_from([*SIDES, "neither"]),
+    block=st.integers(0, 3),
+    attempt=st.integers(0, 1),
+    void=st.sampled_from([False, False, False, True]),
+)
+LINES = st.lists(st.one_of(RECORDS, RECORDS, RECORDS, st.sampled_from(STEPS)), max_size=24)
+
+
+def scratch(lines: list[Line], metrics: frozenset[str]) -> tuple[list[Series], list[Verdict], list[Verdict]]:
+    """Return what the whole of the lines say, read at once: series, verdicts, and these with their family held."""
+    found = series(lines, interleaved=True)
+    told = [
+        judge(one, MARGINS)
+        for one in found
+        if one.metric in metrics and one.old and (one.metric != "compile_time" or any(one.old + one.new))
+    ]
+    together = [judge(one, MARGINS) for one in combined(found)] if "accuracy" in metrics else []
+    return found, told, control(told + together)
+
+
+def text(verdicts: list[Verdict]) -> list[str]:
+    return [json.dumps(VERDICT.dump_python(verdict)) for verdict in verdicts]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=60)
+@given(LINES, st.sets(st.integers(0, 24)), st.sampled_from([frozenset(RULES), frozenset({"latency", "compile_time"})]))
+def test_after_every_line_it_says_what_judging_all_of_them_says(
+    lines: list[Line], asked_after: set[int], metrics: frozenset[str]
+) -> None:
+    ledger = Ledger(MARGINS, metrics, interleaved=True)
+    for number, line in enumerate(lines, 1):
+        ledger.add(line)
+        if number in asked_after or number == len(lines):
+            found, told, controlled = scratch(lines[:number], metrics)
+            assert ledger.series() == found
+            assert text(ledger.judged()) == text(told)
+            assert text(ledger.controlled()) == text(controlled)
+
+
+def test_only_what_a_line_changed_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[Series] = []
+
+    def counting(one: Series, margins: Margins) -> Verdict:
+        judged.append(one)
+        return judge(one, margins)
+
+    monkeypatch.setattr(ledgers, "judge", counting)
+    ledger = Ledger(MARGINS, RULES, interleaved=True)
+    for block in range(40):
+        for recipe in ("r", "s"):
+            for kind in (KINDS[0], KINDS[5], KINDS[8], KINDS[10]):
+                for side in SIDES:
+                    ledger.add(record(kind, 1.0, recipe, side=side, block=block, attempt=0))
+            judged.clear()
+            for _ in range(3):
+                ledger.judged()
+                ledger.controlled()
+            changed = {(one.place.recipe, one.metric, str(one.place.parameters)) for one in judged}
+            assert {recipe for recipe, _, _ in changed} == {recipe}
+            assert len(judged) == len(changed) == 5, "two metrics, two tasks, and the mean over those"
