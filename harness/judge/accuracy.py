@@ -19,7 +19,7 @@ from scipy import optimize
 from scipy import stats as distributions
 
 from harness.base.errors import SampleError, TooFewSamples
-from harness.judge.stats import Interval, finite, mean_interval
+from harness.judge.intervals import Interval, finite, mean_interval
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ where 10 % slower and 10 % fewer tokens a second are the same distance from no c
 Sources
 - Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013: replication at the level of processes,
   effects as ratios with intervals, how many inner samples pay.
-- Efron, Better Bootstrap Confidence Intervals, JASA 82, 1987: BCa.
 - Schuirmann, J. Pharmacokin. Biopharm. 15, 1987: equivalence is shown by an interval inside the margin (TOST);
   Piaggio et al., JAMA 308, 2012: non-inferiority is its one-sided half.
 - Chow and Robbins, Ann. Math. Statist. 36, 1965: sampling until the interval is narrow enough keeps its coverage
@@ -19,15 +18,14 @@ Sources
 - PEP 485, A Function for Testing Approximate Equality, 2015: an absolute and a relative tolerance, of which the larger
   holds.
 
-What is judged document by document is in harness/judge/accuracy.py.
+Intervals of means are in harness/judge/intervals.py; what is judged document by document, in accuracy.py.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,42 +33,16 @@ from scipy import optimize
 from scipy import stats as distributions
 
 from harness.base.errors import SampleError, TooFewSamples
+from harness.judge.intervals import RESAMPLES, Interval, interval_of_mean, log_ratios, positive
 
 Direction = Literal["lower", "higher", "none"]
 Finding = Literal["pass", "regressed", "inconclusive"]
 
-# Below this many samples the bootstrap's own intervals are too narrow (Efron and Tibshirani, 1993, section 12) and
-# Student's t is used; from here on BCa, which follows skewness.
-FEW = 20
 # A sequential rule must not stop on a variance that is small by luck; see tests/benchmarks/bench_rules.py.
 MINIMUM_BLOCKS = 6
 # Stop once the interval reaches half a margin to either side of the estimate.
 PRECISION = 0.5
-_RESAMPLES = 4999
 _FARTHEST = 6.0
-# Logarithms and differences that differ by less are the same number, of which a bootstrap could make nothing.
-_ROUNDING = 1e-12
-_BATCH_NUMBERS = 2_000_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its confidence interval, all in one unit: a ratio new / old, or a difference new - old.
-
-    ``confidence`` is None where no probability is claimed (the range of nearly deterministic samples); ``n`` counts
-    the units of replication behind it: blocks or documents.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    confidence: float | None
-    method: str
-    n: int
-
-    def transformed(self, rising: Callable[[float], float]) -> Interval:
-        """Return the interval on another scale, by a function that only rises (exp, log)."""
-        return replace(self, estimate=rising(self.estimate), low=rising(self.low), high=rising(self.high))
 
 
 @dataclass(frozen=True)
@@ -107,7 +79,7 @@ def paired_ratio(old: Sequence[float], new: Sequence[float], confidence: float =
     than FEW blocks, and BCa (Efron 1987) from there on. Raises TooFewSamples below two blocks, and SampleError for
     unequal lengths and for values that are not finite and above zero.
     """
-    return _mean_interval(_log_ratios(old, new), confidence, "a paired ratio").transformed(math.exp)
+    return interval_of_mean(log_ratios(old, new), confidence, "a paired ratio").transformed(math.exp)
 
 
 @dataclass(frozen=True)
@@ -128,7 +100,7 @@ def variance_components(blocks: Sequence[Sequence[float]]) -> Components:
     shortest = min(len(samples) for samples in blocks)
     if shortest < 2:
         raise TooFewSamples("a split of the variance", 2, shortest, "samples in every process")
-    logs = [np.log(_positive(samples, f"process {index}")) for index, samples in enumerate(blocks)]
+    logs = [np.log(positive(samples, f"process {index}")) for index, samples in enumerate(blocks)]
     within = float(np.mean([values.var(ddof=1) for values in logs]))
     inner = len(logs) / sum(1 / len(values) for values in logs)
     between = float(np.var([values.mean() for values in logs], ddof=1)) - within / inner
@@ -152,7 +124,7 @@ def baseline_ratio(runs: Sequence[float], today: Sequence[float], confidence: fl
     The prediction interval of the mean of ``len(today)`` further blocks of the baseline (Hahn and Meeker, Statistical
     Intervals, 1991, section 4.8) about today's, on the log scale. ``n`` counts the runs: at least two.
     """
-    before, after = np.log(_positive(runs, "baseline")), np.log(_positive(today, "today's"))
+    before, after = np.log(positive(runs, "baseline")), np.log(positive(today, "today's"))
     count = len(before)
     if count < 2:
         raise TooFewSamples("a baseline's spread", 2, count)
@@ -229,10 +201,10 @@ def regression_p(old: Sequence[float], new: Sequence[float], margin: float, dire
 
     For direction "none" the p-value of the worse side, doubled.
     """
-    logs, bound = _log_ratios(old, new), math.log1p(_margin(margin))
+    logs, bound = log_ratios(old, new), math.log1p(_margin(margin))
 
     def at(confidence: float) -> Interval:
-        return _mean_interval(logs, confidence, "a paired ratio")
+        return interval_of_mean(logs, confidence, "a paired ratio")
 
     if direction == "none":
         return min(1.0, 2 * min(inverted_p(at, bound, "lower"), inverted_p(at, bound, "higher")))
@@ -259,7 +231,7 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
         z = -_FARTHEST
     else:
         z = optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)
-    least = 1 / (_RESAMPLES + 1) if interval_at(0.5).method == "BCa" else 0.0
+    least = 1 / (RESAMPLES + 1) if interval_at(0.5).method == "BCa" else 0.0
     return max(least, float(distributions.norm.sf(z)))
 
 
@@ -294,7 +266,7 @@ def range_ratio(old: Sequence[float], new: Sequence[float]) -> Interval:
     The range is the quotient of the two sides' ranges in interval arithmetic (Moore 1966). No probability is claimed;
     one sample a side is enough.
     """
-    before, after = _positive(old, "old"), _positive(new, "new")
+    before, after = positive(old, "old"), positive(new, "new")
     ratio = float(np.median(after) / np.median(before))
     low, high = float(after.min() / before.max()), float(after.max() / before.min())
     return Interval(ratio, low, high, None, "range", min(len(before), len(after)))
@@ -307,7 +279,7 @@ def decide_memory(old: Sequence[float], new: Sequence[float], *, absolute: float
     in PEP 485. Regressed if every pair of samples grew by more, pass if none did, otherwise inconclusive: the range of
     the growth is the difference of the two sides' ranges (Moore 1966).
     """
-    before, after = _positive(old, "old"), _positive(new, "new")
+    before, after = positive(old, "old"), positive(new, "new")
     allowed = max(_margin(absolute), _margin(relative) * float(np.median(before)))
     if after.max() - before.min() <= allowed:
         return Decision("pass", "within-range")
@@ -359,7 +331,7 @@ def log_ratio_sd(old: Sequence[float], new: Sequence[float]) -> float:
 
     :func:`log_sd` of the ratios (Kirkwood 1979).
     """
-    return log_sd(np.exp(_log_ratios(old, new)).tolist())
+    return log_sd(np.exp(log_ratios(old, new)).tolist())
 
 
 def log_sd(values: Sequence[float]) -> float:
@@ -367,7 +339,7 @@ def log_sd(values: Sequence[float]) -> float:
 
     The logarithm of Kirkwood's geometric standard deviation (1979).
     """
-    logs = np.log(_positive(values, "noise"))
+    logs = np.log(positive(values, "noise"))
     if len(logs) < 2:
         raise TooFewSamples("a standard deviation", 2, len(logs))
     return float(logs.std(ddof=1))
@@ -379,75 +351,6 @@ def proportion(count: int, trials: int, confidence: float = 0.95) -> Interval:
         raise TooFewSamples("a rate", 1, trials)
     found = distributions.binomtest(count, trials).proportion_ci(confidence, method="exact")
     return Interval(count / trials, float(found.low), float(found.high), confidence, "Clopper-Pearson", trials)
-
-
-# ----------------------------------------------------------------------------------------------------------- internal
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95, rule: str = "a mean") -> Interval:
-    """Return the mean of independent values: Student's t for fewer than FEW, BCa from there on."""
-    return _mean_interval(finite(values, "mean's"), confidence, rule)
-
-
-def _mean_interval(values: np.ndarray, confidence: float, rule: str) -> Interval:
-    count = len(values)
-    if count < 2:
-        raise TooFewSamples(rule, 2, count)
-    center = float(values.mean())
-    if np.ptp(values) <= _ROUNDING:
-        return Interval(center, center, center, confidence, "no spread", count)
-    if count < FEW:
-        arm = float(distributions.t.ppf((1 + confidence) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
-        return Interval(center, center - arm, center + arm, confidence, "Student-t", count)
-    low, high = _bca(np.sort(values).tobytes(), confidence)
-    return Interval(center, low, high, confidence, "BCa", count)
-
-
-# A gate judges all that it has after every block, of which one series has changed.
-@functools.lru_cache(maxsize=4096)
-def _bca(values: bytes, confidence: float) -> tuple[float, float]:
-    """Return BCa's interval of a mean; sorted and seeded, so that the same samples give the same one in any order."""
-    samples = np.frombuffer(values)
-    found = distributions.bootstrap(
-        (samples,),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        batch=max(1, _BATCH_NUMBERS // len(samples)),
-        confidence_level=confidence,
-        method="BCa",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def _log_ratios(old: Sequence[float], new: Sequence[float]) -> np.ndarray:
-    if len(old) != len(new):
-        raise SampleError(f"a paired ratio needs both sides of every block: got {len(old)} old and {len(new)} new")
-    if not old:
-        raise TooFewSamples("a paired ratio", 2, 0)
-    return np.asarray(np.log(_positive(new, "new")) - np.log(_positive(old, "old")))
-
-
-def finite(values: Sequence[float], what: str) -> np.ndarray:
-    """Return samples as an array; raises SampleError naming the first that is NaN or infinite."""
-    array = np.asarray(values, dtype=float)
-    if bad := [index for index, value in enumerate(array.tolist()) if not math.isfinite(value)]:
-        raise SampleError(f"{what} sample {bad[0]} is {array[bad[0]]}: nothing to calculate with; measure it again")
-    return array
-
-
-def logs(values: Sequence[float], what: str) -> np.ndarray:
-    """Return samples' natural logarithms; raises SampleError naming the first that is not finite and above zero."""
-    return np.asarray(np.log(_positive(values, what)))
-
-
-def _positive(values: Sequence[float], what: str) -> np.ndarray:
-    array = finite(values, what)
-    if not len(array):
-        raise TooFewSamples(f"the {what} side", 1, 0)
-    if bad := [index for index, value in enumerate(array.tolist()) if value <= 0]:
-        raise SampleError(f"{what} sample {bad[0]} is {array[bad[0]]:g}: a ratio needs samples above zero")
-    return array
 
 
 def _margin(margin: float) -> float:

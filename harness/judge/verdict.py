@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import accuracy, stats
+from harness.judge.intervals import Interval, logs
 from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Kind, Margins, Rule
 from harness.judge.series import MEAN_OF, SIDES, Series, label_of, task_of
-from harness.judge.stats import Decision, Interval
+from harness.judge.stats import Decision
 from harness.records.metrics import METRICS, Direction
 from harness.records.place import Parameters, Place
 
@@ -248,7 +249,7 @@ def _size(series: Series, rule: Rule, margin: float) -> Judged:
 
 def _ratio(series: Series, rule: Rule, margin: float) -> Judged:
     """Perplexity: each sample is a window's own perplexity."""
-    old, new = (stats.logs(side, "window's").tolist() for side in (series.old, series.new))
+    old, new = (logs(side, "window's").tolist() for side in (series.old, series.new))
     interval = accuracy.perplexity_ratio(old, new, CONFIDENCE)
     direction = METRICS[series.metric].direction
     decision = stats.decide(interval, margin, direction)

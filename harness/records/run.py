@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from harness.base.errors import RecordError
 from harness.base.text import file_name
 from harness.records.migrations import migrate
-from harness.records.schema import _LINE, Line
+from harness.records.schema import LINE, Line
 
 
 class Run:
@@ -172,7 +172,7 @@ def parse(raw: bytes, where: str) -> Line:
     since leaving it out in silence would change a table.
     """
     try:
-        return _LINE.validate_python(migrate(json.loads(raw), where))
+        return LINE.validate_python(migrate(json.loads(raw), where))
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenLine(f"{where}: left out, {_reason(error)}") from error
 

@@ -175,7 +175,8 @@ class Outcome(_Line):
 Line = Annotated[Header | Measurement | Failure | Judgement | Timing | Outcome, Field(discriminator="kind")]
 
 
-_LINE: TypeAdapter[Line] = TypeAdapter(Line)
+LINE: TypeAdapter[Line] = TypeAdapter(Line)
+"""One line of a record file."""
 
 
 def identity(measurement: Measurement) -> str:

@@ -28,9 +28,9 @@ import planted  # noqa: E402
 from harness.base.files import default_root, write_text  # noqa: E402
 from harness.commands.gate import Workplace  # noqa: E402
 from harness.gate import noise as gate_noise  # noqa: E402
-from harness.gate.plan import Options  # noqa: E402
 from harness.gate.schedule import parse_budget  # noqa: E402
 from harness.judge import stats  # noqa: E402
+from harness.judge.gatefile import Options  # noqa: E402
 from harness.machine.lock import machine_lock, only_session  # noqa: E402
 from harness.matrix.load import load  # noqa: E402
 from harness.report import noise as report_noise  # noqa: E402
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, arm: str) -> None:
             margins=(str(arguments.margin),),
             seed=seed,
         )
-        data = place.gate(options, pair=pair, calibrated=False).data
+        data = json.loads(place.gate(options, pair=pair, calibrated=False).file.text())
         found = " ".join(f"{it['verdict']} ({it['reason']})" for it in of(data, ARMS[arm][1]))
         print(f"{arm} gate {seed + 1}: {found}, {data['measuring_seconds']:.0f} s", flush=True)
 

@@ -14,7 +14,8 @@ from scipy import stats as distributions
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import stats
-from harness.judge.stats import Decision, Interval
+from harness.judge.intervals import FEW, Interval
+from harness.judge.stats import Decision
 
 SAMPLE = st.floats(1e-3, 1e3)
 BLOCKS = st.lists(st.tuples(SAMPLE, SAMPLE), min_size=2, max_size=15)
@@ -298,7 +299,7 @@ def test_the_p_value_of_students_interval_is_that_of_a_t_test(blocks: list[tuple
 
 
 @settings(max_examples=20)
-@given(st.integers(stats.FEW, 40), st.floats(0, 0.15), st.integers(0, 99), MARGIN)
+@given(st.integers(FEW, 40), st.floats(0, 0.15), st.integers(0, 99), MARGIN)
 def test_the_p_value_and_the_bootstraps_interval_agree(count: int, shift: float, seed: int, margin: float) -> None:
     old, new = noisy(count, shift, seed=seed)
     interval = stats.paired_ratio(old, new)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from harness.records.metrics import METRICS, STAGES, stage_of
 from harness.records.place import Parameters, Place, Placed
-from harness.records.schema import _LINE, Judgement, Measurement
+from harness.records.schema import LINE, Judgement, Measurement
 
 from .test_records import CELLS, MEASUREMENTS, NAMES, OPTIONS
 
@@ -97,7 +97,7 @@ def test_parameters_of_different_types_are_different_and_nan_is_itself() -> None
 @given(MEASUREMENTS)
 def test_a_record_has_the_same_place_once_it_is_read_again(measurement: Measurement) -> None:
     place = Place.of(measurement)
-    assert Place.of(_LINE.validate_json(measurement.model_dump_json())) == place  # type: ignore[arg-type]
+    assert Place.of(LINE.validate_json(measurement.model_dump_json())) == place  # type: ignore[arg-type]
     assert place.cell == Place.of(measurement.cell)
     assert place == Place.of(measurement.cell).at(measurement.metric, measurement.parameters, measurement.definition)
     judged = Judgement(
