@@ -76,7 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--results": {
         "type": Path,
         "metavar": "DIR",
-        "help": "where runs and tables are written (default: results)",
+        "help": "where runs are written, with their tables (default: results)",
     },
     "--resume": {
         "nargs": "?",

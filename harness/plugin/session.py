@@ -43,7 +43,6 @@ class HarnessSession:
     """Everything that a session of the suites shares."""
 
     run: Run
-    results: Path
     flow: Flow
     measure: Measure
     mobile: MeasureMobile
@@ -89,6 +88,7 @@ class HarnessSession:
             harness=_harness(),
         )
         run.append(header)
+        run.become_latest()
         flow = Flow(
             store,
             run,
@@ -108,7 +108,7 @@ class HarnessSession:
         documented = Documented.load()
         judge = Judge(matrix, measure, run, documented)
         mobile = MeasureMobile(flow, measure, run, given.phone_runner)
-        return cls(run, given.results, flow, measure, mobile, judge, documented, lock, started, problems)
+        return cls(run, flow, measure, mobile, judge, documented, lock, started, problems)
 
     def close(self) -> None:
         """End every worker and let other sessions measure."""
@@ -180,7 +180,7 @@ class HarnessSession:
             planner=time.process_time() - self.planner_started,
         )
         return summary.sections(
-            self.results / "tables",
+            self.run.folder / "tables",
             failures=self.judge.failures,
             known=self.judge.known,
             unjudged=self.judge.unjudged,

@@ -52,6 +52,17 @@ class Run:
             return cls(folder)
         raise RecordError(f"no free run folder under {root} for {stamp}")
 
+    def become_latest(self) -> None:
+        """Have ``latest`` beside the folder of the runs point to this one; nothing where links cannot be made."""
+        pointer = self.folder.parent.parent / "latest"
+        made = pointer.with_name(f".latest.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+            made.symlink_to(Path(self.folder.parent.name, self.name), target_is_directory=True)
+            if pointer.is_symlink() or not pointer.exists():
+                made.replace(pointer)
+            made.unlink(missing_ok=True)
+
     @classmethod
     def open(cls, root: Path, name: str) -> Run:
         """Return the run called ``name`` (or ``last``, or a path to a run folder or its records file)."""

@@ -39,7 +39,7 @@ def test_a_trained_model_keeps_its_quality_in_eight_bits(job: tuple[Path, str]) 
 
 def test_the_tables_are_in_the_published_layout(job: tuple[Path, str]) -> None:
     results, printed = job
-    table = (results / "tables" / "cpu.md").read_text(encoding="utf-8")
+    table = (results / "latest" / "tables" / "cpu.md").read_text(encoding="utf-8")
     assert "| Benchmark        | SmolLM2-135M-Instruct | SmolLM2-135M-Instruct-int8wo |" in table
     assert "weights from a 4-bit GGUF" in table
     for text in (table, printed):

@@ -302,7 +302,7 @@ def test_a_finished_session_has_records_tables_and_a_summary(finished: Finished)
     judgements = [line for line in lines if isinstance(line, Judgement)]
     assert judgements
     assert all(line.passed for line in judgements)
-    tables = list((finished.folder / "results" / "tables").iterdir())
+    tables = list((finished.records.parent / "tables").iterdir())
     assert {path.suffix for path in tables} >= {".md", ".rst", ".csv"}
     assert all("int8wo" in path.read_text(encoding="utf-8") for path in tables if path.suffix == ".md")
     for words in ("where the time went", "Peak Memory", "limits held: ", str(finished.records)):
@@ -367,8 +367,8 @@ def test_a_torn_record_is_named_and_the_others_are_used(again: NewSession) -> No
 def test_a_full_disk_is_a_clear_error_and_keeps_whole_records(again: NewSession) -> None:
     session = again()
     before = session.records.read_bytes()
-    shutil.rmtree(session.folder / "results" / "tables")
-    (session.folder / "results" / "tables").write_text("in the way of the tables, as a full disk is")
+    shutil.rmtree(session.records.parent / "tables")
+    (session.records.parent / "tables").write_text("in the way of the tables, as a full disk is")
     header = next(line for line in before.splitlines(keepends=True))
     status, output = session.run(SELECTED, "--resume", file_limit=len(before) + len(header) + 600)
     assert status == 1
@@ -379,7 +379,7 @@ def test_a_full_disk_is_a_clear_error_and_keeps_whole_records(again: NewSession)
     after = session.records.read_bytes()
     assert after.startswith(before)
     assert read(session.records)[1] == []
-    (session.folder / "results" / "tables").unlink()
+    (session.records.parent / "tables").unlink()
     status, output = session.run(SELECTED, "--resume")
     assert status == 0, output
     assert session.workers == []

@@ -46,7 +46,6 @@ def session(tmp_path: Path) -> HarnessSession:
     nothing: Any = SimpleNamespace(failures=[], known=[], unjudged=[], known_models=[])
     return HarnessSession(
         run=Run.create(tmp_path / "runs"),
-        results=tmp_path,
         flow=nothing,
         measure=nothing,
         mobile=nothing,
@@ -111,7 +110,7 @@ def test_an_expected_failure_is_no_skip(session: HarnessSession, known: str | No
     assert (line.outcome, line.reason, line.known) == (outcome, "17", known or "")
 
 
-def test_the_written_table_names_what_cannot_work_and_why(session: HarnessSession, tmp_path: Path) -> None:
+def test_the_written_table_names_what_cannot_work_and_why(session: HarnessSession) -> None:
     where = "test_engine.py::"
     for line in (
         fraction(0.5, "vllm"),
@@ -126,7 +125,7 @@ def test_the_written_table_names_what_cannot_work_and_why(session: HarnessSessio
     ):
         session.run.append(line)
     session.summary([])
-    text = (tmp_path / "tables" / "h100.md").read_text(encoding="utf-8")
+    text = (session.run.folder / "tables" / "h100.md").read_text(encoding="utf-8")
     expected, shown = (
         [[one.strip() for one in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
         for part in text.partition("Failed as expected")[2].split("Skipped")

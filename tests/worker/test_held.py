@@ -227,6 +227,6 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
     found = [line for line in Run(records).lines() if isinstance(line, Measurement)]
     assert {line.cell.recipe.name for line in found} == {"int8wo"}
     assert {line.metric: line.value for line in found}["quantized_layers"] == 14
-    table = Path("results/tables/cpu.md").read_text(encoding="utf-8")
+    table = Path("results/latest/tables/cpu.md").read_text(encoding="utf-8")
     assert "| tiny-int8wo |" in table
     assert f"came quantized, with {INT8}, and was measured as it is" in table
