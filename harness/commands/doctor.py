@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what can run here; returns 0 if at least one hardware's cells can, else 1."""
-    matrix = load(args.matrix, server_names()) if args.matrix.is_file() else None
+    matrix = here.whole(load(args.matrix, server_names())) if args.matrix.is_file() else None
     findings = [*machine(), *(devices(matrix) if matrix else ()), *emulators(), *packages(imported=not args.quick)]
     able = summary(findings, matrix)
     for line in rendered([*findings, *(recipes(matrix) if matrix else ()), *able]):
@@ -136,10 +136,12 @@ def emulators() -> list[Finding]:
 
 def requirements() -> dict[str, list[Requirement]]:
     """Return what the project asks for by extra; the planner's own are under an empty name."""
-    try:
-        texts = importlib.metadata.requires(_DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        texts = _of_the_checkout()
+    texts = _of_the_checkout()
+    if not texts:
+        try:
+            texts = importlib.metadata.requires(_DISTRIBUTION) or []
+        except importlib.metadata.PackageNotFoundError as error:
+            raise HarnessError(f"{_DISTRIBUTION} is not installed here; pip install -e . in its folder") from error
     found: dict[str, list[Requirement]] = {}
     for text in texts:
         asked = Requirement(text)
@@ -150,10 +152,10 @@ def requirements() -> dict[str, list[Requirement]]:
 
 
 def _of_the_checkout() -> list[str]:
-    """Return the requirements of a checkout that is used without being installed."""
+    """Return the requirements of the checkout that this runs from, which may be newer than what was installed of it."""
     path = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if not path.is_file():
-        raise HarnessError(f"{_DISTRIBUTION} is not installed here; pip install -e . in its folder")
+        return []
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].items()
     return [*project["dependencies"], *(f"{text} ; extra == '{extra}'" for extra, them in extras for text in them)]

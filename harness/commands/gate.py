@@ -125,7 +125,7 @@ class Workplace:
 def workplace(arguments: argparse.Namespace) -> Workplace:
     """Return where the command line says gates run; of a group ``-m`` becomes the hardware of it that is here."""
     progress = _Progress()
-    matrix = load(arguments.matrix, registry.names())
+    matrix = here.whole(load(arguments.matrix, registry.names()))
     hardware = here.of_group(matrix, arguments.hardware)
     if hardware is None:
         raise HarnessError(f"-m {arguments.hardware}: a group of {matrix.path.name} that has no members")

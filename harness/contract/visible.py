@@ -32,14 +32,6 @@ def used() -> Any:
     return pynvml.nvmlDeviceGetHandleByIndex(int(first))
 
 
-def uuid() -> str:
-    """Return the UUID of the GPU that :func:`used` returns."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    return str(pynvml.nvmlDeviceGetUUID(used()))
-
-
 def _whole(start: str) -> str:
     """Return the UUID that begins so: CUDA takes as much of it as is unique, NVML only the whole."""
     import pynvml

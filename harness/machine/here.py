@@ -1,12 +1,53 @@
-"""Which hardware of a matrix is here, and which stands for a group of it."""
+"""Which hardware of a matrix is here, which stands for a group of it, and a GPU that no entry of it is for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
+from harness.base.errors import MatrixError
 from harness.machine import probe
+from harness.machine.vendors import VENDORS
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
+
+
+def whole(matrix: Matrix) -> Matrix:
+    """Return the matrix with an entry for the GPU that is here, if none of its own is for it.
+
+    What it is its driver says; what is measured on it, and which cells it has, is said of its groups. Raises
+    MatrixError if several entries are for it.
+    """
+    for name in VENDORS:
+        product, problem = probe.product(name)
+        if problem:
+            continue
+        fitting = [it.name for it in matrix.hardware.values() if it.vendor == name and it.fits(product)]
+        if len(fitting) > 1:
+            entries = " and ".join(f"hardware.{one}" for one in fitting)
+            raise MatrixError(f"{matrix.path}: {entries} both match {product!r}, the GPU here; only one may")
+        if not fitting:
+            matrix = matrix.with_hardware(_unlisted(matrix, name, product))
+    return matrix
+
+
+def _unlisted(matrix: Matrix, vendor: str, product: str) -> Hardware:
+    capability = VENDORS[vendor].capability()
+    plain = re.sub(r"[^a-z0-9]+", "-", product.lower().removeprefix(vendor)).strip("-") or vendor
+    taken = {*matrix.hardware, *matrix.groups}
+    siblings = [it for it in matrix.hardware.values() if it.vendor == vendor]
+    found = Hardware.model_validate(
+        {
+            "name": plain if plain not in taken else f"{vendor}-{plain}",
+            "meaning": f"the GPU that is here, {product}, which no entry of {matrix.path.name} is for",
+            "vendor": vendor,
+            "match": f"^{re.escape(product)}$",
+            "capability": capability,
+            "arithmetic": VENDORS[vendor].arithmetic(capability),
+            "install": siblings[0].install if siblings else "",
+        }
+    )
+    return found.model_copy(update={"groups": found.implied_groups})
 
 
 def of_group(matrix: Matrix, name: str) -> Hardware | None:

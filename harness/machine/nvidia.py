@@ -1,82 +1,114 @@
-"""NVIDIA GPUs through NVML: which one is measured, its state, and whether the driver fits."""
+"""NVIDIA GPUs through NVML: which one is measured, its state, and whether the driver fits torch."""
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import re
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import visible
-from harness.records.schema import Scalar
+from harness.machine.vendor import State, Unseen, Vendor, answers, torch_built_for
+from harness.matrix.hardware import Arithmetic
+
+# Reasons for lowered clocks that make a measurement void: slowdowns for heat or by the board, not the power cap under
+# which a busy GPU always runs. Values: NVML's nvmlClocksEventReasons.
+_THROTTLING = {
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
 
 
-def gpu_state() -> dict[str, Scalar]:
-    import pynvml
+class NVIDIA(Vendor):
+    title = "NVIDIA"
+    choice = "CUDA_VISIBLE_DEVICES"
 
-    pynvml.nvmlInit()
-    handle = visible.used()
-    found: dict[str, Scalar] = {}
-    questions: dict[str, Any] = {
-        "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        "power_w": lambda: round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
-        "throttle_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-        "gpu_processes": lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        "other_gpus_in_use": lambda: _others_in_use(handle),
-        "gpu_memory_used_gb": lambda: round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9, 2),
-    }
-    for name, question in questions.items():
-        try:
-            found[name] = question()
-        except pynvml.NVMLError as error:
-            found[name] = f"not available: {error}"
-    return found
+    def product(self) -> str:
+        with _library() as nvml:
+            return str(nvml.nvmlDeviceGetName(visible.used()))
+
+    def capability(self) -> str:
+        with _library() as nvml:
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(visible.used())
+            return f"{major}.{minor}"
+
+    def arithmetic(self, capability: str) -> tuple[Arithmetic, ...]:
+        return ("bfloat16", "int8", "float8") if _version(capability) >= (8, 9) else ("bfloat16", "int8")
+
+    def uuid(self) -> str:
+        with _library() as nvml:
+            return str(nvml.nvmlDeviceGetUUID(visible.used()))
+
+    def unfit(self) -> str:
+        version, built = torch_built_for(("cuda",))
+        with _library() as nvml:
+            supported = int(nvml.nvmlSystemGetCudaDriverVersion())
+            if not built or supported >= _version(built["cuda"])[0] * 1000:
+                return ""
+            driver = f"{nvml.nvmlSystemGetDriverVersion()} supports CUDA {supported // 1000}.{supported % 1000 // 10}"
+            return (
+                f"driver {driver}, but torch {version} is built for CUDA {built['cuda']}: update the driver or install "
+                "torch for the older CUDA"
+            )
+
+    def detail(self) -> State:
+        with _library() as nvml:
+            return {
+                "driver": str(nvml.nvmlSystemGetDriverVersion()),
+                "gpu_memory_gb": round(nvml.nvmlDeviceGetMemoryInfo(visible.used()).total / 1e9, 1),
+            }
+
+    def state(self) -> State:
+        with _library() as nvml:
+            handle = visible.used()
+            return answers(
+                {
+                    "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+                    "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+                    "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+                    "power_w": lambda: round(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
+                    "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+                    "gpu_processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+                    "other_gpus_in_use": lambda: _others_in_use(nvml, handle),
+                    "gpu_memory_used_gb": lambda: round(nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9, 2),
+                },
+                nvml.NVMLError,
+            )
+
+    def slowed(self) -> list[str]:
+        with _library() as nvml:
+            reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(visible.used()))
+            return [name for bit, name in _THROTTLING.items() if reasons & bit]
+
+    def processes(self) -> list[int]:
+        with _library() as nvml:
+            return [int(it.pid) for it in nvml.nvmlDeviceGetComputeRunningProcesses(visible.used())]
 
 
-def _others_in_use(handle: Any) -> int:
-    """Return how many other GPUs of this machine run something: they share its processors, memory and power."""
-    import pynvml
-
-    own = pynvml.nvmlDeviceGetUUID(handle)
-    every = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    others = [other for other in every if pynvml.nvmlDeviceGetUUID(other) != own]
-    return sum(bool(pynvml.nvmlDeviceGetComputeRunningProcesses(other)) for other in others)
-
-
-@functools.cache
-def _gpu() -> tuple[str, str]:
-    """Return the name of the GPU that would be measured, and why there is none."""
+@contextlib.contextmanager
+def _library() -> Iterator[Any]:
+    """Give pynvml, ready to be asked. Raises Unseen for what is not here and what the driver refuses."""
     try:
         import pynvml
-    except ImportError:
-        return "", "the package nvidia-ml-py is not installed, so GPUs cannot be seen"
+    except ImportError as error:
+        raise Unseen("the package nvidia-ml-py is not installed, so GPUs cannot be seen") from error
     try:
         pynvml.nvmlInit()
-        return str(pynvml.nvmlDeviceGetName(visible.used())), ""
+        yield pynvml
     except pynvml.NVMLError as error:
-        return "", f"no NVIDIA GPU can be seen here ({error})"
+        raise Unseen(f"no NVIDIA GPU can be seen here ({error})") from error
     except visible.NoGPU as error:
-        return "", str(error)
+        raise Unseen(str(error)) from error
 
 
-def driver_too_old() -> str:
-    """Return why the driver cannot run this environment's torch, or an empty string."""
-    import pynvml
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")[:2]))
 
-    try:
-        torch = importlib.metadata.distribution("torch")
-        built = Path(str(torch.locate_file("torch/version.py"))).read_text(encoding="utf-8")
-    except (importlib.metadata.PackageNotFoundError, OSError):
-        return ""
-    match = re.search(r"^cuda\b[^=]*= '(\d+)\.(\d+)", built, re.MULTILINE)
-    supported = int(pynvml.nvmlSystemGetCudaDriverVersion())
-    if match and supported < int(match.group(1)) * 1000:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        return (
-            f"driver {driver} supports CUDA {supported // 1000}.{supported % 1000 // 10}, but torch {torch.version} is "
-            f"built for CUDA {match.group(1)}.{match.group(2)}: update the driver or install torch for the older CUDA"
-        )
-    return ""
+
+def _others_in_use(nvml: Any, handle: Any) -> int:
+    """Return how many other GPUs of this machine run something: they share its processors, memory and power."""
+    own = nvml.nvmlDeviceGetUUID(handle)
+    every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    others = [other for other in every if nvml.nvmlDeviceGetUUID(other) != own]
+    return sum(bool(nvml.nvmlDeviceGetComputeRunningProcesses(other)) for other in others)

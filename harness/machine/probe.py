@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from harness.contract import visible
-from harness.machine.nvidia import _gpu, driver_too_old, gpu_state
+from harness.machine.vendor import Unseen
+from harness.machine.vendors import VENDORS
 from harness.machine.watch import strangers
 from harness.matrix.hardware import Hardware
 from harness.records.schema import Device, Scalar
@@ -26,18 +26,34 @@ def missing(hardware: Hardware) -> str:
             return f"{name} is not installed; {hardware.install}"
     if not hardware.is_gpu:
         return ""
-    name, problem = _gpu()
+    vendor = VENDORS[hardware.vendor]
+    name, problem = product(hardware.vendor)
     if problem:
         return problem
     if not hardware.fits(name):
-        return f"the GPU here is {name}, not {hardware}; with several, CUDA_VISIBLE_DEVICES chooses"
-    strangers()
-    return driver_too_old()
+        return f"the GPU here is {name}, not {hardware}; with several, {vendor.choice} chooses"
+    strangers(hardware.vendor)
+    return unfit(hardware.vendor)
+
+
+@functools.cache
+def product(vendor: str) -> tuple[str, str]:
+    """Return the name of the vendor's GPU that would be measured, and why there is none."""
+    try:
+        return VENDORS[vendor].product(), ""
+    except Unseen as error:
+        return "", str(error)
+
+
+@functools.cache
+def unfit(vendor: str) -> str:
+    """Return why this environment's torch cannot run on the vendor's GPU that is here, or an empty string."""
+    return VENDORS[vendor].unfit()
 
 
 def gpu_uuid(hardware: Hardware) -> str:
     """Return the UUID of the GPU that is measured as ``hardware``, which is here."""
-    return visible.uuid()
+    return VENDORS[hardware.vendor].uuid()
 
 
 @functools.cache
@@ -58,19 +74,12 @@ def device(hardware: Hardware) -> Device:
     """Return what measurements on ``hardware`` run on."""
     if not hardware.is_gpu:
         return host() if hardware.runs == "models" else host().model_copy(update={"torch_device": ""})
-    import pynvml
-
-    pynvml.nvmlInit()
-    handle = visible.used()
-    detail = host().detail | {
-        "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-        "gpu_memory_gb": round(pynvml.nvmlDeviceGetMemoryInfo(handle).total / 1e9, 1),
-    }
+    vendor = VENDORS[hardware.vendor]
     return Device(
-        name=str(pynvml.nvmlDeviceGetName(handle)),
+        name=vendor.product(),
         vendor=hardware.vendor,
         torch_device=hardware.torch_device,
-        detail=detail,
+        detail=host().detail | vendor.detail(),
     )
 
 
@@ -89,7 +98,7 @@ def host_state() -> dict[str, Scalar]:
 
 def state(hardware: Hardware) -> dict[str, Scalar]:
     """Return the machine's state now; on a GPU also its clocks, throttling, temperature, power and tenants."""
-    return host_state() | (gpu_state() if hardware.watched else {})
+    return host_state() | (VENDORS[hardware.vendor].state() if hardware.watched else {})
 
 
 def _processor() -> str:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 from pathlib import Path
 
-from harness.contract import visible
 from harness.contract.warden import descendants
+from harness.machine.vendor import Unseen
+from harness.machine.vendors import VENDORS
 from harness.matrix.hardware import Hardware
-
-# Reasons for lowered clocks that make a measurement void: slowdowns for heat or by the board, not the power cap under
-# which a busy GPU always runs. Values: NVML's nvmlClocksEventReasons.
-_THROTTLING = {
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "hardware power brake",
-}
 
 
 class Watch:
@@ -31,7 +24,7 @@ class Watch:
     INTERVAL = 0.5
 
     def __init__(self, hardware: Hardware) -> None:
-        self._watched = hardware.watched
+        self._vendor = hardware.vendor if hardware.watched else ""
         self._seen: set[str] = set()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -41,7 +34,7 @@ class Watch:
         return sorted(self._seen)
 
     def __enter__(self) -> Watch:
-        if self._watched:
+        if self._vendor:
             self._look()
             self._thread = threading.Thread(target=self._run, name="hardware-watch", daemon=True)
             self._thread.start()
@@ -58,38 +51,31 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            handle = visible.used()
-            reasons = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-            processes = [int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-        except pynvml.NVMLError:
-            return
-        self._seen |= {f"throttled: {name}" for bit, name in _THROTTLING.items() if reasons & bit}
-        self._seen |= {f"shared: process {pid} is on the GPU too" for pid in foreign(processes)}
+        vendor = VENDORS[self._vendor]
+        # What one of the two questions is refused, the other may be told.
+        with contextlib.suppress(Unseen):
+            self._seen |= {f"throttled: {name}" for name in vendor.slowed()}
+        with contextlib.suppress(Unseen):
+            others = foreign(vendor.processes(), self._vendor)
+            self._seen |= {f"shared: process {pid} is on the GPU too" for pid in others}
 
 
 @functools.cache
-def strangers() -> frozenset[int]:
-    """Return the processes that were on the GPU when this was first asked, before there were workers of our own.
+def strangers(vendor: str) -> frozenset[int]:
+    """Return the processes that were on the vendor's GPU when this was first asked, before there were workers of ours.
 
     One of another container has an id of the host's here, which cannot be told later from that of a worker.
     """
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-        return frozenset(int(it.pid) for it in pynvml.nvmlDeviceGetComputeRunningProcesses(visible.used()))
-    except pynvml.NVMLError:
+        return frozenset(VENDORS[vendor].processes())
+    except Unseen:
         return frozenset()
 
 
-def foreign(processes: list[int]) -> list[int]:
+def foreign(processes: list[int], vendor: str) -> list[int]:
     """Return those process ids that are neither this process nor its descendants.
 
     They exist here, or were on the GPU before the session's own: a container sees its workers under ids of the host's.
     """
     ours = {os.getpid(), *descendants(os.getpid())}
-    return [pid for pid in processes if pid not in ours and (pid in strangers() or Path(f"/proc/{pid}").exists())]
+    return [pid for pid in processes if pid not in ours and (pid in strangers(vendor) or Path(f"/proc/{pid}").exists())]

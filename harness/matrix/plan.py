@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,12 @@ class Matrix:
     @property
     def baseline(self) -> Recipe:
         return next(recipe for recipe in self.recipes.values() if recipe.baseline)
+
+    def with_hardware(self, hardware: Hardware) -> Matrix:
+        """Return the matrix with one more entry, if anything is measured on it: by its groups, or by its name."""
+        if hardware.pick(self.measurements) is None:
+            return self
+        return replace(self, hardware={**self.hardware, hardware.name: hardware})
 
     @property
     def markers(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.base.errors import HarnessError
+from harness.machine import here
 from harness.matrix.load import load
 from harness.matrix.plan import Cell, Matrix
 from harness.plugin.collect import Claim
@@ -37,7 +38,7 @@ def matrix_of(config: pytest.Config) -> Matrix:
     if _matrix_key not in config.stash:
         given = CommandLine.of(config)
         try:
-            matrix = load(given.matrix, server_names())
+            matrix = here.whole(load(given.matrix, server_names()))
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
         for name in given.recipes or ():

@@ -6,93 +6,32 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from harness.contract import visible as gpus
-from harness.machine import probe
+from harness.base.errors import MatrixError
+from harness.machine import here, probe
 from harness.machine import watch as machine_watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
+from tests.machine.drivers import Driver, Smi
 
 CPU = Hardware(name="cpu", meaning="runs here")
 H100 = Hardware(name="h100", meaning="an H100", vendor="nvidia", match=r"\bH100\b", capability="9.0")
+MI300 = Hardware(name="mi300", meaning="an MI300", vendor="amd", match=r"\bMI300[AX]\b", capability="gfx942")
 MOBILE = Hardware(
     name="arm-mobile", meaning="ARM", runs="programs", needs=("executorch",), install="pip install '.[mobile]'"
 )
 
 
-class NVMLError(Exception):
-    """As pynvml has it."""
-
-
-class Driver(SimpleNamespace):
-    """Stands in for pynvml: one GPU, whose clocks and processes a test sets."""
-
-    NVMLError = NVMLError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
-
-    def __init__(self, *names: str, cuda: int = 13000) -> None:
-        super().__init__(names=names, cuda=cuda, reasons=0, pids=[], others=[], here=True, seen=threading.Event())
-
-    def nvmlInit(self) -> None:
-        if not self.here:
-            raise NVMLError("Driver Not Loaded")
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.names)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return f"GPU-{handle}a5c-77"
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
-        found = [index for index in range(len(self.names)) if self.nvmlDeviceGetUUID(index) == uuid]
-        if not found:
-            raise NVMLError("Not Found")
-        return found[0]
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return str(self.names[handle])
-
-    def nvmlSystemGetCudaDriverVersion(self) -> int:
-        return int(self.cuda)
-
-    def nvmlSystemGetDriverVersion(self) -> str:
-        return "570.1"
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(total=80e9, used=1e9)
-
-    def nvmlDeviceGetClockInfo(self, handle: int, clock: int) -> int:
-        return 1980
-
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
-        return 40
-
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
-        raise NVMLError("Not Supported")
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
-        reasons = int(self.reasons)
-        if reasons:
-            self.seen.set()
-        return reasons
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:
-        return [SimpleNamespace(pid=pid) for pid in (self.others if handle else self.pids)]
-
-
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     """What is cached of this machine, and of the stand-ins, is forgotten before and after each test."""
-    cached = [value for value in vars(probe).values() if hasattr(value, "cache_clear")]
+    cached = [value for module in (probe, machine_watch) for value in vars(module).values()]
+    cached = [value for value in cached if hasattr(value, "cache_clear")]
     for value in cached:
         value.cache_clear()
     yield
@@ -106,6 +45,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver = Driver("NVIDIA H100 80GB HBM3")
     monkeypatch.setitem(sys.modules, "pynvml", driver)  # type: ignore[arg-type]
     return driver
+
+
+@pytest.fixture
+def amd(monkeypatch: pytest.MonkeyPatch) -> Smi:
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    library = Smi("AMD Instinct MI300X")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "amdsmi", library)  # type: ignore[arg-type]
+    return library
 
 
 @pytest.fixture
@@ -147,7 +96,7 @@ def test_an_h100_is_recognised(gpu: Driver, torch: Callable[[str], None]) -> Non
     assert probe.missing(H100) == ""
     assert probe.device(H100).name == "NVIDIA H100 80GB HBM3"
     assert probe.device(H100).detail["gpu_memory_gb"] == 80.0
-    assert gpus.uuid() == "GPU-0a5c-77"
+    assert probe.gpu_uuid(H100) == "GPU-0a5c-77"
     state = probe.state(H100)
     assert (state["sm_mhz"], state["temperature_c"]) == (1980, 40)
     assert state["power_w"] == "not available: Not Supported"
@@ -236,6 +185,159 @@ def test_executorch_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe.missing(MOBILE) == ""
     installed.clear()
     assert "pip install '.[mobile]'" in probe.missing(MOBILE)
+
+
+# ----------------------------------------------------------------------------------------------------------------- AMD
+
+
+def test_an_amd_gpu_is_recognised(amd: Smi, torch: Callable[[str], None]) -> None:
+    torch("hip: Optional[str] = '6.4.43482'")
+    assert probe.missing(MI300) == ""
+    device = probe.device(MI300)
+    assert (device.name, device.vendor, device.torch_device) == ("AMD Instinct MI300X", "amd", "cuda")
+    assert (device.detail["driver"], device.detail["gpu_memory_gb"]) == ("6.12.12", 206.1)
+    assert probe.gpu_uuid(MI300) == "9eff74a1-0000-1000-8005"
+    state = probe.state(MI300)
+    assert (state["sm_mhz"], state["temperature_c"], state["gpu_memory_used_gb"]) == (2100, 41, 0.3)
+    assert state["power_w"] == "not available: AMDSMI_STATUS_NOT_SUPPORTED - Feature not supported"
+    assert (state["gpu_processes"], state["other_gpus_in_use"], state["throttle_reasons"]) == (0, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "AMD Instinct MI250X"),
+        ({"HIP_VISIBLE_DEVICES": "1"}, "AMD Instinct MI300X"),
+        ({"HIP_VISIBLE_DEVICES": "1,0"}, "AMD Instinct MI300X"),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "AMD Instinct MI300X"),
+        ({"HIP_VISIBLE_DEVICES": "0", "CUDA_VISIBLE_DEVICES": "1"}, "AMD Instinct MI250X"),
+        ({"ROCR_VISIBLE_DEVICES": "1"}, "AMD Instinct MI300X"),
+        ({"ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, "AMD Instinct MI300X"),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-15f2c77"}, "AMD Instinct MI300X"),
+        ({"ROCR_VISIBLE_DEVICES": "1,7,0", "HIP_VISIBLE_DEVICES": "1"}, "HIP_VISIBLE_DEVICES='1' leaves none of the 2"),
+        ({"HIP_VISIBLE_DEVICES": ""}, "HIP_VISIBLE_DEVICES='' leaves none of the 2 GPUs here"),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, "HIP_VISIBLE_DEVICES='-1' leaves none"),
+        ({"HIP_VISIBLE_DEVICES": "2"}, "HIP_VISIBLE_DEVICES='2' leaves none"),
+    ],
+)
+def test_the_gpu_that_hip_is_given_is_the_one_that_counts(
+    amd: Smi, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], found: str
+) -> None:
+    """HIP's order is its own: here the reverse of the library's."""
+    amd.gpus = [*Smi("AMD Instinct MI300X").gpus, *Smi("AMD Instinct MI250X").gpus]
+    amd.gpus[0] |= {"hip_id": 1, "uuid": "GPU-15f2c77"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    name, problem = probe.product("amd")
+    assert (problem or name).startswith(found)
+
+
+def test_why_an_amd_gpu_cannot_be_seen(amd: Smi, torch: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch("hip: Optional[str] = None")
+    assert probe.missing(MI300) == "torch 2.13.0 is not built for ROCm: install one that is"
+    amd.gpus[0]["name"] = "AMD Instinct MI250X"
+    probe.product.cache_clear()
+    assert probe.missing(MI300).startswith("the GPU here is AMD Instinct MI250X, not mi300; with several, HIP_VISIBLE")
+    for change, words in (
+        ({"gpus": []}, "no AMD GPU can be seen here"),
+        ({"here": False}, "no AMD GPU can be seen here (AMDSMI_STATUS_DRIVER_NOT_LOADED - Driver not loaded)"),
+    ):
+        probe.product.cache_clear()
+        vars(amd).update(change)
+        assert probe.missing(MI300) == words
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    probe.product.cache_clear()
+    assert probe.missing(MI300).startswith("amdsmi, a part of ROCm, cannot be imported")
+
+
+@pytest.mark.parametrize("slowdown", ["prochot_thrm", "socket_thrm", "hbm_thrm"])
+def test_slowdowns_and_strangers_of_an_amd_gpu_are_seen(
+    amd: Smi, monkeypatch: pytest.MonkeyPatch, slowdown: str
+) -> None:
+    """Its power cap is none, and where it tells of no slowdowns it tells of processes all the same."""
+    monkeypatch.setattr(machine_watch.Watch, "INTERVAL", 0.001)
+    with machine_watch.Watch(MI300) as watch:
+        amd.gpus[0]["slow"] = {slowdown: True, "ppt_pwr": True}
+        assert amd.seen.wait(10)
+        amd.gpus[0]["slow"] = {}
+    (problem,) = watch.problems
+    assert problem.startswith("throttled: ")
+    amd.tells = False
+    with machine_watch.Watch(MI300) as watch:
+        amd.gpus[0]["pids"] = [os.getpid(), 1]
+    assert watch.problems == ["shared: process 1 is on the GPU too"]
+
+
+# ------------------------------------------------------------------------------------------------------- what is here
+
+
+@pytest.mark.parametrize(
+    ("product", "capability", "name", "arithmetic"),
+    [
+        ("NVIDIA L40S", (8, 9), "l40s", ("bfloat16", "int8", "float8")),
+        ("NVIDIA GeForce RTX 3090", (8, 6), "geforce-rtx-3090", ("bfloat16", "int8")),
+        ("Tesla T4", (7, 5), "tesla-t4", ("bfloat16", "int8")),
+        ("NVIDIA GH200 480GB", (9, 0), "gh200-480gb", ("bfloat16", "int8", "float8")),
+        ("NVIDIA B300 SXM6 AC", (10, 3), "b300-sxm6-ac", ("bfloat16", "int8", "float8")),
+        # Names that are taken, though no entry is for these products.
+        ("NVIDIA Mi300", (9, 0), "nvidia-mi300", ("bfloat16", "int8", "float8")),
+        ("NVIDIA GPU", (9, 0), "nvidia-gpu", ("bfloat16", "int8", "float8")),
+    ],
+)
+def test_a_gpu_that_no_entry_is_for_is_what_its_driver_says(
+    gpu: Driver,
+    torch: Callable[[str], None],
+    suites_matrix: Matrix,
+    product: str,
+    capability: tuple[int, int],
+    name: str,
+    arithmetic: tuple[str, ...],
+) -> None:
+    torch("cuda = None")
+    gpu.names, gpu.capability = (product,), capability
+    matrix = here.whole(suites_matrix)
+    found = here.of_group(matrix, "gpu")
+    assert found is not None
+    assert (found.name, found.arithmetic) == (name, arithmetic)
+    assert found.capability == ".".join(map(str, capability))
+    assert here.of_group(matrix, "nvidia") == found
+    assert found in here.looked_for(matrix)
+    assert [it for it in here.looked_for(matrix) if it.is_gpu] == [found]
+    assert probe.missing(found) == ""
+    assert matrix.measured_on(found) == matrix.measurements["h100"]
+    skipped = {cell.recipe.name for cell in matrix.cells() if cell.hardware == found and cell.skip}
+    assert ("float8dq" in skipped) == (capability < (8, 9))
+    limits = [limit for limit in matrix.thresholds if limit.hardware and found.is_of(limit.hardware)]
+    assert limits
+    assert not [limit for limit in limits if "published" in limit.origin], "what was published is asked of H100s alone"
+
+
+def test_the_entry_that_is_here_stands_for_its_groups(
+    gpu: Driver, torch: Callable[[str], None], suites_matrix: Matrix
+) -> None:
+    torch("cuda = None")
+    for product, name in (("NVIDIA A100-SXM4-40GB", "a100"), ("NVIDIA L4", "l4")):
+        gpu.names = (product,)
+        probe.product.cache_clear()
+        matrix = here.whole(suites_matrix)
+        assert matrix is suites_matrix
+        standing = here.standing(matrix)
+        assert (standing["gpu"].name, standing["nvidia"].name, standing["amd"].name) == (name, name, "mi300")
+        assert here.meant(matrix, standing, ["h200"])["gpu"] == ["h200", name]
+
+
+def test_a_gpu_of_two_entries_is_an_error(gpu: Driver, suites_matrix: Matrix) -> None:
+    twin = suites_matrix.hardware["h100"].model_copy(update={"name": "twin"})
+    with pytest.raises(MatrixError, match=r"hardware\.h100 and hardware\.twin both match 'NVIDIA H100 80GB HBM3'"):
+        here.whole(suites_matrix.with_hardware(twin))
+
+
+def test_nothing_is_made_of_a_gpu_on_which_nothing_is_measured(gpu: Driver, suites_matrix: Matrix) -> None:
+    gpu.names = ("NVIDIA L40S",)
+    alone = {name: it for name, it in suites_matrix.measurements.items() if name != "gpu"}
+    matrix = replace(suites_matrix, measurements=alone)
+    assert here.whole(matrix) is matrix
+    assert here.of_group(matrix, "gpu") == matrix.hardware["h100"], "the first stands for a group of which none is here"
 
 
 # --------------------------------------------------------------------------------------------------------------- watch

@@ -264,7 +264,7 @@ def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Pa
             if isinstance(found, Measurement):
                 model = line["cell"]["model"]
                 model["came_quantized"] = model["note"].startswith("came quantized")
-                gpu, programs = "gpu_memory_gb" in line["device"]["detail"], line["cell"]["server"] == "executorch"
+                gpu, programs = "gpu_memory_gb" in line["device"]["detail"], line["cell"]["hardware"] == "arm-mobile"
                 line["device"]["vendor"] = "nvidia" if gpu else "none"
                 line["device"]["torch_device"] = "cuda" if gpu else "" if programs else "cpu"
                 assert line == json.loads(found.model_dump_json()) | {"schema_version": 1}
