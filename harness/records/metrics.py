@@ -212,7 +212,8 @@ _ALL = (
         "lower",
         "export",
         "Mean over tokens of KL(eager || program), the eager model being the same checkpoint in Transformers and "
-        "float32, over the same real text.",
+        "float32, over the same real text, begun as the model's tokenizer begins every text.",
+        version=2,
     ),
     Metric(
         "program_top1",
@@ -220,17 +221,31 @@ _ALL = (
         "higher",
         "export",
         "Share of positions where the program's and the eager model's most likely token is the same.",
+        version=2,
     ),
-    Metric("program_perplexity", "1", "lower", "export", "Perplexity of the program, as perplexity is of a model."),
+    Metric(
+        "program_perplexity",
+        "1",
+        "lower",
+        "export",
+        "Perplexity of the program, as perplexity is of a model.",
+        version=2,
+    ),
     Metric(
         "program_perplexity_change",
         "fraction",
         "lower",
         "export",
         "Absolute relative difference of the program's perplexity from the eager model's over the same text.",
+        version=2,
     ),
     Metric(
-        "logit_difference", "1", "lower", "export", "Largest absolute difference of any logit from the eager model's."
+        "logit_difference",
+        "1",
+        "lower",
+        "export",
+        "Largest absolute difference of any logit from the eager model's.",
+        version=2,
     ),
     Metric(
         "request_throughput",
@@ -281,21 +296,26 @@ _ALL = (
         "1",
         "lower",
         "transformers",
-        "exp of the mean negative log-likelihood a token over fixed windows of real text, teacher-forced.",
+        "exp of the mean negative log-likelihood a token over fixed windows of real text, teacher-forced; each "
+        "window is begun as the model's tokenizer begins every text (with its BOS), and all tokens but its first "
+        "count.",
+        version=2,
     ),
     Metric(
         "kl_divergence",
         "nats",
         "lower",
         "transformers",
-        "Mean over tokens of KL(baseline || recipe) of the next-token distributions over the same text.",
+        "Mean over tokens of KL(baseline || recipe) of the next-token distributions over the windows of perplexity.",
+        version=2,
     ),
     Metric(
         "top1_agreement",
         "fraction",
         "higher",
         "transformers",
-        "Share of positions where both models' most likely token is the same.",
+        "Share of positions where both models' most likely token is the same, over the windows of perplexity.",
+        version=2,
     ),
     Metric(
         "token_flips",
@@ -304,23 +324,27 @@ _ALL = (
         "transformers",
         "Share of positions where exactly one of the two models predicts the text's next token. Source: Dutta et al., "
         "Accuracy is Not All You Need, 2024 (flips), applied to next-token prediction.",
+        version=2,
     ),
     Metric(
         "served_kl",
         "nats",
         "lower",
         "engine",
-        "Mean over tokens of KL(Transformers || engine) of the next-token distributions over the same text, the same "
-        "recipe in both: the lower bound that the likeliest 20 tokens of both give, where a token that a side does not "
-        "list is at most as likely as the least likely one that it does.",
-        version=2,
+        "Mean over tokens of KL(Transformers || engine) of the next-token distributions over windows of the same "
+        "text, begun as the model's tokenizer begins every text, the same recipe in both: the lower bound that the "
+        "likeliest 20 tokens of both give, where a token that a side does not list is at most as likely as the least "
+        "likely one that it does.",
+        version=3,
     ),
     Metric(
         "served_top1",
         "fraction",
         "higher",
         "engine",
-        "Share of positions where the engine's and Transformers' most likely token is the same.",
+        "Share of positions where the engine's and Transformers' most likely token is the same, over the windows of "
+        "served_kl.",
+        version=2,
     ),
     Metric(
         "accuracy", "fraction", "higher", "transformers", "The task's own metric as lm-evaluation-harness reports it."

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.worker import evaluate
+from harness.worker import texts
 from harness.worker.generate import Generate
 
 
@@ -18,7 +18,7 @@ class Compatibility(Generate):
     commands: ClassVar[tuple[str, ...]] = ("write_logits", "compare_logits")
 
     def write_logits(self, text: str, windows: int, window_tokens: int, output: str) -> dict[str, Any]:
-        """Write the logits over the start of a text, (windows, window_tokens, vocabulary).
+        """Write the logits over the start of a text, (windows, tokens of a window, vocabulary).
 
         Returns how far this version is from itself when the same windows go through it as one batch, in the terms of
         :meth:`compare_logits`: matrix products of other shapes round otherwise, and a recipe that quantizes its
@@ -42,7 +42,7 @@ class Compatibility(Generate):
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _logits(self, text: str, windows: int, window_tokens: int, together: bool = False) -> torch.Tensor:
-        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
+        ids = torch.tensor(texts.windows(self.tokenizer, Path(text), windows, window_tokens).ids)
         batches = [ids] if together else list(ids.split(1))
         found = torch.cat([self.model(batch.to(self.model.device)).logits.float().cpu() for batch in batches])
         if not found.isfinite().all():

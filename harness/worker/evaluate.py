@@ -13,35 +13,29 @@ from typing import Any
 import torch
 import yaml
 
-
-def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> torch.Tensor:
-    """Return ``count`` consecutive windows of ``tokens`` token ids from the start of a text: int64, (count, tokens)."""
-    wanted = count * tokens
-    characters = text.read_text(encoding="utf-8")[: wanted * 16]
-    ids = tokenizer(characters, add_special_tokens=False)["input_ids"][:wanted]
-    if len(ids) < wanted:
-        raise ValueError(f"{text} has {len(ids)} tokens; {count} windows of {tokens} need {wanted}")
-    return torch.tensor(ids).view(count, tokens)
+from harness.worker.texts import Windows
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def text_quality(
-    model: Any, reference: Any | None, ids: torch.Tensor, progress: Callable[[int], None]
+    model: Any, reference: Any | None, windows: Windows, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """Hold a model against the text and, if there is one, against a reference model, teacher-forced.
 
+    What is predicted are a window's tokens of the text but the first; what its tokenizer begins it with is given.
     Returns one entry a window: mean negative log-likelihood (nats a token), and against the reference the mean
     KL(reference || model) in nats, the share of equal most likely tokens, and the share of positions where exactly
     one of the two predicts the text's next token.
     """
     results: dict[str, list[float]] = {"nll": [], "kl": [], "top1": [], "flips": []}
-    for index, window in enumerate(ids):
-        here = window.to(model.device)
-        target = here[1:]
-        log_p = _log_probabilities(model, here)
+    given = windows.given
+    for index, window in enumerate(windows.ids):
+        here = torch.tensor(window, device=model.device)
+        target = here[given + 1 :]
+        log_p = _log_probabilities(model, here)[given:]
         results["nll"].append(-log_p.gather(1, target[:, None]).mean().item())
         if reference is not None:
-            log_r = _log_probabilities(reference, here)
+            log_r = _log_probabilities(reference, here)[given:]
             results["kl"].append((log_r.exp() * (log_r - log_p)).sum(-1).mean().item())
             top, top_r = log_p.argmax(-1), log_r.argmax(-1)
             results["top1"].append((top == top_r).float().mean().item())
@@ -49,15 +43,15 @@ def text_quality(
         progress(index + 1)
     if not all(math.isfinite(value) for values in results.values() for value in values):
         raise ValueError("the model's predictions are not finite (NaN or infinity) on ordinary text")
-    return {"windows": results, "tokens": ids.numel()}
+    return {"windows": results, "tokens": sum(len(window) - given for window in windows.ids)}
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def likeliest(model: Any, ids: torch.Tensor, top: int) -> list[list[list[tuple[int, float]]]]:
+def likeliest(model: Any, windows: Windows, top: int) -> list[list[list[tuple[int, float]]]]:
     """Return for each window and each of its tokens but the first the ``top`` likeliest ids with log-probabilities."""
     found = []
-    for window in ids:
-        values, tokens = _log_probabilities(model, window.to(model.device)).topk(top, dim=-1)
+    for window in windows.ids:
+        values, tokens = _log_probabilities(model, torch.tensor(window, device=model.device)).topk(top, dim=-1)
         rows = zip(tokens.tolist(), values.tolist(), strict=True)
         found.append([list(zip(token, value, strict=True)) for token, value in rows])
     return found

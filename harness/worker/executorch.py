@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
-from harness.worker import evaluate, loading
+from harness.worker import evaluate, loading, texts
 from harness.worker.backend import Backend
 from harness.worker.export import load_float32
 from harness.worker.program import Program, ProgramLM, constant, eager_lm, explain, fits
@@ -71,23 +72,23 @@ class Executorch(Backend):
 
     def windows(self, text: str, windows: int, window_tokens: int) -> dict[str, Any]:
         """Return windows of token ids from the start of a text."""
-        return {"windows": evaluate.windows(self.tokenizer, Path(text), windows, window_tokens).tolist()}
+        return {"windows": texts.windows(self.tokenizer, Path(text), windows, window_tokens).ids}
 
     def agreement(self, text: str, windows: int, window_tokens: int, logits: str | None) -> dict[str, Any]:
         """Hold the program against the eager checkpoint in float32, teacher-forced over the same real text.
 
-        With ``logits``, a file of float32 (windows, window_tokens, vocabulary) that a device wrote, those are held
+        With ``logits``, a file of float32 (windows, tokens of a window, vocabulary) that a device wrote, those are held
         against it instead of the program in this process. Returns per window: the program's negative log-likelihood
         (``nll``), the eager model's (``eager_nll``), KL(eager || program), top-1 agreement; and the largest absolute
         difference of any logit.
         """
-        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
+        wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
         eager = self._eager()
         vocabulary = int(eager.get_input_embeddings().weight.shape[0])
-        model = Program(self.file) if logits is None else _Written(Path(logits), ids, vocabulary)
-        watched = _Watched(model, eager)
+        model = Program(self.file) if logits is None else _Written(Path(logits), wanted, vocabulary)
+        watched = _Watched(model, eager, wanted.given)
         found = evaluate.text_quality(
-            watched, watched.eager, ids, lambda done: self.report({"done": done, "of": len(ids)})
+            watched, watched.eager, wanted, lambda done: self.report({"done": done, "of": windows})
         )
         parts = found["windows"]
         return {
@@ -125,8 +126,9 @@ class Executorch(Backend):
         return self._loaded
 
     def _ids(self, text: str, tokens: int) -> list[int]:
-        ids: list[int] = evaluate.windows(self.tokenizer, Path(text), 1, tokens)[0].tolist()
-        return ids
+        """Return the first tokens of a text, without what its tokenizer begins it with."""
+        found = texts.windows(self.tokenizer, Path(text), 1, tokens)
+        return found.ids[0][found.given :]
 
 
 class _Written:
@@ -134,14 +136,14 @@ class _Written:
 
     device = torch.device("cpu")
 
-    def __init__(self, file: Path, ids: torch.Tensor, vocabulary: int) -> None:
-        expected = ids.numel() * vocabulary * 4
+    def __init__(self, file: Path, windows: texts.Windows, vocabulary: int) -> None:
+        shape = (len(windows), len(windows.ids[0]), vocabulary)
+        expected = math.prod(shape) * 4
         if file.stat().st_size != expected:
             raise ValueError(
                 f"{file.name} has {file.stat().st_size} bytes of logits, {expected} are due: the device's program has "
                 "another vocabulary, or its run was cut short"
             )
-        shape = (*ids.shape, vocabulary)
         self._logits = torch.from_numpy(numpy.fromfile(file, dtype=numpy.float32).reshape(shape))
         self._next = 0
 
@@ -155,9 +157,10 @@ class _Written:
 class _Watched:
     """Passes a program's logits on and notes how they differ from the eager model's, which is asked once a window."""
 
-    def __init__(self, program: Any, eager: Any) -> None:
+    def __init__(self, program: Any, eager: Any, given: int) -> None:
         self._program = program
         self._eager = eager
+        self._given = given
         self._last: torch.Tensor | None = None
         self.device = torch.device("cpu")
         self.largest = 0.0
@@ -172,8 +175,8 @@ class _Watched:
         assert self._last is not None
         found = self._eager(batch)
         self.largest = max(self.largest, float((found.logits - self._last).abs().max()))
-        log_p = torch.log_softmax(found.logits[0, :-1].float(), dim=-1)
-        self.eager_nll.append(float(-log_p.gather(1, batch[0, 1:, None]).mean()))
+        log_p = torch.log_softmax(found.logits[0, self._given : -1].float(), dim=-1)
+        self.eager_nll.append(float(-log_p.gather(1, batch[0, self._given + 1 :, None]).mean()))
         return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import evaluate, loading, tensors
+from harness.worker import evaluate, loading, tensors, texts
 from harness.worker.backend import Backend
 
 
@@ -76,9 +76,9 @@ class Generate(Backend):
         reference = None
         if baseline is not None:
             reference = loading.model(baseline, device_map=self.device, trust_remote_code=self.trust_remote_code)
-        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
+        wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
         found: dict[str, Any] = evaluate.text_quality(
-            self.model, reference, ids, lambda done: self.report({"done": done, "of": len(ids)})
+            self.model, reference, wanted, lambda done: self.report({"done": done, "of": windows})
         )
         return found
 
@@ -89,8 +89,8 @@ class Generate(Backend):
         every token but the first of each window.
         """
         self.used = True
-        ids = evaluate.windows(self.tokenizer, Path(text), windows, window_tokens)
-        return {"ids": ids.tolist(), "top": evaluate.likeliest(self.model, ids, top)}
+        wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
+        return {"ids": wanted.ids, "top": evaluate.likeliest(self.model, wanted, top)}
 
     def tasks(self, names: list[str], data: str | None, limit: int | None, batch_size: int) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks through its own Hugging Face backend."""
@@ -100,12 +100,11 @@ class Generate(Backend):
         model = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device)
         return evaluate.tasks(model, names, data, limit)
 
-    def _inputs(self, messages: list[dict[str, str]]) -> Any:
-        if self.tokenizer.chat_template:
-            prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:
-            prompt = "\n".join(message["content"] for message in messages)
-        return self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
+    def _inputs(self, messages: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+        ids = texts.chat(self.tokenizer, messages)
+        texts.check_ids(self.tokenizer, ids, loading.rows(self.model))
+        whole = torch.tensor([ids], device=self.model.device)
+        return {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
 
     def _synchronize(self) -> None:
         if self.device == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,27 @@ def chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
         text = "\n".join(message["content"] for message in messages if message["content"])
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     first = begin(tokenizer)
-    return ids if ids[: len(first)] == first else [*first, *ids]
+    for written in range(len(first), 0, -1):
+        if ids[:written] == first[-written:]:
+            return [*first[:-written], *ids]
+    return [*first, *ids]
 
 
-def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> list[list[int]]:
-    """Return ``count`` consecutive windows of ``tokens`` token ids from the start of a text, each begun as a text is.
+@dataclass(frozen=True)
+class Windows:
+    """Token ids of windows of a text. The first ``given`` of each are no text: its tokenizer begins every text so."""
 
-    So each is ``len(begin(tokenizer)) + tokens`` ids long. Raises ValueError for a text that is too short.
+    ids: list[list[int]]
+    given: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> Windows:
+    """Return ``count`` consecutive windows of ``tokens`` tokens from the start of a text, each begun as a text is.
+
+    Raises ValueError for a text that is too short.
     """
     wanted = count * tokens
     characters = text.read_text(encoding="utf-8")[: wanted * 16]
@@ -44,7 +59,7 @@ def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> list[list[in
     if len(ids) < wanted:
         raise ValueError(f"{text} has {len(ids)} tokens; {count} windows of {tokens} need {wanted}")
     first = begin(tokenizer)
-    return [[*first, *ids[start : start + tokens]] for start in range(0, wanted, tokens)]
+    return Windows([[*first, *ids[start : start + tokens]] for start in range(0, wanted, tokens)], len(first))
 
 
 def check_fits(tokenizer: Any, rows: int) -> None:
