@@ -47,8 +47,11 @@ class Environment:
 
         The hub token is taken out: a worker reads what the planner fetched. The harness itself is made importable
         through a folder that holds nothing else, so that no other package of this environment leaks into another.
+        What pytest says of the test that runs is taken out too: workers of one session are forked from one process, and
+        every test would have one of its own.
         """
-        environ = {name: value for name, value in os.environ.items() if name not in TOKENS}
+        left_out = (*TOKENS, "PYTEST_CURRENT_TEST")
+        environ = {name: value for name, value in os.environ.items() if name not in left_out}
         paths = [str(self.overlay)] if self.overlay else []
         paths.append(str(_code_folder(store)))
         if environ.get("PYTHONPATH"):

