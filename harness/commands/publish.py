@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", metavar="ID", default="", help="the model's licence as the hub names it, e.g. mit")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--replace", action="store_true", help="put these weights in place of others that are there")
-    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="where artifacts are kept")
+    parser.add_argument(
+        "--cache", metavar="FOLDER", type=Path, help="where artifacts are kept (default: where the runs kept them)"
+    )
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
 
 
@@ -53,17 +55,25 @@ def run(args: argparse.Namespace) -> int:
     ``hf auth login`` or ``HF_TOKEN``, never from the command line.
     """
     check_names(args)
-    store = Store(args.cache or default_root())
     records = Records.read(args.runs, args.records)
+    # What the runs were measured with lies where they kept it, if nobody says otherwise.
+    stores = [
+        Store(root) for root in ([args.cache] if args.cache else dict.fromkeys([*records.caches, default_root()]))
+    ]
     checkpoint = None
     folder = Path(args.checkpoint)
     if folder.is_dir():
-        checkpoint = open_checkpoint(folder, store)
+        for store in stores:
+            checkpoint = open_checkpoint(folder, store)
+            if checkpoint.origin:
+                break
+        assert checkpoint
         cell = choose(records, checkpoint, store, args.allow)
     else:
         cell = named(records, args.checkpoint)
         if not args.card_only:
-            checkpoint = open_checkpoint(stored(records, cell, store), store)
+            store, folder = stored(records, cell, stores)
+            checkpoint = open_checkpoint(folder, store)
     if cell.model.came_quantized and not args.base_model:
         raise Refused(
             f"{args.checkpoint} came quantized when it was measured, so the records do not tell from which model: name "

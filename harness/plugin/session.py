@@ -89,6 +89,7 @@ class HarnessSession:
         )
         run.append(header)
         run.become_latest()
+        run.note_cache(store.root)
         flow = Flow(
             store,
             run,

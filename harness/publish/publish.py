@@ -47,6 +47,7 @@ class Records:
     """Every line of the chosen runs that a card can be made of."""
 
     runs: list[str] = field(default_factory=list)
+    caches: list[Path] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
 
@@ -56,6 +57,7 @@ class Records:
         for run in {one.folder.resolve(): one for one in (Run.open(root, name) for name in names)}.values():
             lines, problems = run.read()
             found.runs.append(run.name)
+            found.caches += [path for path in run.caches if path not in found.caches]
             found.measurements += [line for line in lines if isinstance(line, Measurement)]
             found.judgements += [line for line in lines if isinstance(line, Judgement)]
             for problem in problems:
@@ -95,7 +97,12 @@ class Records:
         base = [it for it in here if it.cell.recipe.baseline and (it.cell.hardware, _versions(it)) in under]
         judged = [it for it in self.judgements if _same(it.cell.model, cell.model)]
         judged = [it for it in judged if it.cell.recipe.hash == cell.recipe.hash]
-        return Records(self.runs, [*base, *own], [it for it in judged if it.cell.hardware in {one[0] for one in under}])
+        return Records(
+            self.runs,
+            self.caches,
+            [*base, *own],
+            [it for it in judged if it.cell.hardware in {one[0] for one in under}],
+        )
 
 
 def choose(records: Records, checkpoint: Checkpoint, store: Store, allowed: Iterable[str]) -> Cell:
@@ -156,18 +163,23 @@ def named(records: Records, name: str) -> Cell:
     return cells[-1]
 
 
-def stored(records: Records, cell: Cell, store: Store) -> Path:
-    """Return the folder of the cached checkpoint that the records of a cell are of."""
-    origins = [(folder, it) for folder, it in cached(store, cell.recipe.hash) if it.is_of(cell.model, store)]
+def stored(records: Records, cell: Cell, stores: Sequence[Store]) -> tuple[Store, Path]:
+    """Return the cached checkpoint that the records of a cell are of, with the first store that has it."""
     own = [it for it in records.measurements if it.cell.recipe.hash == cell.recipe.hash]
-    for folder, origin in origins:
-        if any(_same(it.cell.model, cell.model) and not _other_making(it, origin) for it in own):
-            return folder
-    others = "; ".join(dict.fromkeys(why for _, origin in origins for it in own if (why := _other_making(it, origin))))
+    others: dict[str, None] = {}
+    for store in stores:
+        for folder, origin in cached(store, cell.recipe.hash):
+            if not origin.is_of(cell.model, store):
+                continue
+            if any(_same(it.cell.model, cell.model) and not _other_making(it, origin) for it in own):
+                return store, folder
+            others |= {why: None for it in own if (why := _other_making(it, origin))}
+    looked = " nor ".join(str(store.root) for store in stores)
     raise Refused(
-        f"the cache {store.root} does not have the checkpoint of {name_of(cell)} that was measured"
-        + (f" (it has another: {_shown(others)})" if others else "")
-        + "; name its folder, or the cache with --cache"
+        f"{'neither' if len(stores) > 1 else 'the cache'} {looked} "
+        f"{'has' if len(stores) > 1 else 'does not have'} the checkpoint of {name_of(cell)} that was measured"
+        + (f" (there is another: {_shown('; '.join(others))})" if others else "")
+        + "; give the --cache DIR that it was measured with, or the checkpoint's folder in place of MODEL:RECIPE"
     )
 
 

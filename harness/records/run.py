@@ -17,6 +17,8 @@ from harness.base.text import file_name
 from harness.records.migrations import migrate
 from harness.records.schema import LINE, Line
 
+_CACHES = "caches.txt"
+
 
 class Run:
     """A run's folder: ``records.jsonl``, the workers' logs and attachments.
@@ -62,6 +64,20 @@ class Run:
             if pointer.is_symlink() or not pointer.exists():
                 made.replace(pointer)
             made.unlink(missing_ok=True)
+
+    @property
+    def caches(self) -> list[Path]:
+        """The folders of artifacts that its sessions on this machine used, the latest first."""
+        try:
+            told = (self.folder / _CACHES).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        return [Path(line) for line in dict.fromkeys(reversed(told)) if line]
+
+    def note_cache(self, folder: Path) -> None:
+        """Note where a session keeps its artifacts; beside the records, since it means nothing elsewhere."""
+        with _kept(self.folder / _CACHES, "where the cache lies"), (self.folder / _CACHES).open("a") as file:
+            file.write(f"{folder}\n")
 
     @classmethod
     def open(cls, root: Path, name: str) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from harness import __main__ as command_line
+from harness.commands import publish as publish_command
 from harness.measure.recorder import record_of
 from harness.records.run import Run
 from harness.records.schema import (
@@ -32,7 +34,7 @@ from harness.records.schema import (
     Scalar,
 )
 from harness.runtime.sources import folder_revision
-from harness.runtime.store import Store
+from harness.runtime.store import MANIFEST, Store
 from tests.hub_server import TOKEN, Hub, serving
 
 PACKAGES = {"torch": "2.13.0", "torchao": "0.18.0", "transformers": "5.19.0", "vllm": "0.32.0"}
@@ -434,6 +436,31 @@ def test_a_checkpoint_that_is_not_in_the_cache(place: Place, tmp_path: Path) -> 
     assert "does not have the checkpoint of Tiny:int8wo that was measured" in said
     assert place.publish("--cache", str(tmp_path / "empty"), "--card-only")[0] == 0
     assert [path.name for path in place.out.iterdir()] == ["README.md"]
+
+
+def test_the_cache_that_a_run_was_measured_with_is_looked_at(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --cache, after a session with one; another's cache is not theirs, and is named in the error."""
+    empty = tmp_path / "usual"
+    monkeypatch.setattr(publish_command, "default_root", lambda: empty)
+    command = ["publish", "Tiny:int8wo", "--repo", REPOSITORY, "--runs", str(place.run.folder.parent)]
+    command += ["--dry-run", str(place.out)]
+    assert command_line.main(command) == 2
+    assert f"the cache {empty} does not have the checkpoint" in (said := place.capsys.readouterr().err)
+    assert "give the --cache DIR that it was measured with" in said
+    place.run.note_cache(tmp_path / "gone")
+    assert command_line.main(command) == 2
+    assert f"neither {tmp_path / 'gone'} nor {empty} has the checkpoint" in place.capsys.readouterr().err
+    place.run.note_cache(place.store.root)
+    assert command_line.main(command) == 0, place.capsys.readouterr().err
+    assert "model.safetensors" in {path.name for path in place.out.iterdir()}
+    copy = tmp_path / "copy"
+    shutil.copytree(place.folder, copy)
+    (copy / MANIFEST).unlink()
+    shutil.rmtree(place.out)
+    command[1] = str(copy)
+    assert command_line.main(command) == 0, "a copy is known by the same cache"
 
 
 def test_weights_from_a_gguf_file_are_known_by_its_digest(place: Place) -> None:
