@@ -18,9 +18,9 @@ from harness.base.files import write_text
 from harness.base.text import one_line, redact
 from harness.contract.versions import MAKERS
 from harness.publish.checkpoint import Checkpoint, Origin, cached
+from harness.records.place import row_of
 from harness.records.run import Run
 from harness.records.schema import Cell, Judgement, Measurement, ModelIdentity, describe
-from harness.report.layout import place_of
 from harness.runtime.sources import folder_revision
 from harness.runtime.store import Store
 
@@ -306,7 +306,7 @@ def _other_making(it: Measurement, origin: Origin) -> str:
 
 
 def _line(it: Measurement) -> tuple[object, ...]:
-    return it.cell.hardware, it.device.name, *place_of(it)
+    return it.device.name, *row_of(it)
 
 
 def _fits(records: Records, cell: Cell, checkpoint: Checkpoint) -> bool:

@@ -24,7 +24,7 @@ from harness.base.errors import RecordError
 from harness.base.files import default_root
 from harness.base.text import digest
 from harness.records import failures
-from harness.records.place import Place
+from harness.records.place import figure_of, subject_of
 from harness.records.run import BrokenLine, Run, parse, raw_lines
 from harness.records.schema import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Timing
 
@@ -88,7 +88,7 @@ SCHEMA = pa.schema(
 )
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
-_LAYOUT = 4
+_LAYOUT = 5
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 # What tables and trends need; the rest is read for exports.
@@ -294,7 +294,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
 def _measurement(line: Measurement) -> dict[str, Any]:
     if abs(line.definition) > _LARGEST:
         raise BrokenLine(f"left out, definition {line.definition} is no version")
-    model = line.cell.model
+    (subject, *weights_and_device), (place, *told) = subject_of(line), figure_of(line)
     return {
         "device": line.device.name,
         "device_detail": _json(line.device.detail),
@@ -314,6 +314,6 @@ def _measurement(line: Measurement) -> dict[str, Any]:
         "attachment": line.attachment,
         "from_cache": line.from_cache,
         "discarded": line.discarded,
-        "subject": digest([model.name, model.revision, model.weights, line.cell.hardware, line.device.name]),
-        "place": digest([Place.of(line).digest, line.unit, line.direction]),
+        "subject": digest([subject.digest, *weights_and_device]),
+        "place": digest([place.digest, *told]),
     }

@@ -161,6 +161,22 @@ class Place:
 _EMPTY: dict[str, Any] = {field.name: field.default for field in fields(Place)}
 
 
+def subject_of(it: Measurement) -> tuple[Place, str, str]:
+    """Return what one set of tables is about: a model on a hardware, which kind of weights, and the device's name."""
+    return Place.of(it.cell).without("recipe", "recipe_hash", "server"), it.cell.model.weights, it.device.name
+
+
+def figure_of(it: Measurement) -> tuple[Place, str, str]:
+    """Return what a figure of a table is of: its place, with the unit and direction that it is told in."""
+    return Place.of(it), it.unit, it.direction
+
+
+def row_of(it: Measurement) -> tuple[Place, str, str]:
+    """Return what the figures in one row of a table have in common, and what is compared: all but the recipe."""
+    place, unit, direction = figure_of(it)
+    return place.without("recipe", "recipe_hash"), unit, direction
+
+
 PARTS: tuple[str, ...] = tuple(_EMPTY)
 """The names of a place's parts."""
 

@@ -29,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from harness.records.place import Place
 from harness.records.schema import Cell, Line, Measurement, Outcome, Timing
 from harness.servers.registry import TRANSFORMERS, tutorial
 
@@ -41,9 +42,6 @@ _SERVERS = {"peak_memory": TRANSFORMERS, "latency": tutorial(), "request_through
 
 # A worker's start is timed as set-up where it is Transformers'; an engine's has its compilation set apart.
 _STARTS = {TRANSFORMERS: ("setup",), tutorial(): ("engine start", "compile")}
-
-
-_CellKey = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,10 @@ def cost(lines: Iterable[Line]) -> Cost | None:
 
 def _standing(lines: Iterable[Line]) -> list[Measurement]:
     """Return the last measurement of each figure that was not discarded."""
-    rows: dict[object, Measurement] = {}
+    rows: dict[Place, Measurement] = {}
     for line in lines:
         if isinstance(line, Measurement) and not line.discarded:
-            rows[_key(line.cell), line.metric, frozenset(line.parameters.items())] = line
+            rows[Place.of(line).named] = line
     return list(rows.values())
 
 
@@ -111,8 +109,8 @@ def _is_tutorial(row: Measurement) -> bool:
     return _SERVERS.get(row.metric) == row.cell.server
 
 
-def _key(cell: Cell) -> _CellKey:
-    return cell.model.name, cell.recipe.name, cell.hardware, cell.server
+def _key(cell: Cell) -> Place:
+    return Place.of(cell).named
 
 
 def _one_a_cell(rows: Iterable[Measurement], metric: str) -> list[Measurement]:
@@ -133,8 +131,8 @@ class _Starts:
 
     def __init__(self, rows: Iterable[Measurement]) -> None:
         self.missing: list[str] = []
-        self._recorded: dict[tuple[_CellKey, str], float] = {}
-        self._compiling: dict[_CellKey, float] = {}
+        self._recorded: dict[tuple[Place, str], float] = {}
+        self._compiling: dict[Place, float] = {}
         self._clients: dict[str, list[float]] = defaultdict(list)
         self._begun: set[object] = set()
         for row in rows:
@@ -158,7 +156,7 @@ class _Starts:
     def servers(self, cell: Cell) -> float:
         return self._start(cell, "server")
 
-    def known(self, cell: _CellKey) -> float:
+    def known(self, cell: Place) -> float:
         """Return the recorded starts of a cell; a client starts beside its server and adds nothing."""
         return sum(seconds for (of, kind), seconds in self._recorded.items() if of == cell and kind != "client")
 
@@ -188,7 +186,7 @@ class _Starts:
         return first
 
 
-def _spent(lines: Iterable[Line], cells: set[_CellKey], starts: _Starts) -> tuple[float, dict[str, float]]:
+def _spent(lines: Iterable[Line], cells: set[Place], starts: _Starts) -> tuple[float, dict[str, float]]:
     """Return a session's seconds for the tutorial's rows of ``cells``, and its other ones by stage.
 
     A test's timings and records stand before its outcome, so that what was measured in a test counts where it gave one
@@ -206,7 +204,7 @@ def _spent(lines: Iterable[Line], cells: set[_CellKey], starts: _Starts) -> tupl
             if not isinstance(it, Timing):
                 continue
             cell = _key(it.cell) if it.cell else None
-            if cell in waited and it.stage in _STARTS[cell[3]]:
+            if cell in waited and it.stage in _STARTS[cell.server]:
                 waited[cell] += it.seconds
             elif cell in gave and it.stage == "measure":
                 spent += it.seconds

@@ -9,7 +9,8 @@ from typing import Literal
 
 from harness.records.place import Place
 from harness.records.schema import RecipeIdentity
-from harness.report.layout import NOTHING, Layout, TableLine, labels
+from harness.report.layout import Layout
+from harness.report.lines import NOTHING, TableLine, labels
 from harness.report.rendering import Table
 
 Flags = Mapping[Place, Literal["known", "failed"]]

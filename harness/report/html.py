@@ -17,6 +17,7 @@ from harness.base.text import redact
 from harness.judge.gatefile import GateFile
 from harness.records.failures import counted
 from harness.records.metrics import OF_THE_DEVICE
+from harness.records.place import Parameters, Place
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
@@ -34,7 +35,8 @@ MOST_BYTES = 5_000_000
 
 _ENVIRONMENTS = 10
 _TRENDED = ("latency", "request_throughput", "generate_throughput", "peak_memory", "perplexity", "accuracy")
-SERIES = ("model", "recipe", "hardware", "server", "device", "metric", "unit", "parameters", "direction")
+_OF_PLACE = ("model", "revision", "hardware", "server", "metric", "definition")
+SERIES = (*_OF_PLACE, "recipe", "device", "unit", "parameters", "direction")
 
 
 @dataclass(frozen=True)
@@ -207,14 +209,15 @@ def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
         return []
     rows = found.kind("measurement")
     rows = rows.filter(pc.and_(pc.equal(rows["discarded"], ""), pc.is_in(rows["metric"], pa.array(metrics))))
-    made: dict[tuple[str, ...], history.History] = {}
+    made: dict[tuple[Place, str, str, str], history.History] = {}
     for row in rows.sort_by([("time", "ascending")]).to_pylist():
-        key = tuple(row[name] for name in SERIES if name != "recipe")
+        parameters = Parameters(json.loads(row["parameters"]))
+        place = Place(**{name: row[name] for name in _OF_PLACE}, parameters=parameters)
+        key = (place, row["device"], row["unit"], row["direction"])
         if key not in made:
             subject = f"{row['model']} on {row['hardware']} ({row['device']})"
-            parameters = ", ".join(f"{name}={value}" for name, value in json.loads(row["parameters"]).items())
             server = f"through {row['server']}" if row["server"] not in ("", "transformers") else ""
-            detail = " ".join(it for it in (server, parameters) if it)
+            detail = " ".join(it for it in (server, str(parameters)) if it)
             made[key] = history.History(row["metric"], subject, detail, row["unit"], {})
         points = made[key].series.setdefault(row["recipe"], [])
         points.append((row["time"], row["value"], found.runs[row["source"]].name))

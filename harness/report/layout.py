@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from harness.base.errors import SampleError
-from harness.records.metrics import METRICS, OF_THE_DEVICE, Direction
+from harness.records.metrics import METRICS, OF_THE_DEVICE
+from harness.records.place import row_of
 from harness.records.published import Documented, Figure
 from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report import limited
+from harness.report.lines import NOTHING, TableLine, labels, recipe_key
 from harness.report.rendering import Entry, Table
-from harness.report.rows import AGREEMENT, ROWS, Row, Section, Words, improvement, ratio_text, rows_of
+from harness.report.rows import AGREEMENT, ROWS, Row, Section, Words, rows_of
 
 REPRODUCTION_TOLERANCE = 0.05
 """A published improvement counts as reproduced if the measured one is at most this share smaller.
@@ -22,9 +24,6 @@ REPRODUCTION_TOLERANCE = 0.05
 An improvement is that of :func:`harness.report.rows.improvement`, so 1.16x counts from 1.102x on, and a memory
 reduction of 36 % (a factor of 1.563) from a factor of 1.485, which is a reduction of 33 %.
 """
-
-NOTHING = "-"
-"""Stands in a cell that nobody measured, or of which every record was discarded."""
 
 SPEED_SECTIONS: dict[Section, str] = {"memory": "Memory", "performance": "Performance", "detail": "Serving detail"}
 SECTIONS: dict[Section, str] = SPEED_SECTIONS | {"quality": "Quality"}
@@ -53,83 +52,6 @@ class Subject:
         return next((recipe for recipe in self.recipes if recipe.baseline), None)
 
 
-def recipe_key(recipe: RecipeIdentity) -> tuple[str, str]:
-    """Return what tells columns apart: two configs under one name are two recipes."""
-    return recipe.name, recipe.hash
-
-
-def place_of(record: Measurement) -> tuple[object, ...]:
-    """Return what tells rows apart; values of different definitions or units never share one."""
-    parameters = frozenset(record.parameters.items())
-    return record.cell.server, record.metric, record.unit, record.definition, record.direction, parameters
-
-
-@dataclass(frozen=True)
-class TableLine:
-    """One row of a table before it is text, with each recipe's record; None where all of them were discarded."""
-
-    row: Row
-    server: str
-    parameters: Mapping[str, Scalar]
-    unit: str
-    definition: int
-    direction: Direction
-    cells: dict[tuple[str, str], Measurement | None] = field(default_factory=dict)
-
-    @property
-    def order(self) -> tuple[object, ...]:
-        """The published order of rows, a task's rows together."""
-        parameters = tuple((name, isinstance(it, str), it) for name, it in sorted(self.parameters.items()))
-        return str(self.parameters.get("task", "")), self.row.place, self.row.metric, parameters
-
-    @property
-    def own(self) -> dict[str, Scalar]:
-        return {**self.parameters, "unit": self.unit, "definition": self.definition}
-
-    def record(self, recipe: RecipeIdentity | None) -> Measurement | None:
-        return self.cells.get(recipe_key(recipe)) if recipe else None
-
-    def value(self, recipe: RecipeIdentity | None) -> float | None:
-        record = self.record(recipe)
-        if record is None:
-            return None
-        return record.statistics.get(self.row.statistic) if self.row.statistic else record.value
-
-    def text(self, value: float | None, figure: Figure | None) -> str:
-        """Show a value; one that is the published number itself keeps the digits that it was published with."""
-        if value is None:
-            return NOTHING
-        return (figure.digits if figure and figure.value == value else self.row.number(value)) + self.row.suffix
-
-    def published(self, figure: Figure | None) -> str:
-        return figure.text + self.row.suffix if figure else NOTHING
-
-    def ratio(self, baseline: float | None, value: float | None) -> float | None:
-        return None if baseline is None or value is None else improvement(baseline, value, self.direction)
-
-    def ratio_text(self, ratio: float | None) -> str:
-        return NOTHING if ratio is None else ratio_text(ratio, self.row.words)
-
-    def label(self, also: Sequence[str] = ()) -> str:
-        lead = [str(self.own[name]) for name in self.row.lead if name in self.own]
-        shown = dict.fromkeys((*self.row.after(self.parameters), *also))
-        after = ", ".join(f"{name}={self.own[name]}" for name in shown if name in self.own)
-        return " ".join(part for part in (*lead, self.row.label, f"({after})" if after else "") if part)
-
-
-def labels(lines: Sequence[TableLine]) -> list[str]:
-    """Name each line, with whatever else tells lines of one name apart."""
-    alike: dict[str, list[TableLine]] = {}
-    for line in lines:
-        alike.setdefault(line.label(), []).append(line)
-    return [line.label(_differing(alike[line.label()])) for line in lines]
-
-
-def _differing(lines: Sequence[TableLine]) -> list[str]:
-    names = dict.fromkeys(name for line in lines for name in line.own)
-    return [name for name in names if any(line.own.get(name) != lines[0].own.get(name) for line in lines)]
-
-
 @dataclass(frozen=True)
 class Layout:
     """The tables of one subject."""
@@ -149,7 +71,7 @@ class Layout:
             for row in rows_of(it.metric, it.unit):
                 if row.section == section and (not row.statistic or row.statistic in it.statistics):
                     line = TableLine(row, it.cell.server, it.parameters, it.unit, it.definition, it.direction)
-                    line = found.setdefault((row.statistic, *place_of(it)), line)
+                    line = found.setdefault((row.statistic, *row_of(it)), line)
                     line.cells.setdefault(recipe_key(it.cell.recipe), None if it.discarded else it)
         return sorted(found.values(), key=lambda line: line.order)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.judge.gatefile import GateFile
-from harness.records.schema import Measurement, Scalar
+from harness.records.place import Place, row_of
+from harness.records.schema import Measurement
 from harness.report.layout import Subject
 from harness.report.rows import improvement, rows_of
 from harness.report.svg import COLOURS, Drawing, Scale, number, shortened, wrapped
@@ -62,17 +61,12 @@ def label_of(record: Measurement) -> str:
     return " ".join(part for part in (name, f"({after})" if after else "", through) if part)
 
 
-def comparable(records: Iterable[Measurement]) -> dict[tuple[Any, ...], list[Measurement]]:
+def comparable(records: Iterable[Measurement]) -> dict[tuple[Place, str, str], list[Measurement]]:
     """Sort records by what makes them comparable between recipes."""
-    found: dict[tuple[Any, ...], list[Measurement]] = {}
+    found: dict[tuple[Place, str, str], list[Measurement]] = {}
     for it in records:
-        key = (it.metric, it.unit, it.definition, it.direction, it.cell.server, _key(it.parameters))
-        found.setdefault(key, []).append(it)
+        found.setdefault(row_of(it), []).append(it)
     return found
-
-
-def _key(parameters: dict[str, Scalar]) -> str:
-    return json.dumps(parameters, sort_keys=True)
 
 
 # ------------------------------------------------------------------------------------------ groups of lanes

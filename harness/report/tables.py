@@ -11,10 +11,12 @@ from pathlib import Path
 from harness.base.errors import RecordError
 from harness.base.files import write_text
 from harness.records.failures import counted
+from harness.records.place import Place, figure_of, subject_of
 from harness.records.published import Documented
 from harness.records.schema import Cell, Failure, Line, Measurement, Outcome
 from harness.report import headline
-from harness.report.layout import NOTHING, SPEED_SECTIONS, Layout, Subject, place_of, recipe_key
+from harness.report.layout import SPEED_SECTIONS, Layout, Subject
+from harness.report.lines import NOTHING
 from harness.report.rendering import Format, Table, render
 from harness.report.rows import AGREEMENT, Words, rows_of
 from harness.servers.registry import distributions
@@ -62,13 +64,11 @@ def collect(measurements: Iterable[Measurement]) -> list[Subject]:
     flags, are not averaged. Give the records of one environment alone to see that environment. What an emulator took
     time for says nothing of a device, and is left out.
     """
-    groups: dict[tuple[str, ...], list[Measurement]] = {}
+    groups: dict[tuple[Place, str, str], list[Measurement]] = {}
     for record in measurements:
         if record.device.detail.get("emulated") and _is_speed(record):
             continue
-        model = record.cell.model
-        of = (model.name, model.revision, model.weights, record.cell.hardware, record.device.name)
-        groups.setdefault(of, []).append(record)
+        groups.setdefault(subject_of(record), []).append(record)
     subjects = [_subject(group) for group in groups.values()]
     often = Counter(subject.heading for subject in subjects)
     return [subject if often[subject.heading] == 1 else _told_apart(subject) for subject in subjects]
@@ -156,10 +156,10 @@ def _is_speed(record: Measurement) -> bool:
 
 
 def _subject(group: Sequence[Measurement]) -> Subject:
-    latest: dict[tuple[object, ...], Measurement] = {}
+    latest: dict[tuple[Place, str, str], Measurement] = {}
     for record in sorted(group, key=lambda record: record.time):
         if not record.discarded:
-            latest[(recipe_key(record.cell.recipe), *place_of(record))] = record
+            latest[figure_of(record)] = record
     standing = {id(record) for record in latest.values()}
     first = group[0]
     return Subject(

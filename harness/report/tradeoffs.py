@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
+from harness.report.lines import recipe_key
 from harness.report.plots import MEMORY, NARROW, SPEED, WIDE, Plot, colours, comparable, label_of
 from harness.report.svg import Drawing, Placed, Scale, number, place_labels, shortened
 
@@ -44,10 +45,10 @@ def trade_offs(subject: Subject) -> list[Plot]:
     for title, across, up in pairs:
         if across is None or up is None:
             continue
-        at = {(it.cell.recipe.name, it.cell.recipe.hash): it for it in across}
+        at = {recipe_key(it.cell.recipe): it for it in across}
         rows: list[Row] = []
         for it in up:
-            beside = at.get((it.cell.recipe.name, it.cell.recipe.hash))
+            beside = at.get(recipe_key(it.cell.recipe))
             if beside:
                 rows.append({"recipe": it.cell.recipe.name, "x": beside.value, "y": it.value})
         if len(rows) < 2:
