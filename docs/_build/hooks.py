@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Guides in the order of who comes for what; those that are not named here follow, by name.
 GUIDES = ("run", "publish", "upgrade", "nightly", "your-gpu", "sglang", "phone", "offline", "evaluate",
           "quantized-models", "page-and-exports", "extend", "house")  # fmt: skip
-_LINK = re.compile(r"\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def results() -> dict[str, Path]:
@@ -26,17 +28,27 @@ def results() -> dict[str, Path]:
     return {f"results/{path.relative_to(folder).as_posix()}": path for path in found}
 
 
+def titled(name: str) -> dict[str, str]:
+    """Return a page of results with a title that tells it from the others."""
+    path = results()[name]
+    if path.parent.name == "tables":
+        return {f"All tables of {path.stem}": name}
+    gate = json.loads(path.with_name("gate.json").read_text(encoding="utf-8"))
+    return {f"Gate {gate['old']} to {gate['new'].rpartition('==')[2]}": name}
+
+
 def on_config(config: Any) -> Any:
     guides = {path.stem: f"guides/{path.name}" for path in (ROOT / "docs" / "guides").glob("*.md")}
     order = [*(name for name in GUIDES if name in guides), *sorted(set(guides) - set(GUIDES))]
+    listed = [name for name in results() if "/tables/" in name or "/gates/" in name]
     config.nav = [
         {"Start": "index.md"},
         {"Guides": [guides[name] for name in order]},
         {"Reference": list(reference.PAGES)},
-        {"Methods": ["methods/index.md", "methods/gate.md", "results/rules.md", "results/gate_calibration.md",
-                     "results/gate_detection.md"]},
-        {"Results": ["results/cpu.md", "results/h100.md", "results/phone.md", *(it for it in results() if "/tables/" in it
-                     or "/gates/" in it)]},
+        {"Methods": ["methods/index.md", "methods/gate.md", {"How often rules are wrong": "results/rules.md"},
+                     {"Gates of the same, and of planted faults": "results/gate_calibration.md"},
+                     {"What gates found": "results/gate_detection.md"}]},
+        {"Results": ["results/cpu.md", "results/h100.md", "results/phone.md", *map(titled, listed)]},
         {"Glossary": "glossary.md"},
     ]  # fmt: skip
     return config
@@ -54,24 +66,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Turn links to files of the repository that are no pages of the site into their paths."""
 
     def replaced(found: re.Match[str]) -> str:
-        path = Path(page.file.src_uri).parent.as_posix() + "/" + found[1] + found[2]
-        inside = _plain(path)
-        if inside in files.src_uris:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), found[2] + found[3]))
+        if not path.startswith("../"):
             return found[0]
-        place = _plain("docs/" + path)
-        if place.startswith("results/") and place in files.src_uris:
-            up = "../" * page.file.src_uri.count("/")
-            return f"]({up}{place}{found[3] or ''})"
-        return "](REPOSITORY)"
+        if path.removeprefix("../") in files.src_uris:
+            return f"[{found[1]}]({'../' * page.file.src_uri.count('/')}{path.removeprefix('../')}{found[4] or ''})"
+        return found[1]
 
-    return re.sub(r"\[([^\]]*)\]\(REPOSITORY\)", r"\1", _LINK.sub(replaced, markdown))
-
-
-def _plain(path: str) -> str:
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == ".." and parts:
-            parts.pop()
-        elif part not in (".", "", ".."):
-            parts.append(part)
-    return "/".join(parts)
+    return _LINK.sub(replaced, markdown)

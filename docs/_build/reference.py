@@ -1,8 +1,9 @@
-"""The reference, as Markdown that is made from the code: whatever the code takes or gives stands in it, and nothing else."""
+"""The reference, as Markdown that is made from the code: what the code takes and gives, and nothing else."""
 
 from __future__ import annotations
 
 import argparse
+import html
 import inspect
 import types
 import typing
@@ -29,7 +30,10 @@ def cell(text: object) -> str:
 
 
 def code(text: object) -> str:
-    return f"`{text}`".replace("|", "\\|") if str(text) else ""
+    """Return a text as code in a cell of a table, where a pipe would end the cell."""
+    if "|" not in str(text):
+        return f"`{text}`" if str(text) else ""
+    return f"<code>{html.escape(str(text)).replace('|', '&#124;')}</code>"
 
 
 def rows(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:

@@ -176,9 +176,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that gate, bisect and calibrate share; they mean what they mean to pytest."""
     parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware, or a group of it")
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPRESSION", help="only cells and metrics so named")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME|FOLDER|HUB_ID")
-    parser.add_argument("--recipe", action="append", default=[], metavar="NAME|CONFIG")
-    parser.add_argument("--server", action="append", default=[], choices=tuple(registry.gated()))
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME|FOLDER|HUB_ID", help="only this model; repeatable"
+    )
+    parser.add_argument(
+        "--recipe", action="append", default=[], metavar="NAME|CONFIG", help="only this recipe; repeatable"
+    )
+    parser.add_argument(
+        "--server", action="append", default=[], choices=tuple(registry.gated()), help="only this server; repeatable"
+    )
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a lm-evaluation-harness task")
     parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
@@ -192,9 +198,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
     parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages both sides share")
-    parser.add_argument("--matrix", type=Path, default=Path("suites/matrix.toml"), metavar="FILE")
-    parser.add_argument("--cache", type=Path, metavar="DIR")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--matrix", type=Path, default=Path("suites/matrix.toml"), metavar="FILE", help="the matrix")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where gates are written")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,10 @@ from harness.report.tables import LAYOUTS, SUMMARIES, failure_tables, provenance
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness table``."""
     parser.add_argument("names", metavar="RUN", nargs="+", help="a run's name, 'last', or a path to its folder")
-    parser.add_argument("--format", choices=("md", "rst", "csv"), default="md")
-    parser.add_argument("--layout", choices=(*SUMMARIES, *LAYOUTS, "all"), default="published")
+    parser.add_argument(
+        "--format", choices=("md", "rst", "csv"), default="md", help="as markdown, reStructuredText or CSV"
+    )
+    parser.add_argument("--layout", choices=(*SUMMARIES, *LAYOUTS, "all"), default="published", help="which tables")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write to FILE instead of standard output")
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
     parser.add_argument("--documented", metavar="FOLDER", type=Path, help="published figures to use instead")

@@ -18,7 +18,7 @@ from harness.records.schema import Device, Scalar
 FOLDER = "/data/local/tmp/torchao-harness"
 BUILD = (
     "name one with --phone-runner FILE: harness/devices/runner.cpp built with the Android NDK, or ExecuTorch's own "
-    "llama_main (the README says how)"
+    "llama_main (docs/guides/phone.md says how)"
 )
 _OBSERVER = "PyTorchObserver "
 _COUNTS = (("prompt_tokens", 0), ("generated_tokens", 1))

@@ -61,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--phone-runner": {
         "type": Path,
         "metavar": "FILE",
-        "help": "the runner that adb puts on a phone; see the README",
+        "help": "the runner that adb puts on a phone; see docs/guides/phone.md",
     },
     "--matrix": {
         "type": Path,

@@ -1,4 +1,4 @@
-"""What docs/extend.md says of adding servers and hardware, tried: one entry of a registry, and the rest follows."""
+"""What docs/guides/extend.md says of servers and hardware, tried: one entry of a registry, and the rest follows."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_hardware_is_one_table_of_the_matrix(
 
 def test_the_page_names_what_there_is(repository: Path) -> None:
     """Every file, class and function of this project that the page names in code is there."""
-    page = (repository / "docs" / "extend.md").read_text(encoding="utf-8")
+    page = (repository / "docs" / "guides" / "extend.md").read_text(encoding="utf-8")
     files = {word for word in page.split("`") if word.startswith(("harness/", "tests/", "suites/")) and " " not in word}
     assert len(files) > 8
     assert [name for name in files if not (repository / name).exists()] == []

@@ -1,0 +1,336 @@
+"""README and docs: every command is one, every link leads somewhere, every figure is one of the committed tables."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from _pytest.mark.expression import Expression
+
+from harness.__main__ import main, parser
+from harness.devices import KINDS
+from harness.matrix.load import load
+from harness.matrix.plan import Matrix
+from harness.servers import registry
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
+INSTALLED = {"tox", "uv"}
+"""What a reader may be told to install by name."""
+_RUN_FOR_REAL = ("table", "export", "cost")
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A block of code of a page: its language, its lines, and why it is not tried, if it is not."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    untried: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
+
+
+def fences(page: Path) -> Iterator[Fence]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    found: list[str] | None = None
+    start, language, untried = 0, "", ""
+    for number, line in enumerate(lines, 1):
+        if line.startswith("```"):
+            if found is None:
+                before = next((it for it in reversed(lines[: number - 1]) if it.strip()), "")
+                told = re.fullmatch(r"<!-- untried: (.+) -->", before)
+                start, language, untried, found = number, line[3:].strip(), told[1] if told else "", []
+            else:
+                yield Fence(page, start, language, "\n".join(found), untried)
+                found = None
+        elif found is not None:
+            found.append(line)
+    assert found is None, f"{page}: a fence is not closed"
+
+
+FENCES = [fence for page in PAGES for fence in fences(page)]
+
+
+def commands(fence: Fence) -> list[list[str]]:
+    """Return every command of a fence as words, comments and variables that it sets left out."""
+    lines = fence.text.replace("\\\n", " ").splitlines()
+    if fence.language == "console":
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words:
+            end = next((at for at, word in enumerate(words) if word in ("&&", "|", ">", ">>")), len(words))
+            found.append(words[:end])
+            # What a pipe or a redirection goes to is no command of ours.
+            words = words[end + 1 :] if end < len(words) and words[end] == "&&" else []
+    return [stripped for words in found if (stripped := _without_variables(words))]
+
+
+def _without_variables(words: list[str]) -> list[str]:
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    return words[3:] if words[:2] == ["taskset", "-c"] else words
+
+
+COMMANDS = [(fence, words) for fence in FENCES if fence.language in ("bash", "console") and not fence.untried
+            for words in commands(fence)]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- what is tried
+
+
+@pytest.fixture(scope="module")
+def names() -> list[str]:
+    """The ids of all tests of the suites."""
+    command = [sys.executable, "-m", "pytest", "suites", "--co", "-q", "-p", "no:cacheprovider", "--no-header"]
+    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    found = [line for line in told.stdout.splitlines() if "::" in line]
+    assert len(found) > 300, told.stdout + told.stderr
+    return found
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Matrix:
+    return load(REPOSITORY / "suites" / "matrix.toml")
+
+
+def _pytest(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
+    # The parser that this very session was started with, harness and all.
+    given = config._parser.parse(words)
+    markers = {line.split(":")[0].split("(")[0] for line in config.getini("markers")}
+    for name in re.findall(r"[\w-]+", given.markexpr):
+        assert name in markers | {"not", "and", "or"}, f"-m {name}"
+    for path in given.file_or_dir:
+        assert (REPOSITORY / path.split("::")[0]).exists(), path
+    if given.keyword:
+        expression = Expression.compile(given.keyword)
+        assert any(expression.evaluate(functools.partial(_is_in, it.lower())) for it in names), words
+    for recipe in given.recipe or []:
+        assert recipe in matrix.recipes or matrix.recipe(recipe), recipe
+    for server in given.server or []:
+        assert server in (*registry.names(), "NAME"), server
+    for model in given.model or []:
+        assert model in matrix.models or "/" in model or model in ("FOLDER", "SmolLM2-360M-Instruct"), model
+    for device in given.device or []:
+        kinds = {kind.partition(":")[0] for kind in KINDS}
+        assert device.partition(":")[0] in kinds | {"FORM"}, device
+
+
+def _is_in(name: str, word: str, /, **_: object) -> bool:
+    return word.lower() in name
+
+
+def _harness(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
+    given = parser().parse_args(words)
+    assert callable(given.run)
+
+
+def _pip(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    if words[:1] == ["list"]:
+        return
+    assert words[0] == "install"
+    for word in (it for it in words[1:] if not it.startswith("-")):
+        own = re.fullmatch(r"\.\[([\w,]+)\]", word)
+        if own:
+            assert set(own[1].split(",")) <= set(extras), word
+        else:
+            known = {re.split(r"[=<>\[]", it)[0] for group in extras.values() for it in group}
+            assert re.split(r"[=<>]", word)[0] in known | INSTALLED, word
+
+
+def _tox(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
+    tox = ConfigParser()
+    tox.read(REPOSITORY / "tox.ini")
+    given = argparse.ArgumentParser(exit_on_error=False)
+    given.add_argument("command", choices=["run"])
+    given.add_argument("-e", dest="environment", default="test")
+    known, rest = given.parse_known_args(words)
+    assert f"testenv:{known.environment}" in tox, words
+    assert rest[:1] in ([], ["--"]), words
+
+
+def _python(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
+    if words[:2] == ["-m", "harness"]:
+        _harness(words[2:], config, matrix, names)
+    elif words[:2] == ["-m", "pytest"]:
+        _pytest(words[2:], config, matrix, names)
+    elif words[:2] == ["-m", "venv"]:
+        assert len(words) == 3, words
+    else:
+        assert (REPOSITORY / words[0]).is_file(), words
+
+
+def _tool(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
+    """A tool of the project's own: that it is one is enough."""
+
+
+PARSERS: dict[str, Callable[[list[str], pytest.Config, Matrix, list[str]], None]] = {
+    "pytest": _pytest, "python": _python, "harness": _harness, "pip": _pip, "tox": _tox,
+    "ruff": _tool, "mypy": _tool, "export": _tool,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fence", "words"), COMMANDS, ids=[f"{fence}: {' '.join(words)[:60]}" for fence, words in COMMANDS]
+)
+def test_a_command_is_one(
+    fence: Fence, words: list[str], pytestconfig: pytest.Config, matrix: Matrix, names: list[str]
+) -> None:
+    name = words[0].rpartition("/")[2]
+    assert name in PARSERS, f"{fence}: nothing tries {words[0]!r}; mark the fence with <!-- untried: why -->"
+    try:
+        PARSERS[name](words[1:], pytestconfig, matrix, names)
+    except (SystemExit, pytest.UsageError) as error:
+        pytest.fail(f"{fence}: {shlex.join(words)}: {error}")
+
+
+def test_there_are_commands_and_few_that_are_not_tried() -> None:
+    assert len(COMMANDS) > 60
+    untried = [fence for fence in FENCES if fence.untried]
+    assert len(untried) <= 6, [str(it) for it in untried]
+
+
+def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads records is run, in a folder as a session leaves it."""
+    runs = tmp_path / "results" / "runs"
+    shutil.copytree(REPOSITORY / "results" / "reference" / "cpu-20261124-024508", runs / "RUN")
+    for name in ("reference", "gates", "documented"):
+        (tmp_path / "results" / name).symlink_to(REPOSITORY / "results" / name)
+    monkeypatch.chdir(tmp_path)
+    wanted = dict.fromkeys(
+        tuple(words[3:])
+        for _, words in COMMANDS
+        if words[:3] == ["python", "-m", "harness"] and words[3] in _RUN_FOR_REAL
+    )
+    assert len(wanted) > 4
+    for words in wanted:
+        assert main(list(words)) == 0, words
+
+
+def test_tables_of_the_matrix_are_ones(tmp_path: Path, repository: Path) -> None:
+    """The guide's additions to matrix.toml, all together, make a matrix."""
+    guide = repository / "docs" / "guides" / "extend.md"
+    added = [fence.text for fence in FENCES if fence.page == guide and fence.language == "toml"]
+    assert len(added) > 3
+    shutil.copytree(repository / "suites", tmp_path / "suites")
+    path = tmp_path / "suites" / "matrix.toml"
+    path.write_text("\n".join([path.read_text(encoding="utf-8"), *added]), encoding="utf-8")
+    found = load(path)
+    assert "SmolLM2-360M-Instruct" in found.models
+    assert "int8wo-group64" in found.recipes
+
+
+def test_python_of_the_pages_compiles() -> None:
+    for fence in FENCES:
+        if fence.language == "python":
+            compile(fence.text, str(fence), "exec")
+
+
+# --------------------------------------------------------------------------------------------------------- what is said
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HOSTS = {"github.com", "semver.org", "huggingface.co"}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, REPOSITORY / "SECURITY.md", REPOSITORY / "CHANGELOG.md"], ids=lambda it: it.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        host = re.match(r"https?://([^/]+)", link)
+        if host:
+            assert host[1] in _HOSTS, link
+            continue
+        path = link.partition("#")[0]
+        # The reference is made from the code as the site is built.
+        made = path.partition("reference/")[2] in {f"{it}.md" for it in reference_names()} and "reference/" in path
+        assert not path or made or (page.parent / path).exists(), f"{page}: {link}"
+
+
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference", REPOSITORY / "docs" / "_build" / "reference.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference_names() -> list[str]:
+    return [name.rpartition("/")[2].removesuffix(".md") for name in reference().PAGES]
+
+
+def test_the_reference_says_something_of_everything() -> None:
+    """No option, argument, metric or reason is there without a word on it."""
+    made = {name: make() for name, make in reference().PAGES.items()}
+    for name in ("reference/options.md", "reference/commands.md", "reference/verdicts.md"):
+        rows = [line.strip("| ").split(" | ") for line in made[name].splitlines() if line.startswith("| ")]
+        assert [row for row in rows if len(row) < 2 or not row[-1].strip()] == []
+    for words in ("--recipe", "--against", "--resume"):
+        assert words in made["reference/options.md"]
+    for words in ("## gate", "## site", "--budget"):
+        assert words in made["reference/commands.md"]
+    assert "{#peak_memory}" in made["reference/metrics.md"]
+    assert "too-noisy" in made["reference/verdicts.md"]
+    assert "known_failure" in made["reference/matrix.md"]
+    assert "## Measurement" in made["reference/records.md"]
+
+
+def rows_of(text: str) -> list[tuple[str, ...]]:
+    """Return the rows of all markdown tables of a text, as cells."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("|") and not re.fullmatch(r"[|\-: ]+", line):
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            found.append(tuple(cell.strip() for cell in cells))
+    return found
+
+
+def test_the_readmes_table_is_that_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:
+    run = REPOSITORY / "results" / "reference" / "cpu-20261124-024508"
+    assert main(["table", str(run), "--layout", "main"]) == 0
+    made = rows_of(capsys.readouterr().out)
+    assert len(made) > 5
+    for name in ("README.md", "docs/index.md"):
+        rows = rows_of((REPOSITORY / name).read_text(encoding="utf-8"))
+        assert rows[: len(made)] == made, f"{name}: write it with python -m harness table {run.name} --layout main"
+
+
+@pytest.mark.parametrize(("page", "table"), [("cpu", "cpu"), ("h100", "h100"), ("phone", "arm-mobile")])
+def test_figures_of_the_results_are_those_of_the_committed_tables(page: str, table: str) -> None:
+    committed: dict[str, set[str]] = {}
+    for label, *cells in rows_of((REPOSITORY / "results" / "tables" / f"{table}.md").read_text(encoding="utf-8")):
+        committed.setdefault(label, set()).update(cells)
+    rows = rows_of((REPOSITORY / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8"))
+    checked = 0
+    for label, *cells in rows:
+        if label in committed and label != "Benchmark":
+            assert set(cells) <= committed[label], (label, set(cells) - committed[label])
+            checked += 1
+    assert checked > 10
+    assert checked > len(rows) * 0.8
