@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -125,4 +126,7 @@ def test_a_gates_summary_and_page_are_of_what_it_wrote(tmp_path: Path) -> None:
     statuses, summary = gate_job(tmp_path, old="torchao==")
     assert statuses == [2, 0]
     assert ": exit status " in summary
-    assert (tmp_path / "out" / "gate.html").stat().st_size > 100_000
+    page = (tmp_path / "out" / "gate.html").read_text(encoding="utf-8")
+    reasons = [verdict["reason"] for verdict in json.loads(gate.read_text(encoding="utf-8"))["verdicts"]]
+    assert len(reasons) > 30
+    assert all(page.count(f"<td>{reason}</td>") == reasons.count(reason) for reason in reasons)
