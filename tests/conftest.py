@@ -26,7 +26,7 @@ from harness.runtime.job import Worker
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.marking"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

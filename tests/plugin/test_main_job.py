@@ -12,6 +12,8 @@ from harness.records.run import Run
 from harness.records.schema import Judgement, Measurement
 from harness.runtime.store import Store
 
+pytestmark = pytest.mark.models
+
 
 @pytest.fixture(scope="module")
 def job(repository: Path, kept_store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

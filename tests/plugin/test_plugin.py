@@ -293,11 +293,11 @@ def test_tasks_come_from_the_command_line_or_the_data_folder(run: Run, folder: P
     for file in ("hellaswag.jsonl", "arc_easy.jsonl", "ShareGPT_V3_unfiltered_cleaned_split.json"):
         (folder / "data" / file).write_text("", encoding="utf-8")
     common = ("--collect-only", "-q", "-m", "cpu", "-k", "task and small and bf16")
-    assert of(collected(run(*common, "--data", "data")), "test_task") == [
+    assert of(collected(run(*common, "--data=data")), "test_task") == [
         "test_task[small-bf16-cpu-transformers-arc_easy]",
         "test_task[small-bf16-cpu-transformers-hellaswag]",
     ]
-    chosen = run(*common, "--data", "data", "--task", "hellaswag")
+    chosen = run(*common, "--data=data", "--task", "hellaswag")
     assert of(collected(chosen), "test_task") == ["test_task[small-bf16-cpu-transformers-hellaswag]"]
     assert not [name for name in collected(run(*common)) if "bf16" in name], "no task is run that nobody asked for"
 
@@ -326,7 +326,7 @@ def test_a_config_expression_is_a_recipe(run: Run, pytester: pytest.Pytester) ->
 
 def test_a_folder_is_a_model(run: Run, folder: Path) -> None:
     (folder / "elsewhere" / "my-model").mkdir(parents=True)
-    names = collected(run("--collect-only", "-q", "-m", "cpu", "--model", "elsewhere/my-model", "--recipe", "int8wo"))
+    names = collected(run("--collect-only", "-q", "-m", "cpu", "--model=elsewhere/my-model", "--recipe", "int8wo"))
     assert of(names, "test_checkpoint") == [
         "test_checkpoint[my-model-bf16-cpu]",
         "test_checkpoint[my-model-int8wo-cpu]",

@@ -346,6 +346,7 @@ def test_a_log_is_shown_from_its_end(worker: Worker) -> None:
 # ------------------------------------------------------------------------------------------------ the worker's own main
 
 
+@pytest.mark.models
 def test_the_workers_own_main_speaks_the_same_protocol(start: Start) -> None:
     seen: list[dict[str, Any]] = []
     worker = start(ECHO, "echo", seen.append, checkpoint="x")
