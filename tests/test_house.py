@@ -21,7 +21,6 @@ TOO_LONG: set[str] = {
     "measure/flow.py Flow",
     "measure/measure.py",
     "measure/measure.py Measure",
-    "report/layout.py",
 }
 
 
