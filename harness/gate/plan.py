@@ -12,7 +12,8 @@ from harness.judge.series import unit_of
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Measurements
 from harness.measure.fleet import gated
-from harness.records.metrics import SIZES, TASKS, Stage
+from harness.records.metric import Stage
+from harness.records.metrics import SIZES, TASKS
 from harness.records.place import Place
 
 

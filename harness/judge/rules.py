@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 from harness.base.errors import HarnessError
 from harness.judge import stats
+from harness.records.metric import Rule
+from harness.records.metrics import METRICS
 
 CONFIDENCE = 0.95
 
@@ -44,47 +44,8 @@ EVENTS = (LAYERS, LOGITS, MEASURING, *(f"works: {stage}" for stage in STAGES))
 """What verdicts are called that are on something that happened or not; ``measuring`` could not be gone on with."""
 
 
-Kind = Literal["blocks", "size", "ratio", "difference", "documents", "likelihood"]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one metric is judged.
-
-    ``margin`` is a share for blocks, sizes and ratios, and in the metric's unit for differences. ``absolute`` is the
-    change of a size, in its unit, that is always allowed. ``of_old`` adds a share of the old value to the margin of a
-    difference. Primary metrics decide the exit status; the others are told.
-    """
-
-    kind: Kind
-    margin: float
-    primary: bool
-    absolute: float = 0.0
-    of_old: float = 0.0
-
-
-# Chosen: a tenth of the effects that quantization is used for. Blocks: per cent of speed that a user would notice and
-# that a quiet machine can tell; sizes: above the repeatability of peak memory (1 MB); quality: well inside the standard
-# errors that the suites' tables show.
-RULES: dict[str, Rule] = {
-    "generate_throughput": Rule("blocks", 0.05, True),
-    "latency": Rule("blocks", 0.05, True),
-    "request_throughput": Rule("blocks", 0.05, True),
-    "ttft": Rule("blocks", 0.10, False),
-    "tpot": Rule("blocks", 0.10, False),
-    "itl": Rule("blocks", 0.10, False),
-    "engine_start": Rule("blocks", 0.25, False),
-    "compile_time": Rule("blocks", 0.25, False),
-    "peak_memory": Rule("size", 0.02, True, absolute=0.01),
-    "checkpoint_size": Rule("size", 0.01, True, absolute=1e5),
-    "weight_size": Rule("size", 0.01, True, absolute=1e5),
-    "perplexity": Rule("ratio", 0.01, True),
-    "kl_divergence": Rule("difference", 0.001, True, of_old=0.1),
-    "top1_agreement": Rule("difference", 0.02, False),
-    "token_flips": Rule("difference", 0.01, False),
-    "accuracy": Rule("documents", 0.02, True),
-    "task_perplexity": Rule("likelihood", 0.02, False),
-}
+RULES: dict[str, Rule] = {name: metric.rule for name, metric in METRICS.items() if metric.rule}
+"""How each metric is judged that is."""
 
 
 class Margins:

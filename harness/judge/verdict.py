@@ -15,10 +15,11 @@ from typing import Any, Literal
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import accuracy, stats
 from harness.judge.intervals import Interval, logs
-from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Kind, Margins, Rule
+from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Margins
 from harness.judge.series import MEAN_OF, SIDES, Series, label_of, task_of
 from harness.judge.stats import Decision
-from harness.records.metrics import METRICS, Direction
+from harness.records.metric import Direction, Kind, Rule
+from harness.records.metrics import METRICS
 from harness.records.place import Parameters, Place
 
 Ruling = Literal["pass", "regressed", "inconclusive", "error"]

@@ -12,7 +12,7 @@ from harness.base.errors import MatrixError, nearest
 from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
 from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, Threshold
-from harness.records.metrics import STAGES
+from harness.records.metric import STAGES
 from harness.records.place import Place
 
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validat
 from harness.base.errors import nearest
 from harness.base.text import digest
 from harness.matrix.hardware import STRICT, AnyOf, Arithmetic, Hardware, lacking
-from harness.records.metrics import METRICS, STAGES, Stage
+from harness.records.metric import STAGES, Stage
+from harness.records.metrics import METRICS
 from harness.records.schema import RecipeIdentity
 
 Target = Literal["linear", "embedding", "head"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness.matrix.plan import Cell
-from harness.records.metrics import Stage
+from harness.records.metric import Stage
 from harness.servers import registry
 from harness.servers.registry import SERVERS
 

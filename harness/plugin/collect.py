@@ -16,7 +16,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import PORTABLE, ROUTES
 from harness.plugin.command_line import CommandLine
-from harness.records.metrics import STAGES
+from harness.records.metric import STAGES
 from harness.records.run import Run
 from harness.runtime import environment
 from harness.runtime.environment import Environment

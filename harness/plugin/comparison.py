@@ -14,11 +14,12 @@ from harness.judge import baseline as baselines
 from harness.judge import rules, stats, verdict
 from harness.judge.baseline import MOST_MARGIN, Baseline, Coverage, Entry
 from harness.judge.gatefile import VERDICT
-from harness.judge.rules import RULES, Rule
+from harness.judge.rules import RULES
 from harness.judge.series import Series
 from harness.judge.stats import Decision
 from harness.judge.verdict import Verdict
 from harness.measure.measure import Measure
+from harness.records.metric import Rule
 from harness.records.metrics import METRICS
 from harness.records.place import Place
 from harness.records.schema import Measurement

@@ -29,7 +29,7 @@ from harness.plugin.stash import (
     session_key,
     summaries_key,
 )
-from harness.records.metrics import STAGES
+from harness.records.metric import STAGES
 from harness.servers.registry import SERVERS
 
 pytest_plugins = ["harness.plugin", "harness.plugin.options", "harness.plugin.fixtures"]

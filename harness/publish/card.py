@@ -11,11 +11,11 @@ from typing import Any
 from harness.base.text import one_line
 from harness.contract.tutorial import CHAT
 from harness.publish import recipe_code, reproduction
+from harness.records.metric import Section
 from harness.records.published import Documented
 from harness.records.schema import Judgement, Measurement, ModelIdentity, RecipeIdentity, describe
 from harness.report.layout import Layout
 from harness.report.rendering import Table, escape_md, render
-from harness.report.rows import Section
 from harness.report.tables import collect, provenance
 
 # Metrics that a hub's evaluation results are for; the others are relative to a baseline that they cannot name.

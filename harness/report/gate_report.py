@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.base.errors import HarnessError, nearest
+from harness.base.numbers import decimal
 from harness.judge import accuracy
 from harness.judge.gatefile import GateFile
 from harness.judge.rules import EVENTS, REASONS, RULES
@@ -13,7 +14,6 @@ from harness.judge.series import SIDES
 from harness.judge.verdict import Verdict
 from harness.records.place import Place
 from harness.report.rendering import Table, render
-from harness.report.rows import decimal
 
 STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 NOTHING = "-"

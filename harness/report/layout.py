@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.base.errors import SampleError
+from harness.records.metric import Row, Section, Words
 from harness.records.metrics import METRICS, OF_THE_DEVICE
 from harness.records.place import row_of
 from harness.records.published import Documented, Figure
@@ -16,7 +17,7 @@ from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, S
 from harness.report import limited
 from harness.report.lines import NOTHING, TableLine, labels, recipe_key
 from harness.report.rendering import Entry, Table
-from harness.report.rows import AGREEMENT, ROWS, Row, Section, Words, rows_of
+from harness.report.rows import AGREEMENT, ROWS, rows_of
 
 REPRODUCTION_TOLERANCE = 0.05
 """A published improvement counts as reproduced if the measured one is at most this share smaller.

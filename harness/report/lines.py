@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.records.metrics import Direction
+from harness.records.metric import Direction, Row
 from harness.records.published import Figure
 from harness.records.schema import Measurement, RecipeIdentity, Scalar
-from harness.report.rows import Row, improvement, ratio_text
+from harness.report.rows import improvement, position, ratio_text
 
 NOTHING = "-"
 """Stands in a cell that nobody measured, or of which every record was discarded."""
@@ -35,7 +35,7 @@ class TableLine:
     def order(self) -> tuple[object, ...]:
         """The published order of rows, a task's rows together."""
         parameters = tuple((name, isinstance(it, str), it) for name, it in sorted(self.parameters.items()))
-        return str(self.parameters.get("task", "")), self.row.place, self.row.metric, parameters
+        return str(self.parameters.get("task", "")), position(self.row), self.row.metric, parameters
 
     @property
     def own(self) -> dict[str, Scalar]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.base.errors import RecordError
 from harness.base.files import write_text
 from harness.records.failures import counted
+from harness.records.metric import Words
 from harness.records.place import Place, figure_of, subject_of
 from harness.records.published import Documented
 from harness.records.schema import Cell, Failure, Line, Measurement, Outcome
@@ -18,7 +19,7 @@ from harness.report import headline
 from harness.report.layout import SPEED_SECTIONS, Layout, Subject
 from harness.report.lines import NOTHING
 from harness.report.rendering import Format, Table, render
-from harness.report.rows import AGREEMENT, Words, rows_of
+from harness.report.rows import AGREEMENT, rows_of
 from harness.servers.registry import distributions
 
 __all__ = [

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.matrix.hardware import Needs, lacking
-from harness.records.metrics import GATED, Stage
+from harness.records.metric import Stage
+from harness.records.metrics import GATED
 from harness.records.schema import Scalar
 
 if TYPE_CHECKING:

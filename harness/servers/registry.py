@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.matrix.hardware import Hardware
-from harness.records.metrics import GATED, Stage
+from harness.records.metric import Stage
+from harness.records.metrics import GATED
 from harness.servers.base import ByHand, ServerBackend
 from harness.servers.sglang import SGLang
 from harness.servers.vllm import VLLM

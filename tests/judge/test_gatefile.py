@@ -19,7 +19,7 @@ from harness.judge.migrations import parameters_of
 from harness.judge.rules import EVENTS, RULES, Margins
 from harness.judge.series import Series
 from harness.judge.verdict import judge
-from harness.records.metrics import STAGES
+from harness.records.metric import STAGES
 from harness.records.place import PARTS, Place
 from harness.records.run import Run
 from harness.records.schema import Measurement

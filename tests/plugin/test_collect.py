@@ -17,7 +17,7 @@ from harness.matrix.plan import Matrix
 from harness.plugin import collect
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
-from harness.records.metrics import STAGES
+from harness.records.metric import STAGES
 from harness.servers.registry import SERVERS
 from tests.plugin.test_plugin import MATRIX, only_a_processor
 

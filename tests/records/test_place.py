@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from harness.records.metrics import METRICS, STAGES, stage_of
+from harness.records.metric import STAGES
+from harness.records.metrics import METRICS, stage_of
 from harness.records.place import Parameters, Place, Placed
 from harness.records.schema import LINE, Judgement, Measurement
 

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from harness.base.errors import HarnessError, RecordError
 from harness.commands import table as commands_table
 from harness.judge.accuracy import noninferiority
-from harness.records.metrics import METRICS, Direction
+from harness.records.metric import Direction, Words
+from harness.records.metrics import METRICS
 from harness.records.published import Documented, Publication
 from harness.records.run import Run
 from harness.records.schema import Cell, Device, Failure, Header, Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report import tables
 from harness.report.rendering import Format, Table, render
-from harness.report.rows import ROWS, Words, improvement, ratio_text
+from harness.report.rows import ROWS, improvement, ratio_text
 
 MEMORY_GRID = """\
 +-------------------+---------------------+------------------------------+

@@ -1,0 +1,222 @@
+"""The metrics that explain speed, and those of serving in detail, in the order of the tables."""
+
+from __future__ import annotations
+
+from harness.base.numbers import places, whole
+from harness.records.metric import Metric, Row, Rule, Words
+
+_BATCH = ("batch_size", "input_len", "output_len")
+_SERVING = ("num_prompts", "dataset", "output_len")
+_BY_BATCH = ("batch_size",)
+_BY_PROMPTS = ("num_prompts",)
+_BY_ROUTE = ("route",)
+
+
+DETAIL: tuple[Metric, ...] = (
+    Metric(
+        "output_throughput",
+        "tok/s",
+        "higher",
+        "server",
+        "Generated tokens a second over the same serving benchmark.",
+        parameters=_SERVING,
+        rows=(Row("detail", "output", suffix=" tok/s", shown=_BY_PROMPTS),),
+    ),
+    Metric(
+        "ttft",
+        "ms",
+        "lower",
+        "server",
+        "Time to first token of each request of the serving benchmark; value: median.",
+        parameters=_SERVING,
+        rule=Rule("blocks", 0.10, False),
+        rows=(
+            Row("detail", "TTFT median", suffix=" ms", shown=_BY_PROMPTS),
+            Row("detail", "TTFT p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
+        ),
+    ),
+    Metric(
+        "tpot",
+        "ms",
+        "lower",
+        "server",
+        "Time per output token after the first, of each request of the serving benchmark; value: median.",
+        parameters=_SERVING,
+        rule=Rule("blocks", 0.10, False),
+        rows=(
+            Row("detail", "TPOT median", suffix=" ms", shown=_BY_PROMPTS),
+            Row("detail", "TPOT p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
+        ),
+    ),
+    Metric(
+        "itl",
+        "ms",
+        "lower",
+        "server",
+        "Time between successive tokens over the serving benchmark; value: median.",
+        parameters=_SERVING,
+        rule=Rule("blocks", 0.10, False),
+        rows=(
+            Row("detail", "ITL median", suffix=" ms", shown=_BY_PROMPTS),
+            Row("detail", "ITL p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
+        ),
+    ),
+    Metric(
+        "prefill_time",
+        "s",
+        "lower",
+        "engine",
+        "Wall time of the latency batch with a single new token: reading the prompts; value: median of the rounds.",
+        parameters=_BATCH,
+        rows=(Row("detail", "prefill", suffix="s", number=places(4), shown=_BY_BATCH),),
+    ),
+    Metric(
+        "decode_step_time",
+        "ms",
+        "lower",
+        "engine",
+        "Time of one decoding step of the latency batch: (latency - prefill_time) / (output_len - 1).",
+        parameters=_BATCH,
+        rows=(Row("detail", "decode step", suffix=" ms", shown=_BY_BATCH),),
+    ),
+    Metric(
+        "limit_fraction",
+        "fraction",
+        "higher",
+        "engine",
+        "Least time that the device's measured copy bandwidth and matrix rate allow for a step's bytes and operations, "
+        "over the time it took; the output head counts for the tokens whose logits are taken: in prefill each prompt's "
+        "last. Source: Williams et al., Roofline, CACM 52(4), 2009.",
+        version=2,
+        parameters=(*_BATCH, "phase"),
+        rows=(Row("detail", "fraction of the limit", Words.ALONE, shown=("phase", "batch_size")),),
+    ),
+    Metric(
+        "kernel_time",
+        "ms",
+        "none",
+        "engine",
+        "Time in the device's kernels over one profiled batch of four steps; on a CPU, in its operators.",
+        parameters=("pattern",),
+        rows=(Row("detail", "kernels of one profiled batch", Words.ALONE, " ms", shown=()),),
+    ),
+    Metric(
+        "quantized_kernel_share",
+        "fraction",
+        "none",
+        "engine",
+        "Share of the profiled kernel time of one batch that was spent in kernels of the recipe's own kind.",
+        parameters=("pattern",),
+        rows=(Row("detail", "time in the recipe's kernels", Words.ALONE, shown=()),),
+    ),
+    Metric(
+        "copy_bandwidth",
+        "GB/s",
+        "higher",
+        "engine",
+        "Bytes read and written a second by the best of several copies in the device's memory, / 1e9.",
+        rows=(Row("detail", "device: copy", Words.ALONE, " GB/s", whole),),
+    ),
+    Metric(
+        "matrix_rate",
+        "TFLOP/s",
+        "higher",
+        "engine",
+        "Operations a second, / 1e12, of the best of several square matrix products on random data.",
+        parameters=("dtype",),
+        rows=(Row("detail", "device: matrix product", Words.ALONE, " TFLOP/s", shown=("dtype",)),),
+    ),
+    Metric(
+        "chat_tokens",
+        "tokens",
+        "none",
+        "server",
+        "New tokens of the server's answer to the tutorial's chat completion.",
+        parameters=("max_tokens",),
+        rows=(Row("detail", "chat answer", Words.ALONE, " tokens", whole),),
+    ),
+    Metric(
+        "kv_cache_capacity",
+        "tokens",
+        "higher",
+        "engine",
+        "Tokens that fit the engine's key-value cache, as the engine sized it.",
+        parameters=("kind",),
+        rows=(Row("detail", "KV cache", Words.SIZE, " tokens", whole),),
+    ),
+    Metric(
+        "engine_start",
+        "s",
+        "lower",
+        "engine",
+        "From the start of the engine's or server's process to the first request it can take; see parameter kind.",
+        parameters=("kind",),
+        rule=Rule("blocks", 0.25, False),
+        rows=(Row("detail", "engine start", suffix="s", shown=("kind",)),),
+    ),
+    Metric(
+        "compile_time",
+        "s",
+        "lower",
+        "engine",
+        "Seconds of torch.compile that the engine reports while it starts.",
+        parameters=("kind",),
+        rule=Rule("blocks", 0.25, False),
+        rows=(Row("detail", "compile", suffix="s"),),
+    ),
+    Metric(
+        "delegated_arithmetic",
+        "fraction",
+        "higher",
+        "export",
+        "Share of the multiply-adds of all matrix products that a program leaves to its delegates, at the length of "
+        "the export's example.",
+        parameters=("route",),
+        rows=(Row("detail", "arithmetic delegated", Words.ALONE, number=places(4), shown=_BY_ROUTE),),
+    ),
+    Metric(
+        "fallback_nodes",
+        "nodes",
+        "lower",
+        "export",
+        "Operators of a program outside of its delegates.",
+        parameters=("route",),
+        rows=(Row("detail", "operators not delegated", Words.ALONE, number=whole, shown=_BY_ROUTE),),
+    ),
+    Metric(
+        "fallback_time",
+        "fraction",
+        "lower",
+        "export",
+        "Share of the operators' time that is spent outside of delegates, from an etdump of one prompt and its answer.",
+        parameters=("prompt_tokens",),
+        rows=(Row("detail", "time outside of delegates", Words.ALONE, number=places(3)),),
+    ),
+    Metric(
+        "export_cpu_time",
+        "s",
+        "lower",
+        "export",
+        "CPU seconds of the process that exported the program, loading included.",
+        parameters=("route",),
+        rows=(Row("detail", "export, CPU time", Words.ALONE, "s", shown=_BY_ROUTE),),
+    ),
+    Metric(
+        "export_peak_memory",
+        "GB",
+        "lower",
+        "export",
+        "Peak resident set / 1e9 of the process that exported the program.",
+        parameters=("route",),
+        rows=(Row("detail", "export, peak memory (GB)", Words.ALONE, shown=_BY_ROUTE),),
+    ),
+    Metric(
+        "quantized_layers",
+        "layers",
+        "none",
+        "quantize",
+        "Modules whose weight is a torchao tensor after quantization.",
+        parameters=("kind",),
+        rows=(Row("detail", "quantized layers", Words.ALONE, number=whole),),
+    ),
+)
