@@ -89,14 +89,15 @@ def parameters_of(label: str) -> dict[str, Scalar]:
 
 
 def _units(units: Mapping[str, Any], told: list[Any], matrix: Mapping[str, Any], hardware: Any) -> dict[str, Any]:
-    """Return the units with the place that each one's name was made of."""
+    """Return the units with the place that each one's name was made of, as far as verdicts and the matrix tell."""
     placed = [it for it in told if isinstance(it, dict)]
     models = {str(it.get("model")) for it in placed} | set(matrix.get("models") or ())
     recipes = {str(it.get("recipe")) for it in placed} | set(matrix.get("recipes") or ())
-    stages = {"transformers": {"": "transformers"}, "vllm": {"": "engine", "-server": "server"}}
+    servers = {str(it["server"]) for it in placed if it.get("server")}
     places = {}
-    for model, recipe, (server, suffixes) in product(models, recipes, stages.items()):
-        for suffix, stage in suffixes.items():
-            place = {"model": model, "recipe": recipe, "hardware": hardware, "server": server, "stage": stage}
-            places[f"{model}-{recipe}-{hardware}-{server}{suffix}"] = place
+    for model, recipe, server, stage in product(models, recipes, servers, ("engine", "server")):
+        if (server, stage) == ("transformers", "engine"):
+            stage = server
+        place = {"model": model, "recipe": recipe, "hardware": hardware, "server": server, "stage": stage}
+        places[f"{model}-{recipe}-{hardware}-{server}" + ("-server" if stage == "server" else "")] = place
     return {name: unit | places.get(name, {}) for name, unit in units.items()}
