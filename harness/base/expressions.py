@@ -24,7 +24,7 @@ def selects(expression: str, names: Iterable[str]) -> bool:
 def asked_for(expression: str, names: Iterable[str]) -> set[str]:
     """Return those of some names that an expression asks for: with the name something is selected that was not without.
 
-    ``not h100`` names h100 and does not ask for it; ``cpu or not (slow or not h100)`` does.
+    ``not gpu`` names gpu and does not ask for it; ``cpu or not (slow or not gpu)`` does.
     """
     words = set(re.findall(r"[^\s()]+", expression)) - {"and", "or", "not"}
     found = set()

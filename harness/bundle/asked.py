@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -90,7 +91,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Settings:
-    """bundle.toml's tables for one extra: each maps a name or pattern to the reason."""
+    """bundle.toml's tables for an extra: each maps a name or pattern to the reason."""
 
     stays: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -99,13 +100,13 @@ class Settings:
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_settings(path: Path, extra: str) -> Settings:
-    """Read ``every`` and ``extra.EXTRA`` of a bundle.toml; BundleError names the file and the key at fault."""
+def read_settings(path: Path, *extras: str) -> Settings:
+    """Read ``every`` and each ``extra.EXTRA`` of a bundle.toml; BundleError names the file and the key at fault."""
     tables = _read_toml(path)
     merged: dict[str, dict[str, Any]] = {name: {} for name in Settings.__dataclass_fields__}
     for where, table in (
         ("every", tables.get("every", {})),
-        (f"extra.{extra}", tables.get("extra", {}).get(extra, {})),
+        *((f"extra.{extra}", tables.get("extra", {}).get(extra, {})) for extra in extras),
     ):
         for key, entries in table.items():
             if key not in merged:
@@ -116,6 +117,20 @@ def read_settings(path: Path, extra: str) -> Settings:
                     raise BundleError(f"{path}: {where}.{key}.{name}: a reason (text) is wanted")
                 merged[key][canonicalize_name(name)] = reason
     return Settings(**merged)
+
+
+def named_extras(pyproject: Path, extra: str) -> list[str]:
+    """Return an extra and those of the same project that it names, as ``harness[a,b]``, and that these name."""
+    project = _read_toml(pyproject).get("project", {})
+    own = canonicalize_name(project.get("name", ""))
+    found = [canonicalize_name(extra)]
+    for name in found:
+        for line in project.get("optional-dependencies", {}).get(name, []):
+            with contextlib.suppress(InvalidRequirement):
+                requirement = Requirement(line)
+                if canonicalize_name(requirement.name) == own:
+                    found += [it for it in map(canonicalize_name, sorted(requirement.extras)) if it not in found]
+    return [str(name) for name in found]
 
 
 def read_requirements(pyproject: Path, extra: str, environment: Mapping[str, str]) -> list[Requirement]:

@@ -1,6 +1,6 @@
 """Collects what a runner without a network needs into parts that can be carried to it one by one.
 
-    python -m harness bundle --python 3.12 --extra h100 --runner FREEZE.txt --part-size 60MiB OUT/
+    python -m harness bundle --python 3.12 --extra gpu-torch211 --runner FREEZE.txt --part-size 60MiB OUT/
 
 OUT then holds ``part-00.bin``, ``part-01.bin`` and so on, ``manifest.json`` (every part's SHA-256, every package's
 version) and ``install.py`` (see bundle_install.py), which joins, verifies, unpacks and precompiles them on the runner.
@@ -39,6 +39,7 @@ from harness.bundle.asked import (
     Runner,
     Settings,
     Target,
+    named_extras,
     read_requirements,
     read_settings,
 )
@@ -65,7 +66,7 @@ def make(
     """
     out = out.resolve()
     _check_out(out)
-    settings = read_settings(settings_file, extra)
+    settings = read_settings(settings_file, *named_extras(pyproject, extra))
     roots = read_requirements(pyproject, extra, target.environment())
     if not roots:
         raise BundleError(

@@ -147,6 +147,8 @@ def requirements() -> dict[str, list[Requirement]]:
         asked = Requirement(text)
         marker = str(asked.marker or "")
         extra = marker.split("extra ==")[1].strip().strip("\"'") if "extra ==" in marker else ""
+        if canonicalize_name(asked.name) == _DISTRIBUTION:
+            continue  # another name of other extras
         found.setdefault(extra, []).append(asked)
     return found
 

@@ -58,7 +58,7 @@ class Hardware(_Table):
     @model_validator(mode="after")
     def _is_whole(self) -> Hardware:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) or self.name in ("and", "or", "not"):
-            raise ValueError(f"{self.name!r} cannot be a marker: letters, digits, - and _, as in rtx4090")
+            raise ValueError(f"{self.name!r} cannot be a marker: letters, digits, - and _, as in arm-mobile")
         try:
             re.compile(self.match)
         except re.error as error:

@@ -326,7 +326,7 @@ class Measure(Quality):
         return self.undisturbed(
             cell,
             "copy_bandwidth, matrix_rate",
-            lambda: self.flow.limits(cell, rounds=5, **sizes),
+            lambda: self.flow.limits(cell, rounds=5, arithmetic=list(cell.hardware.arithmetic), **sizes),
             lambda found, *_: found,
             functools.partial(probe.state, cell.hardware),
         )

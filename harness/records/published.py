@@ -28,7 +28,7 @@ class Figure(_Frozen):
 
     model: str
     recipe: str
-    hardware: str = Field(description="The hardware's marker, e.g. h100 or arm-mobile.")
+    hardware: str = Field(description="The hardware's marker, e.g. cpu or arm-mobile.")
     device: str = Field(description="The machine as published, e.g. iPhone 15 Pro.")
     server: str = Field("", description="What it was measured through; empty if not published.")
     metric: str = Field(description="A name of harness.records.metrics.METRICS.")

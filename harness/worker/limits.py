@@ -20,17 +20,18 @@ class Limits(Backend):
         self.device = device
         return {}
 
-    def measure(self, copy_bytes: int, size: int, rounds: int) -> dict[str, Any]:
+    def measure(self, copy_bytes: int, size: int, rounds: int, arithmetic: list[str]) -> dict[str, Any]:
         """Return the copy bandwidth in bytes a second (read and written) and matrix rates in operations a second.
 
         Each is the best of ``rounds`` rounds: a ceiling, not an average. Matrix products are ``size`` cubed, on
-        random data; a data type that the device cannot multiply is left out.
+        random data of each data type of ``arithmetic``; one that cannot be multiplied after all is left out.
         """
         bandwidth = 2 * copy_bytes / self._best(self._copy(copy_bytes), rounds)
         rates: dict[str, float] = {}
-        for name, product in self._products(size).items():
+        products = {"bfloat16": self._bfloat16, "int8": self._int8, "float8": self._float8}
+        for name in arithmetic:
             try:
-                rates[name] = 2 * size**3 / self._best(product, rounds)
+                rates[name] = 2 * size**3 / self._best(products[name](size), rounds)
             except (RuntimeError, NotImplementedError) as error:
                 print(f"{name}: {error}")
         return {"bandwidth": bandwidth, "rates": rates}
@@ -40,20 +41,25 @@ class Limits(Backend):
         target = torch.empty_like(source)
         return lambda: target.copy_(source)
 
-    def _products(self, size: int) -> dict[str, Callable[[], Any]]:
-        a = torch.randn(size, size, device=self.device, dtype=torch.bfloat16)
-        b = torch.randn(size, size, device=self.device, dtype=torch.bfloat16)
-        products: dict[str, Callable[[], Any]] = {"bfloat16": lambda: a @ b.t()}
+    def _random(self, size: int) -> torch.Tensor:
+        return torch.randn(size, size, device=self.device, dtype=torch.bfloat16)
+
+    def _bfloat16(self, size: int) -> Callable[[], Any]:
+        a, b = self._random(size), self._random(size)
+        return lambda: a @ b.t()
+
+    def _int8(self, size: int) -> Callable[[], Any]:
         low = torch.randint(-128, 127, (size, size), device=self.device, dtype=torch.int8)
-        products["int8"] = lambda: torch._int_mm(low, low.t())
-        if self.device == "cuda":
-            a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
-            rows = torch.ones(size, 1, device=self.device)
-            columns = torch.ones(1, size, device=self.device)
-            products["float8"] = lambda: torch._scaled_mm(
-                a8, b8.t(), scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16, use_fast_accum=True
-            )
-        return products
+        return lambda: torch._int_mm(low, low.t())
+
+    def _float8(self, size: int) -> Callable[[], Any]:
+        a, b = (self._random(size).to(_float8_type()) for _ in range(2))
+        rows, columns = torch.ones(size, 1, device=self.device), torch.ones(1, size, device=self.device)
+        # Faster sums are what torchao asks for too; AMD's products have no such choice.
+        fast = torch.version.hip is None
+        return lambda: torch._scaled_mm(
+            a, b.t(), scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16, use_fast_accum=fast
+        )
 
     def _best(self, call: Callable[[], Any], rounds: int) -> float:
         call()
@@ -70,6 +76,12 @@ class Limits(Backend):
     def _synchronize(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def _float8_type() -> torch.dtype:
+    """Return the 8-bit type that this device multiplies: AMD's first such products take one of their own."""
+    first = torch.version.hip and torch.cuda.get_device_properties(0).gcnArchName.startswith("gfx94")
+    return torch.float8_e4m3fnuz if first else torch.float8_e4m3fn
 
 
 BACKEND = Limits

@@ -220,7 +220,9 @@ def test_a_setting_that_is_not_known_is_named(tmp_path: Path) -> None:
 
 
 def test_the_settings_of_this_project_are_sound() -> None:
-    settings = bundle_asked.read_settings(bundle_asked.SETTINGS, "h100")
+    names = bundle_asked.named_extras(bundle_asked.PROJECT, "h100")
+    assert names == ["h100", "gpu-torch211"], "an extra that names another has its settings"
+    settings = bundle_asked.read_settings(bundle_asked.SETTINGS, *names)
     assert decide("torch", [], {}, settings) is Decision.STAYS
     assert decide("nvidia-cublas", [], {}, settings) is Decision.STAYS
     assert decide("flashinfer-python", [], {}, settings) is Decision.LEFT_OUT

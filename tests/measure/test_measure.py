@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError, Unsuitable, WrongKernels
-from harness.machine import watch
+from harness.machine import probe, watch
+from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.measure import Measure, _split
 from harness.measure.recorder import Figure, Recorder, percentiles
@@ -413,6 +414,30 @@ def test_a_device_is_asked_again_what_it_can_do_where_it_was_disturbed(
     restless.restless = 1
     measure = Measure(LimitedFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
     assert measure._ceiling(cells["bf16"]).bandwidth == 2e9
+
+
+@pytest.mark.parametrize("name", ["cpu", "a100", "h100"])
+def test_a_device_is_asked_for_the_arithmetic_that_its_entry_has(
+    tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """No float8 product of an A100; what is multiplied otherwise is held against bfloat16's ceiling."""
+    asked: dict[str, Any] = {}
+
+    class LimitedFlow(StubFlow):
+        def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
+            asked.update(arguments)
+            return {"bandwidth": 1e12, "rates": dict.fromkeys(arguments["arithmetic"], 1e14)}
+
+    hardware = suites_matrix.hardware[name]
+    monkeypatch.setattr(probe, "device", lambda _: probe.host())
+    monkeypatch.setattr(probe, "state", lambda _: {})
+    monkeypatch.setattr(Hardware, "watched", False)
+    cell = next(it for it in suites_matrix.cells() if it.hardware == hardware and it.recipe.name == "bf16")
+    Measure(LimitedFlow(1.0), Run(tmp_path))._ceiling(replace(cell, server="transformers"))  # type: ignore[arg-type]
+    assert asked["arithmetic"] == list(hardware.arithmetic)
+    assert ("float8" in asked["arithmetic"]) == (name == "h100")
+    rates = [it.parameters["dtype"] for it in recorded(Run(tmp_path)) if it.metric == "matrix_rate"]
+    assert rates == list(hardware.arithmetic)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
