@@ -29,8 +29,9 @@ from harness.base.files import default_root, write_text  # noqa: E402
 from harness.commands.gate import Workplace  # noqa: E402
 from harness.gate import noise as gate_noise  # noqa: E402
 from harness.gate.schedule import parse_budget  # noqa: E402
-from harness.judge import stats  # noqa: E402
-from harness.judge.gatefile import Options  # noqa: E402
+from harness.judge import gatefile, stats  # noqa: E402
+from harness.judge.gatefile import GateFile, Options  # noqa: E402
+from harness.judge.verdict import Verdict  # noqa: E402
 from harness.machine.lock import machine_lock, only_session  # noqa: E402
 from harness.matrix.load import load  # noqa: E402
 from harness.report import noise as report_noise  # noqa: E402
@@ -83,28 +84,28 @@ def measure(arguments: argparse.Namespace, arm: str) -> None:
             margins=(str(arguments.margin),),
             seed=seed,
         )
-        data = json.loads(place.gate(options, pair=pair, calibrated=False).file.text())
-        found = " ".join(f"{it['verdict']} ({it['reason']})" for it in of(data, ARMS[arm][1]))
-        print(f"{arm} gate {seed + 1}: {found}, {data['measuring_seconds']:.0f} s", flush=True)
+        gate = place.gate(options, pair=pair, calibrated=False).file
+        found = " ".join(f"{it.verdict} ({it.reason})" for it in of(gate, ARMS[arm][1]))
+        print(f"{arm} gate {seed + 1}: {found}, {gate.measuring_seconds:.0f} s", flush=True)
 
 
-def outcomes(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gates/*/gate.json"))]
+def outcomes(folder: Path) -> list[GateFile]:
+    found = [gatefile.load(path) for path in sorted(folder.glob("gates/*/gate.json"))]
     # One that was cut off before its first block has none.
-    return [data for data in found if data["verdicts"]]
+    return [gate for gate in found if gate.verdicts]
 
 
-def of(data: dict[str, Any], metric: str) -> list[dict[str, Any]]:
-    return [it for it in data["verdicts"] if it["metric"] == metric]
+def of(gate: GateFile, metric: str) -> list[Verdict]:
+    return [it for it in gate.verdicts if it.metric == metric]
 
 
-def naive(rule: Any, count: int, data: dict[str, Any]) -> bool | None:
+def naive(rule: Any, count: int, gate: GateFile) -> bool | None:
     """Return whether a rule that others use calls the gate's own samples a regression; None with too few blocks.
 
     These rules know no blocks: they get the old side's processes first and the new side's after them, as times.
     """
-    (it,) = of(data, SPEED)
-    old, new = it["samples"]["old"][:count], it["samples"]["new"][:count]
+    (it,) = of(gate, SPEED)
+    old, new = it.samples["old"][:count], it.samples["new"][:count]
     if len(old) < count:
         return None
     return bool(rule(1 / np.array([*old, *new])).verdict == "regressed")
@@ -125,24 +126,24 @@ def detections(folder: Path) -> Table:
         gates = outcomes(folder / arm)
         if not gates:
             continue
-        told = [it for data in gates for it in of(data, metric)]
-        whole = [any(it["primary"] and it["verdict"] == "regressed" for it in data["verdicts"]) for data in gates]
-        unsure = sum(it["verdict"] == "inconclusive" for it in told)
-        ratios = [it["ratio"] for it in told if it["ratio"] is not None]
-        fewest = min((it["blocks"] for data in gates for it in of(data, SPEED)), default=0)
+        told = [it for gate in gates for it in of(gate, metric)]
+        whole = [any(it.primary and it.verdict == "regressed" for it in gate.verdicts) for gate in gates]
+        unsure = sum(it.verdict == "inconclusive" for it in told)
+        ratios = [it.ratio for it in told if it.ratio is not None]
+        fewest = min((it.blocks for gate in gates for it in of(gate, SPEED)), default=0)
         rows.append(
             (
                 words,
                 metric,
                 ", ".join(sorted({f"{it['margin']:.0%}" for it in told})),
                 f"{statistics.median(ratios):.3f}" if ratios else "-",
-                share([it["verdict"] == "regressed" for it in told]),
+                share([it.verdict == "regressed" for it in told]),
                 str(unsure),
                 share(list(whole)),
-                share([naive(bench_rules.one_sample, 1, data) for data in gates]) if metric == SPEED else "-",
-                share([naive(bench_rules.mean_tolerance, MEAN, data) for data in gates]) if metric == SPEED else "-",
-                share([_welch(data, min(WELCH, fewest)) for data in gates]) if metric == SPEED else "-",
-                f"{statistics.median(data['measuring_seconds'] for data in gates):.0f} s",
+                share([naive(bench_rules.one_sample, 1, gate) for gate in gates]) if metric == SPEED else "-",
+                share([naive(bench_rules.mean_tolerance, MEAN, gate) for gate in gates]) if metric == SPEED else "-",
+                share([_welch(gate, min(WELCH, fewest)) for gate in gates]) if metric == SPEED else "-",
+                f"{statistics.median(gate.measuring_seconds for gate in gates):.0f} s",
             )
         )
     return Table(
@@ -174,21 +175,21 @@ def told(folder: Path) -> dict[str, list[dict[str, Any]]]:
     kept = ("verdict", "reason", "margin", "ratio", "low", "high", "blocks", "samples")
     return {
         arm: [
-            {"created": data["created"], "device": data["device"], **{name: it[name] for name in kept}}
-            for data in outcomes(folder / arm)
-            for it in of(data, metric)
+            {"created": gate.created, "device": gate.device, **{name: getattr(it, name) for name in kept}}
+            for gate in outcomes(folder / arm)
+            for it in of(gate, metric)
         ]
         for arm, (_, metric, _) in ARMS.items()
     }
 
 
-def starts(gates: list[dict[str, Any]]) -> Table:
+def starts(gates: list[GateFile]) -> Table:
     """Ask whether gates of nothing differ by more than their blocks do.
 
     A gate forks all of its processes from two that have imported what they need, one a side. Did those differ, as two
     starts of the same program may (address space layout, order of allocation), the gates' ratios would differ too.
     """
-    found = [it["samples"] for data in gates for it in of(data, SPEED) if it["blocks"] > 1]
+    found = [it.samples for gate in gates for it in of(gate, SPEED) if it.blocks > 1]
     ratios = [[new / old for old, new in zip(it["old"], it["new"], strict=True)] for it in found]
     split = stats.variance_components(ratios)
     test = bench_rules.distributions.f_oneway(*map(np.log, ratios))
@@ -212,17 +213,17 @@ def starts(gates: list[dict[str, Any]]) -> Table:
     )
 
 
-def noise(gates: list[dict[str, Any]]) -> dict[str, Any]:
+def noise(gates: list[GateFile]) -> dict[str, Any]:
     """Return what every process of gates of nothing measured, block by block, and what a block takes in seconds."""
-    found = [{"created": data["created"], **of(data, SPEED)[0]["samples"]} for data in gates]
-    blocks = [unit["seconds"] for data in gates for unit in data["units"].values()]
+    found = [{"created": gate.created, **of(gate, SPEED)[0].samples} for gate in gates]
+    blocks = [unit.seconds for gate in gates for unit in gate.units.values()]
     device = gate_noise.device(gates)
     return {"metric": SPEED, "device": device, "block_seconds": statistics.median(blocks), "gates": found}
 
 
-def _welch(data: dict[str, Any], count: int) -> bool | None:
-    (it,) = of(data, SPEED)
-    old, new = 1 / np.array(it["samples"]["old"]), 1 / np.array(it["samples"]["new"])
+def _welch(gate: GateFile, count: int) -> bool | None:
+    (it,) = of(gate, SPEED)
+    old, new = 1 / np.array(it.samples["old"]), 1 / np.array(it.samples["new"])
     if len(old) < max(2, count):
         return None
     return bool(
@@ -249,7 +250,7 @@ def main() -> None:
             lock.release()
     tables = [detections(arguments.folder)]
     if len(same := outcomes(arguments.folder / "same")) > 1:
-        budget = float(same[0]["budget_seconds"])
+        budget = float(same[0].budget_seconds)
         tables.append(starts(same))
         tables.append(report_noise.table(gate_noise.summarise(same, "cpu", budget)))
         write_text(arguments.output.with_suffix(".json"), json.dumps(noise(same), indent=1))
