@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import traceback
 from pathlib import Path
@@ -10,54 +11,40 @@ from pathlib import Path
 from harness import __version__
 from harness.base.errors import HarnessError
 
+COMMANDS = {
+    "table": "write the tables of one or several runs",
+    "cost": "tell what the rows of runs cost, against the tutorial's commands one after another",
+    "baseline": "store what several runs measured, with their spread, as this hardware's baseline",
+    "gate": "compare two versions of a package: one verdict a metric",
+    "bisect": "find the first release of a package that makes a metric worse",
+    "calibrate": "hold this environment against itself: what can this machine tell?",
+    "report": "write one self-contained HTML page about runs and gates",
+    "site": "write a static site over all stored runs: index, trends, two runs compared",
+    "export": "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit",
+    "doctor": "say what this machine can run, why not the rest, and what would mend it",
+    "init": "write the suites, a matrix and a CI workflow into a folder of one's own",
+    "reference": "make the committed tables from the committed records, or check that they agree",
+    "bundle": "collect what a runner without a network needs into parts that can be carried",
+    "trend": "look over the stored runs for change points and slow drift",
+    "publish": "upload a quantized checkpoint to the Hugging Face hub, with a card made from records",
+}
+"""Every command, each a module of harness.commands, in the order of the help."""
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of every command."""
-    # Imported here so that main answers for an installation that lacks something, too.
-    from harness.commands import (
-        baseline,
-        bisect,
-        bundle,
-        calibrate,
-        cost,
-        doctor,
-        export,
-        gate,
-        init,
-        publish,
-        reference,
-        report,
-        site,
-        table,
-        trend,
-    )
 
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of every command; with ``only`` no other command's module is imported."""
     parser = argparse.ArgumentParser(
         prog="harness" if Path(sys.argv[0]).name == "harness" else "python -m harness",
         description="torchao benchmarking and regression harness",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module, words in (
-        ("table", table, "write the tables of one or several runs"),
-        ("cost", cost, "tell what the rows of runs cost, against the tutorial's commands one after another"),
-        ("baseline", baseline, "store what several runs measured, with their spread, as this hardware's baseline"),
-        ("gate", gate, "compare two versions of a package: one verdict a metric"),
-        ("bisect", bisect, "find the first release of a package that makes a metric worse"),
-        ("calibrate", calibrate, "hold this environment against itself: what can this machine tell?"),
-        ("report", report, "write one self-contained HTML page about runs and gates"),
-        ("site", site, "write a static site over all stored runs: index, trends, two runs compared"),
-        ("export", export, "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit"),
-        ("doctor", doctor, "say what this machine can run, why not the rest, and what would mend it"),
-        ("init", init, "write the suites, a matrix and a CI workflow into a folder of one's own"),
-        ("reference", reference, "make the committed tables from the committed records, or check that they agree"),
-        ("bundle", bundle, "collect what a runner without a network needs into parts that can be carried"),
-        ("trend", trend, "look over the stored runs for change points and slow drift"),
-        ("publish", publish, "upload a quantized checkpoint to the Hugging Face hub, with a card made from records"),
-    ):
+    for name, words in COMMANDS.items():
         command = commands.add_parser(name, help=words, description=words)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        if only in (None, name):
+            module = importlib.import_module(f"harness.commands.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
@@ -68,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     traceback, and an interruption 130.
     """
     try:
-        arguments = parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        # A command need not wait for what the others import, nor fail with them.
+        named = next((word for word in words if not word.startswith("-")), "")
+        arguments = parser(named).parse_args(words)
         status: int = arguments.run(arguments)
         return status
     except HarnessError as error:

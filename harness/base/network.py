@@ -7,13 +7,13 @@ import urllib.error
 import urllib.request
 
 
-def hub_answers() -> bool:
-    """Return whether the Hugging Face hub can be asked from here, within five seconds."""
+def hub_answers(seconds: float = 5) -> bool:
+    """Return whether the Hugging Face hub can be asked from here within some seconds, a name's look-up aside."""
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5):
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds):
             return True
     except urllib.error.HTTPError:
         return True

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.network import hub_answers
@@ -33,6 +35,10 @@ _DISTRIBUTION = "torchao-harness"
 _IMPORTS = {"lm-eval": "lm_eval", "nvidia-ml-py": "pynvml", "executorch": "executorch.runtime"}
 _IMPORT_SECONDS = 120
 _LEAST_DISK_GB = 10
+_HUB_SECONDS = 2
+_INDENT = " " * 30
+WIDTH = 100
+"""Columns of what is printed."""
 
 
 @dataclass(frozen=True)
@@ -48,31 +54,54 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness doctor``."""
-    parser.add_argument("--quick", action="store_true", help="do not import the packages, only look at their versions")
-    parser.add_argument("--matrix", type=Path, default=Path("suites/matrix.toml"), help="whose cells to look at")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--imports", action="store_true", help="import each package as well, in a process of its own")
+    how.add_argument("--quick", action="store_true", help="only look at the packages' versions: the default")
+    parser.add_argument("--matrix", type=Path, metavar="FILE", help="whose cells to look at")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what can run here; returns 0 if at least one hardware's cells can, else 1."""
-    matrix = here.whole(load(args.matrix, server_names())) if args.matrix.is_file() else None
-    findings = [*machine(), *(devices(matrix) if matrix else ()), *emulators(), *packages(imported=not args.quick)]
+    matrix = load(args.matrix or shipped.matrix(Path.cwd()), server_names())
+    with ThreadPoolExecutor() as pool:
+        # What waits for others waits at once: for the hub, drivers, and packages that are imported.
+        parts = [
+            pool.submit(look)
+            for look in (machine, lambda: devices(matrix), emulators, lambda: packages(imported=args.imports))
+        ]
+        findings = [it for part in parts for it in part.result()]
     able = summary(findings, matrix)
-    for line in rendered([*findings, *(recipes(matrix) if matrix else ()), *able]):
-        print(line)
+    print("\n".join(rendered([*findings, *recipes(matrix), *able])))
+    if not args.imports:
+        print(f"\n{textwrap.fill(_NOT_IMPORTED, WIDTH)}")
     return 0 if any(not it.problem for it in able) else 1
 
 
+_NOT_IMPORTED = (
+    "Packages were looked at and not imported; doctor --imports tries each, which takes half a minute or more."
+)
+
+
 def rendered(findings: Iterable[Finding]) -> list[str]:
-    """Return the findings as lines of text, a heading a group."""
+    """Return the findings as lines of at most WIDTH columns, a heading a group."""
     lines: list[str] = []
     group = ""
     for it in findings:
         if it.group != group:
             group = it.group
             lines += ["", group] if lines else [group]
-        lines.append(f"  {'no ' if it.problem else 'ok '} {it.name:<24} {it.problem or it.found}")
+        head = f"  {'no ' if it.problem else 'ok '} {it.name:<24}"
+        texts = [(head, it.problem or it.found)]
         if it.problem and it.fix:
-            lines.append(f"      {'':<24} -> {it.fix}")
+            texts.append((f"{_INDENT} ->", it.fix))
+        for start, text in texts:
+            lines += textwrap.wrap(
+                f"{start} {text}",
+                WIDTH,
+                subsequent_indent=f"{_INDENT} ",
+                break_on_hyphens=False,
+                replace_whitespace=False,
+            )
     return lines
 
 
@@ -87,7 +116,7 @@ def machine() -> list[Finding]:
     if not os.access(there, os.W_OK):
         small = f"{there} cannot be written"
     compiler = shutil.which("g++") or shutil.which("clang++")
-    hub = hub_answers()
+    hub = hub_answers(_HUB_SECONDS)
     return [
         Finding("machine", "processor", probe.host().name),
         Finding("machine", "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"),
@@ -257,20 +286,32 @@ def recipes(matrix: Matrix) -> list[Finding]:
     servers = list(dict.fromkeys(server for recipe in quantized for server in recipe.servers))
     found = []
     for recipe in quantized:
-        able = [it.name for it in matrix.hardware.values() if not recipe.refusal(it)]
-        told = f"on {', '.join(able)} through {', '.join(recipe.servers)}"
-        left = [f"on {name}" for name in matrix.hardware if name not in able]
-        left += [f"through {server}" for server in servers if server not in recipe.servers]
-        told += f"; not {', '.join(left)}" if left else ""
+        able = [it for it in matrix.hardware.values() if not recipe.refusal(it)]
+        told = f"on {_names(matrix, able)} through {', '.join(recipe.servers)}"
+        others = [it for it in matrix.hardware.values() if it not in able]
+        lacking = [server for server in servers if server not in recipe.servers]
+        left = [f"on {_names(matrix, others)}"] if others else []
+        left += [f"through {', '.join(lacking)}"] if lacking else []
+        told += f"; not {', and not '.join(left)}" if left else ""
         why = "; ".join(dict.fromkeys(filter(None, [recipe.reason, *recipe.reasons.values()])))
         found.append(Finding("recipes", recipe.name, told + (f": {why}" if left and why else "")))
     return found
 
 
-def summary(findings: Sequence[Finding], matrix: Matrix | None) -> list[Finding]:
+def _names(matrix: Matrix, hardware: Sequence[Hardware]) -> str:
+    """Return the names of hardware, all of a group as the group."""
+    names = [it.name for it in hardware]
+    for group in matrix.groups:
+        members = [it.name for it in matrix.members(group)]
+        if len(members) > 1 and set(members) <= set(names):
+            at = names.index(members[0])
+            names = [name for name in names if name not in members]
+            names.insert(at, group)
+    return ", ".join(names)
+
+
+def summary(findings: Sequence[Finding], matrix: Matrix) -> list[Finding]:
     """Say for each hardware and server of the matrix how many cells can run here, and what stands in the way."""
-    if matrix is None:
-        return [Finding("what can run", "matrix", "", "there is no suites/matrix.toml here", "name one with --matrix")]
     asked = requirements()
     broken = {canonicalize_name(it.name): it for it in findings if it.group.startswith("packages") and it.problem}
     sound = {canonicalize_name(it.name) for it in findings if it.group.startswith("packages") and not it.problem}
