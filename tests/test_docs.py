@@ -324,7 +324,8 @@ def test_the_readmes_table_is_that_of_the_committed_records(capsys: pytest.Captu
 @pytest.mark.parametrize(("page", "table"), [("cpu", "cpu"), ("h100", "h100"), ("phone", "arm-mobile")])
 def test_figures_of_the_results_are_those_of_the_committed_tables(page: str, table: str) -> None:
     committed: dict[str, set[str]] = {}
-    for label, *cells in rows_of((REPOSITORY / "results" / "reference" / "tables" / f"{table}.md").read_text(encoding="utf-8")):
+    tables = REPOSITORY / "results" / "reference" / "tables"
+    for label, *cells in rows_of((tables / f"{table}.md").read_text(encoding="utf-8")):
         committed.setdefault(label, set()).update(cells)
     rows = rows_of((REPOSITORY / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8"))
     checked = 0
