@@ -76,7 +76,8 @@ class Bench:
     """A judge over given thresholds, the matrix's Phi-4 cells and measurements of them."""
 
     def __init__(self, matrix: Matrix, folder: Path) -> None:
-        self.cells = {cell.recipe.name: cell for cell in matrix.cells(models=["Phi-4-mini-instruct"])}
+        cells = matrix.cells(models=["Phi-4-mini-instruct"])
+        self.cells = {cell.recipe.name: cell for cell in cells if cell.hardware.name == "h100"}
         self.run = Run(folder)
         self.flow = SimpleNamespace(alone=lambda cell: "")
         self.measure = Measure(self.flow, self.run)  # type: ignore[arg-type]
