@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from _pytest.mark.expression import Expression
 
 from harness.__main__ import main, parser
@@ -335,3 +336,23 @@ def test_figures_of_the_results_are_those_of_the_committed_tables(page: str, tab
             checked += 1
     assert checked > 10
     assert checked > len(rows) * 0.8
+
+
+def test_the_documentations_lock_has_what_the_harness_needs(repository: Path) -> None:
+    """The reference is made from the code, so all that the code imports must be there as it is built."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lock = (repository / "requirements" / "docs.lock").read_text(encoding="utf-8")
+    pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lock.splitlines() if "==" in line}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["docs"]]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~ ;]", it)[0]).lower() for it in wanted}
+    assert names - pinned == set()
+
+
+def test_templates_of_issues_are_forms(repository: Path) -> None:
+    found = sorted((repository / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(found) > 3
+    for path in found:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stem != "config":
+            assert {"name", "description", "body"} <= set(form), path
+            assert len({part["id"] for part in form["body"]}) == len(form["body"]), path
