@@ -32,7 +32,7 @@ PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
 INSTALLED = {"tox", "uv"}
 """What a reader may be told to install by name."""
-_RUN_FOR_REAL = ("table", "export", "cost")
+_RUN_FOR_REAL = ("table", "export", "cost", "reference")
 
 
 @dataclass(frozen=True)

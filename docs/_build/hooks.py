@@ -24,7 +24,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 def results() -> dict[str, Path]:
     """Return the committed results that are pages of their own, by their place in the site."""
     folder = ROOT / "results"
-    found = [*sorted((folder / "tables").glob("*.md")), *sorted(folder.glob("*.md")), *sorted(folder.glob("gates/*/*.md"))]
+    found = [*sorted((folder / "reference" / "tables").glob("*.md")), *sorted(folder.glob("*.md")), *sorted(folder.glob("gates/*/*.md"))]
     return {f"results/{path.relative_to(folder).as_posix()}": path for path in found}
 
 

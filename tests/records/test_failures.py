@@ -128,7 +128,7 @@ def test_the_tables_and_the_page_show_what_stands_once(tmp_path: Path, capsys: p
 
 
 def test_the_committed_runs_failed_only_where_the_matrix_says_so(repository: Path, suites_matrix: Matrix) -> None:
-    folders = sorted((repository / "results" / "reference").iterdir())
+    folders = sorted((repository / "results" / "reference").glob("*-20*"))
     assert folders
     for failure in columns.load([Run(folder) for folder in folders]).failures():
         cell = failure.cell

@@ -245,7 +245,7 @@ def test_nothing_of_the_tutorials_says_nothing(lines: list[Line]) -> None:
 
 
 def test_the_committed_runs_can_be_told(repository: Path) -> None:
-    for run in sorted((repository / "results" / "reference").iterdir()):
+    for run in sorted((repository / "results" / "reference").glob("*-20*")):
         lines = list(Run(run).lines())
         found = cost(lines)
         if "vllm" not in {line.cell.server for line in lines if isinstance(line, Measurement)}:
