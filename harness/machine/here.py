@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from harness.base.errors import MatrixError
 from harness.machine import probe
 from harness.machine.vendors import VENDORS
 from harness.matrix.hardware import Hardware
@@ -22,11 +21,7 @@ def whole(matrix: Matrix) -> Matrix:
         product, problem = probe.product(name)
         if problem:
             continue
-        fitting = [it.name for it in matrix.hardware.values() if it.vendor == name and it.fits(product)]
-        if len(fitting) > 1:
-            entries = " and ".join(f"hardware.{one}" for one in fitting)
-            raise MatrixError(f"{matrix.path}: {entries} both match {product!r}, the GPU here; only one may")
-        if not fitting:
+        if matrix.entry_of(name, product) is None:
             matrix = matrix.with_hardware(_unlisted(matrix, name, product))
     return matrix
 

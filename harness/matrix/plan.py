@@ -96,6 +96,14 @@ class Matrix:
     def baseline(self) -> Recipe:
         return next(recipe for recipe in self.recipes.values() if recipe.baseline)
 
+    def entry_of(self, vendor: str, product: str) -> Hardware | None:
+        """Return the entry that is for what a vendor's driver calls ``product``; MatrixError if several are."""
+        fitting = [it for it in self.hardware.values() if it.vendor == vendor and it.fits(product)]
+        if len(fitting) > 1:
+            entries = " and ".join(f"hardware.{it}" for it in fitting)
+            raise MatrixError(f"{self.path}: {entries} both match {product!r}, the GPU here; only one may")
+        return next(iter(fitting), None)
+
     def with_hardware(self, hardware: Hardware) -> Matrix:
         """Return the matrix with one more entry, if anything is measured on it: by its groups, or by its name."""
         if hardware.pick(self.measurements) is None:
