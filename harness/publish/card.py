@@ -12,6 +12,7 @@ from harness.base.text import one_line
 from harness.contract.tutorial import CHAT
 from harness.publish import recipe_code, reproduction
 from harness.records.metric import Section
+from harness.records.place import row_of
 from harness.records.published import Documented
 from harness.records.schema import Judgement, Measurement, ModelIdentity, RecipeIdentity, describe
 from harness.report.layout import Layout
@@ -303,7 +304,7 @@ def _in_tables(contents: Contents) -> list[Measurement]:
 
 
 def _line(it: Measurement) -> tuple[object, ...]:
-    return it.cell.hardware, it.device.name, it.cell.server, it.metric, frozenset(it.parameters.items())
+    return it.device.name, *row_of(it)
 
 
 def _tables(contents: Contents, documented: Documented, section: Section) -> list[Table]:

@@ -18,7 +18,7 @@ from harness.base.files import write_text
 from harness.base.text import one_line, redact
 from harness.contract.versions import MAKERS
 from harness.publish.checkpoint import Checkpoint, Origin, cached
-from harness.records.place import row_of
+from harness.records.place import Place, row_of
 from harness.records.run import Run
 from harness.records.schema import Cell, Judgement, Measurement, ModelIdentity, describe
 from harness.runtime.sources import folder_revision
@@ -205,9 +205,8 @@ def screen(records: Records, cell: Cell, allowed: Iterable[str]) -> tuple[list[M
             chosen.append(it)
     latest = {}
     for judged in sorted(records.judgements, key=lambda judged: judged.time):
-        parameters = frozenset(judged.parameters.items())
-        of = (judged.cell.hardware, judged.cell.server, judged.metric, parameters, judged.comparison)
-        latest[of, judged.origin] = judged
+        # By where it comes from, not by its number, which may have been changed from run to run.
+        latest[Place.of(judged), judged.comparison, judged.origin] = judged
     failed = [judged for judged in latest.values() if not judged.passed]
     for judged in failed:
         words = (

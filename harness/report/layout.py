@@ -11,7 +11,7 @@ from functools import cached_property
 from harness.base.errors import SampleError
 from harness.records.metric import Row, Section, Words
 from harness.records.metrics import METRICS, OF_THE_DEVICE
-from harness.records.place import row_of
+from harness.records.place import Parameters, row_of
 from harness.records.published import Documented, Figure
 from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report import limited
@@ -63,7 +63,7 @@ class Layout:
     def section(self, section: Section) -> list[Table]:
         """Return the section's table; where some line was measured through several servers, with a column for them."""
         lines = self.lines(section)
-        often = Counter((it.row, it.unit, it.definition, frozenset(it.parameters.items())) for it in lines)
+        often = Counter((it.row, it.unit, it.definition, Parameters(it.parameters)) for it in lines)
         return [self.table(section, lines, servers=max(often.values()) > 1)] if lines and self.subject.recipes else []
 
     def lines(self, section: Section) -> list[TableLine]:
