@@ -83,7 +83,10 @@ class _Timed:
             return
         self.logs.append([math.log(new / old) for old, new in pairs])
         here = unit_of(it.place)
-        self.block_seconds += [unit.seconds for unit in gate.units.values() if unit_of(unit.place) == here]
+        found = [unit.seconds for unit in gate.units.values() if unit_of(unit.place) == here]
+        if not found:
+            raise HarnessError(f"the gate of {gate.created} does not say how long a block of {here} took: leave it out")
+        self.block_seconds += found
         for old, new in zip(it.rounds.get("old", ()), it.rounds.get("new", ()), strict=True):
             # The two sides' rounds were taken in turns: what the machine did meanwhile is in both.
             self.rounds.append([after / before for before, after in zip(old, new, strict=False)])
