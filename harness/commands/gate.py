@@ -77,7 +77,15 @@ class Workplace:
             gate.resume(gatefile.load(run.folder))
         command = ["python", "-m", "harness", "gate", options.old, options.new]
         device = probe.device(self.matrix.hardware[options.hardware])
-        run.append(Header(run=run.name, command=command, packages=self.base.packages(), device=device))
+        run.append(
+            Header(
+                run=run.name,
+                command=command,
+                packages=self.base.packages(),
+                device=device,
+                python=self.base.python_version,
+            )
+        )
         return gate()
 
     def absent(self, options: Options) -> list[str]:

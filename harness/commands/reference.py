@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.files import write_text
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Line, Measurement
 from harness.report import tables
+from harness.report.rendering import render
+from harness.report.stacks import stacks
 
 FOLDER = Path("results/reference")
 TABLES = "tables"
+STACKS = "stacks.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write FOLDER/tables, a file a hardware and format; with ``--check`` return 1 where what is there differs.
+    """Write FOLDER/tables, a file a hardware and format, and one of all stacks; ``--check`` compares them.
 
+    Then 1 is returned where what is there differs.
     Raises HarnessError where the folder has no run, or a run a line that cannot be read.
     """
     if not args.check:
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write(folder: Path, into: Path) -> list[Path]:
-    """Write the tables of a folder's runs, those of one hardware together; returns the paths written."""
+    """Write the tables of a folder's runs, those of one hardware together, and their stacks; returns the paths."""
     # Not at the top: other commands need not wait for pyarrow.
     from harness.records import columns
 
@@ -66,7 +71,11 @@ def write(folder: Path, into: Path) -> list[Path]:
         for hardware in dict.fromkeys(_hardware(found)):
             on.setdefault(hardware, []).append(name)
     failures = columns.load(runs.values()).failures()
-    written = []
+    written = [into / STACKS]
+    text = render(
+        [stacks(lines.values())], "md", title="Stacks that were seen working", facts={"runs": ", ".join(runs)}
+    )
+    write_text(written[0], text)
     for hardware, names in sorted(on.items()):
         of = [line for name in names for line in lines[name]]
         written += tables.write(

@@ -86,6 +86,7 @@ class HarnessSession:
             packages=environment.packages(),
             device=probe.host(),
             harness=_harness(),
+            python=environment.python_version,
         )
         run.append(header)
         run.become_latest()

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import RecordError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # What an expected failure's reason says, of a limit and of kernels, while it was recorded as a skip.
 _EXPECTED = (
@@ -69,7 +69,20 @@ def _from_5(line: dict[str, Any]) -> None:
         device.setdefault("torch_device", "cuda" if gpu else "" if programs else "cpu")
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4, 5: _from_5}
+def _from_6(line: dict[str, Any]) -> None:
+    """Headers did not say in which Python workers ran."""
+    if line.get("kind") == "header":
+        line.setdefault("python", "")
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+    4: _from_4,
+    5: _from_5,
+    6: _from_6,
+}
 
 
 def migrate(line: Any, where: str) -> dict[str, Any]:

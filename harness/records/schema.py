@@ -90,6 +90,7 @@ class Header(_Line):
     packages: dict[str, str] = Field(description="Every installed distribution of the planner's environment.")
     device: Device
     harness: str = Field(default="", description="Version of the harness, with its commit where it is a checkout.")
+    python: str = Field(default="", description="Version of the Python that workers run in, as 3.12.4; empty before.")
 
 
 class Measurement(_Line):

@@ -81,6 +81,11 @@ class Environment:
         """Return the interpreter's implementation, version and build."""
         return _interpreter(self.python)
 
+    @property
+    def python_version(self) -> str:
+        """The version of the interpreter, as 3.12.4."""
+        return self.interpreter().split()[1]
+
     def has(self, *names: str) -> bool:
         """Say whether a distribution of one of these names is installed."""
         known = {_normal(name) for name in self.packages()}
