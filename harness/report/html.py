@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.base.errors import HarnessError
 from harness.base.text import redact
 from harness.judge.gatefile import GateFile
+from harness.judge.verdict import Verdict
 from harness.records.failures import counted
 from harness.records.metrics import OF_THE_DEVICE
 from harness.records.place import Parameters, Place
@@ -69,6 +70,8 @@ def render(
     headers = [line for line in lines if isinstance(line, Header)]
     names = [run.name for run in found.runs.values()]
     facts = tables.provenance(measurements, [])
+    nights, damaged = judged.nights(found.runs.values())
+    problems = (*found.problems, *damaged)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -77,7 +80,8 @@ def render(
             created=created if links else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             names=names,
             facts=[facts[name] for name in ("device", "packages", "measured") if name in facts],
-            verdict=judged.sentence(limits, len(failures), gates),
+            verdict=judged.sentence(limits, len(failures), gates, nights),
+            against=[{"night": it} | _verdicts(sorted(it.verdicts, key=lambda one: one.severity)) for it in nights],
             subjects=[_subject(it, documented, limits.flags) for it in tables.collect(measurements)],
             tables=_tables(measurements, documented),
             figures=_figures(measurements, documented),
@@ -88,14 +92,14 @@ def render(
             held=[_limit(it) for it in limits.held],
             skips=_skips(lines),
             failures=failures,
-            problems=found.problems,
+            problems=problems,
             environments=[_environment(header) for header in headers[-_ENVIRONMENTS:]],
             more_environments=max(0, len(headers) - _ENVIRONMENTS),
             identities=_identities(measurements),
             links=links,
         )
     )
-    return redact(page), found.problems
+    return redact(page), problems
 
 
 def _title(names: Sequence[str], gates: Sequence[GateFile]) -> str:
@@ -143,9 +147,13 @@ def _tables(measurements: Sequence[Measurement], documented: Documented) -> list
     return [(heading, sorted(of, key=lambda it: it.title == SECTIONS["detail"])) for heading, of in found.items()]
 
 
-def _gate(gate: GateFile) -> dict[str, Any]:
-    one_model = len({it.place.model for it in gate.verdicts}) == 1
-    verdicts = [
+_VERDICT = ("what", "verdict", "new / old", "interval", "margin", "blocks", "reason", "detail")
+
+
+def _verdicts(found: Sequence[Verdict]) -> dict[str, Any]:
+    """Return verdicts as rows, those that are no pass apart."""
+    one_model = len({it.place.model for it in found}) == 1
+    rows = [
         (
             (it.name.removeprefix(f"{it.place.model} ") if one_model else it.name)
             + ("" if it.primary else " (told beside)"),
@@ -157,16 +165,20 @@ def _gate(gate: GateFile) -> dict[str, Any]:
             it.reason,
             it.detail,
         )
-        for it in gate.verdicts
+        for it in found
     ]
-    header = ("what", "verdict", "new / old", "interval", "margin", "blocks", "reason", "detail")
+    return {
+        "header": _VERDICT,
+        "open": [row for row in rows if row[1] != "pass"],
+        "passed": [row for row in rows if row[1] == "pass"],
+    }
+
+
+def _gate(gate: GateFile) -> dict[str, Any]:
     broken = [(it.place.model, it.place.recipe, it.place.server, it.stage, it.old, it.new, it.error or "")
               for it in gate.compatibility]  # fmt: skip
-    return {
+    return _verdicts(gate.verdicts) | {
         "gate": gate,
-        "header": header,
-        "open": [row for row, it in zip(verdicts, gate.verdicts, strict=True) if it.verdict != "pass"],
-        "passed": [row for row, it in zip(verdicts, gate.verdicts, strict=True) if it.verdict == "pass"],
         "plot": plots.verdicts(gate),
         "changed": [row for row in broken if row[4] != row[5]],
         "same": [row for row in broken if row[4] == row[5]],

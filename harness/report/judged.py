@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from harness.judge.gatefile import GateFile
+from harness.judge.gatefile import VERDICT, GateFile
 from harness.judge.limits import last
+from harness.judge.verdict import Verdict
 from harness.records.place import Place
+from harness.records.run import Run
 from harness.records.schema import Judgement, Line, Outcome, describe
 
 Tone = Literal["good", "known", "bad", "none"]
@@ -57,6 +61,39 @@ def _why(it: Judgement, expected: Iterable[Outcome]) -> str:
     return (told.known or _UNRECORDED) if told else ""
 
 
+# ----------------------------------------------------------------------------------------------- a stored baseline
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a run came to against a stored baseline: its file, and a verdict for each of its figures."""
+
+    baseline: str
+    verdicts: Sequence[Verdict]
+
+    @property
+    def title(self) -> str:
+        return f"against {self.baseline}"
+
+    @property
+    def worse(self) -> bool:
+        return any(it.primary and it.verdict in ("regressed", "error") for it in self.verdicts)
+
+
+def nights(runs: Iterable[Run]) -> tuple[list[Night], list[str]]:
+    """Return what each run wrote that was held against a baseline, and a message for each file that is damaged."""
+    found, problems = [], []
+    for path in (run.folder / "against.json" for run in runs):
+        if not path.is_file():
+            continue
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Night(Path(data["baseline"]).stem, [VERDICT.validate_python(it) for it in data["verdicts"]]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{path}: left out, {type(error).__name__}: {str(error).splitlines()[0]}")
+    return found, problems
+
+
 # --------------------------------------------------------------------------------------------------------- in words
 
 
@@ -68,19 +105,23 @@ class Sentence:
     tone: Tone
 
 
-def sentence(found: Limits, failures: int, gates: Sequence[GateFile] = ()) -> Sentence:
-    """Say in one sentence what came out: limits, what gave no result, and what gates found."""
+def sentence(found: Limits, failures: int, gates: Sequence[GateFile] = (), against: Sequence[Night] = ()) -> Sentence:
+    """Say in one sentence what came out: limits, what gave no result, what baselines and gates say."""
     parts = [part for part in (_of_limits(found), _of_failures(failures)) if part]
-    for gate in gates:
-        count = Counter(it.verdict for it in gate.verdicts if it.primary)
-        told = [f"{count[name]} {name}" for name in ("regressed", "error", "inconclusive", "pass") if count[name]]
-        parts.append(f"{gate.title}: {', '.join(told) or 'nothing was judged'}")
+    parts += [f"{it.title}: {_counts(it.verdicts)}" for it in against]
+    parts += [f"{it.title}: {_counts(it.verdicts)}" for it in gates]
     tone: Tone = "good" if parts else "none"
-    if found.failed or failures or any(gate.exit_status == 1 for gate in gates):
+    if found.failed or failures or any(it.worse for it in against) or any(gate.exit_status == 1 for gate in gates):
         tone = "bad"
     elif found.known or any(gate.exit_status or gate.finished is False for gate in gates):
         tone = "known"
     return Sentence("; ".join(parts) + "." if parts else "Nothing was held against a limit.", tone)
+
+
+def _counts(verdicts: Iterable[Verdict]) -> str:
+    count = Counter(it.verdict for it in verdicts if it.primary)
+    told = [f"{count[name]} {name}" for name in ("regressed", "error", "inconclusive", "pass") if count[name]]
+    return ", ".join(told) or "nothing was judged"
 
 
 def _of_limits(found: Limits) -> str:

@@ -118,8 +118,9 @@ class _Site:
     def add_run(self, slug: str, run: Run) -> None:
         """Write a run's page and its figures for comparisons, unless both are there and the run is as it was."""
         name, data = f"runs/{slug}.html", f"data/{slug}.js"
-        stat = run.path.stat()
-        made_of = digest([self.version, str(run.folder.resolve()), stat.st_size, stat.st_mtime_ns])
+        files = [path for path in (run.path, run.folder / "against.json") if path.is_file()]
+        states = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
+        made_of = digest([self.version, str(run.folder.resolve()), states])
         before = self.before.get(slug, {})
         kept = before.get("made_of") == made_of and all((self.folder / it).is_file() for it in (name, data))
         if kept:
@@ -139,7 +140,8 @@ class _Site:
         measurements = found.standing()
         lines = list(found.lines(found.kind("judgement", "outcome", "header")))
         headers = [line for line in lines if isinstance(line, Header)]
-        verdict = judged.sentence(judged.limits(lines), len(counted(found.failures())))
+        nights, _ = judged.nights([run])
+        verdict = judged.sentence(judged.limits(lines), len(counted(found.failures())), against=nights)
         times = [it.time for it in measurements] or [header.time for header in headers] or [0.0]
         packages = measurements[-1].packages if measurements else headers[-1].packages if headers else {}
         subjects = tables.collect(measurements)

@@ -19,6 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.__main__ import main
+from harness.base.files import json_finite
+from harness.judge.gatefile import VERDICT
+from harness.judge.gatefile import load as load_gate
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Judgement, Line
@@ -339,6 +342,24 @@ def test_one_run_has_no_plot_of_trends(run_pages: dict[str, Path]) -> None:
         text = path.read_text(encoding="utf-8")
         assert 'id="trends"' not in text
         assert "change of level" not in text
+
+
+def test_what_a_baseline_says_stands_on_the_page(
+    tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the verdicts of a committed gate where a night would have written its own."""
+    gate = load_gate(repository / "results" / "gates" / "20261128-083821")
+    run = written(tmp_path, [measured("latency", 1.0)])
+    data = {"baseline": "results/baselines/cpu.json", "verdicts": [VERDICT.dump_python(it) for it in gate.verdicts]}
+    (run.folder / "against.json").write_text(json.dumps(json_finite(data)))
+    page = page_of([run])
+    assert "against cpu: 2 regressed, 8 inconclusive, 29 pass." in page
+    assert 'class="verdict bad"' in page
+    assert f"<summary>{sum(it.verdict == 'pass' for it in gate.verdicts)} pass</summary>" in page
+    assert page.count('<td class="regressed">') == 2
+    (run.folder / "against.json").write_text('{"baseline": "cpu", "verdicts": [1]}')
+    assert main(["report", str(run.folder), "-o", str(tmp_path / "page.html")]) == 0
+    assert "against.json: left out" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- what is seen first
