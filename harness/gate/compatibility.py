@@ -15,7 +15,7 @@ from harness.base.errors import HarnessError, Unsuitable, WorkerError
 from harness.gate.bench import Bench
 from harness.gate.blocks import REPEATS, of_the_machine, was_lost
 from harness.gate.plan import Unit
-from harness.judge.gatefile import Change, GateFile, State, Works
+from harness.judge.gatefile import Difference, GateFile, State, Works
 from harness.judge.rules import LAYERS, LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE
 from harness.judge.series import SIDES, Series, Side
 from harness.judge.verdict import Verdict, event
@@ -66,7 +66,7 @@ class Compatibility:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.rows: dict[tuple[Place, str], Works] = {}
-        self.changes: list[Change] = []
+        self.changes: list[Difference] = []
         self.verdicts: list[Verdict] = []
         self._same: set[Place] = set()
         self._kernels: dict[Place, dict[str, set[str]]] = {}
@@ -242,7 +242,7 @@ class Compatibility:
         )
         for (kind, before, after), count in sorted(moves.items()):
             what = f"tensor class of {count} {kind} layer{'s' if count > 1 else ''}"
-            self._change(Change(_anywhere(cell.place), what, before, after))
+            self._change(Difference(_anywhere(cell.place), what, before, after))
 
     def add(self, line: Line) -> None:
         """Take a record in: the recipe's kernels, where they are not the same before and after, from its profiles."""
@@ -255,9 +255,9 @@ class Compatibility:
         sides[str(line.flags["side"])] = {name for name, _, _ in ran if re.search(pattern, name)}
         if len(sides) == len(SIDES) and sides["old"] != sides["new"]:
             before, after = (", ".join(sorted(sides[side])) or "none" for side in SIDES)
-            self._change(Change(place, "kernels", before, after))
+            self._change(Difference(place, "kernels", before, after))
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: Difference) -> None:
         self.changes = [one for one in self.changes if one != change] + [change]
 
     def restore(self, stored: GateFile) -> None:

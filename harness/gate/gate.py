@@ -18,7 +18,7 @@ from harness.gate.compatibility import Compatibility, verdict_of
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget, block_order
 from harness.judge import gatefile
-from harness.judge.gatefile import GateFile, Options, Progress
+from harness.judge.gatefile import GateFile, Options, UnitState
 from harness.judge.ledger import Ledger
 from harness.judge.rules import MEASURING, RULES, Margins
 from harness.judge.series import SIDES, Series, Side, task_of
@@ -121,7 +121,7 @@ class Gate:
         for line in self.run.lines():
             self._hear(line)
         for unit in self.units:
-            kept = stored.units.get(unit.id) or Progress(unit.place)
+            kept = stored.units.get(unit.id) or UnitState(unit.place)
             unit.measuring, unit.lost, unit.seconds = kept.measuring, kept.lost, kept.seconds
             # A block that was cut off is measured again under its own number, and its later records count.
             unit.done = kept.done
@@ -324,7 +324,7 @@ class Gate:
             kernels=self.compatibility.changes,
             exit_status=exit_status(verdicts),
             options=self.options,
-            units={unit.id: _progress(unit) for unit in self.units},
+            units={unit.id: _state(unit) for unit in self.units},
         )
         path, text = self.run.folder / "gate.json", gate.text()
         try:
@@ -334,8 +334,8 @@ class Gate:
         return GateResult(self.run.folder, verdicts, gatefile.parse(json.loads(text), str(path)))
 
 
-def _progress(unit: Unit) -> Progress:
-    return Progress(
+def _state(unit: Unit) -> UnitState:
+    return UnitState(
         unit.place,
         done=unit.done,
         seconds=round(unit.seconds, 2),

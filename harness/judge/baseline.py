@@ -38,7 +38,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Entry(Placed):
+class BaselineEntry(Placed):
     """One metric of one cell over the baseline's runs; figures of other weights are not compared with it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +64,7 @@ class Baseline(_Frozen):
     created: float = Field(description="Seconds since the epoch.")
     runs: list[str]
     packages: dict[str, str] = Field(description="Versions of what decides the results, the same in all runs.")
-    entries: list[Entry]
+    entries: list[BaselineEntry]
 
     def write(self, folder: Path) -> Path:
         """Write the baseline as ``folder``/HARDWARE.json, in one step."""
@@ -174,7 +174,7 @@ def _order(place: Place) -> tuple[str, ...]:
     return (place.model, place.recipe, place.server, place.metric, place.parameters.text)
 
 
-def _entry(rows: Sequence[tuple[str, Measurement]]) -> Entry:
+def _entry(rows: Sequence[tuple[str, Measurement]]) -> BaselineEntry:
     what = label(Place.of(rows[0][1]))
     for name, of in _IDENTITY.items():
         _same(f"{name} of {what}", ((run, of(row)) for run, row in rows))
@@ -185,7 +185,7 @@ def _entry(rows: Sequence[tuple[str, Measurement]]) -> Entry:
         from harness.judge.stats import log_sd
 
         spread = log_sd(values)
-    return Entry(
+    return BaselineEntry(
         place=Place.of(last),
         unit=last.unit,
         direction=last.direction,
@@ -233,7 +233,7 @@ def refuse_other(baseline: Baseline, path: Path, device: Device) -> None:
             )
 
 
-def difference(entry: Entry, measurement: Measurement) -> str:
+def difference(entry: BaselineEntry, measurement: Measurement) -> str:
     """Return why today's measurement is not of the same thing as the entry, or an empty string."""
     before, now = entry.place, Place.of(measurement)
     pairs = (
@@ -257,7 +257,7 @@ class Coverage:
     seen: Collection[Place]
     narrowed: bool
 
-    def expects(self, entry: Entry) -> bool:
+    def expects(self, entry: BaselineEntry) -> bool:
         cell = entry.place.named.cell
         return cell in self.whole or (cell not in self.seen and not self.narrowed)
 

@@ -64,7 +64,7 @@ class Works:
 
 
 @dataclass(frozen=True)
-class Change:
+class Difference:
     """Something of a cell that is not the same before and after: a tensor class, a kernel."""
 
     place: Place
@@ -74,7 +74,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Progress:
+class UnitState:
     """How far a unit of a gate had come: a cell through one server at one stage."""
 
     place: Place
@@ -104,6 +104,10 @@ def _works(value: Any, handler: Any) -> dict[str, Any]:
     return found | {"server": found["server"] or None}
 
 
+def _of_figure(data: Any) -> Any:
+    return gather(data)
+
+
 def _of_cell(data: Any) -> Any:
     return gather(data, OF_CELL)
 
@@ -112,10 +116,12 @@ def _of_unit(data: Any) -> Any:
     return gather(data, _OF_UNIT)
 
 
-StoredVerdict = Annotated[Verdict, BeforeValidator(gather), WrapSerializer(_verdict)]
+StoredVerdict = Annotated[Verdict, BeforeValidator(_of_figure), WrapSerializer(_verdict)]
 StoredWorks = Annotated[Works, BeforeValidator(_of_cell), WrapSerializer(_works)]
-StoredChange = Annotated[Change, BeforeValidator(_of_cell), WrapSerializer(lambda it, to: spread(to(it), OF_CELL))]
-StoredProgress = Annotated[Progress, BeforeValidator(_of_unit), WrapSerializer(lambda it, to: spread(to(it), _OF_UNIT))]
+StoredDifference = Annotated[
+    Difference, BeforeValidator(_of_cell), WrapSerializer(lambda it, to: spread(to(it), OF_CELL))
+]
+StoredUnit = Annotated[UnitState, BeforeValidator(_of_unit), WrapSerializer(lambda it, to: spread(to(it), _OF_UNIT))]
 
 
 class GateFile(BaseModel):
@@ -147,10 +153,10 @@ class GateFile(BaseModel):
     differences: list[str] = []
     verdicts: list[StoredVerdict]
     compatibility: list[StoredWorks] = []
-    kernels: list[StoredChange] = []
+    kernels: list[StoredDifference] = []
     exit_status: int = Field(description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
     options: Options | None = None
-    units: dict[str, StoredProgress] = {}
+    units: dict[str, StoredUnit] = {}
 
     @property
     def title(self) -> str:

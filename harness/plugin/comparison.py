@@ -12,7 +12,7 @@ from harness.base.errors import HarnessError, SampleError
 from harness.base.files import json_finite
 from harness.judge import baseline as baselines
 from harness.judge import rules, stats, verdict
-from harness.judge.baseline import MOST_MARGIN, Baseline, Coverage, Entry
+from harness.judge.baseline import MOST_MARGIN, Baseline, BaselineEntry, Coverage
 from harness.judge.gatefile import VERDICT
 from harness.judge.rules import RULES
 from harness.judge.series import Series
@@ -145,7 +145,7 @@ class Comparison:
         return found
 
 
-def judge(entry: Entry, measurement: Measurement) -> Verdict:
+def judge(entry: BaselineEntry, measurement: Measurement) -> Verdict:
     """Return the verdict on one of today's measurements.
 
     Times and rates are held against the spread of the baseline's runs; their margin is the rule's, or the smallest
@@ -165,7 +165,7 @@ def judge(entry: Entry, measurement: Measurement) -> Verdict:
     return verdict.judge(_series(entry, values), rules.Margins())
 
 
-def _timed(entry: Entry, today: float, rule: Rule) -> Verdict:
+def _timed(entry: BaselineEntry, today: float, rule: Rule) -> Verdict:
     series = _series(entry, {"old": entry.values, "new": [today]})
     blank = replace(
         verdict.event(series, "error", "bad-samples", ""),
@@ -201,7 +201,7 @@ def _timed(entry: Entry, today: float, rule: Rule) -> Verdict:
     )
 
 
-def _series(entry: Entry, values: dict[str, list[float]]) -> Series:
+def _series(entry: BaselineEntry, values: dict[str, list[float]]) -> Series:
     return Series(entry.place, values)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from harness.records.place import Place
 from harness.records.schema import Failure
 
-Row = Mapping[str, Any]
 Position = tuple[str, int]
 """Where a record stands: source and line."""
 
@@ -29,14 +28,14 @@ class _Window:
     judged: bool = False
 
 
-def standing(rows: Iterable[Row]) -> set[Position]:
+def standing(rows: Iterable[Mapping[str, Any]]) -> set[Position]:
     """Return source and line of each failure that stands, of rows in the order of their runs and lines.
 
     A failure is overcome when the test that it ended has since come to an end with a measurement: passed, or beyond
     a limit. Of a failure without a test, as older runs and killed sessions have them, only what everything of its cell
     needs is taken to be overcome: a checkpoint or a start of an engine or server that a later session did measure.
     """
-    failures: dict[Position, Row] = {}
+    failures: dict[Position, Mapping[str, Any]] = {}
     sessions: dict[Position, int] = {}
     test_of: dict[Position, str] = {}
     measured: dict[str, float] = {}
@@ -80,11 +79,11 @@ def counted(failures: Sequence[Failure]) -> list[tuple[Failure, int]]:
     return [(them[0], len(them)) for them in found.values()]
 
 
-def _cell(row: Row) -> Place:
+def _cell(row: Mapping[str, Any]) -> Place:
     return Place(**{name: row[name] for name in ("model", "revision", "recipe", "recipe_hash", "hardware", "server")})
 
 
-def _reached(row: Row) -> list[tuple[Any, ...]]:
+def _reached(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return what a measurement shows to have worked."""
     found: list[tuple[Any, ...]] = [(_cell(row), "quantize")]
     if row["metric"] == "engine_start":
@@ -92,7 +91,7 @@ def _reached(row: Row) -> list[tuple[Any, ...]]:
     return found
 
 
-def _needed(row: Row) -> tuple[Any, ...]:
+def _needed(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what would show that a failure's own step has worked since."""
     if row["stage"] == "start":
         return (_cell(row), "start", row["worker"])

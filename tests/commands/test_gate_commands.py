@@ -27,7 +27,7 @@ from harness.gate.noise import summarise
 from harness.gate.plan import units
 from harness.judge import accuracy, gatefile
 from harness.judge.calibration import Calibration
-from harness.judge.gatefile import GateFile, Options, Progress, Works
+from harness.judge.gatefile import GateFile, Options, UnitState, Works
 from harness.judge.rules import LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Margins
 from harness.judge.series import SIDES, Series
 from harness.judge.verdict import Verdict, event, judge
@@ -97,7 +97,7 @@ class Gates:
             compatibility=self.compatibility,
             exit_status=exit_status(verdicts),
             options=options,
-            units={"one": Progress(UNIT, done=8, seconds=60.0, measuring=80.0)},
+            units={"one": UnitState(UNIT, done=8, seconds=60.0, measuring=80.0)},
         )
         (folder / "gate.json").write_text(gate.text(), encoding="utf-8")
         return GateResult(folder, verdicts, gatefile.load(folder))
@@ -438,7 +438,7 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     verdicts = [verdict for seed in range(2) for verdict in same(seed, between=0.2)]
     given: dict[str, Any] = {"package": "tiny", "old": "a", "new": "b", "hardware": "cpu", "created": "", "seconds": 9}
-    units_of = {"one": Progress(UNIT, seconds=10.0)}
+    units_of = {"one": UnitState(UNIT, seconds=10.0)}
     gate = GateFile(**given, device=DEVICE, verdicts=verdicts, exit_status=0, units=units_of)
     summarise([gate], "cpu", 100.0).write(tmp_path)
     told: list[str] = []

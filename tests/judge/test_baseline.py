@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from harness import __main__ as command_line
 from harness.base.errors import HarnessError, ThresholdFailure, TooFewSamples
 from harness.judge import baseline
-from harness.judge.baseline import Baseline, BaselineError, Coverage, Entry
+from harness.judge.baseline import Baseline, BaselineEntry, BaselineError, Coverage
 from harness.measure.measure import Measure
 from harness.plugin.baseline_hooks import BaselineHooks
 from harness.plugin.comparison import Comparison, Regression, judge
@@ -184,7 +184,7 @@ def test_other_hardware_and_other_definitions_are_refused_by_name(tmp_path: Path
 # ------------------------------------------------------------------------------------------------------------ verdicts
 
 
-def entry_of(metric: str, values: list[float], **changes: Any) -> Entry:
+def entry_of(metric: str, values: list[float], **changes: Any) -> BaselineEntry:
     made = baseline._entry([(str(number), measurement(metric, value)) for number, value in enumerate(values)])
     return made.model_copy(update=changes)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.gate.noise import summarise
 from harness.judge import gatefile
 from harness.judge.calibration import Calibration, Noise, Steady
-from harness.judge.gatefile import Change, GateError, GateFile, Options, Progress, Works
+from harness.judge.gatefile import Difference, GateError, GateFile, Options, UnitState, Works
 from harness.judge.migrations import parameters_of
 from harness.judge.rules import EVENTS, RULES, Margins
 from harness.judge.series import Series
@@ -41,10 +41,10 @@ def gate(**more: Any) -> GateFile:
         "seconds": 10.5,
         "verdicts": [judge(Series(CELL.at("latency", {"batch_size": 8}, 1), values), Margins())],
         "compatibility": [Works(CELL, "serve", "works", "fails", "new: no")],
-        "kernels": [Change(CELL.without("server"), "kernels", "a", "b")],
+        "kernels": [Difference(CELL.without("server"), "kernels", "a", "b")],
         "exit_status": 1,
         "options": Options("torchao==1", "torchao==2", "cpu", recipes=("r",)),
-        "units": {"m-r-cpu-vllm": Progress(Place(model="m", server="vllm", stage="engine"), done=3)},
+        "units": {"m-r-cpu-vllm": UnitState(Place(model="m", server="vllm", stage="engine"), done=3)},
     }
     return GateFile(**given | more)
 

@@ -23,7 +23,7 @@ from harness.gate.noise import summarise
 from harness.gate.plan import units
 from harness.judge import calibration, gatefile, stats
 from harness.judge.calibration import Calibration
-from harness.judge.gatefile import Change, GateFile, Options, Progress, Works
+from harness.judge.gatefile import Difference, GateFile, Options, UnitState, Works
 from harness.judge.rules import Margins
 from harness.judge.series import Series
 from harness.judge.verdict import Verdict, event, judge
@@ -47,9 +47,9 @@ def speed(factor: float, recipe: str = "int8wo") -> Verdict:
     return judge(Series(place("generate_throughput", recipe, max_new_tokens=16), values, True), Margins())
 
 
-def unit(server: str = "transformers", stage: str = "transformers", seconds: float = 10.0) -> dict[str, Progress]:
+def unit(server: str = "transformers", stage: str = "transformers", seconds: float = 10.0) -> dict[str, UnitState]:
     cell = Place(model=MODEL, recipe="int8wo", hardware="cpu", server=server, stage=stage)
-    return {f"{server} {stage}": Progress(cell, done=8, seconds=seconds, measuring=90.0)}
+    return {f"{server} {stage}": UnitState(cell, done=8, seconds=seconds, measuring=90.0)}
 
 
 def gate_file(verdicts: list[Verdict], **more: Any) -> GateFile:
@@ -172,7 +172,7 @@ def test_what_works_and_what_changed_is_shown() -> None:
     told = gate_file(
         [speed(1.0)],
         compatibility=[Works(cell, "quantize and save", "fails", "works", "old: Unsupported tensor type")],
-        kernels=[Change(cell, "tensor class of 210 linear layers", "A", "B")],
+        kernels=[Difference(cell, "tensor class of 210 linear layers", "A", "B")],
     )
     text = gate_report.text(told)
     assert "Unsupported tensor type" in text
