@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what can run here; returns 0 if at least one hardware's cells can, else 1."""
-    matrix = load(args.matrix or shipped.matrix(Path.cwd()), server_names())
+    matrix = here.whole(load(args.matrix or shipped.matrix(Path.cwd()), server_names()))
     with ThreadPoolExecutor() as pool:
         # What waits for others waits at once: for the hub, drivers, and packages that are imported.
         parts = [

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root, write_text
 from harness.gate import margins as gate_margins
@@ -133,7 +134,7 @@ class Workplace:
 def workplace(arguments: argparse.Namespace) -> Workplace:
     """Return where the command line says gates run; of a group ``-m`` becomes the hardware of it that is here."""
     progress = _Progress()
-    matrix = here.whole(load(arguments.matrix, registry.names()))
+    matrix = here.whole(load(arguments.matrix or shipped.matrix(Path.cwd()), registry.names()))
     hardware = here.of_group(matrix, arguments.hardware)
     if hardware is None:
         raise HarnessError(f"-m {arguments.hardware}: a group of {matrix.path.name} that has no members")
@@ -206,7 +207,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
     parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages both sides share")
-    parser.add_argument("--matrix", type=Path, default=Path("suites/matrix.toml"), metavar="FILE", help="the matrix")
+    parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where gates are written")
 
