@@ -14,6 +14,7 @@ from harness.judge import baseline as baselines
 from harness.judge import rules, stats, verdict
 from harness.judge.baseline import MOST_MARGIN, Baseline, BaselineEntry, Coverage
 from harness.judge.gatefile import VERDICT
+from harness.judge.migrations import GATE_SCHEMA
 from harness.judge.rules import RULES
 from harness.judge.series import Series
 from harness.judge.stats import Decision
@@ -102,7 +103,7 @@ class Comparison:
     def write(self, folder: Path) -> Path:
         """Write every verdict, in the fields of a gate's file, to ``folder``/against.json."""
         data = {
-            "schema": 1,
+            "schema": GATE_SCHEMA,
             "baseline": str(self.path),
             "runs": self.baseline.runs,
             "verdicts": [VERDICT.dump_python(found) for found in self.verdicts.values()],

@@ -94,18 +94,22 @@ class Place:
     def of(cls, it: Measurement | Judgement | Failure | Cell) -> Place:
         """Return the place of a record, or of the cell alone that a failure or a record is of."""
         cell = it if isinstance(it, Cell) else it.cell
-        where = cls(
+        metric, parameters, definition = "", NO_PARAMETERS, 0
+        if isinstance(it, (Measurement, Judgement)):
+            metric, parameters = it.metric, Parameters(it.parameters) if it.parameters else NO_PARAMETERS
+            definition = it.definition if isinstance(it, Measurement) else 0
+        return cls(
             model=cell.model.name,
             revision=cell.model.revision,
             recipe=cell.recipe.name,
             recipe_hash=cell.recipe.hash,
             hardware=cell.hardware,
             server=cell.server,
+            stage=(metric and stage_of(metric, cell.server, parameters)) or "",
+            metric=metric,
+            definition=definition,
+            parameters=parameters,
         )
-        if not isinstance(it, (Measurement, Judgement)):
-            return where
-        definition = it.definition if isinstance(it, Measurement) else 0
-        return where.at(it.metric, it.parameters, definition)
 
     def at(self, metric: str, parameters: Mapping[str, Scalar] | None = None, definition: int = 0) -> Place:
         """Return the place of a metric of the same cell, at the stage that gives it."""
