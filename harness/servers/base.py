@@ -90,7 +90,8 @@ class ServerBackend(ABC):
         """Return why the server cannot run on a hardware, or an empty string if it can."""
         if not lacking(self.needs, on):
             return ""
-        return f"{type(self).__name__} is served on {', or '.join(map(str, self.needs))}, not on {on}"
+        name = self.by_hand.title if self.by_hand else type(self).__name__
+        return f"{name} is served on {', or '.join(map(str, self.needs))}, not on {on}"
 
 
 def command_flags(options: Mapping[str, Scalar]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.matrix.hardware import Needs
 from harness.records.schema import Scalar
 from harness.servers.base import SERVED_NAME, ByHand, ServerBackend, command_flags
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 class VLLM(ServerBackend):
     """vLLM, which reads torchao checkpoints by itself."""
 
+    # In bfloat16, as all models are measured.
+    needs = (Needs(vendor=("none", "amd")), Needs(vendor=("nvidia",), capability=">=8.0"))
     compiles = True
     worker = "vllm"
     module = "harness.worker.vllm_server"

@@ -148,9 +148,9 @@ def test_where_the_suites_recipes_run(suites_matrix: Matrix) -> None:
     everywhere = set(suites_matrix.hardware)
     assert runs["bf16"] == everywhere
     assert runs["int8wo"] == runs["int8dq"] == everywhere - {"arm-mobile"}
-    assert runs["float8dq"] == {"h100", "h200", "l4", "rtx4090", "b200"}
+    assert runs["float8dq"] == {"h100", "h200", "l4", "rtx4090", "b200", "mi300"}
     assert runs["float8wo"] == runs["float8dq"] | {"cpu"}
-    assert runs["int4wo"] == runs["float8dq"] | {"a100"}
+    assert runs["int4wo"] == runs["float8dq"] - {"mi300"} | {"a100"}
     assert runs["float8dq-int4"] == {"h100", "h200"}
     assert runs["8da4w"] == runs["8da4w-int8emb"] == {"cpu", "arm-mobile"}
     told = suites_matrix.recipes["float8dq"].refusal(suites_matrix.hardware["a100"])

@@ -107,6 +107,9 @@ def test_sglang_says_where_it_cannot_be(suites_matrix):
         told = SERVERS["sglang"].unsupported(on[name])
         assert told == f"SGLang is served on an NVIDIA GPU of capability >=8.0, not on {name}"
         assert SERVERS["vllm"].unsupported(on[name]) == ""
+    old = on["a100"].model_copy(update={"name": "t4", "capability": "7.5"})
+    told = "vLLM is served on a processor or an AMD GPU, or an NVIDIA GPU of capability >=8.0, not on t4"
+    assert SERVERS["vllm"].unsupported(old) == told
 
 
 def test_each_server_says_what_it_can_be_gated_on():
