@@ -32,6 +32,8 @@ PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
 INSTALLED = {"tox", "uv"}
 """What a reader may be told to install by name."""
+READERS = {"my_tests"}
+"""Folders that a reader has."""
 _RUN_FOR_REAL = ("table", "export", "cost", "reference")
 
 
@@ -121,7 +123,8 @@ def _pytest(words: list[str], config: pytest.Config, matrix: Matrix, names: list
     for name in re.findall(r"[\w-]+", given.markexpr):
         assert name in markers | {"not", "and", "or"}, f"-m {name}"
     for path in given.file_or_dir:
-        assert (REPOSITORY / path.split("::")[0]).exists(), path
+        # harness init makes bench/ of the project's own suites.
+        assert path in READERS or (REPOSITORY / path.removeprefix("bench/").split("::")[0]).exists(), path
     if given.keyword:
         expression = Expression.compile(given.keyword)
         assert any(expression.evaluate(functools.partial(_is_in, it.lower())) for it in names), words
@@ -151,9 +154,9 @@ def _pip(words: list[str], config: pytest.Config, matrix: Matrix, names: list[st
         return
     assert words[0] == "install"
     for word in (it for it in words[1:] if not it.startswith("-")):
-        own = re.fullmatch(r"\.\[([\w,]+)\]", word)
+        own = re.fullmatch(r"\.[\w./-]*(?:\[([\w,]+)\])?", word)
         if own:
-            assert set(own[1].split(",")) <= set(extras), word
+            assert set((own[1] or "report").split(",")) <= set(extras), word
         else:
             known = {re.split(r"[=<>\[]", it)[0] for group in extras.values() for it in group}
             assert re.split(r"[=<>]", word)[0] in known | INSTALLED, word
@@ -187,7 +190,7 @@ def _tool(words: list[str], config: pytest.Config, matrix: Matrix, names: list[s
 
 PARSERS: dict[str, Callable[[list[str], pytest.Config, Matrix, list[str]], None]] = {
     "pytest": _pytest, "python": _python, "harness": _harness, "pip": _pip, "tox": _tox,
-    "ruff": _tool, "mypy": _tool, "export": _tool,
+    "ruff": _tool, "mypy": _tool, "export": _tool, "cd": _tool,
 }  # fmt: skip
 
 
@@ -203,6 +206,14 @@ def test_a_command_is_one(
         PARSERS[name](words[1:], pytestconfig, matrix, names)
     except (SystemExit, pytest.UsageError) as error:
         pytest.fail(f"{fence}: {shlex.join(words)}: {error}")
+
+
+def test_code_stands_in_fences_which_say_their_language() -> None:
+    """What is indented alone is tried by nothing."""
+    assert [str(fence) for fence in FENCES if not fence.language] == []
+    for page in PAGES:
+        outside = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        assert re.findall(r"(?:\A|\n)\n    (\S.*)", outside) == [], page
 
 
 def test_there_are_commands_and_few_that_are_not_tried() -> None:

@@ -228,7 +228,7 @@ def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
         key = (place, row["device"], row["unit"], row["direction"])
         if key not in made:
             subject = f"{row['model']} on {row['hardware']} ({row['device']})"
-            server = f"through {row['server']}" if row["server"] not in ("", "transformers") else ""
+            server = f"through {row['server']}" if row["server"] not in ("", "transformers", "executorch") else ""
             detail = " ".join(it for it in (server, str(parameters)) if it)
             made[key] = history.History(row["metric"], subject, detail, row["unit"], {})
         points = made[key].series.setdefault(row["recipe"], [])

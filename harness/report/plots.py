@@ -55,8 +55,8 @@ def label_of(record: Measurement) -> str:
     shown = [name for name in row.after(record.parameters) if name in record.parameters]
     after = ", ".join(f"{name}={record.parameters[name]}" for name in shown)
     lead = " ".join(str(record.parameters[name]) for name in row.lead if name in record.parameters)
-    # Transformers is what a recipe is loaded with where no server is named.
-    through = f"through {record.cell.server}" if record.cell.server not in ("", "transformers") else ""
+    # What a recipe is loaded with where no server is named, and what every program runs in, tell nothing apart.
+    through = f"through {record.cell.server}" if record.cell.server not in ("", "transformers", "executorch") else ""
     name = f"{lead} {row.label}".strip() if lead else row.label or record.metric
     return " ".join(part for part in (name, f"({after})" if after else "", through) if part)
 
