@@ -74,7 +74,7 @@ def measured(
         packages=dict(
             packages or {"torch": "2.11.0+cu130", "torchao": "0.18.0", "transformers": "5.17.0", "vllm": "0.26.0"}
         ),
-        device=Device(name=device),
+        device=Device(name=device, **({"vendor": "nvidia", "torch_device": "cuda"} if hardware == "h100" else {})),
         flags=dict(flags or {}),
         discarded=discarded,
         time=time,
