@@ -20,8 +20,11 @@ from harness.judge import gatefile
 from harness.judge.gatefile import Options
 from harness.judge.series import SIDES, Side
 from harness.matrix.plan import Cell, Matrix
-from harness.measure.checkpoints import Checkpoint
+from harness.measure.checkpoints import Checkpoints
+from harness.measure.fleet import Fleet
 from harness.measure.flow import Flow
+from harness.measure.plain import Checkpoint
+from harness.measure.workers import Workers
 from harness.records.metrics import METRICS
 from harness.records.schema import Device, Header, Measurement, ModelIdentity
 from harness.runtime.environment import Environment
@@ -34,7 +37,7 @@ IDENTITY = ModelIdentity(name=MODEL, source=f"folder:{MODEL}", revision="1", wei
 
 def primed(flow: Flow, folder: Path) -> Flow:
     """Let a flow know the plain weights, so that it looks for none."""
-    flow._plain[MODEL] = Checkpoint(folder, "plain/1", IDENTITY, {})
+    flow.checkpoints.models._found[MODEL] = Checkpoint(folder, "plain/1", IDENTITY, {})
     return flow
 
 
@@ -88,14 +91,14 @@ class Machine:
     evaluated: list[tuple[str, str]] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def once(self, flow: Flow, backend: str, specification: dict[str, Any], command: str, cell: Cell, **_: Any) -> Any:
+    def once(self, workers: Workers, backend: str, specification: Any, command: str, cell: Cell, **_: Any) -> Any:
         """Answer what a worker is asked that is started for one command."""
-        self.asked.append((flow._side, command))
-        if error := self.broken(flow._side, command):
+        self.asked.append((workers.side, command))
+        if error := self.broken(workers.side, command):
             raise error
         layers = {"model.layers.0": {"kind": "linear", "tensor": "Int8Tensor", "quantized": True}}
         sizes = {"checkpoint_bytes": 1e6, "weight_bytes": 1e6, "layers": layers}
-        return sizes | {"kl": self.kl.get(flow._side, 0.0), "top1": 1.0, "largest": 0.0}
+        return sizes | {"kl": self.kl.get(workers.side, 0.0), "top1": 1.0, "largest": 0.0}
 
     def attempt(
         self, gate: Gate, unit: Unit, order: tuple[Side, Side], tags: dict[str, Any]
@@ -147,10 +150,10 @@ def make(
     resume: bool = False,
 ) -> Gate:
     """Return a gate in ``folder`` on ``machine``; ``resume`` takes over what an earlier one left there."""
-    monkeypatch.setattr(Flow, "once", lambda *given, **more: machine.once(*given, **more))
-    monkeypatch.setattr(Flow, "prompts", lambda _: Artifact(folder, "prompts/1", False))
+    monkeypatch.setattr(Workers, "once", lambda *given, **more: machine.once(*given, **more))
+    monkeypatch.setattr(Checkpoints, "prompts", lambda _: Artifact(folder, "prompts/1", False))
     for load in ("transformers", "engine", "server"):
-        monkeypatch.setattr(Flow, load, lambda flow, cell: machine.once(flow, "generate", {}, "load", cell))
+        monkeypatch.setattr(Fleet, load, lambda fleet, cell: machine.once(fleet._workers, "generate", {}, "load", cell))
     clock = SimpleNamespace(monotonic=lambda: machine.now)
     monkeypatch.setattr(blocks, "time", clock)
     monkeypatch.setattr(schedule, "time", clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.base.errors import MatrixError
@@ -17,6 +18,7 @@ __all__ = [
     "Adb",
     "DeviceError",
     "DeviceRunner",
+    "Devices",
     "Host",
     "Ios",
     "Qemu",
@@ -51,3 +53,30 @@ def open_device(name: str, store: Store, environment: Environment, phone_runner:
         return Ios(named(which)[1])
     known = "; ".join(f"{form} ({meaning})" for form, meaning in KINDS.items())
     raise MatrixError(f"--device {name!r} is not one of: {known}")
+
+
+class Devices:
+    """The devices of a session by their names on the command line, each opened once.
+
+    ``own`` gives a device that is known elsewhere by that name, before any of these.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        environment: Environment,
+        phone_runner: Path | None = None,
+        own: Callable[[str], DeviceRunner | None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._environment = environment
+        self._phone_runner = phone_runner
+        self._own = own
+        self._open: dict[str, DeviceRunner] = {}
+
+    def __call__(self, name: str) -> DeviceRunner:
+        """Return a device; raises MatrixError where none is called so."""
+        if name not in self._open:
+            own = self._own(name)
+            self._open[name] = own or open_device(name, self._store, self._environment, self._phone_runner)
+        return self._open[name]

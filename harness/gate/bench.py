@@ -12,8 +12,9 @@ from typing import Any
 from harness.base.errors import HarnessError, RecordError
 from harness.judge.series import SIDES, Side
 from harness.matrix.plan import Cell, Matrix
-from harness.measure.checkpoints import Checkpoint
+from harness.measure.checkpoints import Checkpoints
 from harness.measure.flow import Flow
+from harness.measure.workers import Forks
 from harness.records.run import Run
 from harness.records.schema import Line
 from harness.runtime.pair import Pair
@@ -32,24 +33,6 @@ class SharedRun(Run):
             super().append(line)
 
 
-class CarriedFlow(Flow):
-    """A flow that works on the checkpoints of another one, which may live in another environment."""
-
-    maker: Flow
-
-    def checkpoint(self, cell: Cell) -> Checkpoint:
-        return self.maker.checkpoint(cell)
-
-    def ask_once(self, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
-        """Ask the checkpoint's predictions in a worker of its own; see harness.worker.compatibility."""
-        specification = {
-            "checkpoint": str(self.checkpoint(cell).folder),
-            "device": cell.hardware.torch_device,
-            "trust_remote_code": cell.model.trust_remote_code,
-        }
-        return self.once("compatibility", specification, command, cell, **arguments)
-
-
 @dataclass
 class Bench:
     """What every block of a gate shares: the two environments, the store, the run and the matrix."""
@@ -62,11 +45,15 @@ class Bench:
     data: Path | None = None
     limit: int | None = None
     progress: Callable[[str], None] = lambda _: None
-    _roots: dict[Side, Flow] = field(default_factory=dict)
+    _forks: dict[Side, Forks] = field(default_factory=dict)
 
-    def flow(self, side: Side, kind: type[Flow] = Flow) -> Any:
-        """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share."""
-        made = kind(
+    def flow(self, side: Side, *, whole: bool = True, checkpoints: Checkpoints | None = None) -> Flow:
+        """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share.
+
+        With ``whole`` Transformers runs in a whole process where its memory is that process's. ``checkpoints`` are
+        those of another flow, which may live in another environment, in place of its own.
+        """
+        return Flow.open(
             self.store,
             self.run,
             self.matrix,
@@ -76,28 +63,28 @@ class Bench:
             progress=self.progress,
             apart=self.pair.apart(side),
             side=side,
-        )
-        if side == "new" and self.pair.alike:
             # The cache would give what the other side has just found: evaluated anew, it says what it differs by.
-            made.block = 1
-        made.share_plain(self.base)
-        if side in self._roots:
-            made.share_forks(self._roots[side])
-        else:
-            self._roots[side] = made
-        return made
+            block=1 if side == "new" and self.pair.alike else 0,
+            whole=whole,
+            models=self.base.checkpoints.models,
+            forks=self._forks.setdefault(side, Forks()),
+            checkpoints=checkpoints,
+        )
+
+    def ask_once(self, side: Side, maker: Flow, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
+        """Ask one side about the predictions of a checkpoint of ``maker``; see harness.worker.compatibility."""
+        specification = {
+            "checkpoint": str(maker.checkpoints.of(cell).folder),
+            "device": cell.hardware.torch_device,
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        return self.flow(side).workers.once("compatibility", specification, command, cell, **arguments)
 
     def close(self) -> None:
         """End what workers are forked from on either side."""
-        for root in self._roots.values():
-            root.close()
+        for forks in self._forks.values():
+            forks.close()
         self.base.close()
-
-    def carried(self, side: Side, maker: Flow) -> CarriedFlow:
-        """Return a flow of one side that works on the checkpoints of ``maker``."""
-        flow: CarriedFlow = self.flow(side, CarriedFlow)
-        flow.maker = maker
-        return flow
 
     def guarded(self, work: Callable[[Side], Any], side: Side) -> Any:
         """Do something on one side; returns its result, or the HarnessError that it raised."""

@@ -24,6 +24,7 @@ from harness.gate.schedule import Turns
 from harness.judge.series import SIDES, Side
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
 from harness.records.metrics import TEXT_QUALITY
 from harness.records.schema import Failure, Scalar
 
@@ -78,13 +79,11 @@ class BlockRunner:
     ) -> dict[Side, HarnessError | None]:
         turns = Turns(order, unit.cell.measurements.blocks.gate_seconds)
         self._once = dict.fromkeys(SIDES, 0.0)
-        flows: dict[Side, Flow] = {side: self.bench.flow(side) for side in SIDES}
-        for flow in flows.values():
-            flow.whole_processes = "peak_memory" in unit.once
+        flows = {side: self.bench.flow(side, whole="peak_memory" in unit.once) for side in SIDES}
         take = {"transformers": self._transformers, "engine": self._engine, "server": self._server}[unit.stage]
 
         def work(side: Side) -> None:
-            measure = Measure(flows[side], self.bench.run, {"side": side, **tags})
+            measure = Measure(Recorder(flows[side], self.bench.run, {"side": side, **tags}))
             try:
                 take(measure, unit, side, turns)
             finally:
@@ -93,7 +92,7 @@ class BlockRunner:
         def abort() -> None:
             turns.cancel()
             for flow in flows.values():
-                flow.end_workers()
+                flow.fleet.end()
 
         try:
             if unit.cell.hardware.sides_at_once:
@@ -102,7 +101,7 @@ class BlockRunner:
             return {side: self._alone(work, side, turns, flows[side]) for side in order}
         finally:
             for flow in flows.values():
-                flow.end_workers()
+                flow.fleet.end()
 
     def _alone(self, work: Callable[[Side], None], side: Side, turns: Turns, flow: Flow) -> HarnessError | None:
         for each in SIDES:
@@ -112,7 +111,7 @@ class BlockRunner:
             found: HarnessError | None = self.bench.guarded(work, side)
             return found
         finally:
-            flow.end_workers()
+            flow.fleet.end()
 
     def _transformers(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
         cell = unit.cell

@@ -21,7 +21,8 @@ from harness.judge.series import SIDES, Series, Side
 from harness.judge.verdict import Verdict, event
 from harness.matrix.plan import Cell
 from harness.measure.flow import Flow
-from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
+from harness.measure.sizes import checkpoint
 from harness.records.metrics import METRICS
 from harness.records.place import Place
 from harness.records.schema import Line, Measurement
@@ -85,10 +86,10 @@ class Compatibility:
         Returns each side's error; through such servers alone it is that the model does not suit the recipe.
         """
         for cell in through:
-            if not self.bench.base.at_load(cell):
+            if not self.bench.base.checkpoints.at_load(cell):
                 return self.quantize(replace(cell, server=""))
         try:
-            self.bench.base.served(through[0])
+            self.bench.base.checkpoints.served(through[0])
         except Unsuitable as error:
             return dict.fromkeys(SIDES, error)
         return dict.fromkeys(SIDES)
@@ -98,12 +99,12 @@ class Compatibility:
 
         A cell that the model does not suit has no row: nothing of it works or fails.
         """
-        self.bench.base.plain(cell.model, cell.hardware)
+        self.bench.base.checkpoints.plain(cell.model, cell.hardware)
 
         def make(side: Side) -> tuple[dict[str, Any], str]:
-            flow: Flow = self.bench.flow(side)
-            Measure(flow, self.bench.run, {"side": side, "block": 0, "attempt": 0}).checkpoint(cell)
-            return flow.facts(cell), flow.checkpoint(cell).key
+            flow = self.bench.flow(side)
+            checkpoint(Recorder(flow, self.bench.run, {"side": side, "block": 0, "attempt": 0}), cell)
+            return flow.checkpoints.facts(cell), flow.checkpoints.of(cell).key
 
         found = self.bench.both(lambda side: self._repeated(f"quantize {cell.id}", lambda: make(side)))
         errors = {side: found[side] if isinstance(found[side], HarnessError) else None for side in SIDES}
@@ -129,11 +130,13 @@ class Compatibility:
         """Load and run a recipe on the only side that has a checkpoint of it; raises what is not the recipe's."""
 
         def load() -> None:
-            flow: Flow = self.bench.flow(side)
+            fleet = self.bench.flow(side).fleet
             try:
-                {"transformers": flow.transformers, "engine": flow.engine, "server": flow.server}[unit.stage](unit.cell)
+                {"transformers": fleet.transformers, "engine": fleet.engine, "server": fleet.server}[unit.stage](
+                    unit.cell
+                )
             finally:
-                flow.end_workers()
+                fleet.end()
 
         self._try(unit.cell, _runs(unit), side, lambda: self._repeated(f"load {unit.id}", load))
 
@@ -156,7 +159,7 @@ class Compatibility:
         that has told, nor through a server that is given none. Raises what is not the recipe's.
         """
         cell = unit.cell
-        if self.bench.base.at_load(cell):
+        if self.bench.base.checkpoints.at_load(cell):
             return
         row, runs = self.row(cell, OLD_CHECKPOINT), self.row(cell, _runs(unit))
         if cell.recipe.baseline or row.new != "not tried":
@@ -173,16 +176,16 @@ class Compatibility:
             self._try(cell, OLD_CHECKPOINT, "new", lambda: self._compare_logits(cell, maker))
 
     def _serve(self, cell: Cell, maker: Flow) -> None:
-        flow = self.bench.carried("new", maker)
+        fleet = self.bench.flow("new", checkpoints=maker.checkpoints).fleet
         try:
-            engine = flow.engine(cell)
+            engine = fleet.engine(cell)
             limit = cell.measurements.time_limits.measure
             engine.ask("latency", limit, batch_size=1, input_len=8, output_len=4)
         finally:
-            flow.end_workers()
+            fleet.end()
 
     def _compare_logits(self, cell: Cell, maker: Flow) -> None:
-        text = str(self.bench.base.prompts().folder / "text.txt")
+        text = str(self.bench.base.checkpoints.prompts().folder / "text.txt")
         common = {"text": text, "windows": _WINDOWS, "window_tokens": _WINDOW_TOKENS}
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "logits.safetensors")
@@ -205,7 +208,7 @@ class Compatibility:
     def _ask(self, side: Side, maker: Flow, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
         """Ask a fresh worker about a checkpoint of ``maker``'s; one that is lost says nothing of the version."""
         return self._repeated(
-            f"{command} of {cell.id}", lambda: self.bench.carried(side, maker).ask_once(cell, command, **arguments)
+            f"{command} of {cell.id}", lambda: self.bench.ask_once(side, maker, cell, command, **arguments)
         )
 
     def _repeated(self, what: str, ask: Callable[[], Result]) -> Result:

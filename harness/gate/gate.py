@@ -89,7 +89,7 @@ class Gate:
             store=store,
             run=run,
             matrix=matrix,
-            base=Flow(store, run, matrix, environment=base, **common),
+            base=Flow.open(store, run, matrix, environment=base, **common),
             **common,
         )
         self.runner = BlockRunner(self.bench)
@@ -135,7 +135,7 @@ class Gate:
         found: dict[str, Any] = {
             "environments": {side: self.pair.side(side).packages() for side in SIDES},
             "contents": dict(self.pair.contents),
-            "interpreter": self.bench.base.environment.interpreter(),
+            "interpreter": self.bench.base.workers.environment.interpreter(),
             "matrix": {
                 "cells": dict.fromkeys(cells, "measured"),
                 "models": {cell.model.name: cell.model.model_dump(mode="json") for cell in cells.values()},
@@ -198,7 +198,7 @@ class Gate:
                 return
             if error and of_the_machine(error):
                 raise error
-        if self.bench.base.at_load(unit.cell) or not any(errors.values()):
+        if self.bench.base.checkpoints.at_load(unit.cell) or not any(errors.values()):
             if not unit.runs:
                 return
             if not unit.done:
@@ -268,7 +268,7 @@ class Gate:
         if self._random(unit):
             wanted -= TEXT_QUALITY
         wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
-        if unit.cell.recipe.baseline or self.bench.base.alone(unit.cell):
+        if unit.cell.recipe.baseline or self.bench.base.checkpoints.alone(unit.cell):
             wanted -= TEXT_QUALITY - {"perplexity"}
         if unit.stage == "engine" and unit.cell.kernels and not unit.done:
             wanted |= {"quantized_kernel_share"}
@@ -283,7 +283,7 @@ class Gate:
 
     def _random(self, unit: Unit) -> bool:
         """Return whether the cell's weights are random, which have no quality."""
-        return self.bench.base.plain(unit.cell.model, unit.cell.hardware).model.weights == "random"
+        return self.bench.base.checkpoints.plain(unit.cell.model, unit.cell.hardware).model.weights == "random"
 
     def _settled(self, unit: Unit, judged: list[Verdict]) -> bool:
         if self._missing(unit, judged):

@@ -1,20 +1,271 @@
-"""TODO"""
+"""The workers and servers that last for a cell: started once, ahead where they can be, asked by every test of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from harness.base.errors import WorkerError
 from harness.matrix.plan import Cell
+from harness.measure.checkpoints import Checkpoints, base
+from harness.measure.clock import Clock
+from harness.measure.workers import Failed, Key, Workers
 from harness.records.metric import Stage
+from harness.records.schema import Scalar
+from harness.runtime.environment import Environment
+from harness.runtime.job import Server, Worker
 from harness.servers import registry
+from harness.servers.base import ServerBackend
 from harness.servers.registry import SERVERS
 
-_WORKER_KINDS = ("transformers", "engine", "server")
+_KINDS = ("transformers", "engine", "server")
 
 
-# The workers that are forked from a process with Transformers' imports; of a server's its backend says its family.
-_WITH_TRANSFORMERS = ("generate", "quantize", "limits", "executorch")
+class Fleet:
+    """Starts what lasts for a cell, waits for it, and ends it when another cell's turn comes.
+
+    ``environments`` are those of servers that have one of their own. ``plan`` lists in order which kind of worker each
+    coming test needs, as (cell id without server, kind): where the machine can hold them, all workers of a cell are
+    started at once, so that their imports overlap, and each waits, idle, for its turn; otherwise one lives at a time.
+    With ``whole`` Transformers is a whole process where its memory is that process's, which a fork would share.
+    ``data`` is a folder with tasks' documents.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        checkpoints: Checkpoints,
+        clock: Clock,
+        *,
+        environments: Mapping[str, Environment] | None = None,
+        plan: Sequence[tuple[str, str]] = (),
+        whole: bool = True,
+        data: Path | None = None,
+    ) -> None:
+        self._workers = workers
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._environments = dict(environments or {})
+        self._plan = plan
+        self._whole = whole
+        self._data = data
+        self._failed = Failed()
+        self._client: Worker | None = None
+
+    # ------------------------------------------------------------------------------------------------- workers
+
+    def transformers(self, cell: Cell, *, settled: bool = True) -> Worker:
+        """Return the Transformers worker of a cell, ready.
+
+        ``settled`` waits until all other workers that were started ahead are idle; what takes no time need not wait.
+        """
+        worker = self._get(cell, "transformers", settled)
+        assert isinstance(worker, Worker)
+        return worker
+
+    def engine(self, cell: Cell) -> Worker:
+        """Return the offline engine of a cell, ready."""
+        worker = self._get(cell, "engine")
+        assert isinstance(worker, Worker)
+        return worker
+
+    def server(self, cell: Cell) -> Server:
+        """Return the HTTP server of a cell, ready."""
+        server = self._get(cell, "server")
+        assert isinstance(server, Server)
+        return server
+
+    def executorch(self, cell: Cell, route: str) -> Worker:
+        """Return the worker that has a cell's ExecuTorch program, ready."""
+        self._checkpoints.program(cell, route)
+        worker = self._get(cell, f"executorch {route}")
+        assert isinstance(worker, Worker)
+        return worker
+
+    def client(self, cell: Cell) -> Worker:
+        """Return the benchmark's client, started once a session."""
+        if self._client is None or not self._client.alive:
+            self._client = self._start_client(cell)
+        with self._clock.timed("setup", cell):
+            self._client.wait_ready(cell.measurements.time_limits.start)
+        return self._client
+
+    def renew(self, cell: Cell, kind: str) -> None:
+        """End a worker, so that the next one asked for is fresh."""
+        worker = self._workers.lasting.pop(_key(cell, kind), None)
+        if worker:
+            worker.close()
+
+    def end(self) -> None:
+        """End every worker and server; the next ones can still be forked."""
+        self._workers.end_lasting()
+        if self._client:
+            self._client.close()
+            self._client = None
+
+    # ------------------------------------------------------------------------------------------------- servers
+
+    def backend(self, cell: Cell) -> ServerBackend:
+        """Return the backend that the cell's server names."""
+        return SERVERS[cell.server]
+
+    def environment_of(self, cell: Cell) -> Environment:
+        """Return what the cell's server runs in; all else runs in the workers' environment."""
+        return self._environments.get(cell.server, self._workers.environment)
+
+    def packages(self, cell: Cell) -> dict[str, str]:
+        """Return the versions of the packages that decide what is measured of a cell."""
+        return self.environment_of(cell).decisive(*registry.distributions())
+
+    def options(self, cell: Cell) -> dict[str, Scalar]:
+        """Return the options of engine and server, the same for baseline and recipe."""
+        return self.backend(cell).options(cell, self._context(cell))
+
+    def variables(self, cell: Cell) -> dict[str, str]:
+        """Return the environment variables of engine and server, the same for baseline and recipe."""
+        return self.backend(cell).variables(cell)
+
+    def _context(self, cell: Cell) -> int:
+        """Return the longest context that the model's configuration allows."""
+        config = json.loads((self._checkpoints.served(cell).folder / "config.json").read_text(encoding="utf-8"))
+        text = config.get("text_config", config)
+        return int(
+            text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len
+        )
+
+    # -------------------------------------------------------------------------------------------------- starts
+
+    def _get(self, cell: Cell, kind: str, settled: bool = True) -> Worker | Server:
+        key, lasting = _key(cell, kind), self._workers.lasting
+        self._failed.raise_again(key)
+        # Made before anything is started for it.
+        self._checkpoints.served(cell)
+        together = cell.hardware.workers_at_once
+        for other in [name for name in lasting if name[0] != key[0] or (not together and name != key)]:
+            lasting.pop(other).close()
+        worker = lasting.get(key)
+        if worker is not None and not worker.alive:
+            lasting.pop(key).close()
+        kinds = [kind]
+        if together:
+            kinds += [ahead for name, ahead in self._plan if name == key[0] and ahead in _KINDS]
+        for wanted in dict.fromkeys(kinds):
+            name = _key(cell, wanted)
+            if name not in lasting and name not in self._failed:
+                lasting[name] = self._launch(cell, wanted)
+        if "server" in kinds and self._client is None:
+            self._client = self._start_client(cell)
+        worker = lasting[key]
+        if not worker.ready:
+            self._workers.progress(f"starting {kind} of {base(cell)} ...")
+        try:
+            with self._clock.timed("engine start" if kind != "transformers" else "setup", cell):
+                self._wait(worker, cell)
+                if together and settled:
+                    self._settle(cell, key[0])
+        except WorkerError as error:
+            self._failed.note(key, error)
+            lasting.pop(key).close()
+            raise
+        return worker
+
+    def _wait(self, worker: Worker | Server, cell: Cell) -> None:
+        """Wait for a worker; the compilation that it reports counts as a stage of its own."""
+        fresh = not worker.ready
+        worker.wait_ready(cell.measurements.time_limits.start)
+        compiling = float(worker.info.get("compile_seconds", 0.0)) if isinstance(worker, Worker) and fresh else 0.0
+        self._clock.inside("compile", compiling, cell)
+
+    def _settle(self, cell: Cell, of: str) -> None:
+        """Wait until all workers started ahead are idle, so that none disturbs a measurement."""
+        for key, worker in list(self._workers.lasting.items()):
+            if key[0] == of:
+                try:
+                    worker.wait_ready(cell.measurements.time_limits.start)
+                except WorkerError as error:
+                    self._failed.note(key, error)
+                    self._workers.lasting.pop(key).close()
+        if self._client is not None:
+            try:
+                self._client.wait_ready(cell.measurements.time_limits.start)
+            except WorkerError:
+                # The test that needs the client starts it again, and reports it as its own.
+                self._client = None
+
+    def _launch(self, cell: Cell, kind: str) -> Worker | Server:
+        if kind == "transformers":
+            return self._launch_transformers(cell)
+        if kind.startswith("executorch"):
+            return self._launch_program(cell, kind)
+        cell = _serving(cell)
+        backend, environment, options = self.backend(cell), self.environment_of(cell), self.options(cell)
+        checkpoint, variables, label = self._checkpoints.served(cell).folder, self.variables(cell), f"{kind} {cell.id}"
+        if kind == "engine":
+            return self._workers.start(
+                backend.worker,
+                backend.specification(cell, checkpoint, options),
+                label,
+                variables=variables,
+                environment=environment,
+                family=backend.family,
+            )
+        return self._workers.serve(
+            backend.module,
+            lambda port: backend.arguments(cell, checkpoint, options, port),
+            label,
+            variables=variables,
+            environment=environment,
+            family=backend.family,
+        )
+
+    def _launch_transformers(self, cell: Cell) -> Worker:
+        specification = {
+            "checkpoint": str(self._checkpoints.of(cell).folder),
+            "device": cell.hardware.torch_device,
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        whole = self._whole and cell.hardware.whole_processes
+        return self._workers.start(
+            "generate",
+            specification,
+            f"transformers {cell.id}",
+            variables=self._online(),
+            family="" if whole else None,
+        )
+
+    def _launch_program(self, cell: Cell, kind: str) -> Worker:
+        program = self._checkpoints.program(cell, kind.split()[1])
+        specification = {
+            "program": str(program.folder / program.facts["file"]),
+            "checkpoint": str(self._checkpoints.of(cell).folder),
+            "trust_remote_code": cell.model.trust_remote_code,
+        }
+        return self._workers.start("executorch", specification, f"{kind} {cell.id}", variables=self._online())
+
+    def _start_client(self, cell: Cell) -> Worker:
+        """Start the client with the variables of its server's engine, so that the same fork server serves both.
+
+        It runs in the workers' environment, or in the harness's own where that alone has it.
+        """
+        backend = registry.client()
+        places = (self._workers.environment, Environment())
+        where = next((it for it in places if it.has(*backend.distributions)), self._workers.environment)
+        return self._workers.start(
+            backend.client,
+            {},
+            "client",
+            variables=backend.variables(cell) | self._online(),
+            environment=where,
+            family=backend.family,
+        )
+
+    def _online(self) -> dict[str, str]:
+        """Let a worker that evaluates tasks fetch their documents, where the hub answers and no folder was given."""
+        if self._data is not None or not self._checkpoints.models.online:
+            return {}
+        return {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
 
 
 def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
@@ -30,10 +281,6 @@ def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
     }
 
 
-def _base(cell: Cell) -> str:
-    return f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"
-
-
 def _serving(cell: Cell) -> Cell:
     """Return the cell through a server: its own, or for one through Transformers the first of those it is served by."""
     if cell.server in SERVERS:
@@ -41,6 +288,6 @@ def _serving(cell: Cell) -> Cell:
     return replace(cell, server=next((name for name in cell.servers if name in SERVERS), cell.server))
 
 
-def _key(cell: Cell, kind: str) -> tuple[str, str]:
+def _key(cell: Cell, kind: str) -> Key:
     """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
-    return (_base(cell), kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")
+    return (base(cell), kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")

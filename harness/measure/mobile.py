@@ -14,14 +14,13 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.base.files import file_digest
 from harness.contract import versions
-from harness.devices import Adb, DeviceRunner, Host, Ios, Reading, Request, open_device
+from harness.devices import Adb, DeviceRunner, Host, Ios, Reading, Request
 from harness.matrix.plan import Cell
 from harness.matrix.schema import PORTABLE, Mobile
-from harness.measure.flow import Flow
-from harness.measure.measure import Measure
-from harness.measure.recorder import Figure, percentiles
+from harness.measure.figures import Figure, percentiles
+from harness.measure.quality import task_through
+from harness.measure.recorder import Recorder
 from harness.records.metrics import METRICS
-from harness.records.run import Run
 from harness.records.schema import Measurement, Scalar
 from harness.runtime.store import Artifact
 
@@ -34,18 +33,9 @@ _OUTER = ("OPERATOR_CALL", "DELEGATE_CALL")
 class MeasureMobile:
     """One function a claim of the mobile suite; every figure says on which device it was taken."""
 
-    def __init__(self, flow: Flow, measure: Measure, run: Run, phone_runner: Path | None) -> None:
-        self.flow = flow
-        self.measure = measure
-        self.run = run
-        self._phone_runner = phone_runner
-        self._devices: dict[str, DeviceRunner] = {}
-
-    def device(self, name: str) -> DeviceRunner:
-        """Return a device by its name on the command line, opened once a session."""
-        if name not in self._devices:
-            self._devices[name] = open_device(name, self.flow.store, self.flow.environment, self._phone_runner)
-        return self._devices[name]
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.flow = recorder.flow
 
     # ------------------------------------------------------------------------------------------------- export
 
@@ -54,9 +44,9 @@ class MeasureMobile:
         names = ("program_size", "delegated_arithmetic", "fallback_nodes", "export_cpu_time", "export_peak_memory")
 
         def take() -> dict[str, Figure]:
-            artifact = self.flow.program(cell, route)
+            artifact = self.flow.checkpoints.program(cell, route)
             facts = artifact.facts
-            attachment = self.run.attach(f"{cell.id}-{route}-program", facts)
+            attachment = self.recorder.attach(f"{cell.id}-{route}-program", facts)
             self.flow.progress(f"program {cell.id} ({route}): {fallbacks(facts)}")
             nodes = {"delegated": float(facts["delegated_nodes"]), "delegates": float(sum(facts["delegates"].values()))}
             cached = not artifact.made
@@ -70,7 +60,7 @@ class MeasureMobile:
                 "export_peak_memory": Figure(facts["export_peak_bytes"] / 1e9, from_cache=cached),
             }
 
-        return self.measure.take(cell, {"route": route}, take, names=names, quick=True)
+        return self.recorder.take(cell, {"route": route}, take, names=names, quick=True)
 
     # ------------------------------------------------------------------------------------------ speed and memory
 
@@ -91,7 +81,9 @@ class MeasureMobile:
 
         names = ("load_time", "prefill_throughput", "decode_throughput", "first_token_time")
         parameters: dict[str, Scalar] = {"runner": "TextLLMRunner", "route": route, **_shape(wanted)}
-        return self.measure.take(cell, parameters, take, names=names, inputs=self.flow.program(cell, route).key)
+        return self.recorder.take(
+            cell, parameters, take, names=names, inputs=self.flow.checkpoints.program(cell, route).key
+        )
 
     def operators(self, cell: Cell) -> dict[str, Measurement]:
         """Profile a program's operators on this machine and record how much of the time is not in a delegate."""
@@ -111,15 +103,20 @@ class MeasureMobile:
             portable = sum(value for name, value in spent.items() if name.startswith("native_call_"))
             delegated = spent.get("DELEGATE_CALL", 0.0)
             answer["operators"] = [row for row in answer["operators"] if row[0] not in _OUTER]
-            attachment = self.run.attach(f"{cell.id}-operators", answer)
+            attachment = self.recorder.attach(f"{cell.id}-operators", answer)
             whole = portable + delegated
             if not whole:
                 raise HarnessError(f"the profile of {cell.id} holds no operator: was ExecuTorch built with its tracer?")
             return {"fallback_time": Figure(portable / whole, attachment=attachment)}
 
         parameters: dict[str, Scalar] = {"prompt_tokens": wanted.prompt_tokens}
-        return self.measure.take(
-            cell, parameters, take, names=("fallback_time",), quick=True, inputs=self.flow.program(cell, PORTABLE).key
+        return self.recorder.take(
+            cell,
+            parameters,
+            take,
+            names=("fallback_time",),
+            quick=True,
+            inputs=self.flow.checkpoints.program(cell, PORTABLE).key,
         )
 
     def on_device(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
@@ -127,7 +124,7 @@ class MeasureMobile:
         if isinstance(device, Ios):
             return self._told(cell, device)
         wanted = _wanted(cell)
-        program = self.flow.program(cell, route)
+        program = self.flow.checkpoints.program(cell, route)
         names = metrics_on(device, route)
         states: list[dict[str, Scalar]] = []
 
@@ -140,7 +137,7 @@ class MeasureMobile:
             reading = device.run(_file(program), self._request(cell, route, device), None, _limit(cell))
             void = device.throttled(states[-1] if states else {}, device.state())
             name = f"{cell.id}-{route}-{device.name}"
-            attachment = self.run.attach(name, reading.model_dump()) if reading.new_counts else ""
+            attachment = self.recorder.attach(name, reading.model_dump()) if reading.new_counts else ""
             return _figures(reading, names, void, attachment)
 
         parameters: dict[str, Scalar] = {"runner": _kind(device), **_by(route)}
@@ -151,7 +148,7 @@ class MeasureMobile:
             parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
         where = device.device()
         inputs = _inputs(program.key, device.runner_key())
-        found = self.measure.take(cell, parameters, take, names=names, inputs=inputs, device=where, state=state)
+        found = self.recorder.take(cell, parameters, take, names=names, inputs=inputs, device=where, state=state)
         if void := next((record.discarded for record in found.values() if record.discarded), ""):
             raise HarnessError(
                 f"{cell.id} on {device.name}: {void}; its speed is kept as discarded. Let it cool, then --resume"
@@ -165,7 +162,7 @@ class MeasureMobile:
         if told.peak_bytes:
             figures["peak_memory"] = Figure(told.peak_bytes / 1e9)
         inputs = file_digest(device.file)[:16]
-        return self.measure.take(
+        return self.recorder.take(
             cell,
             {"runner": "ios"},
             lambda: figures,
@@ -181,9 +178,9 @@ class MeasureMobile:
     def agreement(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
         """Hold what a device computes against the eager checkpoint in float32, teacher-forced over real text."""
         wanted = _wanted(cell)
-        program = self.flow.program(cell, route)
+        program = self.flow.checkpoints.program(cell, route)
         windows = wanted.windows if device.speed else min(wanted.windows, wanted.emulated_windows)
-        text = self.flow.prompts()
+        text = self.flow.checkpoints.prompts()
         where, binary = device.device(), device.runner_key()
         sizes: dict[str, Any] = {
             "text": str(text.folder / "text.txt"),
@@ -194,7 +191,7 @@ class MeasureMobile:
         def ask() -> dict[str, Any]:
             ids = self._ask(cell, route, "windows", **sizes)["windows"]
             request = Request(ids[0][:8], 1, 0, 1, windows=ids)
-            with tempfile.TemporaryDirectory(dir=self.run.folder) as folder:
+            with tempfile.TemporaryDirectory(dir=self.recorder.run.folder) as folder:
                 logits = Path(folder) / "logits.bin"
                 device.run(_file(program), request, logits, _limit(cell))
                 return self._ask(cell, route, "agreement", logits=str(logits), **sizes)
@@ -207,7 +204,7 @@ class MeasureMobile:
                 "runner": _inputs(device.name, binary),
             }
             key |= {"windows": windows, "tokens": wanted.window_tokens, "version": METRICS["program_kl"].version}
-            artifact = self.flow.evaluated(cell, f"agreement on {device.name}", {"agreement": key}, ask)
+            artifact = self.flow.checkpoints.evaluated(cell, f"agreement on {device.name}", {"agreement": key}, ask)
             found, cached = artifact.facts["windows"], not artifact.made
             nll, eager = statistics.fmean(found["nll"]), statistics.fmean(found["eager_nll"])
             perplexity = {"eager_perplexity": math.exp(eager)}
@@ -222,7 +219,7 @@ class MeasureMobile:
         names = ("program_kl", "program_top1", "program_perplexity", "program_perplexity_change", "logit_difference")
         parameters: dict[str, Scalar] = {"runner": _kind(device), "windows": windows}
         parameters |= {"window_tokens": wanted.window_tokens, **_by(route)}
-        return self.measure.take(
+        return self.recorder.take(
             cell,
             parameters,
             take,
@@ -235,44 +232,37 @@ class MeasureMobile:
 
     def task(self, cell: Cell, task: str, through: str) -> dict[str, Measurement]:
         """Evaluate a task over the program, or over its eager checkpoint in float32."""
-        program = self.flow.program(cell, PORTABLE)
+        program = self.flow.checkpoints.program(cell, PORTABLE)
 
         def ask(data: str | None, limit: int | None) -> dict[str, Any]:
             eager = through == "eager"
             return self._ask(cell, PORTABLE, "tasks", names=[task], data=data, limit=limit, eager=eager)
 
         key = {"program": program.key, **versions.in_key("tasks", versions.PROGRAM_TASKS)}
-        return self.measure.task_through(cell, task, through, key, ask)
+        return task_through(self.recorder, cell, task, through, key, ask)
 
     # ------------------------------------------------------------------------------------------------- helpers
 
     def _ask(self, cell: Cell, route: str, command: str, **arguments: Any) -> dict[str, Any]:
         limits = cell.measurements.time_limits
         limit = limits.measure if command == "run" else limits.evaluate
-        return self.flow.executorch(cell, route).ask(command, limit, **arguments)
+        return self.flow.fleet.executorch(cell, route).ask(command, limit, **arguments)
 
     def _lengths(self, wanted: Mobile) -> dict[str, Any]:
-        text = str(self.flow.prompts().folder / "text.txt")
+        text = str(self.flow.checkpoints.prompts().folder / "text.txt")
         names = ("prompt_tokens", "new_tokens", "warmup", "rounds")
         return {"text": text, **{name: getattr(wanted, name) for name in names}}
 
     def _request(self, cell: Cell, route: str, device: DeviceRunner) -> Request:
         wanted = _wanted(cell)
         sizes = _EMULATED if not device.speed else {name: getattr(wanted, name) for name in _EMULATED}
-        text = str(self.flow.prompts().folder / "text.txt")
-        key = {
-            "checkpoint": self.flow.checkpoint(cell).key,
-            # Vocabularies are compared when a prompt is made: each program has one of its own.
-            "program": self.flow.program(cell, route).key,
-            "text": self.flow.prompts().key,
-            "tokens": wanted.prompt_tokens,
-        }
-        artifact = self.flow.store.get(
-            "prompt",
-            key,
-            lambda _: self._ask(cell, route, "windows", text=text, windows=1, window_tokens=wanted.prompt_tokens),
-            label=f"prompt of {cell.id}",
-        )
+        text = str(self.flow.checkpoints.prompts().folder / "text.txt")
+        tokens = wanted.prompt_tokens
+
+        def ask() -> dict[str, Any]:
+            return self._ask(cell, route, "windows", text=text, windows=1, window_tokens=tokens)
+
+        artifact = self.flow.checkpoints.prompt(cell, route, tokens, ask)
         return Request(
             artifact.facts["windows"][0][: sizes["prompt_tokens"]],
             sizes["new_tokens"],
@@ -283,8 +273,8 @@ class MeasureMobile:
     def _tell(self, device: DeviceRunner, cell: Cell) -> None:
         """Tell a phone's llama_main what it needs besides tokens."""
         if isinstance(device, Adb) and device.is_llama_main:
-            device.tokenizer = self.flow.checkpoint(cell).folder / "tokenizer.json"
-            text = (self.flow.prompts().folder / "text.txt").read_text(encoding="utf-8")
+            device.tokenizer = self.flow.checkpoints.of(cell).folder / "tokenizer.json"
+            text = (self.flow.checkpoints.prompts().folder / "text.txt").read_text(encoding="utf-8")
             words = re.findall(r"\S+", text)[: _words(_wanted(cell))]
             device.prompt_text = " ".join(words)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from harness.base.errors import DiscardedBlocks, HarnessError
 from harness.machine import probe
 from harness.machine import watch as machine_watch
 from harness.matrix.plan import Cell
+from harness.measure.figures import Figure
 from harness.measure.flow import Flow
 from harness.records.metrics import METRICS
 from harness.records.run import Run
@@ -23,45 +21,6 @@ from harness.records.schema import Device, Measurement, Scalar, identity
 State = dict[str, Scalar]
 Done = TypeVar("Done")
 Kept = TypeVar("Kept")
-
-# A record of everything would be out of proportion for the intervals of a thousand streamed answers.
-MAX_SAMPLES = 5000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What one metric of a block came to, before it is a record."""
-
-    value: float
-    samples: Sequence[float] = ()
-    warmup: Sequence[float] = ()
-    statistics: dict[str, float] = field(default_factory=dict)
-    attachment: str = ""
-    from_cache: bool = False
-    discarded: str = ""
-
-    def problem(self) -> str:
-        """Return in words the first number that is NaN or infinite, or an empty string."""
-        if not math.isfinite(self.value):
-            return f"came out as {self.value}"
-        for what, values in (("sample", self.samples), ("warm-up", self.warmup)):
-            for index, value in enumerate(values):
-                if not math.isfinite(value):
-                    return f"has {value} as {what} {index} of {len(values)}"
-        return next((f"has {value} as {of}" for of, value in self.statistics.items() if not math.isfinite(value)), "")
-
-
-def percentiles(samples: Sequence[float]) -> dict[str, float]:
-    """Return mean, standard deviation (n - 1) and p50, p90, p99 (linear interpolation) of samples."""
-    ordered = sorted(samples)
-    found = {"mean": statistics.fmean(ordered), "n": float(len(ordered))}
-    if len(ordered) > 1:
-        found["stdev"] = statistics.stdev(ordered)
-    for percent in (50, 90, 99):
-        position = (len(ordered) - 1) * percent / 100
-        low, high = math.floor(position), math.ceil(position)
-        found[f"p{percent}"] = ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-    return found
 
 
 class Recorder:
@@ -95,13 +54,12 @@ class Recorder:
     def second_block(self) -> Iterator[None]:
         """Measure anew whatever is asked for within, in fresh workers and from no cached evaluation."""
         self.flow.close()
-        self.flow.block += 1
         standing, self._standing = self._standing, {}
         try:
-            yield
+            with self.flow.checkpoints.anew():
+                yield
         finally:
             self._standing = standing | self._standing
-            self.flow.block -= 1
 
     def baseline_of(self, measurement: Measurement) -> Measurement | None:
         """Return the same metric of the baseline as measured in this run, or None.
@@ -120,7 +78,7 @@ class Recorder:
 
     def alone(self, cell: Cell) -> str:
         """Return why a cell has no baseline to be held against, or an empty string."""
-        return self.flow.alone(cell)
+        return self.flow.checkpoints.alone(cell)
 
     def take(
         self,
@@ -134,22 +92,24 @@ class Recorder:
         inputs: str = "",
         device: Device | None = None,
         state: Callable[[], State] | None = None,
+        again: Callable[[], object] = lambda: None,
     ) -> dict[str, Measurement]:
         """Measure one block and record every figure of it, unless the run already has them all.
 
         ``inputs`` names the data that went in by a digest: other data is another measurement. ``device`` is where it
-        runs if not here, ``state`` tells that device's state.
+        runs if not here, ``state`` tells that device's state. Unless the block is a ``quick`` one, it is measured once
+        more where something disturbed it; ``again`` is called before every try but the first.
         """
         state = state or functools.partial(probe.state, cell.hardware)
         flags: dict[str, Scalar] = dict(self.tags)
         if inputs:
             flags["inputs"] = inputs
         if engine:
-            flags |= {**self.flow.engine_options(cell), **self.flow.engine_variables(cell)}
+            flags |= {**self.flow.fleet.options(cell), **self.flow.fleet.variables(cell)}
         common: dict[str, Any] = {
             "parameters": parameters,
             "cell": self.flow.identity(cell),
-            "packages": self.flow.packages(cell),
+            "packages": self.flow.fleet.packages(cell),
             "device": device or probe.device(cell.hardware),
             "flags": flags,
         }
@@ -160,14 +120,14 @@ class Recorder:
             return found
         if quick:
             before = state()
-            with self.flow.timed("measure", cell):
+            with self.flow.clock.timed("measure", cell):
                 figures = take()
             return self._keep(cell, common, figures, before, state(), "")
 
         def keep(figures: dict[str, Figure], before: State, after: State, problems: str) -> dict[str, Measurement]:
             return self._keep(cell, common, figures, before, after, problems)
 
-        return self.undisturbed(cell, ", ".join(names), take, keep, state)
+        return self.undisturbed(cell, ", ".join(names), take, keep, state, again)
 
     def undisturbed(
         self,
@@ -176,6 +136,7 @@ class Recorder:
         work: Callable[[], Done],
         keep: Callable[[Done, State, State, str], Kept],
         state: Callable[[], State],
+        again: Callable[[], object] = lambda: None,
     ) -> Kept:
         """Return what ``keep`` makes of the first of several tries of ``work`` that nothing disturbed on the machine.
 
@@ -184,8 +145,10 @@ class Recorder:
         """
         repeats = cell.measurements.blocks.repeats
         for attempt in range(repeats + 1):
+            if attempt:
+                again()
             before = state()
-            with self.flow.timed("measure", cell), machine_watch.Watch(cell.hardware) as watch:
+            with self.flow.clock.timed("measure", cell), machine_watch.Watch(cell.hardware) as watch:
                 done = work()
             found = keep(done, before, state(), "; ".join(watch.problems))
             if not watch.problems:
@@ -196,10 +159,11 @@ class Recorder:
             f"{'; '.join(watch.problems)}. Records are kept as discarded; free or cool the machine and --resume."
         )
 
-    def _attach(self, name: str, data: dict[str, Any]) -> str:
+    def attach(self, name: str, data: dict[str, Any]) -> str:
+        """Keep bulky detail beside the records, under a name that the tags are part of; returns its path."""
         return self.run.attach("-".join([name, *map(str, self.tags.values())]), data)
 
-    def _note(
+    def note(
         self,
         cell: Cell,
         parameters: dict[str, Scalar],
@@ -273,13 +237,3 @@ def record_of(name: str, value: float, **rest: Any) -> Measurement:
         value=value,
         **rest,
     )
-
-
-def thinned(samples: Sequence[float]) -> list[float]:
-    """Return at most MAX_SAMPLES samples, evenly over all of them."""
-    step = max(1, math.ceil(len(samples) / MAX_SAMPLES))
-    return list(samples[::step])
-
-
-def standard_error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

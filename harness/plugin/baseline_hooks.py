@@ -61,7 +61,9 @@ class BaselineHooks:
         """Compare what this session measures."""
         from harness.plugin.comparison import Comparison
 
-        self.comparison = session.comparison = Comparison(self.baseline, self.path, self.coverage, session.measure)
+        self.comparison = session.comparison = Comparison(
+            self.baseline, self.path, self.coverage, session.measure.recorder
+        )
         self.run = session.run.folder
 
     @pytest.hookimpl(wrapper=True)

@@ -19,7 +19,7 @@ from harness.judge.rules import RULES
 from harness.judge.series import Series
 from harness.judge.stats import Decision
 from harness.judge.verdict import Verdict
-from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
 from harness.records.metric import Rule
 from harness.records.metrics import METRICS
 from harness.records.place import Place
@@ -48,11 +48,11 @@ class Regression(HarnessError):
 class Comparison:
     """Compares each test's measurements with a baseline's, and has a test repeated whose figures are worse."""
 
-    def __init__(self, baseline: Baseline, path: Path, coverage: Coverage, measure: Measure) -> None:
+    def __init__(self, baseline: Baseline, path: Path, coverage: Coverage, recorder: Recorder) -> None:
         self.baseline = baseline
         self.path = path
         self.coverage = coverage
-        self.measure = measure
+        self.recorder = recorder
         self.verdicts: dict[Place, Verdict] = {}
         self._entries = {entry.place.named: entry for entry in baseline.entries}
         self._looked = 0
@@ -78,7 +78,7 @@ class Comparison:
     def missing(self) -> list[str]:
         """Return what stands in the baseline, was meant to be measured today and was not; each becomes an error."""
         # What an earlier session of the run measured by the way, as a worker's start, is not measured again.
-        for row in self.measure.standing():
+        for row in self.recorder.standing():
             key = Place.of(row).named
             if key in self._entries and key not in self.verdicts:
                 self.verdicts[key] = judge(self._entries[key], row)
@@ -115,8 +115,8 @@ class Comparison:
     # ------------------------------------------------------------------------------------------------------ blocks
 
     def _judge_new(self) -> dict[Place, Verdict]:
-        rows = self.measure.measurements[self._looked :]
-        self._looked = len(self.measure.measurements)
+        rows = self.recorder.measurements[self._looked :]
+        self._looked = len(self.recorder.measurements)
         latest = {Place.of(row).named: row for row in rows if not row.discarded}
         return {key: judge(self._entries[key], row) for key, row in latest.items() if key in self._entries}
 
@@ -125,7 +125,7 @@ class Comparison:
         before = {key: self.verdicts[key] for key in worse}
         problem = ""
         try:
-            with self.measure.second_block():
+            with self.recorder.second_block():
                 repeat()
         except HarnessError as error:
             # A limit of the matrix that does not hold either time is no reason not to compare.

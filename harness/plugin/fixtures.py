@@ -10,7 +10,6 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.matrix.plan import Cell
-from harness.plugin import collect
 from harness.plugin.command_line import CommandLine
 from harness.plugin.progress import Progress, terminal
 from harness.plugin.stash import (
@@ -43,13 +42,16 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     progress = Progress(terminal(config))
     claims = claims_of(request.session.items)
     try:
-        session = HarnessSession.start(matrix_of(config), CommandLine.of(config), claims, progress)
+        session = HarnessSession.start(
+            matrix_of(config),
+            CommandLine.of(config),
+            claims,
+            progress,
+            lambda name: config.hook.pytest_harness_device(name=name),
+        )
     except HarnessError as error:
         # No test can run without it: said once, and not by each of them.
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-    session.flow.programs = collect.programs(
-        claims, lambda device, route: _device(config, device, session.mobile).lacks(route)
-    )
     if baseline_key in config.stash:
         config.stash[baseline_key].attach(session)
     session.run.written = lambda line: hand_on(config, line, session.run)
@@ -67,11 +69,6 @@ def hand_on(config: pytest.Config, line: Line, run: Run) -> None:
         config.hook.pytest_harness_record(line=line, run=run)
     except Exception as error:
         warnings.warn(pytest.PytestWarning(f"pytest_harness_record: {type(error).__name__}: {error}"), stacklevel=1)
-
-
-def _device(config: pytest.Config, name: str, mobile: MeasureMobile) -> DeviceRunner:
-    found: DeviceRunner = config.hook.pytest_harness_device(name=name) or mobile.device(name)
-    return found
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +91,9 @@ def mobile(harness_session: HarnessSession) -> MeasureMobile:
 
 
 @pytest.fixture
-def runs_on(request: pytest.FixtureRequest, device: str, mobile: MeasureMobile) -> DeviceRunner:
+def runs_on(request: pytest.FixtureRequest, device: str, harness_session: HarnessSession) -> DeviceRunner:
     """The device that the test is about; one that was asked for and is not here fails, any other skips."""
-    found = _device(request.config, device, mobile)
+    found = harness_session.devices(device)
     if problem := found.missing():
         if CommandLine.of(request.config).devices:
             raise HarnessError(f"--device {device}: {problem}")
@@ -111,16 +108,16 @@ def judge(harness_session: HarnessSession) -> Judge:
 
 
 @pytest.fixture
-def pretrained(cell: Cell, measure: Measure) -> None:
+def pretrained(cell: Cell, harness_session: HarnessSession) -> None:
     """Skips what random weights cannot answer: their accuracy is left out rather than invented."""
-    if measure.flow.plain(cell.model, cell.hardware).model.weights == "random":
+    if harness_session.flow.checkpoints.plain(cell.model, cell.hardware).model.weights == "random":
         pytest.skip(f"{cell.model.name} has random weights here: accuracy is left out rather than invented")
 
 
 @pytest.fixture
-def chats(cell: Cell, measure: Measure) -> None:
+def chats(cell: Cell, harness_session: HarnessSession) -> None:
     """Skips the chat of a model whose tokenizer has no chat template: a base model is not made for it."""
-    if not measure.flow.plain(cell.model, cell.hardware).chats:
+    if not harness_session.flow.checkpoints.plain(cell.model, cell.hardware).chats:
         pytest.skip(f"the tokenizer of {cell.model.name} has no chat template")
 
 

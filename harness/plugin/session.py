@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ from harness import __version__
 from harness.base.errors import ArtifactError, HarnessError, WorkerError
 from harness.base.files import default_root
 from harness.base.text import redact
+from harness.devices import DeviceRunner, Devices
 from harness.judge.limits import Judge
 from harness.machine import probe
 from harness.machine.lock import Held, machine_lock, only_session
@@ -22,6 +23,7 @@ from harness.matrix.plan import Cell, Matrix
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
 from harness.measure.mobile import MeasureMobile
+from harness.measure.recorder import Recorder
 from harness.plugin import collect
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
@@ -44,6 +46,7 @@ class HarnessSession:
 
     run: Run
     flow: Flow
+    devices: Devices
     measure: Measure
     mobile: MeasureMobile
     judge: Judge
@@ -55,10 +58,17 @@ class HarnessSession:
     comparison: Comparison | None = None
 
     @classmethod
-    def start(cls, matrix: Matrix, given: CommandLine, claims: Sequence[Claim], progress: Progress) -> HarnessSession:
+    def start(
+        cls,
+        matrix: Matrix,
+        given: CommandLine,
+        claims: Sequence[Claim],
+        progress: Progress,
+        own_device: Callable[[str], DeviceRunner | None],
+    ) -> HarnessSession:
         """Open a new run, or go on with an old one, once no other session measures on this machine.
 
-        ``claims`` are the tests that will run, in order.
+        ``claims`` are the tests that will run, in order; ``own_device`` gives a device that an extension brings.
         """
         started = time.monotonic()
         store = Store((given.cache or default_root()).resolve(), say=progress)
@@ -91,7 +101,8 @@ class HarnessSession:
         run.append(header)
         run.become_latest()
         run.note_cache(store.root)
-        flow = Flow(
+        devices = Devices(store, environment, given.phone_runner, own_device)
+        flow = Flow.open(
             store,
             run,
             matrix,
@@ -100,17 +111,18 @@ class HarnessSession:
             data=given.data.resolve() if given.data else None,
             limit=given.limit,
             progress=progress,
+            waiting=progress.waiting,
+            # Of a resumed run most is measured already, so nothing is started before it is asked for.
+            plan=() if given.resume else collect.workers(claims),
+            programs=lambda: collect.programs(claims, lambda device, route: devices(device).lacks(route)),
         )
-        flow.plan = collect.workers(claims)
-        flow.waiting = progress.waiting
-        measure = Measure(flow, run)
+        recorder = Recorder(flow, run)
         if given.resume:
-            measure.resume()
-            flow.start_ahead = False
+            recorder.resume()
         documented = Documented.load()
-        judge = Judge(matrix, measure, run, documented)
-        mobile = MeasureMobile(flow, measure, run, given.phone_runner)
-        return cls(run, flow, measure, mobile, judge, documented, lock, started, problems)
+        judge = Judge(matrix, recorder, run, documented)
+        measure, mobile = Measure(recorder), MeasureMobile(recorder)
+        return cls(run, flow, devices, measure, mobile, judge, documented, lock, started, problems)
 
     def close(self) -> None:
         """End every worker and let other sessions measure."""
@@ -150,7 +162,7 @@ class HarnessSession:
             reason = redact(next(iter(str(told).removeprefix("Skipped: ").strip().splitlines()), ""))
             if outcome == "skipped" and hasattr(ended[0], "wasxfail"):
                 outcome, expected = "xfailed", redact(ended[0].wasxfail)
-        known = cell.model.name in self.flow.known_models
+        known = cell.model.name in self.flow.checkpoints.models.names
         self.run.append(
             Outcome(
                 test=test,

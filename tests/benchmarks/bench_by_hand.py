@@ -37,6 +37,7 @@ PAIRS = int(os.environ.get("HARNESS_PAIRS", "12"))
 CACHE = os.environ.get("HARNESS_TEST_CACHE")
 MODEL = "SmolLM2-135M-Instruct"
 INPUT, OUTPUT, ROUNDS, PROMPTS, ANSWER = 64, 32, 10, 8, 32
+SUITES = load.load(ROOT / "suites" / "matrix.toml")
 COMMAND = """
 import sys
 from vllm.benchmarks import {module} as benchmark
@@ -50,16 +51,14 @@ if __name__ == "__main__":
 def flow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("by-hand")
     store = Store(Path(CACHE) if CACHE else default_root())
-    suites = load.load(ROOT / "suites" / "matrix.toml")
-    flow = Flow(store, Run.create(folder), suites, environment=Environment())
-    flow.start_ahead = False
+    flow = Flow.open(store, Run.create(folder), SUITES, environment=Environment())
     yield flow
     flow.close()
 
 
 @pytest.fixture(scope="module")
-def baseline(flow):
-    found = flow.matrix.cells([MODEL])
+def baseline():
+    found = SUITES.cells([MODEL])
     return replace(next(it for it in found if it.recipe.baseline and it.hardware.name == "cpu"), server="vllm")
 
 
@@ -97,11 +96,11 @@ def order_statistics(count):
 
 
 def test_latency_agrees_with_vllm_by_hand(flow, baseline, tmp_path):
-    checkpoint = str(flow.checkpoint(baseline).folder)
-    engine = ["--enforce-eager", "--max-model-len", str(flow.engine_options(baseline)["max_model_len"])]
+    checkpoint = str(flow.checkpoints.of(baseline).folder)
+    engine = ["--enforce-eager", "--max-model-len", str(flow.fleet.options(baseline)["max_model_len"])]
 
     def ours():
-        worker = flow.engine(baseline)
+        worker = flow.fleet.engine(baseline)
         ask = {"batch_size": 1, "input_len": INPUT, "output_len": OUTPUT}
         seconds = [worker.ask("latency", 600, **ask)["seconds"] for _ in range(ROUNDS + 1)]
         flow.close()
@@ -118,9 +117,9 @@ def test_latency_agrees_with_vllm_by_hand(flow, baseline, tmp_path):
 
 
 def test_serving_agrees_with_vllm_by_hand(flow, baseline, tmp_path):
-    checkpoint = str(flow.checkpoint(baseline).folder)
-    prompts = str(flow.prompts().folder / "prompts.json")
-    server, client = flow.server(baseline), flow.client(baseline)
+    checkpoint = str(flow.checkpoints.of(baseline).folder)
+    prompts = str(flow.checkpoints.prompts().folder / "prompts.json")
+    server, client = flow.fleet.server(baseline), flow.fleet.client(baseline)
 
     def emptied():
         server.tell(SERVERS["vllm"].empty_cache, 60)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from harness.base.errors import HarnessError
-from harness.devices import Host, Qemu
+from harness.devices import Devices, Host, Qemu
 from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
-from harness.measure.checkpoints import Checkpoint
-from harness.measure.measure import Measure
 from harness.measure.mobile import MeasureMobile
+from harness.measure.plain import Checkpoint
+from harness.measure.recorder import Recorder
 from harness.records.run import Run
 from harness.records.schema import Measurement, ModelIdentity
 from harness.runtime.environment import Environment
@@ -45,13 +45,10 @@ class StubMobileFlow(StubFlow):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(1.0)
-        self.environment = Environment()
-        self.store = Store(folder / "store")
+        self.kept = Store(folder / "store")
         self.folder = folder
         (folder / "model.pte").write_bytes(b"a program")
         (folder / "text.txt").write_text("a text", encoding="utf-8")
-        self.data: Path | None = None
-        self.limit: int | None = None
 
     def program(self, cell: Cell, route: str) -> Artifact:
         facts = {"context": 256, "file": "model.pte"}
@@ -60,12 +57,15 @@ class StubMobileFlow(StubFlow):
     def prompts(self) -> Artifact:
         return Artifact(self.folder, "sharegpt/0", made=False)
 
-    def checkpoint(self, cell: Cell) -> Checkpoint:
+    def of(self, cell: Cell) -> Checkpoint:
         identity = ModelIdentity(name=cell.model.name, source="folder", revision="1", weights="pretrained")
         return Checkpoint(self.folder, "checkpoint/0", identity, {})
 
     def evaluated(self, cell: Cell, what: str, key: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> Artifact:
-        return self.store.get("evaluation", key, lambda _: ask(), label=what)
+        return self.kept.get("evaluation", key, lambda _: ask(), label=what)
+
+    def prompt(self, cell: Cell, route: str, tokens: int, ask: Callable[[], dict[str, Any]]) -> Artifact:
+        return self.kept.get("prompt", {"tokens": tokens}, lambda _: ask(), label="prompt")
 
     def executorch(self, cell: Cell, route: str) -> StubMobileFlow:
         return self
@@ -104,10 +104,11 @@ class Bench:
 
     def session(self) -> None:
         """Begin a session, which goes on with the run as --resume does."""
-        self.measure = Measure(self.flow, self.run)  # type: ignore[arg-type]
+        recorder = Recorder(self.flow, self.run)  # type: ignore[arg-type]
         if self.run.path.exists():
-            self.measure.resume()
-        self.mobile = MeasureMobile(self.flow, self.measure, self.run, self.runner)  # type: ignore[arg-type]
+            recorder.resume()
+        self.mobile = MeasureMobile(recorder)
+        self.device = Devices(self.flow.kept, Environment(), self.runner)
 
     def tells(self, reading: dict[str, Any], besides: str = "") -> None:
         """Have another runner, which says this; it leaves logits where it is asked for any."""
@@ -127,7 +128,7 @@ class Bench:
 def test_two_phones_of_one_model_are_both_measured(bench: Bench, quantized_cell: Cell) -> None:
     bench.phone.serials.append("emulated-2")
     for number, serial in enumerate(bench.phone.serials, start=1):
-        device = bench.mobile.device(f"adb:{serial}")
+        device = bench.device(f"adb:{serial}")
         found = bench.mobile.on_device(quantized_cell, "transformers", device)
         assert bench.runs == 2 * number - 1
         agreed = bench.mobile.agreement(quantized_cell, "transformers", device)
@@ -140,19 +141,19 @@ def test_two_phones_of_one_model_are_both_measured(bench: Bench, quantized_cell:
             assert "load_1min" not in record.state_before, "the phone's state, not this machine's"
     bench.session()
     for serial in bench.phone.serials:
-        bench.mobile.on_device(quantized_cell, "transformers", bench.mobile.device(f"adb:{serial}"))
-        bench.mobile.agreement(quantized_cell, "transformers", bench.mobile.device(f"adb:{serial}"))
+        bench.mobile.on_device(quantized_cell, "transformers", bench.device(f"adb:{serial}"))
+        bench.mobile.agreement(quantized_cell, "transformers", bench.device(f"adb:{serial}"))
     assert bench.runs == 4, "each phone's records stand for it"
 
 
 def test_another_runner_is_another_measurement(bench: Bench, quantized_cell: Cell) -> None:
     """Neither a resumed run's records nor the cache answer for a binary that did not run."""
-    device = bench.mobile.device("adb:emulated-1")
+    device = bench.device("adb:emulated-1")
     bench.mobile.on_device(quantized_cell, "transformers", device)
     bench.mobile.agreement(quantized_cell, "transformers", device)
     bench.tells(READING, besides="# built anew")
     bench.session()
-    device = bench.mobile.device("adb:emulated-1")
+    device = bench.device("adb:emulated-1")
     bench.mobile.on_device(quantized_cell, "transformers", device)
     bench.mobile.agreement(quantized_cell, "transformers", device)
     assert bench.runs == 4
@@ -162,7 +163,7 @@ def test_another_runner_is_another_measurement(bench: Bench, quantized_cell: Cel
 def test_a_phone_that_throttles(bench: Bench, quantized_cell: Cell) -> None:
     """All times of the run are kept as discarded, the memory stands, and what is measured then is its own."""
     bench.phone.answers["dumpsys thermalservice"] = "Thermal Status: 3\n"
-    device = bench.mobile.device("adb:emulated-1")
+    device = bench.device("adb:emulated-1")
     with pytest.raises(HarnessError, match=r"throttled: thermal status 3 of the phone; .*Let it cool, then --resume"):
         bench.mobile.on_device(quantized_cell, "transformers", device)
     discarded = {record.metric: record.discarded for record in bench.records()}
@@ -170,7 +171,7 @@ def test_a_phone_that_throttles(bench: Bench, quantized_cell: Cell) -> None:
     assert discarded == {"peak_memory": "", **dict.fromkeys(times, "throttled: thermal status 3 of the phone")}
     bench.phone.answers["dumpsys thermalservice"] = "Thermal Status: 0\n"
     bench.session()
-    found = bench.mobile.on_device(quantized_cell, "transformers", bench.mobile.device("adb:emulated-1"))
+    found = bench.mobile.on_device(quantized_cell, "transformers", bench.device("adb:emulated-1"))
     assert bench.runs == 2
     assert found["load_time"].value == 0.5
     assert not any(record.discarded for record in found.values())
@@ -178,7 +179,7 @@ def test_a_phone_that_throttles(bench: Bench, quantized_cell: Cell) -> None:
 
 def test_a_runner_that_tells_no_load_time_has_none(bench: Bench, quantized_cell: Cell) -> None:
     bench.tells({name: value for name, value in READING.items() if name not in ("load_seconds", "peak_bytes")})
-    found = bench.mobile.on_device(quantized_cell, "transformers", bench.mobile.device("adb:emulated-1"))
+    found = bench.mobile.on_device(quantized_cell, "transformers", bench.device("adb:emulated-1"))
     assert {*found} == {"prefill_throughput", "decode_throughput", "generate_throughput"}
 
 

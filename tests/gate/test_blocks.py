@@ -22,8 +22,9 @@ from harness.judge.gatefile import Options
 from harness.judge.series import SIDES, label_of, series
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
-from harness.measure.checkpoints import Checkpoint
 from harness.measure.flow import Flow
+from harness.measure.plain import Checkpoint
+from harness.measure.workers import Workers
 from harness.records.metrics import METRICS
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 from harness.runtime.environment import Environment
@@ -160,7 +161,7 @@ def test_a_block_takes_what_its_stage_has_in_turns_or_one_side_alone_on_a_gpu(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, device: str, keyword: str, starts: list[str], timed: list[str]
 ) -> None:
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(blocks, "Measure", lambda _flow, _run, tags: Taken(told, tags["side"]))
+    monkeypatch.setattr(blocks, "Measure", lambda recorder: Taken(told, recorder.tags["side"]))
     monkeypatch.setattr(Hardware, "sides_at_once", device == "cpu")
     (unit,) = units(bench.matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword=keyword))
     assert BlockRunner(bench)(unit, ("new", "old")) == {"old": None, "new": None}
@@ -181,7 +182,7 @@ def test_what_a_block_takes_once_is_not_expected_of_the_next(
         def peak_memory(self, cell: object) -> None:
             time.sleep(0.3)
 
-    monkeypatch.setattr(blocks, "Measure", lambda _flow, _run, tags: Slow([], tags["side"]))
+    monkeypatch.setattr(blocks, "Measure", lambda recorder: Slow([], recorder.tags["side"]))
     monkeypatch.setattr(Hardware, "sides_at_once", device == "cpu")
     keyword = "generate_throughput or peak_memory"
     (unit,) = units(bench.matrix, Options("a", "b", "cpu", recipes=("int8wo",), keyword=keyword))
@@ -195,13 +196,13 @@ def keys(bench: Bench, flow: Flow) -> tuple[str, str]:
     """Return the keys of a checkpoint that a flow makes, and of an evaluation of it."""
     cells = bench.matrix.cells([MODEL.name], ["int8wo"])
     cell = next(cell for cell in cells if cell.hardware.name == "cpu" and not cell.recipe.baseline)
-    return flow.checkpoint(cell).key, flow.evaluated(cell, "text", {}, dict).key
+    return flow.checkpoints.of(cell).key, flow.checkpoints.evaluated(cell, "text", {}, dict).key
 
 
 @pytest.fixture
 def bench(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bench of this environment against itself whose workers make nothing."""
-    monkeypatch.setattr(Flow, "once", lambda *_, **__: {})
+    monkeypatch.setattr(Workers, "once", lambda *_, **__: {})
     model = suites_matrix.models["SmolLM2-135M-Instruct"].model_copy(update={"name": MODEL.name})
     matrix = replace(
         suites_matrix,
@@ -213,8 +214,8 @@ def bench(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
         ],
     )
     store, run, environment = Store(tmp_path / "cache"), SharedRun(tmp_path / "run"), Environment()
-    base = Flow(store, run, matrix, environment=environment)
-    base._plain[MODEL.name] = Checkpoint(tmp_path, "plain/1", MODEL, {})
+    base = Flow.open(store, run, matrix, environment=environment)
+    base.checkpoints.models._found[MODEL.name] = Checkpoint(tmp_path, "plain/1", MODEL, {})
     return Bench(Pair("torchao", environment, environment, ()), store, run, matrix, base)
 
 
@@ -231,7 +232,6 @@ def test_two_builds_of_one_version_share_nothing_that_is_made_with_them(bench: B
     bench.pair = replace(bench.pair, contents={"old": "a" * 64, "new": "b" * 64})
     old, new = (keys(bench, bench.flow(side)) for side in SIDES)
     assert not {*old} & {*new}
-    bench._roots.clear()
     bench.pair = replace(bench.pair, contents={"old": "a" * 64, "new": "a" * 64})
     assert keys(bench, bench.flow("new")) == old, "the same build does"
 
@@ -247,15 +247,15 @@ def test_a_package_beside_the_makers_tells_the_sides_apart(bench: Bench, monkeyp
     monkeypatch.setattr(Environment, "packages", listed)
     environments: dict[str, Any] = {side: Environment(name=side) for side in SIDES}
     bench.pair = replace(bench.pair, **environments)
-    bench._roots.clear()
     old, new = (keys(bench, bench.flow(side)) for side in SIDES)
     assert not {*old} & {*new}
     packages |= {"old": {"torchao": "0.17.0"}, "new": {"torchao": "0.18.0"}}
-    assert bench.flow("new")._versions() == bench.base._versions(), "a maker's version stands in the key already"
+    new, own = (flow.checkpoints._keys.packages() for flow in (bench.flow("new"), bench.base))
+    assert new == own, "a maker's version stands in the key already"
 
 
 def test_the_logs_of_the_two_sides_are_two_files(bench: Bench) -> None:
-    logs = {bench.flow(side)._log("quantize m-int8wo-cpu").name for side in SIDES}
+    logs = {bench.flow(side).workers.log("quantize m-int8wo-cpu").name for side in SIDES}
     assert logs == {"old-quantize-m-int8wo-cpu.log", "new-quantize-m-int8wo-cpu.log"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from harness import __main__ as command_line
 from harness.base.errors import HarnessError, ThresholdFailure, TooFewSamples
 from harness.judge import baseline
 from harness.judge.baseline import Baseline, BaselineEntry, BaselineError, Coverage
-from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
 from harness.plugin.baseline_hooks import BaselineHooks
 from harness.plugin.comparison import Comparison, Regression, judge
 from harness.records.metrics import METRICS
@@ -241,20 +242,26 @@ class Night:
     """A session's measurements against a baseline of latencies near 1, without workers behind them."""
 
     def __init__(self, folder: Path) -> None:
-        self.measure = Measure(_NoFlow(), Run(folder))  # type: ignore[arg-type]
+        self.recorder = Recorder(_NoFlow(), Run(folder))  # type: ignore[arg-type]
         made = latencies(folder, [1.0, 1.01, 0.99, 1.0, 1.0])
         self.coverage = Coverage(whole={CELL}, seen=(), narrowed=False)
-        self.against = Comparison(made, folder / "cpu.json", self.coverage, self.measure)
+        self.against = Comparison(made, folder / "cpu.json", self.coverage, self.recorder)
 
     def take(self, value: float) -> None:
-        self.measure.measurements.append(measurement("latency", value))
+        self.recorder.measurements.append(measurement("latency", value))
 
 
 class _NoFlow:
-    block = 0
+    """Has nothing to end, and no evaluation to answer from."""
 
     def close(self) -> None:
         pass
+
+    @property
+    def checkpoints(self) -> _NoFlow:
+        return self
+
+    anew = contextlib.nullcontext
 
 
 def test_a_regression_fails_once_it_has_recurred(tmp_path: Path) -> None:
@@ -289,8 +296,8 @@ def test_a_second_block_that_fails_is_no_pass(tmp_path: Path) -> None:
 
 def test_what_an_earlier_session_of_the_run_measured_is_not_missing(tmp_path: Path) -> None:
     night = Night(tmp_path)
-    night.measure.run.append(measurement("latency", 1.0))
-    night.measure.resume()
+    night.recorder.run.append(measurement("latency", 1.0))
+    night.recorder.resume()
     assert night.against.missing() == []
     assert [found.verdict for found in night.against.verdicts.values()] == ["pass"]
 

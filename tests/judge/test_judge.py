@@ -16,7 +16,7 @@ from harness.base.errors import ThresholdFailure
 from harness.judge.limits import Judge, compare, holds
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import COMPARISONS, Threshold
-from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
@@ -79,13 +79,13 @@ class Bench:
         cells = matrix.cells(models=["Phi-4-mini-instruct"])
         self.cells = {cell.recipe.name: cell for cell in cells if cell.hardware.name == "h100"}
         self.run = Run(folder)
-        self.flow = SimpleNamespace(alone=lambda cell: "")
-        self.measure = Measure(self.flow, self.run)  # type: ignore[arg-type]
+        self.flow = SimpleNamespace(checkpoints=SimpleNamespace(alone=lambda cell: ""))
+        self.recorder = Recorder(self.flow, self.run)  # type: ignore[arg-type]
         self.matrix = matrix
 
     def judge(self, *thresholds: dict[str, Any]) -> Judge:
         parsed = [Threshold(origin="chosen: for this test", **threshold) for threshold in thresholds]
-        return Judge(replace(self.matrix, thresholds=parsed), self.measure, self.run, Documented.load())
+        return Judge(replace(self.matrix, thresholds=parsed), self.recorder, self.run, Documented.load())
 
     def measured(
         self,
@@ -111,7 +111,7 @@ class Bench:
             packages={},
             device=Device(name="NVIDIA H100"),
         )
-        self.measure.measurements.append(measurement)
+        self.recorder.measurements.append(measurement)
         return measurement
 
     def judgements(self) -> list[Judgement]:
@@ -231,7 +231,7 @@ def test_of_a_model_that_came_quantized_limits_against_a_baseline_are_told_as_no
     bench: Bench, quantized: Cell
 ) -> None:
     """Its absolute limits are judged as any other's."""
-    bench.flow.alone = lambda cell: f"{cell.model.name} came quantized, so there is no baseline"
+    bench.flow.checkpoints.alone = lambda cell: f"{cell.model.name} came quantized, so there is no baseline"
     judge = bench.judge(
         {"metric": "peak_memory", "max_ratio": 0.5}, {"metric": "peak_memory", "max": 5.0, "unit": "GB"}
     )

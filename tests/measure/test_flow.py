@@ -18,8 +18,9 @@ import pytest
 from harness.base.errors import ArtifactError, HarnessError, Unsuitable, WorkerError
 from harness.contract import versions
 from harness.matrix.plan import Cell, Matrix
-from harness.measure.checkpoints import Checkpoint
+from harness.measure.checkpoints import Program
 from harness.measure.flow import Flow
+from harness.measure.plain import Checkpoint
 from harness.records.run import Run
 from harness.records.schema import ModelIdentity
 from harness.runtime import together
@@ -46,9 +47,9 @@ def keys(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch)
 
     def ask(route: str) -> dict[str, dict[str, Any]]:
         store = Keys()
-        flow = Flow(store, Run(tmp_path), suites_matrix, environment=Environment())  # type: ignore[arg-type]
-        monkeypatch.setattr(flow, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
-        flow.program(cell, route)
+        flow = Flow.open(store, Run(tmp_path), suites_matrix, environment=Environment())  # type: ignore[arg-type]
+        monkeypatch.setattr(flow.checkpoints, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
+        flow.checkpoints.program(cell, route)
         assert store.asked[0][2] == versions.CHECKPOINT_FACTS
         return {kind: key for kind, key, _ in store.asked}
 
@@ -83,10 +84,11 @@ def test_another_lm_eval_evaluates_anew_and_quantizes_nothing_again(
     def asked(version: str, **more: Any) -> dict[str, dict[str, Any]]:
         store, packages = Keys(), dict.fromkeys(versions.MAKERS, "1") | {"lm_eval": version}
         monkeypatch.setattr(Environment, "packages", lambda _: packages)
-        flow = Flow(store, Run(tmp_path), suites_matrix, environment=Environment(), **more)  # type: ignore[arg-type]
-        monkeypatch.setattr(flow, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
-        flow.facts(cell)
-        flow.evaluated(cell, "task", {}, dict)
+        given: dict[str, Any] = {"environment": Environment(), **more}
+        flow = Flow.open(store, Run(tmp_path), suites_matrix, **given)  # type: ignore[arg-type]
+        monkeypatch.setattr(flow.checkpoints, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
+        flow.checkpoints.facts(cell)
+        flow.checkpoints.evaluated(cell, "task", {}, dict)
         return {kind: key for kind, key, _ in store.asked}
 
     old, new = asked("0.4.12"), asked("0.4.13")
@@ -111,11 +113,19 @@ def test_a_tokenizer_with_a_template_chats(tmp_path: Path, file: str, content: s
     assert Checkpoint(tmp_path, "plain/0", identity, {}).chats is chats
 
 
-class Exports(Flow):
-    """Makes checkpoints and programs of nothing, and notes what was made beside what."""
+class Exports:
+    """A flow's checkpoints and programs made of nothing; notes what was made beside what. ``coming`` are the programs
+    of the coming tests."""
 
-    def __init__(self, folder: Path, matrix: Matrix, run: Run) -> None:
-        super().__init__(Store(folder / "cache"), run, matrix, environment=Environment())
+    def __init__(self, folder: Path, matrix: Matrix, coming: list[Program]) -> None:
+        self.folder = folder
+        self.matrix = matrix
+        run = Run.create(folder / "runs")
+        flow = Flow.open(Store(folder / "cache"), run, matrix, environment=Environment(), programs=lambda: self.coming)
+        flow.workers.once = self.once  # type: ignore[method-assign]
+        flow.checkpoints.of = self.checkpoint  # type: ignore[method-assign]
+        self.program = flow.checkpoints.program
+        self.coming = coming
         self.both_run = threading.Barrier(2, timeout=10)
         self.made: list[str] = []
         self.fails = ""
@@ -125,7 +135,7 @@ class Exports(Flow):
         if cell.recipe.name == self.uncheckpointed:
             raise WorkerError("quantize: it broke", stage="quantize", kind="exception")
         identity = ModelIdentity(name=cell.model.name, source="folder", revision="1", weights="pretrained")
-        return Checkpoint(self.store.root, f"plain/{cell.recipe.name}", identity, {"parameters": 1})
+        return Checkpoint(self.folder, f"plain/{cell.recipe.name}", identity, {"parameters": 1})
 
     def once(self, backend: str, specification: Any, command: str, cell: Cell | None, **arguments: Any) -> Any:
         assert cell
@@ -141,9 +151,7 @@ def exports(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPat
     """A flow whose exports end only in pairs, on a machine of two processors and memory for both."""
     monkeypatch.setattr(together.os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(together.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
-    flow = Exports(tmp_path, suites_matrix, Run.create(tmp_path / "runs"))
-    flow.programs = [(cell, route) for cell in phones(suites_matrix) for route in versions.LOWERING]
-    return flow
+    return Exports(tmp_path, suites_matrix, [(cell, it) for cell in phones(suites_matrix) for it in versions.LOWERING])
 
 
 def phones(matrix: Matrix) -> list[Cell]:
@@ -163,11 +171,11 @@ def test_all_programs_are_exported_before_the_first_is_measured(exports: Exports
 
 
 def test_what_is_there_is_not_exported_again(exports: Exports) -> None:
-    plain, quantized = phones(exports.matrix)
-    exports.programs = [(plain, route) for route in versions.LOWERING]
+    plain, _ = phones(exports.matrix)
+    every = exports.coming
+    exports.coming = [(plain, route) for route in versions.LOWERING]
     exports.program(plain, "llama")
-    later = Exports(exports.store.root.parent, exports.matrix, exports.run)
-    later.programs = [(cell, route) for cell in (plain, quantized) for route in versions.LOWERING]
+    later = Exports(exports.folder, exports.matrix, every)
     assert not later.program(plain, "transformers").made
     assert sorted(later.made) == ["8da4w-int8emb llama_route", "8da4w-int8emb transformers_route"]
 
@@ -201,11 +209,14 @@ NO_TENSORS = struct.pack("<Q", 2) + b"{}"
 STATIC = {"_type": "Float8StaticActivationFloat8WeightConfig", "_version": 2, "_data": {}}
 
 
-class Came(Flow):
+class Came:
     """A flow of one model's folder that notes what workers are asked for, and answers for them."""
 
     def __init__(self, folder: Path, matrix: Matrix, quantized: Any) -> None:
-        super().__init__(Store(folder / "cache"), Run(folder / "run"), matrix, environment=Environment())
+        self.flow = Flow.open(Store(folder / "cache"), Run(folder / "run"), matrix, environment=Environment())
+        self.flow.workers.once = self.once  # type: ignore[method-assign]
+        self.checkpoints = self.flow.checkpoints
+        self.matrix = matrix
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.model = folder / "came"
         self.model.mkdir()
@@ -235,19 +246,22 @@ def test_a_model_that_came_quantized_is_its_own_recipes_checkpoint(came: Any) ->
     """A worker looks once whether it is; what the records say of the model, says so."""
     flow = came(INT8)
     cell = flow.cell("int8wo")
-    assert flow.checkpoint(cell).folder == flow.model
-    assert flow.facts(cell) == dict.fromkeys(versions.CHECKPOINT_FACTS, 1)
-    assert flow.checkpoint(replace(cell, server="vllm")).folder == flow.model
+    assert flow.checkpoints.of(cell).folder == flow.model
+    assert flow.checkpoints.facts(cell) == dict.fromkeys(versions.CHECKPOINT_FACTS, 1)
+    assert flow.checkpoints.of(replace(cell, server="vllm")).folder == flow.model
     recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}, "quantizes": ["linear"]}
     assert flow.asked == [("facts", {"checkpoint": str(flow.model), "trust_remote_code": False, **recipe})]
-    assert flow.identity(cell).model.note == "came quantized, with Int8WeightOnlyConfig, and was measured as it is"
-    assert flow.alone(cell) == "came came quantized, so there is no baseline"
+    assert (
+        flow.checkpoints.identity(cell).model.note
+        == "came quantized, with Int8WeightOnlyConfig, and was measured as it is"
+    )
+    assert flow.checkpoints.alone(cell) == "came came quantized, so there is no baseline"
 
 
 def test_another_recipe_of_the_same_class_looks_for_itself(came: Any) -> None:
     flow = came(INT8)
-    flow.checkpoint(flow.cell("int8wo"))
-    flow.checkpoint(flow.cell("Int8WeightOnlyConfig(granularity=PerGroup(32))"))
+    flow.checkpoints.of(flow.cell("int8wo"))
+    flow.checkpoints.of(flow.cell("Int8WeightOnlyConfig(granularity=PerGroup(32))"))
     assert [arguments["arguments"] for _, arguments in flow.asked] == [{}, {"granularity": "PerGroup(32)"}]
 
 
@@ -258,7 +272,7 @@ def test_the_baseline_and_other_recipes_do_not_suit_it_and_name_the_one_that_doe
         r"model came came quantized, with Int8WeightOnlyConfig: it is measured as it is, "
         r"by --recipe int8wo or 'Int8WeightOnlyConfig\(\.\.\.\)' alone"
     )
-    for ask in (flow.checkpoint, flow.facts, flow.transformers):
+    for ask in (flow.checkpoints.of, flow.checkpoints.facts, flow.flow.fleet.transformers):
         with pytest.raises(Unsuitable, match=words):
             ask(flow.cell(recipe))
     assert not flow.asked
@@ -268,21 +282,21 @@ def test_a_class_that_is_no_recipe_is_an_error_of_every_recipe_and_says_how_to_n
     flow = came(STATIC)
     named = f"--recipe '{STATIC['_type']}(...)'"
     with pytest.raises(Unsuitable, match=r"which is no recipe of matrix\.toml: to measure it as it is, add") as caught:
-        flow.checkpoint(flow.cell("int8wo"))
+        flow.checkpoints.of(flow.cell("int8wo"))
     assert str(caught.value).endswith(f"name it, as {named}")
     assert caught.value.nowhere
     with pytest.raises(Unsuitable) as skipped:
-        flow.checkpoint(flow.cell("bf16"))
+        flow.checkpoints.of(flow.cell("bf16"))
     assert str(skipped.value).endswith(f"by {named} alone")
     assert not skipped.value.nowhere
-    assert flow.checkpoint(flow.cell(f"{STATIC['_type']}(scale=1.0)")).folder == flow.model
+    assert flow.checkpoints.of(flow.cell(f"{STATIC['_type']}(scale=1.0)")).folder == flow.model
 
 
 @pytest.mark.parametrize("recipe", ["bf16", "int8wo"])
 def test_what_torchao_did_not_quantize_is_an_error(came: Any, recipe: str) -> None:
     flow = came(INT8, method="gptq")
     with pytest.raises(ArtifactError, match=r"model came: .* is quantized with GPTQ, .*: give the plain model that"):
-        flow.checkpoint(flow.cell(recipe))
+        flow.checkpoints.of(flow.cell(recipe))
 
 
 @pytest.mark.parametrize("recipe", ["bf16", "int8wo"])
@@ -290,21 +304,21 @@ def test_a_config_that_is_a_name_alone_is_an_error_whatever_is_asked(came: Any, 
     """No recipe can be named for it, and Transformers does not read it either."""
     flow = came("int8_weight_only")
     with pytest.raises(ArtifactError, match=r"has int8_weight_only in place of torchao's config.*give the plain model"):
-        flow.checkpoint(flow.cell(recipe))
+        flow.checkpoints.of(flow.cell(recipe))
 
 
 def test_a_damaged_configuration_is_an_error_that_names_model_and_file(came: Any) -> None:
     flow = came()
     (flow.model / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"model came: .*config\.json cannot be read"):
-        flow.checkpoint(flow.cell("bf16"))
+        flow.checkpoints.of(flow.cell("bf16"))
 
 
 def test_a_plain_model_is_not_alone(came: Any) -> None:
     flow = came()
-    assert flow.checkpoint(flow.cell("bf16")).folder == flow.model
-    assert flow.alone(flow.cell("int8wo")) == ""
-    assert not flow.identity(flow.cell("bf16")).model.note
+    assert flow.checkpoints.of(flow.cell("bf16")).folder == flow.model
+    assert flow.checkpoints.alone(flow.cell("int8wo")) == ""
+    assert not flow.checkpoints.identity(flow.cell("bf16")).model.note
     told = {"checkpoint": str(flow.model), "trust_remote_code": False}
     assert flow.asked == [("facts", told)], "it was loaded once, to know that all of its weights are there"
 
@@ -314,12 +328,12 @@ def test_a_server_that_quantizes_as_it_loads_takes_it_for_no_other_recipe(came: 
     """It would serve the same tensors under that recipe's name."""
     flow = came(INT8)
     with pytest.raises(Unsuitable):
-        flow.served(flow.cell(recipe, "h100", "sglang"))
-    assert flow.served(flow.cell("int8wo", "h100", "sglang")).folder == flow.model
+        flow.checkpoints.served(flow.cell(recipe, "h100", "sglang"))
+    assert flow.checkpoints.served(flow.cell("int8wo", "h100", "sglang")).folder == flow.model
     assert [command for command, _ in flow.asked] == ["facts"]
 
 
 def test_a_server_that_quantizes_as_it_loads_is_given_a_plain_model(came: Any) -> None:
     flow = came()
-    assert flow.served(flow.cell("float8dq", "h100", "sglang")).folder == flow.model
+    assert flow.checkpoints.served(flow.cell("float8dq", "h100", "sglang")).folder == flow.model
     assert [command for command, _ in flow.asked] == ["facts"], "SGLang would not tell what is missing"

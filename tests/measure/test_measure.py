@@ -23,8 +23,10 @@ from harness.base.errors import HarnessError, Unsuitable, WrongKernels
 from harness.machine import probe, watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
-from harness.measure.measure import Measure, _split
-from harness.measure.recorder import Figure, Recorder, percentiles
+from harness.measure.figures import Figure, percentiles, split
+from harness.measure.limits import Limits
+from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import Measurement, ModelIdentity
@@ -73,7 +75,7 @@ def test_percentiles_are_those_of_numpy() -> None:
 
 @given(st.lists(st.floats(0, 1), max_size=8), st.integers(0, 8))
 def test_what_warms_up_is_not_counted_unless_there_is_nothing_else(values: list[float], warmup: int) -> None:
-    before, counted = _split(values, warmup)
+    before, counted = split(values, warmup)
     assert before + counted == values
     assert len(before) == (warmup if len(values) > warmup else 0)
     assert counted or not values
@@ -93,6 +95,9 @@ class StubFlow:
         self.renewed: list[str] = []
         self.versions = {"torch": "2.13.0"}
         self.said: list[str] = []
+        self.data: Path | None = None
+        self.limit: int | None = None
+        self.workers = self.checkpoints = self.fleet = self.clock = self
 
     def packages(self, cell: Cell) -> dict[str, str]:
         return self.versions
@@ -131,10 +136,10 @@ class ServingFlow(StubFlow):
         super().__init__(1.0)
         self.answer = answer
 
-    def engine_options(self, cell: Cell) -> dict[str, Any]:
+    def options(self, cell: Cell) -> dict[str, Any]:
         return {}
 
-    engine_variables = engine_options
+    variables = options
 
     def server(self, cell: Cell) -> ServingFlow:
         return self
@@ -199,7 +204,7 @@ def test_a_measurement_is_recorded_with_samples_warm_up_and_state(tmp_path: Path
     cell = cells["int8wo"]
     wanted = cell.measurements.generate
     assert (wanted.warmup, wanted.rounds) == (1, 3)
-    found = Measure(StubFlow(8.0, 1.0, 2.0, 4.0), Run(tmp_path)).generate(cell, repeat)  # type: ignore[arg-type]
+    found = Measure(Recorder(StubFlow(8.0, 1.0, 2.0, 4.0), Run(tmp_path))).generate(cell, repeat)  # type: ignore[arg-type]
     (record,) = recorded(Run(tmp_path))
     assert record == found
     tokens = wanted.max_new_tokens
@@ -213,15 +218,15 @@ def test_a_measurement_is_recorded_with_samples_warm_up_and_state(tmp_path: Path
 
 
 def test_a_resumed_run_measures_only_what_it_does_not_have(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    Measure(StubFlow(1.0), Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    Measure(Recorder(StubFlow(1.0), Run(tmp_path))).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
     flow = StubFlow(1.0)
-    measure = Measure(flow, Run(tmp_path))  # type: ignore[arg-type]
-    measure.resume()
+    measure = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
+    measure.recorder.resume()
     before = measure.generate(cells["bf16"], repeat)
     assert flow.asked == 0
     after = measure.generate(cells["int8wo"], repeat)
     assert flow.asked == 4
-    assert measure.baseline_of(after) == before
+    assert measure.recorder.baseline_of(after) == before
     assert recorded(Run(tmp_path)) == [before, after]
 
     flow.versions = {"torch": "2.14.0"}
@@ -230,34 +235,36 @@ def test_a_resumed_run_measures_only_what_it_does_not_have(tmp_path: Path, cells
 
 
 def test_a_resumed_runs_baseline_counts_without_being_asked_for_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    before = Measure(StubFlow(1.0), Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    before = Measure(Recorder(StubFlow(1.0), Run(tmp_path))).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
     flow = StubFlow(1.0)
-    measure = Measure(flow, Run(tmp_path))  # type: ignore[arg-type]
-    measure.resume()
-    assert measure.baseline_of(measure.generate(cells["int8wo"], repeat)) == before
+    measure = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
+    measure.recorder.resume()
+    assert measure.recorder.baseline_of(measure.generate(cells["int8wo"], repeat)) == before
     flow.versions = {"torch": "2.14.0"}
     measure.generate(cells["int8wo"], repeat)
-    assert measure.baseline_of(measure.measurements[-1]) is None, "it was measured under other packages"
+    assert measure.recorder.baseline_of(measure.recorder.measurements[-1]) is None, (
+        "it was measured under other packages"
+    )
 
 
 def test_a_resumed_runs_baseline_is_the_latest_from_the_same_data(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
 
     def accuracy(recipe: str, value: float, inputs: str) -> Measurement:
-        found = measure.take(
+        found = measure.recorder.take(
             cells[recipe], {"task": "t"}, lambda: {"accuracy": Figure(value)}, names=("accuracy",), inputs=inputs
         )
         return found["accuracy"]
 
     for value, inputs in ((0.9, "a"), (0.5, "b")):
         accuracy("bf16", value, inputs)
-    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
-    measure.resume()
+    measure = Measure(Recorder(StubFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
+    measure.recorder.resume()
     for inputs, expected in (("a", 0.9), ("b", 0.5)):
-        baseline = measure.baseline_of(accuracy("int8wo", 0.4, inputs))
+        baseline = measure.recorder.baseline_of(accuracy("int8wo", 0.4, inputs))
         assert baseline is not None
         assert baseline.value == expected
-    assert measure.baseline_of(accuracy("int8wo", 0.4, "c")) is None
+    assert measure.recorder.baseline_of(accuracy("int8wo", 0.4, "c")) is None
 
 
 def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path, cells: dict[str, Cell]) -> None:
@@ -271,7 +278,7 @@ def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path,
 
     for name, more in (("row", ()), ("turns", (timer,))):
         flow = BenchmarkFlow(tmp_path)
-        found = Measure(flow, Run(tmp_path / name)).serving(cell, 4, *more)  # type: ignore[arg-type]
+        found = Measure(Recorder(flow, Run(tmp_path / name))).serving(cell, 4, *more)  # type: ignore[arg-type]
         assert flow.told == ["/empty", "serving 4"] * 2, "the prefix cache is emptied before every round"
         assert found.keys() == {"request_throughput", "output_throughput", "ttft"}
         assert found["request_throughput"].samples == [4.0, 4.0]
@@ -307,7 +314,7 @@ def test_text_is_held_against_the_baseline_if_there_is_one(
     tmp_path: Path, cells: dict[str, Cell], why: str, against: str | None
 ) -> None:
     flow = PredictingFlow(tmp_path, why)
-    found = Measure(flow, Run(tmp_path)).text_quality(cells["int8wo"])  # type: ignore[arg-type]
+    found = Measure(Recorder(flow, Run(tmp_path))).text_quality(cells["int8wo"])  # type: ignore[arg-type]
     assert flow.against == [against]
     others = {"kl_divergence", "top1_agreement", "token_flips"} if against else set()
     assert found.keys() == {"perplexity"} | others
@@ -316,24 +323,24 @@ def test_text_is_held_against_the_baseline_if_there_is_one(
 def test_a_chat_whose_answer_is_gone_is_asked_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
     cell = replace(cells["bf16"], server="vllm")
     first, again = ({"usage": {"completion_tokens": count}} for count in (7, 9))
-    assert Measure(ServingFlow(first), Run(tmp_path)).chat(cell) == first  # type: ignore[arg-type]
-    resumed = Measure(ServingFlow(again), Run(tmp_path))  # type: ignore[arg-type]
-    resumed.resume()
+    assert Measure(Recorder(ServingFlow(first), Run(tmp_path))).chat(cell) == first  # type: ignore[arg-type]
+    resumed = Measure(Recorder(ServingFlow(again), Run(tmp_path)))  # type: ignore[arg-type]
+    resumed.recorder.resume()
     assert resumed.chat(cell) == first
     for kept in (tmp_path / "attachments").iterdir():
         kept.unlink()
-    resumed = Measure(ServingFlow(again), Run(tmp_path))  # type: ignore[arg-type]
-    resumed.resume()
+    resumed = Measure(Recorder(ServingFlow(again), Run(tmp_path)))  # type: ignore[arg-type]
+    resumed.recorder.resume()
     assert resumed.chat(cell) == again
 
 
 def test_what_was_discarded_is_measured_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    found = Measure(StubFlow(1.0), Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    found = Measure(Recorder(StubFlow(1.0), Run(tmp_path))).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
     other = Run(tmp_path / "other")
     other.append(found.model_copy(update={"discarded": "throttled"}))
     flow = StubFlow(1.0)
-    measure = Measure(flow, other)  # type: ignore[arg-type]
-    measure.resume()
+    measure = Measure(Recorder(flow, other))  # type: ignore[arg-type]
+    measure.recorder.resume()
     measure.generate(cells["bf16"], repeat)
     assert flow.asked == 4
 
@@ -368,7 +375,7 @@ def test_a_disturbed_block_is_kept_as_discarded_and_repeated(
 ) -> None:
     restless.restless = 1
     flow = StubFlow(1.0)
-    found = Measure(flow, Run(tmp_path)).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    found = Measure(Recorder(flow, Run(tmp_path))).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
     assert [record.discarded for record in recorded(Run(tmp_path))] == ["throttled: too hot", ""]
     assert not found.discarded
     assert "too hot" in flow.said[0]
@@ -378,12 +385,12 @@ def test_a_machine_that_never_settles_is_an_error(
     tmp_path: Path, cells: dict[str, Cell], restless: type[RestlessWatch]
 ) -> None:
     restless.restless = 99
-    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
     with pytest.raises(HarnessError, match=r"generate_throughput of .*3 blocks in a row .*too hot.*--resume"):
         measure.generate(cells["bf16"], repeat)
     assert all(record.discarded for record in recorded(Run(tmp_path)))
-    quantized = recorded(Run(tmp_path))[0].model_copy(update={"cell": measure.flow.identity(cells["int8wo"])})
-    assert measure.baseline_of(quantized) is None
+    quantized = recorded(Run(tmp_path))[0].model_copy(update={"cell": measure.recorder.flow.identity(cells["int8wo"])})
+    assert measure.recorder.baseline_of(quantized) is None
 
 
 def test_a_device_is_not_asked_what_it_can_do_for_what_the_model_does_not_suit(
@@ -392,14 +399,14 @@ def test_a_device_is_not_asked_what_it_can_do_for_what_the_model_does_not_suit(
     """Its tables would have a column of that recipe, with nothing but the device's own figures."""
 
     class UnsuitedFlow(StubFlow):
-        def checkpoint(self, cell: Cell) -> None:
+        def facts(self, cell: Cell) -> None:
             raise Unsuitable("the model came quantized")
 
-        def limits(self, cell: Cell, **_: Any) -> dict[str, Any]:
+        def once(self, *_: Any, **__: Any) -> dict[str, Any]:
             pytest.fail("the device was measured")
 
     with pytest.raises(Unsuitable):
-        Measure(UnsuitedFlow(1.0), Run(tmp_path)).speed_of_light(cells["int8dq"], 1)  # type: ignore[arg-type]
+        Measure(Recorder(UnsuitedFlow(1.0), Run(tmp_path))).speed_of_light(cells["int8dq"], 1)  # type: ignore[arg-type]
     assert not Run(tmp_path).path.exists()
 
 
@@ -407,13 +414,14 @@ def test_a_device_is_asked_again_what_it_can_do_where_it_was_disturbed(
     tmp_path: Path, cells: dict[str, Cell], restless: type[RestlessWatch]
 ) -> None:
     class LimitedFlow(StubFlow):
-        def limits(self, cell: Cell, **_: Any) -> dict[str, Any]:
+        def once(self, backend: str, *_: Any, **__: Any) -> dict[str, Any]:
+            assert backend == "limits"
             self.asked += 1
             return {"bandwidth": 1e9 * self.asked, "rates": {"bfloat16": 1e12}}
 
     restless.restless = 1
-    measure = Measure(LimitedFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
-    assert measure._ceiling(cells["bf16"]).bandwidth == 2e9
+    limits = Limits(Recorder(LimitedFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
+    assert limits._ceiling(cells["bf16"]).bandwidth == 2e9
 
 
 @pytest.mark.parametrize("name", ["cpu", "a100", "h100"])
@@ -424,7 +432,7 @@ def test_a_device_is_asked_for_the_arithmetic_that_its_entry_has(
     asked: dict[str, Any] = {}
 
     class LimitedFlow(StubFlow):
-        def limits(self, cell: Cell, **arguments: Any) -> dict[str, Any]:
+        def once(self, *_: Any, **arguments: Any) -> dict[str, Any]:
             asked.update(arguments)
             return {"bandwidth": 1e12, "rates": dict.fromkeys(arguments["arithmetic"], 1e14)}
 
@@ -433,7 +441,8 @@ def test_a_device_is_asked_for_the_arithmetic_that_its_entry_has(
     monkeypatch.setattr(probe, "state", lambda _: {})
     monkeypatch.setattr(Hardware, "watched", False)
     cell = next(it for it in suites_matrix.cells() if it.hardware == hardware and it.recipe.name == "bf16")
-    Measure(LimitedFlow(1.0), Run(tmp_path))._ceiling(replace(cell, server="transformers"))  # type: ignore[arg-type]
+    limits = Limits(Recorder(LimitedFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
+    limits._ceiling(replace(cell, server="transformers"))
     assert asked["arithmetic"] == list(hardware.arithmetic)
     assert ("float8" in asked["arithmetic"]) == (name == "h100")
     rates = [it.parameters["dtype"] for it in recorded(Run(tmp_path)) if it.metric == "matrix_rate"]
@@ -442,7 +451,7 @@ def test_a_device_is_asked_for_the_arithmetic_that_its_entry_has(
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_what_is_not_a_number_is_an_error_and_no_record(tmp_path: Path, cells: dict[str, Cell], number: float) -> None:
-    measure = Measure(StubFlow(1.0, peak_bytes=number), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubFlow(1.0, peak_bytes=number), Run(tmp_path)))  # type: ignore[arg-type]
     with pytest.raises(HarnessError, match=rf"peak_memory of {cells['bf16'].id} came out as {number}"):
         measure.peak_memory(cells["bf16"])
     assert "peak_memory" not in [record.metric for record in recorded(Run(tmp_path))]
@@ -469,18 +478,18 @@ def test_a_sample_that_is_not_a_number_is_an_error_and_no_record(
 
 @pytest.mark.parametrize("field", ["server", "hardware"])
 def test_a_baseline_of_elsewhere_is_none(tmp_path: Path, cells: dict[str, Cell], field: str) -> None:
-    measure = Measure(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
     measure.generate(cells["bf16"], repeat)
     found = measure.generate(cells["int8wo"], repeat)
-    assert measure.baseline_of(found) is not None
-    assert measure.baseline_of(found.model_copy(update={"metric": "latency"})) is None
+    assert measure.recorder.baseline_of(found) is not None
+    assert measure.recorder.baseline_of(found.model_copy(update={"metric": "latency"})) is None
     elsewhere = found.cell.model_copy(update={field: "elsewhere"})
-    assert measure.baseline_of(found.model_copy(update={"cell": elsewhere})) is None
+    assert measure.recorder.baseline_of(found.model_copy(update={"cell": elsewhere})) is None
 
 
 def test_peak_memory_is_taken_in_a_process_that_has_done_nothing_else(tmp_path: Path, cells: dict[str, Cell]) -> None:
     flow = StubFlow(1.0)
-    measure = Measure(flow, Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
     assert measure.peak_memory(cells["bf16"]).value == 6.0
     assert flow.renewed == []
     measure.peak_memory(cells["int8wo"])
@@ -510,10 +519,10 @@ class StubEngine(StubFlow):
     def engine(self, cell: Cell) -> StubEngine:
         return self
 
-    def engine_options(self, cell: Cell) -> dict[str, Any]:
+    def options(self, cell: Cell) -> dict[str, Any]:
         return {}
 
-    engine_variables = engine_options
+    variables = options
 
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         return {"kernels": [list(row) for row in self.ran]}
@@ -523,7 +532,7 @@ OWN, OTHER = ("aten::_int_mm", 0.002, 8), ("aten::mm", 0.006, 8)
 
 
 def test_kernels_are_recorded_with_their_share_and_calls(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    measure = Measure(StubEngine(OWN, OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubEngine(OWN, OTHER), Run(tmp_path)))  # type: ignore[arg-type]
     found = measure.kernels(replace(cells["int8dq"], server="vllm"))
     assert found["kernel_time"].value == pytest.approx(8)
     share = found["quantized_kernel_share"]
@@ -536,7 +545,7 @@ def test_a_recipe_whose_kernels_did_not_run_for_every_layer_and_step_fails(
     tmp_path: Path, cells: dict[str, Cell], ran: list[tuple[str, float, int]]
 ) -> None:
     """Prefill alone is not enough: half of the calls are missing where decoding fell back."""
-    measure = Measure(StubEngine(*ran), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubEngine(*ran), Run(tmp_path)))  # type: ignore[arg-type]
     for _ in range(2):  # measured, and then out of the record
         with pytest.raises(WrongKernels, match="8 are due, one a quantized layer and step; what ran instead") as raised:
             measure.kernels(replace(cells["int8dq"], server="vllm"))
@@ -549,7 +558,7 @@ def test_an_engine_that_goes_a_step_further_takes_every_layer_along(
     tmp_path: Path, cells: dict[str, Cell], calls: int, passes: bool
 ) -> None:
     """Else the calls of a further step would make up for a layer that fell back."""
-    measure = Measure(StubEngine(("aten::_int_mm", 0.002, calls), OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubEngine(("aten::_int_mm", 0.002, calls), OTHER), Run(tmp_path)))  # type: ignore[arg-type]
     cell = replace(cells["int8dq"], server="vllm")
     if passes:
         measure.kernels(cell)
@@ -559,7 +568,7 @@ def test_an_engine_that_goes_a_step_further_takes_every_layer_along(
 
 
 def test_a_known_fallback_says_why(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    measure = Measure(StubEngine(OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubEngine(OTHER), Run(tmp_path)))  # type: ignore[arg-type]
     with pytest.raises(WrongKernels, match="aten::mm") as raised:
         measure.kernels(replace(cells["int8wo"], server="vllm"))
     assert "widens" in raised.value.known
@@ -591,13 +600,13 @@ def test_the_profiles_of_the_committed_h100_runs_bear_their_records_out(
 
 
 def test_the_baseline_is_profiled_alone(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    measure = Measure(StubEngine(OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubEngine(OTHER), Run(tmp_path)))  # type: ignore[arg-type]
     assert measure.kernels(replace(cells["bf16"], server="vllm")).keys() == {"kernel_time"}
 
 
 def test_a_recipe_of_which_the_matrix_names_no_kernels_does_not_pass(tmp_path: Path, cells: dict[str, Cell]) -> None:
     unnamed = cells["int8dq"].recipe.model_copy(update={"kernels": {}})
-    measure = Measure(StubEngine(OWN, OTHER), Run(tmp_path))  # type: ignore[arg-type]
+    measure = Measure(Recorder(StubEngine(OWN, OTHER), Run(tmp_path)))  # type: ignore[arg-type]
     with pytest.raises(
         WrongKernels, match=r"no kernels of int8dq on cpu \(recipes.int8dq.kernels\).*aten::mm"
     ) as raised:
@@ -631,12 +640,12 @@ def test_a_start_that_was_disturbed_is_made_again(
 ) -> None:
     restless.restless = 1
     flow = StubEngine()
-    Measure(flow, Run(tmp_path)).engine(replace(cells["int8dq"], server="vllm"))  # type: ignore[arg-type]
+    Measure(Recorder(flow, Run(tmp_path))).engine(replace(cells["int8dq"], server="vllm"))  # type: ignore[arg-type]
     assert flow.renewed == ["engine"]
 
 
 def test_an_engine_without_a_linear_layer_proves_nothing(tmp_path: Path, cells: dict[str, Cell]) -> None:
     with pytest.raises(HarnessError, match="no linear layer"):
-        Measure(StubEngine(layers=0), Run(tmp_path)).engine(  # type: ignore[arg-type]
+        Measure(Recorder(StubEngine(layers=0), Run(tmp_path))).engine(  # type: ignore[arg-type]
             replace(cells["int8dq"], server="vllm")
         )

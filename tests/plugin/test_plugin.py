@@ -551,7 +551,8 @@ def test_a_session_knows_the_programs_that_its_tests_run(
 
         @pytest.fixture(autouse=True)
         def programs(harness_session):
-            print("PROGRAMS", *(f"{cell.recipe.name}-{route}" for cell, route in harness_session.flow.programs))
+            coming = harness_session.flow.checkpoints._programs()
+            print("PROGRAMS", *(f"{cell.recipe.name}-{route}" for cell, route in coming))
 
         def test_program(cell, route): pass
         def test_device(cell, route, device): pass

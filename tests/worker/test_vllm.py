@@ -22,6 +22,7 @@ from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Latency, Serving
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
+from harness.measure.recorder import Recorder
 from harness.records.run import Run
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server
@@ -56,10 +57,10 @@ def served(
     )
     cell = replace(cell, server="vllm", measurements=measurements)
     run = Run.create(tmp_path_factory.mktemp("runs"))
-    flow = Flow(kept_store, run, suites_matrix, environment=Environment(), data=documents)
     base = f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"
-    flow.plan = [(base, "engine"), (base, "server")]
-    yield Served(cell, flow, Measure(flow, run))
+    plan = [(base, "engine"), (base, "server")]
+    flow = Flow.open(kept_store, run, suites_matrix, environment=Environment(), data=documents, plan=plan)
+    yield Served(cell, flow, Measure(Recorder(flow, run)))
     flow.close()
 
 
@@ -84,7 +85,7 @@ def test_a_batch_is_as_long_as_asked(served):
     assert (len(record.warmup), len(record.samples)) == (1, 2)
     assert record.value == pytest.approx(sum(record.samples) / 2)
     assert record.parameters == {"batch_size": 2, "input_len": 16, "output_len": 8}
-    engine = served.flow.engine(served.cell)
+    engine = served.flow.fleet.engine(served.cell)
     with pytest.raises(WorkerError, match="maximum context length is 2048 tokens"):
         engine.ask("latency", 60, batch_size=1, input_len=4096, output_len=8)
     assert engine.alive
@@ -96,7 +97,7 @@ def test_the_server_answers_a_chat(served):
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 0
     with pytest.raises(WorkerError, match="answered 404") as caught:
-        served.flow.server(served.cell).post("/v1/nothing", {}, 10)
+        served.flow.fleet.server(served.cell).post("/v1/nothing", {}, 10)
     assert caught.value.kind == "http"
 
 
@@ -115,12 +116,12 @@ def test_serving_is_measured_through_the_client(served):
 
 
 def test_a_task_is_solved_through_the_server(served, documents):
-    found = served.flow.client(served.cell).ask(
+    found = served.flow.fleet.client(served.cell).ask(
         "tasks",
         120,
-        url=served.flow.server(served.cell).url,
+        url=served.flow.fleet.server(served.cell).url,
         model=SERVED_NAME,
-        tokenizer=str(served.flow.checkpoint(served.cell).folder),
+        tokenizer=str(served.flow.checkpoints.of(served.cell).folder),
         names=["hellaswag"],
         data=str(documents),
         limit=None,
@@ -209,13 +210,13 @@ def stub() -> Iterator[Stub]:
 
 
 def ask_client(served: Served, url: str, num_prompts: int) -> dict[str, Any]:
-    return served.flow.client(served.cell).ask(
+    return served.flow.fleet.client(served.cell).ask(
         "serving",
         120,
         url=url,
         model=SERVED_NAME,
-        tokenizer=str(served.flow.checkpoint(served.cell).folder),
-        dataset=str(served.flow.prompts().folder / "prompts.json"),
+        tokenizer=str(served.flow.checkpoints.of(served.cell).folder),
+        dataset=str(served.flow.checkpoints.prompts().folder / "prompts.json"),
         num_prompts=num_prompts,
         output_len=2,
         trust_remote_code=False,
@@ -239,7 +240,7 @@ def through_sglang(served, stub, tmp_path, monkeypatch) -> Iterator[Cell]:
     )
     server = Server(process, port=int(stub.url.rpartition(":")[2]), label="server through sglang")
     server.wait_ready(30)
-    monkeypatch.setattr(served.flow, "server", lambda cell: server)
+    monkeypatch.setattr(served.flow.fleet, "server", lambda cell: server)
     yield replace(served.cell, server="sglang")
     server.close()
 
@@ -268,9 +269,9 @@ def test_a_request_that_fails_makes_the_number_void(served, stub, failure):
 
 
 def test_a_server_that_dies_in_a_benchmark_is_a_failure_and_the_next_one_is_new(served):
-    server = served.flow.server(served.cell)
+    server = served.flow.fleet.server(served.cell)
     command = int(Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[0])
-    served.flow.client(served.cell)
+    served.flow.fleet.client(served.cell)
     killed = threading.Event()
 
     def kill_when_busy() -> None:
@@ -291,7 +292,7 @@ def test_a_server_that_dies_in_a_benchmark_is_a_failure_and_the_next_one_is_new(
     limits = long.time_limits.model_copy(update={"start": 0.2})
     hurried = replace(served.cell, measurements=long.model_copy(update={"time_limits": limits}))
     with pytest.raises(WorkerError, match=r"was not ready within 0\.2 s"):
-        served.flow.server(hurried)
+        served.flow.fleet.server(hurried)
 
 
 def _running(url: str) -> float:

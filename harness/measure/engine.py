@@ -1,0 +1,76 @@
+"""An offline engine: its start and what it holds, and how long a batch takes."""
+
+from __future__ import annotations
+
+import statistics
+
+from harness.base.errors import HarnessError
+from harness.matrix.plan import Cell
+from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
+from harness.measure.recorder import Recorder
+from harness.records.schema import Measurement, Scalar
+
+
+def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
+    """Record an offline engine's start, its compile time, its KV-cache capacity and its quantized layers.
+
+    Raises HarnessError naming the linear layers that the engine holds unquantized though the recipe means them.
+    """
+    fleet = recorder.flow.fleet
+    compiles = fleet.backend(cell).compiles
+
+    def take() -> dict[str, Figure]:
+        worker = fleet.engine(cell)
+        layers = worker.info["layers"]
+        plain = [name for name, tensor in layers.items() if tensor == "Tensor"]
+        if not layers and not cell.recipe.baseline:
+            raise HarnessError(f"engine of {cell.id} tells of no linear layer, so none is known to be quantized")
+        if plain and not cell.recipe.baseline:
+            shown = ", ".join(plain[:6]) + (f" and {len(plain) - 6} more" if len(plain) > 6 else "")
+            raise HarnessError(f"engine of {cell.id} holds {len(plain)} linear layers unquantized: {shown}")
+        quantized = sum(tensor != "Tensor" for tensor in layers.values())
+        return {
+            "engine_start": Figure(worker.start_seconds, [worker.start_seconds]),
+            "kv_cache_capacity": Figure(float(worker.info["kv_cache_tokens"])),
+            "quantized_layers": Figure(float(quantized), statistics={"layers": float(len(layers))}),
+            **({"compile_time": Figure(worker.info["compile_seconds"])} if compiles else {}),
+        }
+
+    names = ("engine_start", "kv_cache_capacity", "quantized_layers", *(["compile_time"] if compiles else []))
+    # The start is of the block that is discarded.
+    return recorder.take(
+        cell, {"kind": "engine"}, take, names=names, engine=True, again=lambda: fleet.renew(cell, "engine")
+    )
+
+
+def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Measurement:
+    """Measure the published latency, a batch a call of the timer."""
+    wanted = cell.measurements.latency
+
+    def take() -> dict[str, Figure]:
+        worker = recorder.flow.fleet.engine(cell)
+        seconds: list[float] = []
+
+        def once() -> None:
+            answer = worker.ask(
+                "latency",
+                cell.measurements.time_limits.measure,
+                batch_size=batch_size,
+                input_len=wanted.input_len,
+                output_len=wanted.output_len,
+            )
+            seconds.append(answer["seconds"])
+
+        calls = timer(once, wanted.rounds, wanted.warmup)
+        warmup, samples = split(seconds, wanted.warmup)
+        note = cut_short(seconds, calls)
+        return {"latency": Figure(statistics.fmean(samples), samples, warmup, percentiles(samples), discarded=note)}
+
+    parameters = latency_parameters(cell, batch_size)
+    return recorder.take(cell, parameters, take, names=("latency",), engine=True)["latency"]
+
+
+def latency_parameters(cell: Cell, batch_size: int) -> dict[str, Scalar]:
+    """Return the parameters of a batch's records."""
+    wanted = cell.measurements.latency
+    return {"batch_size": batch_size, "input_len": wanted.input_len, "output_len": wanted.output_len}

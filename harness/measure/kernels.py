@@ -1,0 +1,75 @@
+"""Which kernels did an engine's work, and whether the recipe's own were among them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from harness.base.errors import WrongKernels
+from harness.matrix.plan import Cell
+from harness.measure.figures import Figure
+from harness.measure.recorder import Recorder
+from harness.records.schema import Measurement
+
+# Each is one step of the model, so every linear layer multiplies once in it: the prompt, then each further token.
+_PROFILED_STEPS = 4
+
+
+def kernels(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
+    """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own.
+
+    Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, or in
+    further steps not for every layer, or when the matrix names none for this hardware; the message names what ran,
+    the longest first. The baseline, which has none of its own, is profiled alone.
+    """
+    pattern = cell.kernels
+
+    def take() -> dict[str, Figure]:
+        engine = recorder.flow.fleet.engine(cell)
+        answer = engine.ask(
+            "kernels",
+            cell.measurements.time_limits.measure,
+            batch_size=1,
+            input_len=cell.measurements.latency.input_len,
+            output_len=_PROFILED_STEPS,
+        )
+        ran: list[tuple[str, float, int]] = answer["kernels"]
+        attachment = recorder.attach(f"{cell.id}-kernels", answer)
+        total = sum(seconds for _, seconds, _ in ran)
+        found = {"kernel_time": Figure(1000 * total, attachment=attachment)}
+        if pattern:
+            own = [(seconds, calls) for name, seconds, calls in ran if re.search(pattern, name)]
+            layers = sum(tensor != "Tensor" for tensor in engine.info["layers"].values())
+            due = {"calls": float(sum(calls for _, calls in own)), "calls_due": float(_PROFILED_STEPS * layers)}
+            share = sum(seconds for seconds, _ in own) / total if total else 0.0
+            found["quantized_kernel_share"] = Figure(share, statistics=due, attachment=attachment)
+        return found
+
+    names = ("kernel_time", "quantized_kernel_share") if pattern else ("kernel_time",)
+    found = recorder.take(cell, {"pattern": pattern}, take, names=names, engine=True, quick=True)
+    if not cell.recipe.baseline:
+        _check(recorder, cell, pattern, found)
+    return found
+
+
+def _check(recorder: Recorder, cell: Cell, pattern: str, found: Mapping[str, Measurement]) -> None:
+    if pattern:
+        share = found["quantized_kernel_share"]
+        calls, due = (share.statistics.get(name, 0.0) for name in ("calls", "calls_due"))
+        # An engine may go a step further than it was asked to, but every layer goes with it.
+        if share.value and due and calls >= due and calls % (due / _PROFILED_STEPS) == 0:
+            return
+        wrong = (
+            f"{calls:g} calls of kernels that match {pattern!r}, {due:g} are due, one a quantized layer and step"
+            f"{' (or whole steps more)' if calls > due else ''}; what ran instead"
+        )
+    else:
+        wrong = (
+            f"the matrix names no kernels of {cell.recipe.name} on {cell.hardware} (recipes.{cell.recipe.name}."
+            "kernels), so that none can be told from a fallback; what ran"
+        )
+    attached = recorder.run.folder / found["kernel_time"].attachment
+    ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"] if attached.is_file() else []
+    longest = ", ".join(f"{name[:80]} ({calls} calls, {seconds * 1e3:.2f} ms)" for name, seconds, calls in ran[:5])
+    raise WrongKernels(f"{cell.id}: {wrong}, longest first: {longest or f'see {attached}'}", cell.recipe.known_fallback)

@@ -1,0 +1,233 @@
+"""Plain checkpoints: a model's unquantized weights, from the first of its sources that answers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.base import network
+from harness.base.errors import ArtifactError, MatrixError
+from harness.contract import quantized, versions, weights
+from harness.matrix.hardware import Hardware
+from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import Model, Package
+from harness.measure.workers import Failed, Workers
+from harness.records.schema import Cell as CellIdentity
+from harness.records.schema import ModelIdentity
+from harness.runtime import sources
+from harness.runtime.environment import Environment
+from harness.runtime.store import Artifact
+
+EVALUATORS = ("lm_eval",)
+"""The packages whose versions are part of an evaluation's key beside those of versions.MAKERS."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with weights, configuration and tokenizer, and which model it is."""
+
+    folder: Path
+    key: str
+    model: ModelIdentity
+    facts: dict[str, Any]
+
+    @functools.cached_property
+    def quantized(self) -> str:
+        """The torchao config class that it came quantized with, or an empty string if it is plain.
+
+        Raises ArtifactError if something else than torchao quantized it, or if its config.json is damaged or does not
+        say how.
+        """
+        try:
+            method, refusal = quantized.method(self.folder), quantized.refusal(self.folder)
+        except ValueError as error:
+            raise ArtifactError(f"model {self.model.name}: {error}") from error
+        if refusal:
+            raise ArtifactError(f"model {self.model.name}: {refusal}")
+        found = quantized.config_class(self.folder)
+        if method and not found.endswith("Config"):
+            raise ArtifactError(
+                f"model {self.model.name} came quantized with torchao, and its config.json has {found or 'nothing'} in "
+                "place of torchao's config with its arguments, so no recipe can be told from it: give the plain model"
+            )
+        return found
+
+    @property
+    def chats(self) -> bool:
+        """Whether its tokenizer says how a chat is written; servers refuse a chat without."""
+        if any((self.folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+            return True
+        config = self.folder / "tokenizer_config.json"
+        return config.exists() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What of an environment is part of the keys of what is made in it.
+
+    ``apart`` is what tells the environment of one side of a gate from the other's.
+    """
+
+    environment: Environment
+    apart: Mapping[str, str | None]
+
+    def packages(self, *more: str) -> dict[str, Any]:
+        """Return the versions of those that make checkpoints, of ``more``, and what else tells a side apart."""
+        installed = self.environment.decisive()
+        found: dict[str, Any] = {"packages": {name: installed.get(name) for name in (*versions.MAKERS, *more)}}
+        keyed = (*versions.MAKERS, *EVALUATORS)
+        apart = {name: it for name, it in self.apart.items() if name.replace("-", "_") not in keyed}
+        return found | ({"apart": apart} if apart else {})
+
+    def makers(self) -> dict[str, Any]:
+        """Return what of the code and the packages that make checkpoints is part of their keys."""
+        return {**self.packages(), **versions.in_key("checkpoint", versions.CHECKPOINT)}
+
+
+class PlainModels:
+    """Finds the plain checkpoint of each model, once; a gate's two sides share it, and so start from the same weights.
+
+    ``online`` says whether the hub answers, once that was asked.
+    """
+
+    def __init__(self, workers: Workers, matrix: Matrix, keys: Keys) -> None:
+        self._workers = workers
+        self._matrix = matrix
+        self._keys = keys
+        self._found: dict[str, Checkpoint] = {}
+        self._failed = Failed()
+        self._lock = threading.RLock()
+        self.online: bool | None = None
+
+    def of(self, model: Model, on: Hardware) -> Checkpoint:
+        """Return the plain checkpoint of a model; one of random weights is made on the device of ``on``."""
+        with self._lock:
+            if model.name not in self._found:
+                with self._failed.tried_once((model.name, "plain")):
+                    self._found[model.name] = self._find(model, on)
+            return self._found[model.name]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the models whose weights were found in this session."""
+        return frozenset(self._found)
+
+    def known(self, cell: Cell) -> CellIdentity | None:
+        """Return a cell as records name it, or None while its weights are not known."""
+        found = self._found.get(cell.model.name)
+        return identity(cell, found.model) if found else None
+
+    def _find(self, model: Model, on: Hardware) -> Checkpoint:
+        if model.folder:
+            return self._from_folder(model, Path(model.folder))
+        if self.online is None:
+            self.online = network.hub_answers()
+        if found := self._from_hub(model):
+            return found
+        if model.package:
+            packed = self._packed(model.package)
+            identity = ModelIdentity(
+                name=model.name,
+                source=f"package:{model.package.name}",
+                revision=packed.facts["sha256" if model.package.parts else "wheel_sha256"][:16],
+                weights="pretrained",
+                note="; ".join(filter(None, (model.package_note, model.terms))),
+            )
+            return self._from_gguf(packed.folder / packed.facts["file"], identity)
+        if model.random:
+            return self._from_shape(model, on)
+        raise ArtifactError(
+            f"model {model.name}: the hub does not answer and {model.hub} is not in its local cache; "
+            "give a folder with --model FOLDER, or try again with a network"
+        )
+
+    def _from_folder(self, model: Model, folder: Path) -> Checkpoint:
+        sources.check(model.name, folder)
+        revision = sources.folder_revision(folder)
+        identity = ModelIdentity(
+            name=model.name, source=f"folder:{folder.name}", revision=revision, weights="pretrained"
+        )
+        if gguf := weights.gguf(folder):
+            note = f"weights from {gguf[0].name}: the bf16 baseline has itself been through that quantization"
+            return self._from_gguf(gguf[0], identity.model_copy(update={"note": note}))
+        return _noted(Checkpoint(folder, revision, identity, {}))
+
+    def _from_hub(self, model: Model) -> Checkpoint | None:
+        if model.hub is None:
+            return None
+        try:
+            found = sources.from_hub(model.hub, model.revision, bool(self.online))
+        except ArtifactError as error:
+            raise ArtifactError(f"model {model.name}: {error}") from error
+        if found is None:
+            return None
+        folder, revision = found
+        sources.check(model.name, folder)
+        identity = ModelIdentity(name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained")
+        return _noted(Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
+
+    def _packed(self, package: Package) -> Artifact:
+        if package.requirement:
+            return sources.from_package(self._workers.store, package.requirement, package.file)
+        parts = [(part.requirement, part.file) for part in package.parts]
+        return sources.from_parts(self._workers.store, parts, package.file, str(package.sha256))
+
+    def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
+        def build(folder: Path) -> dict[str, Any]:
+            given = {"file": str(file), "output": str(folder)}
+            return self._workers.once("quantize", {"device": "cpu"}, "plain_from_gguf", None, **given)
+
+        key = {"gguf": identity.revision, "file": file.name, **self._keys.makers()}
+        label = f"plain checkpoint of {identity.name}"
+        artifact = self._workers.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
+        return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+    def _from_shape(self, model: Model, on: Hardware) -> Checkpoint:
+        random = model.random
+        assert random
+        shape = (self._matrix.path.parent / random.shape).resolve()
+        if not shape.is_file():
+            raise MatrixError(f"{self._matrix.path}: models.{model.name}.random.shape: {shape} is not there")
+        lender = self.of(self._matrix.models[random.tokenizer], on)
+        device = on.torch_device
+        key = {
+            "shape": shape.read_text(encoding="utf-8"),
+            "seed": random.seed,
+            "tokenizer": lender.key,
+            "device": device,
+            **self._keys.makers(),
+        }
+
+        def build(folder: Path) -> dict[str, Any]:
+            given = {"shape": str(shape), "seed": random.seed, "tokenizer": str(lender.folder), "output": str(folder)}
+            return self._workers.once("quantize", {"device": device}, "plain_from_shape", None, **given)
+
+        label = f"random weights of {model.name}"
+        artifact = self._workers.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
+        identity = ModelIdentity(
+            name=model.name,
+            source=f"random:{shape.name}",
+            revision=artifact.key.split("/")[1],
+            weights="random",
+            note=f"random weights of the exact shape, seed {random.seed}; "
+            f"tokenizer of {random.tokenizer}, so prompts have other token counts",
+        )
+        return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+
+def identity(cell: Cell, model: ModelIdentity) -> CellIdentity:
+    """Return a cell as records name it."""
+    return CellIdentity(model=model, recipe=cell.recipe.identity, hardware=cell.hardware.name, server=cell.server)
+
+
+def _noted(found: Checkpoint) -> Checkpoint:
+    """Have the records say of a model that it came quantized."""
+    if not found.quantized:
+        return found
+    note = f"came quantized, with {found.quantized}, and was measured as it is"
+    return replace(found, model=found.model.model_copy(update={"note": note, "came_quantized": True}))

@@ -1,0 +1,119 @@
+"""An HTTP server: its start, a chat, and the published serving benchmark."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any
+
+from harness.base.errors import WorkerError
+from harness.contract.tutorial import CHAT
+from harness.matrix.plan import Cell
+from harness.measure.figures import Figure, Timer, in_a_row, percentiles, thinned
+from harness.measure.flow import Flow
+from harness.measure.recorder import Recorder
+from harness.records.schema import Measurement, Scalar
+from harness.runtime.job import Server, Worker
+from harness.servers.base import SERVED_NAME
+
+
+def server(recorder: Recorder, cell: Cell) -> Measurement:
+    """Record the start of the HTTP server."""
+    fleet = recorder.flow.fleet
+
+    def take() -> dict[str, Figure]:
+        seconds = fleet.server(cell).start_seconds
+        client = fleet.client(cell).start_seconds
+        recorder.note(cell, {"kind": "client"}, "engine_start", Figure(client), engine=True)
+        return {"engine_start": Figure(seconds, [seconds])}
+
+    # The start is of the block that is discarded.
+    return recorder.take(
+        cell,
+        {"kind": "server"},
+        take,
+        names=("engine_start",),
+        engine=True,
+        again=lambda: fleet.renew(cell, "server"),
+    )["engine_start"]
+
+
+def chat(recorder: Recorder, cell: Cell) -> dict[str, Any]:
+    """Ask the server the tutorial's chat completion and return its answer."""
+    wanted = cell.measurements.serving
+
+    def take() -> dict[str, Figure]:
+        body = {"model": SERVED_NAME, "max_tokens": wanted.chat_tokens, **CHAT}
+        asked = recorder.flow.fleet.server(cell)
+        answer = asked.post("/v1/chat/completions", body, cell.measurements.time_limits.measure)
+        attachment = recorder.attach(f"{cell.id}-chat", answer)
+        return {"chat_tokens": Figure(float(answer["usage"]["completion_tokens"]), attachment=attachment)}
+
+    def ask() -> Measurement:
+        parameters: dict[str, Scalar] = {"max_tokens": wanted.chat_tokens}
+        taken = recorder.take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)
+        return taken["chat_tokens"]
+
+    found = ask()
+    if not (recorder.run.folder / found.attachment).is_file():
+        # A resumed run that is kept without its attachments.
+        recorder.forget(found)
+        found = ask()
+    answer: dict[str, Any] = json.loads((recorder.run.folder / found.attachment).read_text(encoding="utf-8"))
+    return answer
+
+
+def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_a_row) -> dict[str, Measurement]:
+    """Measure the published serving benchmark, a round a call of the timer.
+
+    The prefix cache is emptied before every round. Some versions of the benchmark then send their first prompt once
+    to see whether the server answers, so that prompt's prefix is warm, by hand as here.
+    """
+    flow, wanted = recorder.flow, cell.measurements.serving
+    rates, times = ("request_throughput", "output_throughput"), ("ttft", "tpot", "itl")
+
+    def take() -> dict[str, Figure]:
+        asked, client = flow.fleet.server(cell), flow.fleet.client(cell)
+        rounds: list[dict[str, Any]] = []
+
+        def once() -> None:
+            number = len(rounds) + 1
+            flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {number} of {wanted.rounds}")
+            rounds.append(_round(flow, cell, asked, client, num_prompts=num_prompts, number=number))
+
+        timer(once, wanted.rounds, 0)
+        found = {}
+        for name in rates:
+            samples = [answer[name] for answer in rounds]
+            found[name] = Figure(statistics.median(samples), samples, statistics=percentiles(samples))
+        for name in times:
+            samples = [value for answer in rounds for value in answer[name]]
+            if samples:
+                found[name] = Figure(statistics.median(samples), thinned(samples), statistics=percentiles(samples))
+        return found
+
+    parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}
+    if wanted.output_len is not None:
+        parameters["output_len"] = wanted.output_len
+    inputs = flow.checkpoints.prompts().key
+    return recorder.take(cell, parameters, take, names=(*rates, *times), engine=True, inputs=inputs)
+
+
+def _round(flow: Flow, cell: Cell, server: Server, client: Worker, *, num_prompts: int, number: int) -> dict[str, Any]:
+    """Send all prompts once and return what the benchmark says of it."""
+    server.tell(flow.fleet.backend(cell).empty_cache, 60)
+    try:
+        return client.ask(
+            "serving",
+            cell.measurements.time_limits.measure,
+            url=server.url,
+            model=SERVED_NAME,
+            tokenizer=str(flow.checkpoints.served(cell).folder),
+            dataset=str(flow.checkpoints.prompts().folder / "prompts.json"),
+            num_prompts=num_prompts,
+            output_len=cell.measurements.serving.output_len,
+            trust_remote_code=cell.model.trust_remote_code,
+        )
+    except WorkerError:
+        server.check_alive(f"serving {num_prompts} prompts, round {number}")
+        raise

@@ -1,0 +1,207 @@
+"""Starts workers and servers, forked from processes that have imported what they need, and ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import WorkerError
+from harness.base.text import file_name
+from harness.contract.protocol import Job
+from harness.matrix.plan import Cell
+from harness.matrix.schema import TimeLimits
+from harness.runtime.environment import Environment
+from harness.runtime.job import Server, Worker, free_port
+from harness.runtime.process import ForkServer, Process
+from harness.runtime.store import Store
+from harness.servers.registry import TRANSFORMERS
+
+# The workers that are forked from a process with Transformers' imports; of a server's its backend says its family.
+_WITH_TRANSFORMERS = ("generate", "quantize", "limits", "executorch")
+
+Key = tuple[str, str]
+"""What is made or kept for a cell: the cell without its server, and which of its workers or artifacts."""
+
+
+class Failed:
+    """What failed in this session: it is raised again, rather than waited for in every test."""
+
+    def __init__(self) -> None:
+        self._errors: dict[Key, WorkerError] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._errors
+
+    def note(self, key: Key, error: WorkerError) -> None:
+        self._errors[key] = error
+
+    def raise_again(self, key: Key) -> None:
+        """Raise what failed before, if it did."""
+        if key in self._errors:
+            raise self._errors[key].again()
+
+    @contextlib.contextmanager
+    def tried_once(self, key: Key) -> Iterator[None]:
+        """Do what stands within unless it has failed before; note it if it fails."""
+        self.raise_again(key)
+        try:
+            yield
+        except WorkerError as error:
+            self.note(key, error)
+            raise
+
+
+class Forks:
+    """The processes that workers are forked from: one for each family of imports and each environment.
+
+    They last, whatever becomes of the workers; flows of one environment may share them.
+    """
+
+    def __init__(self) -> None:
+        self._servers: dict[tuple[str, ...], ForkServer] = {}
+
+    def get(self, family: str, python: str, environ: dict[str, str], log: Callable[[str], Path]) -> ForkServer:
+        """Return the process of a family, its imports begun."""
+        key = (family, python, *(f"{name}={value}" for name, value in sorted(environ.items())))
+        server = self._servers.get(key)
+        if server is None or not server.alive:
+            if server is not None:
+                server.close()
+            where = log(f"imports of {family} {len(self._servers)}")
+            server = self._servers[key] = ForkServer(family, python=python, environ=environ, log=where)
+        return server
+
+    def close(self) -> None:
+        """End them all."""
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+
+
+class Workers:
+    """Starts workers of one environment, or of another that is named, and ends those that are left.
+
+    ``lasting`` are those that are kept for a cell, by what they are. ``limits`` are the time limits of work that is of
+    no cell. ``side`` goes before the logs' names: the two sides of a gate have one each, so that neither tells the
+    other's errors.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        logs: Path,
+        environment: Environment,
+        *,
+        limits: TimeLimits,
+        forks: Forks | None = None,
+        side: str = "",
+        progress: Callable[[str], None] = lambda _: None,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.environment = environment
+        self.side = side
+        self.progress = progress
+        self.lasting: dict[Key, Worker | Server] = {}
+        self._logs = logs
+        self._limits = limits
+        self._forks = forks or Forks()
+        self._waiting = waiting
+        self._once: list[Worker] = []
+
+    def start(
+        self,
+        backend: str,
+        specification: dict[str, Any],
+        label: str,
+        *,
+        variables: dict[str, str] | None = None,
+        environment: Environment | None = None,
+        family: str | None = None,
+    ) -> Worker:
+        """Start a worker, not ready yet: forked with the imports of ``family``, or executed if that is empty."""
+        environment = environment or self.environment
+        if family is None:
+            family = TRANSFORMERS if backend in _WITH_TRANSFORMERS else ""
+        return Worker(
+            Job(backend=backend, specification=specification),
+            environment=environment,
+            store=self.store,
+            log=self.log(label),
+            label=label,
+            variables=variables,
+            forks=self._fork_server(family, variables or {}, environment),
+            progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
+            waiting=self._waiting,
+        )
+
+    def serve(
+        self,
+        module: str,
+        arguments: Callable[[int], list[str]],
+        label: str,
+        *,
+        variables: dict[str, str],
+        environment: Environment,
+        family: str,
+    ) -> Server:
+        """Start a server, which does not answer yet; ``arguments`` are those of its module for a port."""
+        port = free_port()
+        given, log = arguments(port), self.log(label)
+        forks = self._fork_server(family, variables, environment)
+        if forks:
+            return Server(forks.start(module, given, log=log), port=port, label=label)
+        command = [environment.python, "-m", module, *given]
+        process = Process(command, environ=environment.environ(self.store, variables), log=log)
+        return Server(process, port=port, label=label)
+
+    def once(
+        self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Ask one command of a worker that is started for it and ends with it."""
+        limits = cell.measurements.time_limits if cell else self._limits
+        label = f"{command} {cell.id}" if cell else command
+        self.progress(f"{label} ...")
+        if specification.get("device") == "cuda" and backend != "limits":
+            # A server or an engine of the cell before holds most of the device.
+            self.end_lasting()
+        worker = self.start(backend, specification, label)
+        self._once.append(worker)
+        try:
+            worker.wait_ready(limits.start)
+            return worker.ask(command, limits.prepare, **arguments)
+        finally:
+            self._once.remove(worker)
+            worker.close()
+
+    def end_once(self) -> None:
+        """End the workers that :meth:`once` waits for in other threads, which then raise WorkerError."""
+        for worker in list(self._once):
+            worker.process.end()
+
+    def end_lasting(self) -> None:
+        """End what lasts for a cell.
+
+        An interrupted gate calls this while the thread of a side may be starting another worker.
+        """
+        while self.lasting:
+            self.lasting.popitem()[1].close()
+
+    def close(self) -> None:
+        """End what lasts, and what workers are forked from."""
+        self.end_lasting()
+        self._forks.close()
+
+    def log(self, label: str) -> Path:
+        """Return the file of a worker's log."""
+        label = f"{self.side}-{label}" if self.side else label
+        return self._logs / f"{file_name(label)}.log"
+
+    def _fork_server(self, family: str, variables: dict[str, str], environment: Environment) -> ForkServer | None:
+        """Return what workers of a family are forked from; None where there is no family, or no forking."""
+        if not family or sys.platform != "linux":
+            return None
+        return self._forks.get(family, environment.python, environment.environ(self.store, variables), self.log)
