@@ -28,7 +28,7 @@ from harness.measure.workers import Workers
 from harness.records.metrics import METRICS
 from harness.records.schema import Device, Header, Measurement, ModelIdentity
 from harness.runtime.environment import Environment
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Artifact, Store
 
 MODEL = "SmolLM2-135M-Instruct"

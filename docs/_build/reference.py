@@ -20,7 +20,7 @@ from harness.plugin import hooks
 from harness.plugin.options import OPTIONS
 from harness.records import schema as records
 from harness.records.metrics import METRICS
-from harness.report.rows import ROWS
+from harness.report.table_rows import ROWS
 
 
 def cell(text: object) -> str:

@@ -17,7 +17,7 @@ from harness.judge.verdict import Ruling
 from harness.machine.lock import machine_lock, only_session
 from harness.records.metrics import TASKS
 from harness.report.gate_report import interval, name
-from harness.runtime import pair
+from harness.runtime import environment_pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = units(place.matrix, wanted, place.absent(wanted))
     if arguments.metric == CHECKPOINT and all(unit.cell.recipe.baseline for unit in chosen):
         raise HarnessError(f"--metric {CHECKPOINT}: none of these cells has a quantized checkpoint; choose a --recipe")
-    known = pair.releases(arguments.package, place.base)
-    releases = pair.between(known, match.group(1), match.group(2))
+    known = environment_pair.releases(arguments.package, place.base)
+    releases = environment_pair.between(known, match.group(1), match.group(2))
     place.progress(f"releases: {', '.join(releases)}")
     first = f"{arguments.package}=={releases[0]}"
     # What everything is held against must be there; any other release may be passed over.
-    pair.make(place.store, first, first, place.base)
+    environment_pair.make(place.store, first, first, place.base)
     lock = only_session(machine_lock(), place.progress)
 
     def answer(release: str) -> Ruling:

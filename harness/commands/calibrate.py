@@ -20,7 +20,7 @@ from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
 from harness.report.noise import written
 from harness.runtime.environment import worker_threads
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 
 
 class _Kept:

@@ -29,7 +29,7 @@ from harness.records.run import Run
 from harness.records.schema import Header
 from harness.report import gate_report, junit
 from harness.runtime.environment import Environment, worker_threads
-from harness.runtime.pair import Pair, make
+from harness.runtime.environment_pair import Pair, make
 from harness.runtime.store import Store
 from harness.servers import registry
 from harness.servers.registry import SERVERS

@@ -17,7 +17,7 @@ from harness.measure.flow import Flow
 from harness.measure.workers import Forks
 from harness.records.run import Run
 from harness.records.schema import Line
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 
 

@@ -31,7 +31,7 @@ from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
 from harness.records.place import Place
 from harness.records.schema import Line
 from harness.runtime.environment import Environment
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}

@@ -17,12 +17,12 @@ from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, S
 from harness.report import limited
 from harness.report.lines import NOTHING, TableLine, labels, recipe_key
 from harness.report.rendering import Entry, Table
-from harness.report.rows import AGREEMENT, ROWS, rows_of
+from harness.report.table_rows import AGREEMENT, ROWS, rows_of
 
 REPRODUCTION_TOLERANCE = 0.05
 """A published improvement counts as reproduced if the measured one is at most this share smaller.
 
-An improvement is that of :func:`harness.report.rows.improvement`, so 1.16x counts from 1.102x on, and a memory
+An improvement is that of :func:`harness.report.table_rows.improvement`, so 1.16x counts from 1.102x on, and a memory
 reduction of 36 % (a factor of 1.563) from a factor of 1.485, which is a reduction of 33 %.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from harness.records.metric import Direction, Row
 from harness.records.published import Figure
 from harness.records.schema import Measurement, RecipeIdentity, Scalar
-from harness.report.rows import improvement, position, ratio_text
+from harness.report.table_rows import improvement, position, ratio_text
 
 NOTHING = "-"
 """Stands in a cell that nobody measured, or of which every record was discarded."""

@@ -10,8 +10,8 @@ from harness.judge.gatefile import GateFile
 from harness.records.place import Place, row_of
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
-from harness.report.rows import improvement, rows_of
 from harness.report.svg import COLOURS, Drawing, Scale, number, shortened, wrapped
+from harness.report.table_rows import improvement, rows_of
 
 CONFIDENCE = 0.95
 MOST_SAMPLES = 100

@@ -19,7 +19,7 @@ from harness.report import headline
 from harness.report.layout import SPEED_SECTIONS, Layout, Subject
 from harness.report.lines import NOTHING
 from harness.report.rendering import Format, Table, render
-from harness.report.rows import AGREEMENT, rows_of
+from harness.report.table_rows import AGREEMENT, rows_of
 from harness.servers.registry import distributions
 
 __all__ = [

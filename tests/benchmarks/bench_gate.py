@@ -37,7 +37,7 @@ from harness.matrix.load import load  # noqa: E402
 from harness.report import noise as report_noise  # noqa: E402
 from harness.report.rendering import Table, render  # noqa: E402
 from harness.runtime.environment import Environment  # noqa: E402
-from harness.runtime.pair import make  # noqa: E402
+from harness.runtime.environment_pair import make  # noqa: E402
 from harness.runtime.store import Store  # noqa: E402
 
 SPEED = "generate_throughput"

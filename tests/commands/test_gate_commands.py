@@ -35,9 +35,9 @@ from harness.machine import probe
 from harness.matrix.plan import Matrix
 from harness.records.place import Place
 from harness.records.schema import Device
-from harness.runtime import pair
+from harness.runtime import environment_pair
 from harness.runtime.environment import Environment
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -184,8 +184,8 @@ def test_an_installation_that_lacks_something_has_not_regressed(repository: Path
 def releases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The releases that pip finds, each of which can be installed."""
     found = ["1.0", "1.1", "1.2", "1.3", "1.4"]
-    monkeypatch.setattr(pair, "releases", lambda package, base: found)
-    monkeypatch.setattr(pair, "make", lambda store, old, new, base: Pair("tiny", base, base, ()))
+    monkeypatch.setattr(environment_pair, "releases", lambda package, base: found)
+    monkeypatch.setattr(environment_pair, "make", lambda store, old, new, base: Pair("tiny", base, base, ()))
     return found
 
 
@@ -220,7 +220,7 @@ def test_a_first_release_that_cannot_be_installed_ends_it_before_anything_is_mea
     def broken(*_: object) -> Pair:
         raise BrokenEnvironment("tiny==1.0 cannot be had")
 
-    monkeypatch.setattr(pair, "make", broken)
+    monkeypatch.setattr(environment_pair, "make", broken)
     status, _, errors = bisect(command)
     assert (status, gates.asked) == (2, [])
     assert "tiny==1.0 cannot be had" in errors

@@ -28,7 +28,7 @@ from harness.measure.workers import Workers
 from harness.records.metrics import METRICS
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 from harness.runtime.environment import Environment
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 
 MODEL = ModelIdentity(name="m", source="folder:m", revision="1", weights="pretrained")

@@ -14,7 +14,7 @@ from harness.gate.plan import units
 from harness.judge.gatefile import Options
 from harness.matrix.plan import Matrix
 from harness.runtime.environment import Environment
-from harness.runtime.pair import Pair
+from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 from harness.servers.registry import SERVERS
 from harness.servers.vllm import VLLM

@@ -28,7 +28,7 @@ from harness.records.run import Run
 from harness.records.schema import Cell, Device, Failure, Header, Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report import tables
 from harness.report.rendering import Format, Table, render
-from harness.report.rows import ROWS, improvement, ratio_text
+from harness.report.table_rows import ROWS, improvement, ratio_text
 
 MEMORY_GRID = """\
 +-------------------+---------------------+------------------------------+

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import BrokenEnvironment
-from harness.runtime import pair
+from harness.runtime import environment_pair
 from harness.runtime.environment import Environment
 from harness.runtime.store import Store
 from tests.wheels import write_wheel
@@ -46,7 +46,7 @@ def left(store: Store) -> list[Path]:
 
 
 def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(wheels: Path, store: Store) -> None:
-    made = pair.make(store, "tiny_pkg==1.0", "tiny_pkg==2.0", BASE)
+    made = environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==2.0", BASE)
     assert made.package == "tiny-pkg"
     assert (made.old.name, made.new.name) == ("tiny_pkg==1.0", "tiny_pkg==2.0")
     assert made.old.python == made.new.python == BASE.python
@@ -58,7 +58,7 @@ def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(whe
 def test_a_package_with_dependencies_gets_an_environment_each_and_what_else_differs_is_said(
     wheels: Path, store: Store
 ) -> None:
-    made = pair.make(store, "needy_pkg==1.0", "needy_pkg==2.0", BASE)
+    made = environment_pair.make(store, "needy_pkg==1.0", "needy_pkg==2.0", BASE)
     assert made.old.python != made.new.python
     assert made.differences == ("needy-pkg 1.0 -> 2.0", "tiny-pkg 1.0 -> 2.0")
     assert made.new.packages().keys() >= BASE.packages().keys(), "everything of the base is there"
@@ -67,53 +67,53 @@ def test_a_package_with_dependencies_gets_an_environment_each_and_what_else_diff
 
 def test_a_version_that_does_not_exist_is_refused_in_the_resolvers_words(wheels: Path, store: Store) -> None:
     with pytest.raises(BrokenEnvironment, match=r"(?s)tiny_pkg==7.* cannot be had; the resolver says.*tiny_pkg==7"):
-        pair.make(store, "tiny_pkg==1.0", "tiny_pkg==7", BASE)
+        environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==7", BASE)
     assert left(store) == []
 
 
 def test_a_version_that_does_not_install_leaves_nothing_half_made(wheels: Path, store: Store) -> None:
     with pytest.raises(BrokenEnvironment, match=r"(?s)needy_pkg==3.0 could not be installed.*no_such_pkg"):
-        pair.make(store, "needy_pkg==3.0", "needy_pkg==1.0", BASE)
+        environment_pair.make(store, "needy_pkg==3.0", "needy_pkg==1.0", BASE)
     assert left(store) == []
 
 
 def test_an_environment_whose_import_fails_is_refused_and_tried_again_another_time(wheels: Path, store: Store) -> None:
     for _ in range(2):
         with pytest.raises(BrokenEnvironment, match=r"(?s)tiny_pkg==9.0 does not work.*planted: does not import"):
-            pair.make(store, "tiny_pkg==1.0", "tiny_pkg==9.0", BASE)
+            environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==9.0", BASE)
 
 
 def test_an_import_that_does_not_end_is_an_error_that_names_the_requirement_and_the_time(
     wheels: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_wheel(wheels, "tiny_pkg", "5.0", {"tiny_pkg/__init__.py": "import time\ntime.sleep(60)\n"})
-    monkeypatch.setattr(pair, "_IMPORT_SECONDS", 1)
+    monkeypatch.setattr(environment_pair, "_IMPORT_SECONDS", 1)
     with pytest.raises(BrokenEnvironment, match=r"tiny_pkg==5.0 does not work: .* did not end within 1 s"):
-        pair.make(store, "tiny_pkg==5.0", "tiny_pkg==1.0", BASE)
+        environment_pair.make(store, "tiny_pkg==5.0", "tiny_pkg==1.0", BASE)
 
 
 @pytest.mark.parametrize("package", ["tiny_pkg", "needy_pkg"])
 def test_a_range_means_the_newest_release_each_time(wheels: Path, store: Store, package: str) -> None:
     for name in ("tiny_pkg-3.0", "tiny_pkg-9.0", "needy_pkg-3.0"):
         (wheels / f"{name}-py3-none-any.whl").unlink()
-    before = pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
+    before = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
     needs = ["tiny_pkg==2.0"] if package == "needy_pkg" else []
     write_wheel(wheels, package, "2.7", {f"{package}.py": "VERSION = '2.7'\n"}, requires=needs)
-    after = pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
+    after = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
     assert [made.new.name for made in (before, after)] == [f"{package}==2.0", f"{package}==2.7"]
     assert [made.new.packages()[package] for made in (before, after)] == ["2.0", "2.7"]
     assert after.old == before.old
 
 
 def test_extras_are_kept_where_a_requirement_is_pinned(wheels: Path) -> None:
-    assert pair.resolve("tiny_pkg[more, less] >= 1, < 3", BASE).requirement == "tiny_pkg[less,more]==2.0"
+    assert environment_pair.resolve("tiny_pkg[more, less] >= 1, < 3", BASE).requirement == "tiny_pkg[less,more]==2.0"
 
 
 def test_a_wheel_that_was_built_anew_is_another_environment(wheels: Path, store: Store) -> None:
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'first'\n"})
-    first = pair.make(store, "tiny_pkg==1.0", str(path), BASE)
+    first = environment_pair.make(store, "tiny_pkg==1.0", str(path), BASE)
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'second'\n"})
-    second = pair.make(store, "tiny_pkg==1.0", str(path), BASE)
+    second = environment_pair.make(store, "tiny_pkg==1.0", str(path), BASE)
     assert first.new.name == second.new.name == "tiny_pkg==4.0"
     assert first.new.overlay != second.new.overlay
     assert first.apart("new") != second.apart("new"), "nor does it share what the other one has made"
@@ -124,14 +124,14 @@ def test_two_builds_of_one_version_are_told_apart_and_named(wheels: Path, store:
         write_wheel(wheels / side, "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": f"VERSION = '{side}'\n"})
         for side in ("old", "new")
     )
-    made = pair.make(store, str(old), str(new), BASE)
+    made = environment_pair.make(store, str(old), str(new), BASE)
     assert made.apart("old") != made.apart("new")
     (line,) = made.differences
     assert "tiny-pkg 4.0: other contents under the same version" in line
-    again = pair.make(store, str(old), str(old), BASE)
+    again = environment_pair.make(store, str(old), str(old), BASE)
     assert again.differences == ()
     assert again.apart("old") == again.apart("new") == made.apart("old")
-    direct = pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", BASE)
+    direct = environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", BASE)
     assert direct.apart("new").keys() > direct.apart("old").keys(), "a URL's contents may change too"
 
 
@@ -139,7 +139,7 @@ def test_a_folder_of_sources_is_refused(wheels: Path, store: Store, tmp_path: Pa
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "pyproject.toml").write_text("[project]\nname = 'tiny_pkg'\nversion = '4.0'\n")
     with pytest.raises(BrokenEnvironment, match="build a wheel"):
-        pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {(tmp_path / 'sources').as_uri()}", BASE)
+        environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {(tmp_path / 'sources').as_uri()}", BASE)
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_a_folder_of_sources_is_refused(wheels: Path, store: Store, tmp_path: Pa
 )
 def test_what_cannot_be_compared_is_refused(wheels: Path, store: Store, old: str, new: str, words: str) -> None:
     with pytest.raises(BrokenEnvironment, match=words):
-        pair.make(store, old, new, BASE)
+        environment_pair.make(store, old, new, BASE)
 
 
 def test_releases_come_from_pips_own_index_query(wheels: Path) -> None:
-    known = pair.releases("tiny_pkg", BASE)
+    known = environment_pair.releases("tiny_pkg", BASE)
     assert known == ["1.0", "2.0", "3.0", "9.0"], "oldest first, without pre-releases"
-    assert pair.between(known, "1.0", "3.0") == ["1.0", "2.0", "3.0"]
+    assert environment_pair.between(known, "1.0", "3.0") == ["1.0", "2.0", "3.0"]
     for first, last, words in (("1.0", "8.0", "8.0 is not a release"), ("3.0", "1.0", "older"), ("x", "1.0", "x")):
         with pytest.raises(BrokenEnvironment, match=words):
-            pair.between(known, first, last)
+            environment_pair.between(known, first, last)
     with pytest.raises(BrokenEnvironment, match="releases of no_such_pkg cannot be listed"):
-        pair.releases("no_such_pkg", BASE)
+        environment_pair.releases("no_such_pkg", BASE)
