@@ -82,11 +82,11 @@ def _files(hardware: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _extra(hardware: str, matrix: Path) -> str:
-    """Return the extra that brings what the workers need for a hardware."""
-    known = load(matrix, server_names()).hardware
-    if hardware not in known:
-        raise HarnessError(f"--hardware {hardware!r} is none of {matrix.name}; {nearest(hardware, known)}")
-    found = re.search(r"\[(\w+)\]", known[hardware].install)
+    """Return the extra that brings what the workers need for a hardware, or for the first of a group."""
+    known = load(matrix, server_names())
+    if hardware not in known.markers or not known.members(hardware):
+        raise HarnessError(f"--hardware {hardware!r} is none of {matrix.name}; {nearest(hardware, known.markers)}")
+    found = re.search(r"\[([\w-]+)\]", known.members(hardware)[0].install)
     return found[1] if found else hardware
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -21,8 +21,20 @@ IMPLIED_GROUPS = ("gpu", "nvidia", "amd")
 """Groups that follow from the vendor, unless [groups] lists their members: everything that has one, and each one's."""
 
 _VENDORS: dict[Vendor, str] = {"none": "a processor", "nvidia": "an NVIDIA GPU", "amd": "an AMD GPU"}
-_NUMBER = re.compile(r"\d+(\.\d+)?\Z")
 
+
+class _Written(NamedTuple):
+    """How a vendor's capabilities are written: as a pattern, and in words."""
+
+    pattern: str
+    told: str
+
+
+_CAPABILITIES: dict[Vendor, _Written] = {
+    "none": _Written("", "left out where there is no vendor"),
+    "nvidia": _Written(r"\d+\.\d+", "a number as 9.0"),
+    "amd": _Written(r"gfx[0-9a-f]+", "an architecture as gfx942"),
+}
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 """Of every table of matrix.toml: its keys and types are exactly those that are declared."""
@@ -65,8 +77,9 @@ class Hardware(_Table):
             raise ValueError(f"match: {self.match!r} is not a regular expression: {error}") from error
         if (self.vendor == "none") != (not self.match):
             raise ValueError("needs `match` (of the driver's product name) with a vendor, and none without")
-        if self.vendor != "none" and not self.capability:
-            raise ValueError("needs `capability`, by which recipes tell whether they run on it")
+        written = _CAPABILITIES[self.vendor]
+        if not re.fullmatch(written.pattern, self.capability):
+            raise ValueError(f"capability: {self.capability!r} is none; recipes go by it, and it is {written.told}")
         if "bfloat16" not in self.arithmetic:
             raise ValueError("arithmetic: needs bfloat16, in which every model runs that is not quantized")
         return self
@@ -155,8 +168,8 @@ class Needs(_Table):
             return False
         if not self.capability or self.capability == hardware.capability:
             return True
-        numbers = self.capability[0] in "<>=!~" and _NUMBER.match(hardware.capability)
-        return bool(numbers) and SpecifierSet(self.capability).contains(hardware.capability)
+        numbers = self.capability[0] in "<>=!~" and hardware.vendor == "nvidia"
+        return numbers and SpecifierSet(self.capability).contains(hardware.capability)
 
     def __str__(self) -> str:
         words = " or ".join(_VENDORS[name] for name in self.vendor) or "hardware"

@@ -103,6 +103,7 @@ def test_nothing_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("cpu", "tox run -e cpu -- --junitxml=junit/cpu.xml"),
         ("arm-mobile", "tox run -e arm-mobile -- --junitxml=junit/arm-mobile.xml"),
         ("h100", f"pip install 'torchao-harness[gpu]=={__version__}'"),
+        ("gpu", f"pip install 'torchao-harness[gpu]=={__version__}'"),
     ],
 )
 def test_the_workflow_is_for_the_hardware(
