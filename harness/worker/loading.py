@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,7 +165,10 @@ def _conversions(checkpoint: str) -> Iterator[None]:
             if not failed:
                 raise
             name, words = next(iter(failed.items()))
-            reason = next((line.strip() for line in reversed(words.splitlines()) if line.strip()), "")
+            lines = [line.strip() for line in reversed(words.splitlines()) if line.strip()]
+            # What was raised stands above the library's own last line, which only names the tensor again.
+            raised = (line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line))
+            reason = next(raised, lines[0] if lines else "")
             raise Unusable(
                 f"{checkpoint}: tensors that could not be made of those of its files ({len(failed)}): "
                 f"{shown(sorted(failed))} ({name}: {reason})"
