@@ -73,6 +73,11 @@ class Cell:
         )
 
     @property
+    def base(self) -> Place:
+        """The cell without its server: what one checkpoint is made for."""
+        return self.place.without("server")
+
+    @property
     def id(self) -> str:
         parts = [self.model.name, self.recipe.name, self.hardware.name]
         return "-".join([*parts, self.server] if self.server else parts)

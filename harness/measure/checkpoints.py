@@ -97,7 +97,7 @@ class Checkpoints:
             )
 
         key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._keys.makers()}
-        with self._failed.tried_once((base(cell), "checkpoint")), self._clock.timed("quantize", cell):
+        with self._failed.tried_once((cell.base, "checkpoint")), self._clock.timed("quantize", cell):
             label = f"checkpoint {cell.id}"
             artifact = self._workers.store.get("checkpoint", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
         return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
@@ -162,7 +162,7 @@ class Checkpoints:
         key = {"checkpoint": checkpoint.key, "device": device, **self._keys.packages()}
         if recipe:
             key["recipe"] = cell.recipe.identity.hash
-        with self._failed.tried_once((base(cell), "facts")), self._clock.timed("quantize", cell):
+        with self._failed.tried_once((cell.base, "facts")), self._clock.timed("quantize", cell):
             label = f"facts of {cell.id}"
             return self._workers.store.get("facts", key, build, label=label, facts=versions.CHECKPOINT_FACTS).facts
 
@@ -175,9 +175,9 @@ class Checkpoints:
         keeps one processor busy; so none runs beside, or between, measurements.
         """
         key, build = self._export(cell, route)
-        with self._failed.tried_once((base(cell), f"program {route}")), self._clock.timed("export", cell):
+        with self._failed.tried_once((cell.base, f"program {route}")), self._clock.timed("export", cell):
             self._export_ahead()
-            if error := self._failed_ahead.pop((base(cell), route), None):
+            if error := self._failed_ahead.pop((cell.base, route), None):
                 raise error
             return self._workers.store.get("program", key, build, label=f"program {cell.id} ({route})")
 
@@ -214,7 +214,7 @@ class Checkpoints:
                     parameters = self.facts(cell)["parameters"]
                     label = f"program {cell.id} ({route})"
                     make = functools.partial(self._workers.store.get, "program", key, build, label=label)
-                    missing[base(cell), route] = Work(make, _EXPORT_BYTES + _EXPORT_BYTES_A_PARAMETER * parameters)
+                    missing[cell.base, route] = Work(make, _EXPORT_BYTES + _EXPORT_BYTES_A_PARAMETER * parameters)
         if len(missing) > 1:
             words = f"exporting {len(missing)} programs, as many at once as processors and free memory allow ..."
             self._workers.progress(words)
@@ -261,8 +261,3 @@ class Checkpoints:
             yield
         finally:
             self._block -= 1
-
-
-def base(cell: Cell) -> str:
-    """Return a cell without its server, as keys name it."""
-    return f"{cell.model.name}/{cell.recipe.name}/{cell.hardware}"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from harness.base.errors import WorkerError
 from harness.matrix.plan import Cell
-from harness.measure.checkpoints import Checkpoints, base
+from harness.measure.checkpoints import Checkpoints
 from harness.measure.clock import Clock
 from harness.measure.workers import Failed, Key, Workers
 from harness.records.metric import Stage
+from harness.records.place import Place
 from harness.records.schema import Scalar
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server, Worker
@@ -40,7 +41,7 @@ class Fleet:
         clock: Clock,
         *,
         environments: Mapping[str, Environment] | None = None,
-        plan: Sequence[tuple[str, str]] = (),
+        plan: Sequence[tuple[Place, str]] = (),
         whole: bool = True,
         data: Path | None = None,
     ) -> None:
@@ -159,7 +160,7 @@ class Fleet:
             self._client = self._start_client(cell)
         worker = lasting[key]
         if not worker.ready:
-            self._workers.progress(f"starting {kind} of {base(cell)} ...")
+            self._workers.progress(f"starting {kind} of {cell.base} ...")
         try:
             with self._clock.timed("engine start" if kind != "transformers" else "setup", cell):
                 self._wait(worker, cell)
@@ -178,7 +179,7 @@ class Fleet:
         compiling = float(worker.info.get("compile_seconds", 0.0)) if isinstance(worker, Worker) and fresh else 0.0
         self._clock.inside("compile", compiling, cell)
 
-    def _settle(self, cell: Cell, of: str) -> None:
+    def _settle(self, cell: Cell, of: Place) -> None:
         """Wait until all workers started ahead are idle, so that none disturbs a measurement."""
         for key, worker in list(self._workers.lasting.items()):
             if key[0] == of:
@@ -201,12 +202,13 @@ class Fleet:
             return self._launch_program(cell, kind)
         cell = _serving(cell)
         backend, environment, options = self.backend(cell), self.environment_of(cell), self.options(cell)
-        checkpoint, variables, label = self._checkpoints.served(cell).folder, self.variables(cell), f"{kind} {cell.id}"
+        checkpoint, variables = self._checkpoints.served(cell).folder, self.variables(cell)
         if kind == "engine":
             return self._workers.start(
                 backend.worker,
                 backend.specification(cell, checkpoint, options),
-                label,
+                kind,
+                of=cell.id,
                 variables=variables,
                 environment=environment,
                 family=backend.family,
@@ -214,7 +216,8 @@ class Fleet:
         return self._workers.serve(
             backend.module,
             lambda port: backend.arguments(cell, checkpoint, options, port),
-            label,
+            kind,
+            of=cell.id,
             variables=variables,
             environment=environment,
             family=backend.family,
@@ -230,7 +233,8 @@ class Fleet:
         return self._workers.start(
             "generate",
             specification,
-            f"transformers {cell.id}",
+            "transformers",
+            of=cell.id,
             variables=self._online(),
             family="" if whole else None,
         )
@@ -242,7 +246,7 @@ class Fleet:
             "checkpoint": str(self._checkpoints.of(cell).folder),
             "trust_remote_code": cell.model.trust_remote_code,
         }
-        return self._workers.start("executorch", specification, f"{kind} {cell.id}", variables=self._online())
+        return self._workers.start("executorch", specification, kind, of=cell.id, variables=self._online())
 
     def _start_client(self, cell: Cell) -> Worker:
         """Start the client with the variables of its server's engine, so that the same fork server serves both.
@@ -290,4 +294,4 @@ def _serving(cell: Cell) -> Cell:
 
 def _key(cell: Cell, kind: str) -> Key:
     """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
-    return (base(cell), kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")
+    return (cell.base, kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")

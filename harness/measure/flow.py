@@ -13,6 +13,7 @@ from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
 from harness.measure.plain import Keys, PlainModels
 from harness.measure.workers import Forks, Workers
+from harness.records.place import Place
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
 from harness.runtime.environment import Environment
@@ -46,7 +47,7 @@ class Flow:
         limit: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
         waiting: Callable[[], None] = lambda: None,
-        plan: Sequence[tuple[str, str]] = (),
+        plan: Sequence[tuple[Place, str]] = (),
         programs: Callable[[], Sequence[Program]] = tuple,
         whole: bool = True,
         apart: Mapping[str, str | None] | None = None,

@@ -17,6 +17,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Model, Package
 from harness.measure.workers import Failed, Workers
+from harness.records.place import Place
 from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import ModelIdentity
 from harness.runtime import sources
@@ -108,7 +109,7 @@ class PlainModels:
         """Return the plain checkpoint of a model; one of random weights is made on the device of ``on``."""
         with self._lock:
             if model.name not in self._found:
-                with self._failed.tried_once((model.name, "plain")):
+                with self._failed.tried_once((Place(model=model.name), "plain")):
                     self._found[model.name] = self._find(model, on)
             return self._found[model.name]
 

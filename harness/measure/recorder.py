@@ -15,6 +15,7 @@ from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
 from harness.records.metrics import METRICS
+from harness.records.place import row_of
 from harness.records.run import Run
 from harness.records.schema import Device, Measurement, Scalar, identity
 
@@ -218,10 +219,7 @@ def _is_baseline_of(other: Measurement, measurement: Measurement) -> bool:
         other.cell.recipe.baseline
         and not other.discarded
         and other.cell.model == measurement.cell.model
-        and other.cell.hardware == measurement.cell.hardware
-        and other.cell.server == measurement.cell.server
-        and (other.metric, other.definition) == (measurement.metric, measurement.definition)
-        and other.parameters == measurement.parameters
+        and row_of(other) == row_of(measurement)
         and other.device.name == measurement.device.name
     )
 

@@ -13,6 +13,7 @@ from harness.base.text import file_name
 from harness.contract.protocol import Job
 from harness.matrix.plan import Cell
 from harness.matrix.schema import TimeLimits
+from harness.records.place import Place
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server, Worker, free_port
 from harness.runtime.process import ForkServer, Process
@@ -22,8 +23,8 @@ from harness.servers.registry import TRANSFORMERS
 # The workers that are forked from a process with Transformers' imports; of a server's its backend says its family.
 _WITH_TRANSFORMERS = ("generate", "quantize", "limits", "executorch")
 
-Key = tuple[str, str]
-"""What is made or kept for a cell: the cell without its server, and which of its workers or artifacts."""
+Key = tuple[Place, str]
+"""What is made or kept for a cell: its base, and which of its workers or artifacts."""
 
 
 class Failed:
@@ -116,13 +117,18 @@ class Workers:
         self,
         backend: str,
         specification: dict[str, Any],
-        label: str,
+        role: str,
         *,
+        of: str = "",
         variables: dict[str, str] | None = None,
         environment: Environment | None = None,
         family: str | None = None,
     ) -> Worker:
-        """Start a worker, not ready yet: forked with the imports of ``family``, or executed if that is empty."""
+        """Start a worker, not ready yet: forked with the imports of ``family``, or executed if that is empty.
+
+        ``role`` is what it is to do, ``of`` which cell.
+        """
+        label = f"{role} {of}".strip()
         environment = environment or self.environment
         if family is None:
             family = TRANSFORMERS if backend in _WITH_TRANSFORMERS else ""
@@ -132,6 +138,7 @@ class Workers:
             store=self.store,
             log=self.log(label),
             label=label,
+            role=role,
             variables=variables,
             forks=self._fork_server(family, variables or {}, environment),
             progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
@@ -142,33 +149,34 @@ class Workers:
         self,
         module: str,
         arguments: Callable[[int], list[str]],
-        label: str,
+        role: str,
         *,
+        of: str,
         variables: dict[str, str],
         environment: Environment,
         family: str,
     ) -> Server:
         """Start a server, which does not answer yet; ``arguments`` are those of its module for a port."""
-        port = free_port()
+        port, label = free_port(), f"{role} {of}"
         given, log = arguments(port), self.log(label)
         forks = self._fork_server(family, variables, environment)
         if forks:
-            return Server(forks.start(module, given, log=log), port=port, label=label)
+            return Server(forks.start(module, given, log=log), port=port, label=label, role=role)
         command = [environment.python, "-m", module, *given]
         process = Process(command, environ=environment.environ(self.store, variables), log=log)
-        return Server(process, port=port, label=label)
+        return Server(process, port=port, label=label, role=role)
 
     def once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
     ) -> dict[str, Any]:
         """Ask one command of a worker that is started for it and ends with it."""
         limits = cell.measurements.time_limits if cell else self._limits
-        label = f"{command} {cell.id}" if cell else command
-        self.progress(f"{label} ...")
+        of = cell.id if cell else ""
+        self.progress(f"{command} {of} ..." if cell else f"{command} ...")
         if specification.get("device") == "cuda" and backend != "limits":
             # A server or an engine of the cell before holds most of the device.
             self.end_lasting()
-        worker = self.start(backend, specification, label)
+        worker = self.start(backend, specification, command, of=of)
         self._once.append(worker)
         try:
             worker.wait_ready(limits.start)

@@ -17,6 +17,7 @@ from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import PORTABLE, ROUTES
 from harness.plugin.command_line import CommandLine
 from harness.records.metric import STAGES
+from harness.records.place import Place
 from harness.records.run import Run
 from harness.runtime import environment
 from harness.runtime.environment import Environment
@@ -58,15 +59,15 @@ class Claim:
     skipped: bool = False
 
     @property
-    def of_cell(self) -> tuple[str, str, str]:
+    def of_cell(self) -> Place:
         """The cell without its server."""
-        return (self.cell.hardware.name, self.cell.model.name, self.cell.recipe.name)
+        return self.cell.base
 
     @property
     def beside_recipe(self) -> tuple[Any, ...]:
         """What a test of a recipe and the same test of its baseline have in common."""
         values = tuple(str(value) for _, value in sorted(self.values.items()))
-        return (self.file, self.function, self.cell.model.name, self.cell.hardware.name, self.cell.server, values)
+        return (self.file, self.function, self.cell.place.without("recipe", "recipe_hash"), values)
 
 
 # ---------------------------------------------------------------------------------------------------- parameters
@@ -174,7 +175,7 @@ def plan(everything: Sequence[Claim], chosen: Sequence[Claim]) -> list[Claim]:
         if claim.cell.recipe.baseline and claim not in taken and claim.beside_recipe in needed
     ]
     position = {claim: index for index, claim in enumerate(everything)}
-    cells: dict[tuple[str, str, str], int] = {}
+    cells: dict[Place, int] = {}
     for claim in everything:
         cells.setdefault(claim.of_cell, len(cells))
 
@@ -185,13 +186,9 @@ def plan(everything: Sequence[Claim], chosen: Sequence[Claim]) -> list[Claim]:
     return sorted(found, key=key)
 
 
-def workers(claims: Iterable[Claim]) -> list[tuple[str, str]]:
+def workers(claims: Iterable[Claim]) -> list[tuple[Place, str]]:
     """Return which kind of worker each test needs, in order, as (cell without its server, stage)."""
-    return [
-        ("/".join((claim.cell.model.name, claim.cell.recipe.name, claim.cell.hardware.name)), claim.stage)
-        for claim in claims
-        if not claim.cell.skip
-    ]
+    return [(claim.cell.base, claim.stage) for claim in claims if not claim.cell.skip]
 
 
 def programs(claims: Iterable[Claim], lacks: Callable[[str, str], str]) -> list[tuple[Cell, str]]:

@@ -41,12 +41,14 @@ class Worker:
         store: Store,
         log: Path,
         label: str,
+        role: str = "",
         variables: dict[str, str] | None = None,
         forks: ForkServer | None = None,
         progress: Callable[[dict[str, Any]], None] = lambda _: None,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.label = label
+        self.role = role
         self.info: dict[str, Any] = {}
         self.start_seconds = 0.0
         self.asked = 0
@@ -160,7 +162,8 @@ class Worker:
             self._requests = -1
             self.process.end()
             os.close(self._replies)
-        return _error(self.label, stage, kind, words, self.process.log_text() if stage == "start" else "", tail)
+        log = self.process.log_text() if stage == "start" else ""
+        return _error(self.label, self.role, stage, kind, words, log, tail)
 
 
 def free_port() -> int:
@@ -178,8 +181,9 @@ _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
     """An HTTP server on 127.0.0.1, in a process of its own, asked over its OpenAI-compatible interface."""
 
-    def __init__(self, process: Process, *, port: int, label: str) -> None:
+    def __init__(self, process: Process, *, port: int, label: str, role: str = "server") -> None:
         self.label = label
+        self.role = role
         self.url = f"http://127.0.0.1:{port}"
         self.start_seconds = 0.0
         self.process = process
@@ -259,14 +263,13 @@ class Server:
 
     def _failed(self, stage: str, kind: str, words: str) -> WorkerError:
         log = self.process.log_text() if stage == "start" else ""
-        return _error(self.label, stage, kind, words, log, self.process.log_tail())
+        return _error(self.label, self.role, stage, kind, words, log, self.process.log_tail())
 
 
-def _error(label: str, stage: str, kind: str, words: str, log: str, tail: str) -> WorkerError:
+def _error(label: str, role: str, stage: str, kind: str, words: str, log: str, tail: str) -> WorkerError:
     cause = "" if kind == REFUSED else root_cause(log)
     if cause and cause.split(": ", 1)[1][:80] not in words:
         words += f"; its log names the cause: {cause}"
     if "OutOfMemoryError" in words or cause.startswith("MemoryError"):
         kind = "out_of_memory"
-    worker = label.partition(" ")[0]
-    return WorkerError(f"{label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail, worker=worker)
+    return WorkerError(f"{label}: {stage}: {redact(words)}", stage=stage, kind=kind, log_tail=tail, worker=role)
