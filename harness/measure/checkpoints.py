@@ -20,8 +20,8 @@ from harness.measure.plain import EVALUATORS, Checkpoint, Keys, PlainModels, ide
 from harness.measure.workers import Failed, Key, Workers
 from harness.records.schema import Cell as CellIdentity
 from harness.runtime import sources
+from harness.runtime.parallel import Work, together
 from harness.runtime.store import Artifact
-from harness.runtime.together import Work, together
 from harness.servers.registry import SERVERS
 
 # The packages whose versions are part of a program's key beside those of versions.MAKERS.

@@ -23,7 +23,6 @@ from harness.measure.flow import Flow
 from harness.measure.plain import Checkpoint
 from harness.records.run import Run
 from harness.records.schema import ModelIdentity
-from harness.runtime import together
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact, Store
 
@@ -149,8 +148,8 @@ class Exports:
 @pytest.fixture
 def exports(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Exports:
     """A flow whose exports end only in pairs, on a machine of two processors and memory for both."""
-    monkeypatch.setattr(together.os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(together.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(parallel.psutil, "virtual_memory", lambda: SimpleNamespace(available=11e9))
     return Exports(tmp_path, suites_matrix, [(cell, it) for cell in phones(suites_matrix) for it in versions.LOWERING])
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from harness.base.errors import HarnessError
-from harness.runtime import together as module
-from harness.runtime.together import Work, together
+from harness.runtime import parallel as module
+from harness.runtime.parallel import Work, together
 
 
 class Machine:
