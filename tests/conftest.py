@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from harness.base.files import default_root, file_digest
 from harness.contract.protocol import Job
@@ -23,8 +22,10 @@ from harness.matrix.load import load
 from harness.matrix.plan import Matrix
 from harness.runtime.environment import Environment
 from harness.runtime.job import Worker
+from harness.runtime.process import ForkServer
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
+from tests import laws
 
 pytest_plugins = ["pytester", "tests.marking"]
 
@@ -37,9 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes many minutes; run it with -m slow"))
 
 
-# Other work may slow this machine down; that is no failure of a law.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
+laws.register()
 
 # A shell's background jobs ignore interruption, and what they start inherits that: nothing here could be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -158,22 +157,60 @@ def tiny_model(kept_store: Store, sharegpt_folder: Path) -> TinyModel:
     )
 
 
+@pytest.fixture(scope="session")
+def forks(kept_store: Store, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """What the tests' workers are forked from: torch, torchao and Transformers are loaded once a session."""
+    environ = Environment().environ(kept_store)
+    environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], str(repository)])
+    log = tmp_path_factory.mktemp("forks") / "imports.log"
+    server = ForkServer("transformers", python=sys.executable, environ=environ, log=log)
+    yield server
+    server.close()
+
+
+RunCode = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def run_code(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> RunCode:
+    """``run_code(code, *arguments)``, as ``python -c`` does, in a process that has torch loaded already."""
+
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp("code")
+        (folder / "code.py").write_text(code, encoding="utf-8")
+        (folder / "argv.json").write_text(json.dumps(["-c", *arguments]), encoding="utf-8")
+        process = forks.start("tests.forked", [str(folder)], log=folder / "log")
+        status = process.wait(600)
+        process.end()
+        assert status is not None, "the code did not end"
+        said = [(folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(code, status, *said)
+
+    return run
+
+
 StartWorker = Callable[..., Worker]
 
 
 @pytest.fixture(scope="session")
-def start_worker(kept_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartWorker]:
-    """``start_worker(backend, **specification)`` returns a ready worker, which ends with the test session."""
+def start_worker(
+    kept_store: Store, forks: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartWorker]:
+    """``start_worker(backend, **specification)`` returns a ready worker, which ends with the test session.
+
+    It is forked with what others need loaded, or, where ``whole``, a process of its own from the beginning.
+    """
     logs = tmp_path_factory.mktemp("logs")
     started: list[Worker] = []
 
-    def start(backend: str, **specification: Any) -> Worker:
+    def start(backend: str, *, whole: bool = False, **specification: Any) -> Worker:
         worker = Worker(
             Job(backend=backend, specification=specification),
             environment=Environment(),
             store=kept_store,
             log=logs / f"{len(started)}-{backend}.log",
             label=backend,
+            forks=None if whole else forks,
         )
         started.append(worker)
         worker.wait_ready(300)

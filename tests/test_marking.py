@@ -36,6 +36,13 @@ def test_a_test_that_loads_torch_unmarked_fails(pytester: pytest.Pytester, run, 
     run("-m", "not models").assert_outcomes(deselected=1)
 
 
+def test_collecting_loads_no_torch(pytester: pytest.Pytester, run) -> None:
+    pytester.makepyfile("import torch\ndef test_one(): pass")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*collecting the tests loads torch*"])
+
+
 def test_to_ask_whether_torch_is_there_loads_nothing(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile(LOADS.format(code="import importlib.util; assert importlib.util.find_spec('torch')"))
     run().assert_outcomes(passed=1)

@@ -15,8 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import optimize
-from scipy import stats as distributions
+import scipy
+from scipy import special
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge.intervals import Interval, finite, mean_interval
@@ -46,7 +46,7 @@ def mcnemar_exact(lost: int, won: int) -> float:
     """Return the two-sided p-value of "as many are lost as won", from discordant documents alone (exact McNemar)."""
     if lost < 0 or won < 0:
         raise SampleError(f"counts of documents are not negative: lost {lost}, won {won}")
-    return float(distributions.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+    return float(scipy.stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
 
 
 def noninferiority(old: Sequence[float], new: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -68,7 +68,7 @@ def tango_interval(lost: int, won: int, documents: int, confidence: float = 0.95
     """Return (won - lost) / documents with Tango's score interval (1998, equations 24 to 26)."""
     if not (lost >= 0 and won >= 0 and documents > 0 and lost + won <= documents):
         raise SampleError(f"lost {lost} and won {won} are not parts of {documents} documents")
-    z = float(distributions.norm.ppf((1 + confidence) / 2))
+    z = float(special.ndtri((1 + confidence) / 2))
     estimate = (won - lost) / documents
 
     def excess(difference: float) -> float:
@@ -87,9 +87,9 @@ def tango_interval(lost: int, won: int, documents: int, confidence: float = 0.95
         # At hardly any confidence there is nothing to either side of the estimate but rounding.
         return Interval(estimate, estimate, estimate, confidence, "Tango score", documents)
     if excess(-1 + edge) > z:
-        low = float(optimize.brentq(lambda d: min(excess(d), 1e9) - z, -1 + edge, estimate, xtol=1e-10))
+        low = float(scipy.optimize.brentq(lambda d: min(excess(d), 1e9) - z, -1 + edge, estimate, xtol=1e-10))
     if excess(1 - edge) < -z:
-        high = float(optimize.brentq(lambda d: max(excess(d), -1e9) + z, estimate, 1 - edge, xtol=1e-10))
+        high = float(scipy.optimize.brentq(lambda d: max(excess(d), -1e9) + z, estimate, 1 - edge, xtol=1e-10))
     return Interval(estimate, low, high, confidence, "Tango score", documents)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as distributions
+import scipy
+from scipy import special
 
 from harness.base.errors import SampleError, TooFewSamples
 
@@ -58,7 +59,7 @@ def interval_of_mean(values: np.ndarray, confidence: float, rule: str) -> Interv
     if np.ptp(values) <= _ROUNDING:
         return Interval(center, center, center, confidence, "no spread", count)
     if count < FEW:
-        arm = float(distributions.t.ppf((1 + confidence) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+        arm = float(special.stdtrit(count - 1, (1 + confidence) / 2) * values.std(ddof=1) / math.sqrt(count))
         return Interval(center, center - arm, center + arm, confidence, "Student-t", count)
     low, high = _bca(values, confidence)
     return Interval(center, low, high, confidence, "BCa", count)
@@ -67,7 +68,7 @@ def interval_of_mean(values: np.ndarray, confidence: float, rule: str) -> Interv
 def _bca(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """Return BCa's interval of a mean; sorted and seeded, so that the same samples give the same one in any order."""
     samples = np.sort(values)
-    found = distributions.bootstrap(
+    found = scipy.stats.bootstrap(
         (samples,),
         np.mean,
         n_resamples=RESAMPLES,

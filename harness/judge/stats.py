@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import optimize
-from scipy import stats as distributions
+import scipy
+from scipy import special
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge.intervals import RESAMPLES, Interval, interval_of_mean, log_ratios, positive
@@ -130,7 +130,7 @@ def baseline_ratio(runs: Sequence[float], today: Sequence[float], confidence: fl
         raise TooFewSamples("a baseline's spread", 2, count)
     center = float(after.mean() - before.mean())
     error = float(before.std(ddof=1)) * math.sqrt(1 / count + 1 / len(after))
-    arm = float(distributions.t.ppf((1 + confidence) / 2, count - 1)) * error
+    arm = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
     return Interval(center, center - arm, center + arm, confidence, "prediction", count).transformed(math.exp)
 
 
@@ -191,7 +191,7 @@ def precise_enough(
     arm = max(effect.high - effect.estimate, effect.estimate - effect.low)
     if level is not None and interval.confidence is not None and interval.n > 1:
         levels = (level, (1 - interval.confidence) / 2)
-        wanted, told = (float(distributions.t.isf(one, interval.n - 1)) for one in levels)
+        wanted, told = (-float(special.stdtrit(interval.n - 1, one)) for one in levels)
         arm *= wanted / told
     return interval.n >= minimum and arm <= precision * math.log1p(_margin(margin))
 
@@ -221,7 +221,7 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
     """
 
     def short(z: float) -> float:
-        found = interval_at(float(2 * distributions.norm.cdf(abs(z)) - 1))
+        found = interval_at(float(2 * special.ndtr(abs(z)) - 1))
         low, high = (-found.high, -found.low) if direction == "higher" else (found.low, found.high)
         return (low if z > 0 else high) - margin
 
@@ -230,9 +230,9 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
     elif short(-_FARTHEST) < 0:
         z = -_FARTHEST
     else:
-        z = optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)
+        z = scipy.optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)
     least = 1 / (RESAMPLES + 1) if interval_at(0.5).method == "BCa" else 0.0
-    return max(least, float(distributions.norm.sf(z)))
+    return max(least, float(special.ndtr(-z)))
 
 
 def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:
@@ -241,7 +241,7 @@ def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]
         return []
     if any(not 0 <= p <= 1 for p in p_values):
         raise SampleError(f"p-values lie between 0 and 1, got {list(p_values)}")
-    adjusted = distributions.false_discovery_control(p_values, method="bh")
+    adjusted = scipy.stats.false_discovery_control(p_values, method="bh")
     return [bool(value <= q) for value in adjusted]
 
 
@@ -302,9 +302,9 @@ def smallest_effect(sd: float, blocks: int, confidence: float = 0.95, power: flo
         raise TooFewSamples("a detectable effect", 2, blocks, "blocks")
     if not sd >= 0 or not math.isfinite(sd):
         raise SampleError(f"the noise must be a finite standard deviation, got {sd}")
-    critical = distributions.t.ppf((1 + confidence) / 2, blocks - 1)
+    critical = special.stdtrit(blocks - 1, (1 + confidence) / 2)
     # In standard errors; the noncentral t's power grows with it.
-    effect = optimize.brentq(lambda x: distributions.nct.sf(critical, blocks - 1, x) - power, 0, 3 * critical + 20)
+    effect = scipy.optimize.brentq(lambda x: scipy.stats.nct.sf(critical, blocks - 1, x) - power, 0, 3 * critical + 20)
     return math.expm1(float(effect) * sd / math.sqrt(blocks))
 
 
@@ -349,7 +349,7 @@ def proportion(count: int, trials: int, confidence: float = 0.95) -> Interval:
     """Return a rate with its exact interval (Clopper and Pearson, Biometrika 26, 1934), e.g. of false alarms."""
     if trials < 1:
         raise TooFewSamples("a rate", 1, trials)
-    found = distributions.binomtest(count, trials).proportion_ci(confidence, method="exact")
+    found = scipy.stats.binomtest(count, trials).proportion_ci(confidence, method="exact")
     return Interval(count / trials, float(found.low), float(found.high), confidence, "Clopper-Pearson", trials)
 
 

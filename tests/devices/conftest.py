@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,14 +72,15 @@ def pte(program: Artifact) -> Path:
 
 
 @pytest.fixture(scope="session")
-def custom(kept_store: Store) -> Path:
+def custom(kept_store: Store, run_code: Any) -> Path:
     """A program of the shape of the llama route's: custom SDPA, the first position alone, the last logits alone.
 
     Of its 8 tokens the most likely one is its first position modulo 8.
     """
 
     def build(folder: Path) -> None:
-        subprocess.run([sys.executable, "-c", _CUSTOM, str(folder / "custom.pte")], check=True, capture_output=True)
+        done = run_code(_CUSTOM, str(folder / "custom.pte"))
+        assert done.returncode == 0, done.stderr[-2000:]
 
     key = {"code": _CUSTOM, "packages": Environment().decisive()}
     return kept_store.get("test-custom", key, build, label="the tests' custom SDPA").folder / "custom.pte"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from harness.devices import Adb, DeviceError, Host, Request
 from harness.devices.adb import FOLDER, observed
+from tests import needs
 from tests.devices.adb_server import AdbServer
 
-pytest.importorskip("executorch")
-pytestmark = pytest.mark.skipif(not shutil.which("adb"), reason="no adb; on Debian: apt-get install adb")
+pytestmark = [needs.package("executorch"), needs.program("adb")]
 
 # As TrustManagerService of Android 14 and later dumps it.
 TRUST = """Trust manager state:

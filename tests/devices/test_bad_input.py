@@ -21,10 +21,11 @@ from harness.devices import DeviceError, Host, Request, build
 from harness.devices.base import read
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact, Store
+from tests import needs
 from tests.contract.test_warden import gone, until
 from tests.devices.conftest import CONTEXT
 
-pytest.importorskip("executorch")
+pytestmark = needs.package("executorch")
 
 REQUEST = Request([1, 2, 3], 2, 0, 1)
 # Runs more rounds than any test waits for.

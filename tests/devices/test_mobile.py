@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +21,11 @@ from harness.records.run import Run
 from harness.records.schema import Measurement, ModelIdentity
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact, Store
+from tests import needs
 from tests.devices.adb_server import AdbServer
 from tests.measure.test_measure import StubFlow
 
-pytestmark = pytest.mark.skipif(not shutil.which("adb"), reason="no adb; on Debian: apt-get install adb")
+pytestmark = needs.program("adb")
 
 READING = {
     "load_seconds": 0.5,

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("executorch")
+from tests import needs
+
+pytestmark = needs.package("executorch")
 
 GIB = 2**30
 TIMEOUT = 7200
@@ -33,7 +35,7 @@ def test_phi_4_mini_is_exported_within_16_gib(
 
     def build(folder: Path) -> dict[str, Any]:
         shape = repository / "suites" / model.random.shape
-        worker = start_worker("quantize", device="cpu")
+        worker = start_worker("quantize", whole=True, device="cpu")
         worker.ask(
             "plain_from_shape", TIMEOUT, shape=str(shape), seed=0, tokenizer=str(tiny_model.folder), output=str(plain)
         )
@@ -48,7 +50,7 @@ def test_phi_4_mini_is_exported_within_16_gib(
     arguments: dict[str, Any] = {"checkpoint": str(quantized), "context": 128, "trust_remote_code": False}
     if route == "llama":
         arguments["model"] = model.executorch
-    facts = start_worker("export").ask(f"{route}_route", TIMEOUT, output=str(program), **arguments)
+    facts = start_worker("export", whole=True).ask(f"{route}_route", TIMEOUT, output=str(program), **arguments)
     for name in ("export_seconds", "export_cpu_seconds", "export_peak_bytes", "program_bytes", "arithmetic_share"):
         record_property(name, facts[name])  # JUnit XML keeps them
         print(f"{route}: {name} {facts[name]}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ from harness.devices import Adb, Host, Qemu, Request
 from harness.measure.mobile import metrics_on
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact, Store
+from tests import needs
 from tests.devices.conftest import CONTEXT
 
-pytest.importorskip("executorch")
+pytestmark = needs.package("executorch")
 
-# In a process of its own: the tests' process imports no ExecuTorch.
 _IN_PROCESS = """
 import json, random, sys
 from types import SimpleNamespace
@@ -102,13 +100,12 @@ with open(output + "/said.json", "w") as file:
 
 
 @pytest.fixture(scope="module")
-def published(kept_store: Store, repository: Path) -> Path:
+def published(kept_store: Store, repository: Path, run_code: Any) -> Path:
     """A folder with a program of the published route, and ``said.json``: progress, facts, greedy tokens."""
 
     def build(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as checkpoint:
-            command = [sys.executable, "-c", _PUBLISHED, checkpoint, str(folder)]
-            done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+            done = run_code(_PUBLISHED, checkpoint, str(folder))
         assert done.returncode == 0, done.stderr[-2000:]
 
     names = ("export.py", "lowering.py", "llama_export.py")
@@ -240,11 +237,13 @@ def test_long_texts(executorch: Any, tmp_path: Path) -> None:
     assert program["metrics"]["perplexity"] == pytest.approx(eager["metrics"]["perplexity"], rel=0.02)
 
 
-def test_generation_and_a_reused_cache(program: Artifact, quantized: Artifact, pte: Path, host: Host) -> None:
+def test_generation_and_a_reused_cache(
+    program: Artifact, quantized: Artifact, pte: Path, host: Host, run_code: Any
+) -> None:
     """Generating for a task is the runner's greedy text, and what the KV cache holds needs no second computing."""
     prompt, wanted = "Name three colours.", 12
-    command = [sys.executable, "-c", _IN_PROCESS, str(pte), str(quantized.folder), prompt, str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_code(_IN_PROCESS, str(pte), str(quantized.folder), prompt, str(wanted))
+    assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     reading = host.run(pte, Request(found["tokens"], wanted, 0, 1), None, 60)
     assert found["generated"] == reading.tokens

@@ -20,6 +20,7 @@ from harness.devices import DeviceError, Host, Ios, Request, Ssh, linux, open_de
 from harness.runtime.environment import Environment
 from harness.runtime.job import free_port
 from harness.runtime.store import Store
+from tests import needs
 from tests.contract.test_warden import until
 
 REQUEST = Request([10, 11, 12, 13], 5, 0, 2, [[10, 11, 12]])
@@ -65,9 +66,9 @@ def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     process.wait()
 
 
+@needs.package("executorch")
 def test_ssh(sshd: str, kept_store: Store, host: Host, pte: Path, tmp_path: Path) -> None:
     """Runner, libraries and program are copied once and run there; what comes back is what runs here."""
-    pytest.importorskip("executorch")
     device = Ssh(kept_store, Environment(), sshd)
     assert device.missing() == ""
     assert device.device().name.endswith("cores, 127.0.0.1)"), "two hosts of one model are two devices"

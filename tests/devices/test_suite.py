@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("executorch")
+from tests import needs
+
+pytestmark = needs.package("executorch")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.judge import ledger as ledgers
@@ -17,6 +17,7 @@ from harness.judge.series import SIDES, Series, series
 from harness.judge.verdict import Verdict, combined, control, judge
 from harness.records.metrics import METRICS
 from harness.records.schema import Cell, Device, Line, Measurement, ModelIdentity, RecipeIdentity
+from tests.laws import examples
 from tests.records.test_records import STEPS
 
 MARGINS = Margins()
@@ -85,7 +86,7 @@ def text(verdicts: list[Verdict]) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=60)
+@examples(60)
 @given(LINES, st.sets(st.integers(0, 24)), st.sampled_from([frozenset(RULES), frozenset({"latency", "compile_time"})]))
 def test_after_every_line_it_says_what_judging_all_of_them_says(
     lines: list[Line], asked_after: set[int], metrics: frozenset[str]

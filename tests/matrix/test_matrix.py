@@ -11,7 +11,7 @@ from operator import or_
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import MatrixError
@@ -25,6 +25,7 @@ from harness.records.published import Documented
 from harness.records.run import Run, read
 from harness.records.schema import Judgement, Measurement
 from harness.servers.registry import names as server_names
+from tests.laws import examples
 from tests.matrices import HARDWARE
 
 TEXT = f"""\
@@ -90,7 +91,7 @@ origin = "published"
 SECOND_LIMIT = '[[thresholds]]\nmetric = "latency"'
 CPU = Hardware(name="cpu", meaning="runs here")
 H100 = Hardware(name="h100", meaning="an H100", vendor="nvidia", match="H100", capability="9.0")
-QUICK = settings(max_examples=50)
+QUICK = examples(50)
 
 
 def written(folder: Path, text: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -24,6 +24,7 @@ from harness.report.rendering import render
 from harness.report.tables import published_tables
 from harness.servers.base import ByHand
 from harness.servers.registry import by_hand
+from tests.laws import examples
 
 MODEL = ModelIdentity(name="Tiny", source="hub:them/Tiny", revision="abc", weights="pretrained")
 BASE = RecipeIdentity(name="bf16", hash="0000", config={}, baseline=True)
@@ -356,7 +357,7 @@ HOSTILE = st.one_of(
 NAMED = st.sampled_from(["MappingType.SYMMETRIC", "None.X", "os.SEP", "A.B.C", "PerRow(dim=-1)", "PerRow(open('x'))"])
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.data())
 def test_a_card_holds_whatever_the_names_hold(data: st.DataObject) -> None:
     """No name makes a heading, HTML, a link, another table column, or metadata of its own, or ends a code block."""

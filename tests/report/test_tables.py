@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError, RecordError
@@ -29,6 +29,7 @@ from harness.records.schema import Cell, Device, Failure, Header, Measurement, M
 from harness.report import tables
 from harness.report.rendering import Format, Table, render
 from harness.report.table_rows import ROWS, improvement, ratio_text
+from tests.laws import examples
 
 MEMORY_GRID = """\
 +-------------------+---------------------+------------------------------+
@@ -589,7 +590,7 @@ def blocks(text: str) -> Iterator[list[str]]:
 
 
 @strange
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_markdown_rows_hold_together(names: list[str], values: list[float]) -> None:
     found = strange_tables(names, values)
     text = render(found, "md", title=names[0], facts={"device": names[1]})
@@ -603,7 +604,7 @@ def test_markdown_rows_hold_together(names: list[str], values: list[float]) -> N
 
 
 @strange
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_rest_grids_are_rectangles(names: list[str], values: list[float]) -> None:
     found = strange_tables(names, values)
     text = render(found, "rst", title=names[0], facts={"device": names[1]})
@@ -616,7 +617,7 @@ def test_rest_grids_are_rectangles(names: list[str], values: list[float]) -> Non
 
 
 @strange
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_csv_round_trips(names: list[str], values: list[float]) -> None:
     found = strange_tables(names, values)
     read = list(csv.DictReader(io.StringIO(render(found, "csv"), newline=""), strict=True))
@@ -631,7 +632,6 @@ def test_csv_round_trips(names: list[str], values: list[float]) -> None:
 @given(
     positive, positive, st.sampled_from(["lower", "higher"]), st.sampled_from([Words.SPEED, Words.PERCENT, Words.SIZE])
 )
-@settings(deadline=None)
 def test_slower_is_never_called_a_speedup(baseline: float, value: float, direction: Direction, words: Words) -> None:
     ratio = improvement(baseline, value, direction)
     if ratio is None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import ArtifactError
 from harness.base.files import default_root
 from harness.runtime.store import Store
+from tests.laws import examples
 
 KEY = {"model": "small", "versions": {"torch": "2.13.0"}}
 FACTS = {"bytes": 12, "layers": {"a|b\n": 1.5}, "note": "é", "none": None}
@@ -100,7 +101,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("damaged")
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.data())
 def test_any_byte_may_be_damaged(damaged: Path, data: st.DataObject) -> None:
     folder = Store(damaged).get("thing", KEY, build, label="a thing").folder

@@ -74,7 +74,9 @@ class GenerateWorker:
 @pytest.fixture(scope="session")
 def generating(start_worker: Callable[..., Worker], tiny_model: Any) -> GenerateWorker:
     """The tiny model in Transformers; its peak memory is asked first, while nothing else has been done."""
-    worker = start_worker("generate", checkpoint=str(tiny_model.folder), device="cpu", trust_remote_code=False)
+    worker = start_worker(
+        "generate", whole=True, checkpoint=str(tiny_model.folder), device="cpu", trust_remote_code=False
+    )
     peak = worker.ask("peak_memory", TIMEOUT, max_new_tokens=8)
     return GenerateWorker(worker, peak, _peak_resident_bytes(_command_of(worker.process.pid)))
 

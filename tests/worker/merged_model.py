@@ -1,6 +1,6 @@
 """Builds the linear layers of a Llama as SGLang holds them (merged), both ways that sglang_model.py quantizes them.
 
-Run in a worker's environment: ``python merged_model.py PLAIN`` with JSON on its standard input. ``compare`` is a list
+Run in a worker's environment: ``python merged_model.py PLAIN ASKED``. In the JSON of ASKED, ``compare`` is a list
 of (quantized checkpoint, recipe): for each pair it prints what went wrong, or for each layer the tensor class, whether
 the recipe applied to the merged plain weights gave the same bytes as the checkpoint's parts joined, and the same
 output. ``load`` is a list of (checkpoint, recipe or null) that go through the hook around SGLang's loading: for each it
@@ -79,5 +79,5 @@ if __name__ == "__main__":
     from harness.worker import sglang_model, tensors
 
     weights = load_file(str(Path(sys.argv[1]) / "model.safetensors"))
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.argv[2])
     print(json.dumps({how.__name__: [how(weights, *pair) for pair in asked[how.__name__]] for how in (compare, load)}))

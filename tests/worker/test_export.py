@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests import needs
+
+pytestmark = [needs.package("torch"), needs.package("transformers"), pytest.mark.models]
 
 
 def node(name: str, *shapes: tuple[int, ...]) -> Any:
+    import torch
+
     tensors = [SimpleNamespace(meta={"val": torch.empty(shape, device="meta")}) for shape in shapes]
     return SimpleNamespace(target=SimpleNamespace(name=lambda: name), args=tensors, meta=tensors[0].meta)
 
@@ -32,7 +36,6 @@ def test_an_attentions_work_is_that_of_its_keys(name: str, query: tuple[int, ...
 
 
 def test_missing_out_variants_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers")
     from harness.worker import export, llama_export
 
     def fails(*_: Any, **__: Any) -> Any:
@@ -58,7 +61,9 @@ def test_missing_out_variants_are_explained(tmp_path: Path, monkeypatch: pytest.
     ids=lambda rope: str(rope["rope_type"]),
 )
 def test_a_rotary_embedding_that_goes_by_length_is_exported_for_short_texts(rope: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     from harness.worker import export
 
     long = rope["rope_type"] == "longrope"

@@ -89,6 +89,7 @@ def written(config: str, arguments: dict[str, Any]) -> Any:
     return json.loads(json.dumps(serialized.config_to_dict(recipes.build(config, arguments))))
 
 
+@pytest.mark.models
 def test_every_recipe_of_the_matrix_equals_itself_and_no_other(suites_matrix: Matrix) -> None:
     quantized = [recipe for recipe in suites_matrix.recipes.values() if not recipe.baseline]
     for recipe in quantized:
@@ -113,6 +114,7 @@ PART = {"config": INT8, "arguments": GROUPS}
 ROWS = ["PerRow()", "PerRow()"]
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     ("config", "held", "asked", "words"),
     [
@@ -163,12 +165,14 @@ def test_what_differs_is_named_by_where_it_is(
     assert recipes.differences(config, asked, written(config, held)) == words
 
 
+@pytest.mark.models
 def test_an_argument_that_the_checkpoint_does_not_have_yet_counts_as_its_default() -> None:
     stored = written(INT8, GROUPS)
     del stored["_data"]["set_inductor_config"], stored["_data"]["group_size"]
     assert recipes.differences(INT8, GROUPS, stored) == []
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("stored", ["int8_weight_only", None])
 def test_a_name_alone_is_no_recipe(stored: Any) -> None:
     pytest.importorskip("torchao")
@@ -176,6 +180,7 @@ def test_a_name_alone_is_no_recipe(stored: Any) -> None:
     assert words.startswith(f"{stored} by name alone")
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     "stored",
     [
@@ -204,10 +209,8 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
     shutil.copy(repository / "suites" / "test_quantize.py", pytester.path)
     folder = pytester.path / "tiny-int8wo"
     shutil.copytree(quantizing.by("int8wo").folder, folder)
-    given = ["-p", "harness.plugin.plugin", "-m", "cpu", "-rs", "--model", str(folder), "--results", "results"]
-    result = pytester.runpytest_inprocess(
-        *given, "--cache", "cache", "--matrix", str(repository / "suites" / "matrix.toml")
-    )
+    given = ["-p", "harness.plugin.plugin", "-m", "cpu", "-rs", f"--model={folder}", "--results=results"]
+    result = pytester.runpytest_inprocess(*given, "--cache=cache", f"--matrix={repository / 'suites' / 'matrix.toml'}")
     assert result.ret == pytest.ExitCode.OK, result.stdout.str()
     result.assert_outcomes(passed=1, skipped=5)
     reason = f"model tiny-int8wo came quantized, with {INT8}: it is measured as it is, by --recipe int8wo or *alone"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
-import pytest
+from tests import needs
 
-pytest.importorskip("executorch")
+pytestmark = needs.package("executorch")
 
-# In a process of its own: the tests' process imports no ExecuTorch. Two quantized layers with an operator between that
+# Two quantized layers with an operator between that
 # XNNPACK takes and one that it does not, so that there are delegates of both partitioners, and a graph around them.
 _BOTH_WAYS = """
 import json
@@ -68,10 +66,8 @@ print(json.dumps(programs))
 """
 
 
-def test_the_delegates_are_those_of_executorchs_own_way(repository: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _BOTH_WAYS], cwd=repository, capture_output=True, text=True, check=False
-    )
+def test_the_delegates_are_those_of_executorchs_own_way(run_code: Any) -> None:
+    done = run_code(_BOTH_WAYS)
     assert done.returncode == 0, done.stderr[-2000:]
     programs = json.loads(done.stdout.splitlines()[-1])
     published, quick = programs["published"], programs["quick"]

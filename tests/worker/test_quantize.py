@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +120,7 @@ def test_the_padding_token_of_random_weights_is_random_too(quantizing, tiny_mode
     assert any(stored(made.folder)["model.embed_tokens.weight"][5 * row : 6 * row])
 
 
-def test_a_storage_counts_once_however_many_tensors_show_it():
-    """In a process of its own, since this one imports no torch."""
+def test_a_storage_counts_once_however_many_tensors_show_it(run_code):
     code = """
 import torch
 from harness.worker import tensors
@@ -137,8 +134,7 @@ class Shared(torch.nn.Module):
 
 print(tensors.weight_bytes(Shared()))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [str(8 * 4 * 4 + 3)]
+    assert run_code(code).stdout.split() == [str(8 * 4 * 4 + 3)]
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

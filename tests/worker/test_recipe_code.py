@@ -13,6 +13,7 @@ from harness.publish import recipe_code
 from harness.worker import recipe as recipes
 
 
+@pytest.mark.models
 def test_code_makes_the_same_config(suites_matrix: Matrix) -> None:
     torch = pytest.importorskip("torch")
     serialized = pytest.importorskip("torchao.core.config")
@@ -30,6 +31,7 @@ def test_code_makes_the_same_config(suites_matrix: Matrix) -> None:
     assert compared >= 7
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     "text",
     [
@@ -59,6 +61,7 @@ def test_a_config_of_the_command_line_is_the_one_that_python_makes_of_it(text: s
     assert names["torch"] is torch
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -76,6 +79,7 @@ def test_a_value_that_torchao_does_not_have_is_named(value: str, words: str) -> 
         recipes.build("IntxWeightOnlyConfig", {"mapping_type": [value]})
 
 
+@pytest.mark.models
 def test_names_are_where_the_code_imports_them_from() -> None:
     pytest.importorskip("torchao")
     for name, module in notation._ELSEWHERE.items():

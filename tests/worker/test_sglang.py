@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +19,12 @@ TENSORS = {"int8dq": "Int8Tensor", "8da4w": "IntxUnpackedToInt8Tensor", "float8w
 
 
 @pytest.fixture(scope="module")
-def merged(tiny_model: Any, repository: Path) -> Any:
+def merged(tiny_model: Any, run_code: Any) -> Any:
     """``merged(compare=[...], load=[...])`` asks the script."""
 
     def ask(**asked: list[Any]) -> Any:
-        result = subprocess.run(
-            [sys.executable, str(SCRIPT), str(tiny_model.folder)],
-            input=json.dumps({"compare": [], "load": []} | asked),
-            capture_output=True,
-            text=True,
-            check=False,
-            env={"PYTHONPATH": str(repository)},
-        )
+        given = json.dumps({"compare": [], "load": []} | asked)
+        result = run_code(SCRIPT.read_text(encoding="utf-8"), str(tiny_model.folder), given)
         assert result.returncode == 0, result.stderr[-2000:]
         return json.loads(result.stdout)
 
@@ -118,7 +111,7 @@ def test_a_plain_checkpoint_with_and_without_a_recipe(loaded: Any) -> None:
     assert set(loaded["plain"]["layers"].values()) == {"Tensor"}
 
 
-def test_a_hook_that_sglang_does_not_take_is_an_error(repository: Path) -> None:
+def test_a_hook_that_sglang_does_not_take_is_an_error(run_code: Any) -> None:
     """SGLang itself only logs it, and would serve the model without its recipe."""
     code = """
 import sys
@@ -141,12 +134,12 @@ sys.modules |= {module.__name__: module for module in (plugins, registry)}
 sglang_model._hook(("loader.load_model", print, "AROUND"))
 sglang_model._hook(("loader.load_model", print, "AROUND"), ("loader.gone", print, "AROUND"))
 """
-    done = run(code, repository)
+    done = run_code(code)
     assert done.stdout.splitlines() == 2 * ["loader.load_model around"] + ["loader.gone around"]
     assert done.stderr.endswith("RuntimeError: this version of SGLang takes no hook at loader.gone\n")
 
 
-def test_kernels_are_linked_with_the_cuda_runtime_that_torch_has_loaded(repository: Path, tmp_path: Path) -> None:
+def test_kernels_are_linked_with_the_cuda_runtime_that_torch_has_loaded(run_code: Any, tmp_path: Path) -> None:
     code = f"""
 import ctypes, os, subprocess
 from pathlib import Path
@@ -160,11 +153,11 @@ with sglang_model._cuda_runtime_to_link():
     print(Path(folder, "libcudart.so").resolve())
 print(os.environ.get("LIBRARY_PATH"))
 """
-    assert run(code, repository).stdout.splitlines() == [str((tmp_path / "libcudart.so.13").resolve()), "None"]
+    assert run_code(code).stdout.splitlines() == [str((tmp_path / "libcudart.so.13").resolve()), "None"]
 
 
 @pytest.mark.parametrize("compiles", [True, False])
-def test_without_a_compiler_sglang_is_given_compiled_kernels(repository: Path, compiles: bool) -> None:
+def test_without_a_compiler_sglang_is_given_compiled_kernels(run_code: Any, compiles: bool) -> None:
     """All three are asked for at once; where one fails, the log says so and the others' places are taken."""
     code = f"""
 import sys
@@ -203,14 +196,14 @@ from sglang.srt.layers import activation
 from sglang.srt.model_executor import forward_batch_info
 print(activation.silu_and_mul, forward_batch_info.clamp_position)
 """
-    done = run(code, repository)
+    done = run_code(code)
     *asked, used = done.stdout.splitlines()
     assert sorted(asked) == ["2048", "torch.bfloat16", "torch.int64"], done.stderr[-2000:]
     assert used == ("own own" if compiles else "compiled native")
     assert ("no nvcc here" in done.stderr) is not compiles
 
 
-def test_what_is_not_laid_out_by_rows_is_not_joined(repository: Path) -> None:
+def test_what_is_not_laid_out_by_rows_is_not_joined(run_code: Any) -> None:
     """One scale for a whole part is none for a whole merged layer."""
     code = """
 import torch
@@ -227,10 +220,4 @@ except ValueError as error:
     print(error)
 """
     words = "model.layers.0.self_attn.qkv_proj: Int8Tensor is not laid out by rows, so 3 of them cannot be merged"
-    assert run(code, repository).stdout.startswith(words)
-
-
-def run(code: str, repository: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, since this one imports no torch."""
-    environ = {"PYTHONPATH": str(repository), "PATH": os.environ["PATH"]}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environ)
+    assert run_code(code).stdout.startswith(words)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from harness.contract.weights import Unusable
 from harness.worker import texts
@@ -25,6 +24,8 @@ TEMPLATES = {"none": None, "plain": TURNS, "bos": "{{ bos_token }}" + TURNS}
 
 def tokenizer(frame: str, template: str = "none") -> Any:
     """Return a tokenizer of single ASCII letters."""
+    from transformers import PreTrainedTokenizerFast
+
     before, after = FRAMES[frame]
     found = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(SPECIAL + LETTERS)}, unk_token="?"))
     found.pre_tokenizer = pre_tokenizers.Split("", "isolated")
