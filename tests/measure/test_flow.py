@@ -23,6 +23,7 @@ from harness.measure.flow import Flow
 from harness.measure.plain import Checkpoint
 from harness.records.run import Run
 from harness.records.schema import ModelIdentity
+from harness.runtime import parallel
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact, Store
 
