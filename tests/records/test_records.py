@@ -318,7 +318,7 @@ def test_what_came_quantized_said_so_in_its_note_until_the_fourth_schema(reposit
     kept = repository / "results" / "reference"
     came = {
         path.name: {it.cell.model.came_quantized for it in Run(path).lines() if isinstance(it, Measurement)}
-        for path in kept.iterdir()
+        for path in kept.glob("*-20*")
     }
     assert [name for name, found in came.items() if found == {True}] == ["h100-20261128-114605"]
     assert all(found == {False} for name, found in came.items() if name != "h100-20261128-114605")
