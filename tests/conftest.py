@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -25,7 +26,6 @@ from harness.runtime.job import Worker
 from harness.runtime.process import ForkServer
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
-from tests import laws
 
 pytest_plugins = ["pytester", "tests.marking"]
 
@@ -38,7 +38,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes many minutes; run it with -m slow"))
 
 
-laws.register()
+# pytest reads this file for the suites too, where the tests' own packages need not be installed.
+if importlib.util.find_spec("hypothesis"):
+    from tests import laws
+
+    laws.register()
 
 # A shell's background jobs ignore interruption, and what they start inherits that: nothing here could be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -87,6 +91,9 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
+        # A pytest that a test starts is nobody's xdist worker.
+        for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+            patch.delenv(name)
         yield folder
 
 
