@@ -6,7 +6,7 @@ import copy
 import json
 from typing import Any, ClassVar
 
-from harness.worker import evaluate
+from harness.worker import tasks, texts
 from harness.worker.backend import Backend
 
 
@@ -85,12 +85,17 @@ class Client(Backend):
         return copy.deepcopy(self.samples[key])
 
     def tasks(
-        self, url: str, model: str, tokenizer: str, names: list[str], data: str | None, limit: int | None
+        self,
+        url: str,
+        model: str,
+        tokenizer: str,
+        names: list[str],
+        data: str | None,
+        limit: int | None,
+        options: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Run lm-evaluation-harness tasks through the server's completions endpoint."""
-        from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-        served = LocalCompletionsAPI(
+        """Run lm-evaluation-harness tasks through the server's completions endpoint, texts begun as in Transformers."""
+        served = _served()(
             model=model,
             base_url=f"{url}/v1/completions",
             tokenizer=tokenizer,
@@ -99,7 +104,36 @@ class Client(Backend):
             max_retries=2,
             batch_size=1,
         )
-        return evaluate.tasks(served, names, data, limit)
+        return tasks.evaluate(served, names, data, limit, options, self.report)
+
+
+def _served() -> Any:
+    """Return lm-evaluation-harness's client of a server, made to tokenize as its model of Transformers does.
+
+    By itself it begins no text with the BOS that the tokenizer adds, so that a model would answer otherwise than in
+    Transformers for want of it.
+    """
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    class Served(LocalCompletionsAPI):  # type: ignore[misc]
+        def __init__(self, **named: Any) -> None:
+            super().__init__(**named)
+            # What it passes on where nothing else is said: the tokenizer decides.
+            self.add_bos_token = None
+            self._begin = texts.begin(self.tokenizer)
+
+        def tok_encode(
+            self, string: Any, left_truncate_len: int | None = None, add_special_tokens: bool | None = None, **_: Any
+        ) -> Any:
+            several = not isinstance(string, str)
+            found = []
+            for text in string if several else [string]:
+                ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+                whole = ids if add_special_tokens is False else texts.begun(ids, self._begin)
+                found.append(whole[-left_truncate_len:] if left_truncate_len else whole)
+            return found if several else found[0]
+
+    return Served
 
 
 def _strict(handler: Any) -> Any:

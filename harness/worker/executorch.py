@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy
 import torch
 
-from harness.worker import evaluate, loading, texts
+from harness.worker import evaluate, loading, tasks, texts
 from harness.worker.backend import Backend
 from harness.worker.export import load_float32
 from harness.worker.program import Program, ProgramLM, constant, eager_lm, explain, fits
@@ -96,7 +96,14 @@ class Executorch(Backend):
             "largest_difference": watched.largest,
         }
 
-    def tasks(self, names: list[str], data: str | None, limit: int | None, eager: bool) -> dict[str, Any]:
+    def tasks(
+        self,
+        names: list[str],
+        data: str | None,
+        limit: int | None,
+        eager: bool,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks over the program, or over the eager checkpoint in float32.
 
         Both see as much of a text as the program's context holds; ``truncated`` counts the documents of a task that
@@ -106,9 +113,10 @@ class Executorch(Backend):
             model = eager_lm(self._eager(), self.tokenizer, constant(self.file, "get_max_context_len"))
         else:
             model = ProgramLM(Program(self.file), self.tokenizer)
-        found = evaluate.tasks(model, names, data, limit)
-        for name in names:
-            found[name]["truncated"] = len(model.truncated.get(name, ()))
+        found = tasks.evaluate(model, names, data, limit, options, self.report)
+        for name, result in found.items():
+            leaves = result.get("tasks") or (name,)
+            result["truncated"] = sum(len(model.truncated.get(leaf, ())) for leaf in leaves)
         return found
 
     def profile(self, text: str, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import evaluate, loading, tensors, texts
+from harness.worker import evaluate, loading, tasks, tensors, texts
 from harness.worker.backend import Backend
 
 
@@ -92,13 +92,20 @@ class Generate(Backend):
         wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
         return {"ids": wanted.ids, "top": evaluate.likeliest(self.model, wanted, top)}
 
-    def tasks(self, names: list[str], data: str | None, limit: int | None, batch_size: int) -> dict[str, Any]:
+    def tasks(
+        self,
+        names: list[str],
+        data: str | None,
+        limit: int | None,
+        batch_size: int,
+        options: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks through its own Hugging Face backend."""
         self.used = True
         from lm_eval.models.huggingface import HFLM
 
         model = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device)
-        return evaluate.tasks(model, names, data, limit)
+        return tasks.evaluate(model, names, data, limit, options, self.report)
 
     def _inputs(self, messages: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         ids = texts.chat(self.tokenizer, messages)

@@ -96,18 +96,19 @@ _SENTENCE = "The quick brown fox jumps over the lazy dog, and a language model s
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def check_sound(found: Any, checkpoint: str, trust_remote_code: bool = False) -> bool | None:
+def check_sound(found: Any, checkpoint: str, trust_remote_code: bool = False, words: Any = None) -> bool | None:
     """Return whether a model's weights and predictions are finite; None where this device cannot compute predictions.
 
-    Raises Unusable where they are not, so that no figure of such a model is given, and for a tokenizer with tokens that
-    the model does not have.
+    ``words`` is the checkpoint's tokenizer, where it was loaded already, which takes seconds of a large one. Raises
+    Unusable where they are not, so that no figure of such a model is given, and for a tokenizer with tokens that the
+    model does not have.
     """
     if wrong := tensors.not_finite(found):
         raise Unusable(
             f"{checkpoint}: its predictions are not finite, since its weights have NaN or infinite values: "
             f"{shown(f'{name} ({count} values)' for name, count in wrong.items())}"
         )
-    words = tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    words = words or tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     texts.check_fits(words, rows(found))
     ids = torch.tensor([[*texts.begin(words), *words(_SENTENCE, add_special_tokens=False)["input_ids"]]])
     try:

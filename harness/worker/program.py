@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
+from tqdm import tqdm
 
 from harness.contract.program_errors import Meaning, meaning
+from harness.contract.weights import Unusable
 
 
 class Program:
@@ -207,7 +209,8 @@ class _Scored(TemplateLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for index in sorted(range(len(requests)), key=lambda one: requests[one][1]):
+        order = sorted(range(len(requests)), key=lambda one: requests[one][1])
+        for index in tqdm(order, desc="Running loglikelihood requests", mininterval=1):
             _, context, continuation = requests[index]
             whole = [*context, *continuation][-(self.max_length + 1) :]
             first = max(0, len(whole) - len(continuation) - 1)
@@ -236,10 +239,24 @@ class _Scored(TemplateLM):  # type: ignore[misc]
         return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        return [self._generate(*request.args) for request in requests]
+        asked = tqdm(requests, desc="Running generate_until requests", mininterval=1)
+        return [self._generate(*request.args) for request in asked]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
 
     def _generate(self, prompt: str, options: dict[str, Any]) -> str:
         wanted = _generation(options)
+        if wanted.get("do_sample") or wanted.get("num_beams", 1) > 1:
+            raise Unusable(
+                f"a program's answers are greedy here, and the task asks for {options}: leave these options out"
+            )
         tokens = self.tok_encode(prompt)
         length = len(tokens)
         text = ""

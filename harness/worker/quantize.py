@@ -51,7 +51,7 @@ class Quantize(Backend):
         if (begins := _adds_bos(path)) is not None:
             words.add_bos_token = begins
         words.save_pretrained(output)
-        return _facts(model, output)
+        return _facts(model, output, words=words)
 
     def plain_from_shape(self, shape: str, seed: int, tokenizer: str, output: str) -> dict[str, Any]:
         """Write random bf16 weights of the shape of a config.json, with another model's tokenizer."""
@@ -65,7 +65,7 @@ class Quantize(Backend):
         if len(loaded) > config.vocab_size:
             raise ValueError(f"tokenizer of {tokenizer} has {len(loaded)} tokens, the model {config.vocab_size}")
         loaded.save_pretrained(output)
-        return _facts(model, output)
+        return _facts(model, output, words=loaded)
 
     def facts(
         self,
@@ -196,7 +196,7 @@ def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
     loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(output)
 
 
-def _facts(model: Any, output: str, trust_remote_code: bool = False) -> dict[str, Any]:
+def _facts(model: Any, output: str, trust_remote_code: bool = False, words: Any = None) -> dict[str, Any]:
     """Return what is said of every checkpoint; raises Unusable for one that holds, or predicts, what is no number."""
     found = tensors.layers(model)
     files = sorted(Path(output).glob("*.safetensors"))
@@ -211,7 +211,7 @@ def _facts(model: Any, output: str, trust_remote_code: bool = False) -> dict[str
         "linear": tensors.linear_weights(model),
         "quantization_config": saved.get("quantization_config", {}),
         "architecture": type(model).__name__,
-        "finite": loading.check_sound(model, output, trust_remote_code),
+        "finite": loading.check_sound(model, output, trust_remote_code, words),
     }
 
 

@@ -29,8 +29,11 @@ def chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     else:
         text = "\n".join(message["content"] for message in messages if message["content"])
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    first = begin(tokenizer)
+    return begun(list(tokenizer(text, add_special_tokens=False)["input_ids"]), begin(tokenizer))
+
+
+def begun(ids: list[int], first: list[int]) -> list[int]:
+    """Return ids with those before them that a tokenizer begins a text with, but for what is there already."""
     for written in range(len(first), 0, -1):
         if ids[:written] == first[-written:]:
             return [*first[:-written], *ids]

@@ -1,0 +1,123 @@
+"""Model folders as people have them: whole ones load, and others are refused in one line that says what is wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.base.errors import WorkerError
+from harness.base.files import file_digest
+from harness.runtime.environment import Environment
+from harness.runtime.job import Worker
+from harness.runtime.store import Store
+
+_MAKE = Path(__file__).with_name("folders.py")
+pytestmark = pytest.mark.models
+
+WHOLE = ("whole", "tied", "head_alone", "old_rotary", "sharded", "begins", "base_model", "experts")
+
+# By the worker, which asks Transformers: what is said of a folder.
+REFUSED = {
+    "lacks_a_tensor": r"that its files lack \(1\): model\.layers\.1\.self_attn\.q_proj\.weight\. Transformers would "
+    "make up",
+    "lacks_what_is_tied": r"that its files lack \(2\): lm_head\.weight, model\.embed_tokens\.weight\.",
+    "lacks_an_expert": r"another shape .*layers\.0\.mlp\.experts\.gate_up_proj \(3, 64, 64\) in place of \(4, 64, 64\)",
+    "lacks_part_of_an_expert": r"could not be made .*model\.layers\.0\.mlp\.experts\.gate_up_proj",
+    "one_layer_more": r"has no place for \(9\): model\.layers\.2\..* and 3 more\. Transformers would pass over them",
+    "other_shape": r"model\.norm\.weight \(32,\) in place of \(64,\)",
+    "other_names": r"files lack \(21\): lm_head.*; tensors of the files that the model has no place for \(21\): "
+    r"module\.lm_h",
+    "not_a_number": r"predictions are not finite, .*: model\.layers\.1\.mlp\.up_proj\.weight \(1 values\)",
+    "overflows": r"predictions are not finite \(NaN or infinity\) on ordinary text",
+    "encoder_decoder": r"T5ForConditionalGeneration \(model type t5\) is an encoder-decoder",
+    "encoder": r"BertForMaskedLM \(model type bert\) is an encoder and predicts no next token",
+    "classifier": r"LlamaForSequenceClassification \(model type llama\) is made for another task",
+    "own_code": r"'mine' is code of the model's own \(configuration_mine\.MyConfig, .*give --trust-remote-code",
+    "unknown_type": r"model type 'llama99' is none that Transformers [\d.]+ knows",
+    "other_tokenizer": r"has 328 tokens and the model 320: it has no row for 'word60' \(320\)",
+    "no_tokenizer": r"has no tokenizer that Transformers can read",
+}
+
+# By the planner, before anything is started.
+REFUSED_AT_ONCE = {
+    "shard_missing": r"names \d+ files, of which 1 cannot be found: model-00002",
+    "pointer": r"model\.safetensors is a pointer of git-lfs",
+    "cut_off": r"model\.safetensors is cut off: its header tells of \d+ bytes",
+    "adapter": r"holds an adapter of owner/base and no model: give its base model, or merge",
+    "adapter_beside": r"holds an adapter of owner/base \(adapter_config\.json\) beside a model",
+    "pickle": r"are pickles \(pytorch_model\.bin\), and consolidated\.safetensors is not what Transformers loads",
+    "compressed": r"is quantized with compressed-tensors, which is not torchao: give the plain model",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(kept_store: Store) -> Path:
+    """A folder of all the model folders."""
+
+    def build(folder: Path) -> None:
+        subprocess.run([sys.executable, str(_MAKE), str(folder)], check=True, capture_output=True)
+
+    key = {"script": file_digest(_MAKE), "packages": Environment().decisive()}
+    return kept_store.get("zoo-folders", key, build, label="the tests' model folders").folder
+
+
+@pytest.fixture(scope="module")
+def worker(start_worker: Callable[..., Worker]) -> Worker:
+    return start_worker("quantize", device="cpu")
+
+
+def ask(worker: Worker, folder: Path) -> dict[str, Any]:
+    return worker.ask("facts", 300, checkpoint=str(folder), trust_remote_code=False)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_folder_loads(worker: Worker, folders: Path, name: str) -> None:
+    found = ask(worker, folders / name)
+    assert found["finite"] is True
+    assert found["parameters"] > 0
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_whole_model_is_refused_by_what_it_lacks(worker: Worker, folders: Path, name: str) -> None:
+    with pytest.raises(WorkerError, match=REFUSED[name]) as caught:
+        ask(worker, folders / name)
+    assert caught.value.kind == "refused"
+    assert "\n" not in str(caught.value)
+    assert worker.alive
+
+
+@pytest.fixture
+def session(repository: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``session(*arguments)`` runs the suites' checkpoint tests, as a user would, with options."""
+    command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "-k", "checkpoint", "-p", "no:cacheprovider"]
+    command += ["--recipe=int8wo", "--cache", str(tmp_path / "cache"), "--results", str(tmp_path / "results")]
+    asked = {"cwd": repository, "capture_output": True, "text": True, "timeout": 600, "check": False}
+    return lambda *arguments: subprocess.run([*command, *arguments], **asked)
+
+
+def test_a_session_says_of_each_folder_in_one_line_what_is_wrong(folders: Path, session: Any) -> None:
+    """Every test of it fails, with status 1, and no traceback is shown."""
+    words = {
+        **REFUSED_AT_ONCE,
+        **{name: REFUSED[name] for name in ("lacks_a_tensor", "not_a_number", "encoder_decoder")},
+    }
+    done = session(*(f"--model={folders / name}" for name in words))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"{2 * len(words)} failed" in done.stdout, "baseline and recipe, and nothing else"
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    for name, wrong in words.items():
+        assert [line for line in lines if f"/{name}" in line and re.search(wrong, line)], f"nothing is said of {name}"
+
+
+def test_verbosely_a_refusal_shows_its_log(folders: Path, session: Any) -> None:
+    done = session("-v", f"--model={folders / 'unknown_type'}")
+    assert done.returncode == 1
+    assert re.search(REFUSED["unknown_type"], done.stdout)
+    assert "Traceback" in done.stdout
