@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -162,15 +162,22 @@ def _conversions(checkpoint: str) -> Iterator[None]:
     with patch.object(modeling_utils, "log_state_dict_report", noted):
         try:
             yield
-        except RuntimeError as error:
+        except RuntimeError:
             if not failed:
                 raise
-            name, words = next(iter(failed.items()))
-            lines = [line.strip() for line in reversed(words.splitlines()) if line.strip()]
-            # What was raised stands above the library's own last line, which only names the tensor again.
-            raised = (line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line))
-            reason = next(raised, lines[0] if lines else "")
-            raise Unusable(
-                f"{checkpoint}: tensors that could not be made of those of its files ({len(failed)}): "
-                f"{shown(sorted(failed))} ({name}: {reason})"
-            ) from error
+            raise conversion_error(checkpoint, failed) from None
+
+
+def conversion_error(checkpoint: str, failed: Mapping[str, str]) -> Exception:
+    """Return the error for tensors that Transformers could not make, by what it wrote down of each: a traceback.
+
+    An Unusable where those of the files do not make up the model's. While a recipe is applied it is a RuntimeError: any
+    error at all can be the cause, such as want of memory, and its log tells more.
+    """
+    name, words = next(iter(failed.items()))
+    causes = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception)(?=: |$).*$", words.rpartition("\nError")[0], re.MULTILINE)
+    cause = causes[-1] if causes else words.strip().rpartition("\n")[2]
+    what = f"({len(failed)}): {shown(sorted(failed))} ({name}: {cause})"
+    if "Quantize" in words.rpartition("\n")[2]:
+        return RuntimeError(f"{checkpoint}: tensors that could not be quantized {what}")
+    return Unusable(f"{checkpoint}: tensors that could not be made of those of its files {what}")
