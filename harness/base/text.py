@@ -63,3 +63,11 @@ def one_line(text: str) -> str:
     """Put spaces for line breaks, control and invisible formatting characters (direction overrides among them)."""
     kept = (" " if unicodedata.category(it) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else it for it in text)
     return " ".join("".join(kept).split())
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: 40 s, 12 min, 2 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

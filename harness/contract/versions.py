@@ -30,6 +30,9 @@ CHECKPOINT_FACTS = (
 """What is said of every checkpoint; one of which an older version said less is made again."""
 
 
+TASKS = 2
+"""Results of tasks: harness/worker/tasks.py and local_tasks.py."""
+
 PROGRAM_TASKS = 2
 """Results of tasks over programs and their eager models: harness/worker/program.py."""
 

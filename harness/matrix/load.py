@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from harness.base.errors import MatrixError, nearest
 from harness.matrix.hardware import IMPLIED_GROUPS, Hardware, Needs
 from harness.matrix.plan import Matrix
-from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, Threshold, _File, _Table
+from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, TaskOptions, Threshold, _File, _Table
 from harness.records.metrics import METRICS
 
 Location = tuple[str | int, ...]
@@ -56,6 +56,7 @@ def load(path: Path, servers: Collection[str] | None = None) -> Matrix:
         entries=file.cells,
         measurements=file.measurements,
         thresholds=file.thresholds,
+        tasks=file.tasks,
         servers=tuple(servers) if servers is not None else _named(file),
     )
     if problems := list(_misnamed(matrix, file, where)):
@@ -212,6 +213,7 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
         "groups": _Table,
         "models": Model,
         "recipes": Recipe,
+        "tasks": TaskOptions,
         "cells": CellEntry,
         "measurements": Measurements,
         "thresholds": Threshold,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import MatrixError, nearest
 from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
-from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, Threshold
+from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, TaskOptions, Threshold
 from harness.records.metric import STAGES
 from harness.records.place import Place
 
@@ -85,7 +85,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The whole of matrix.toml. ``groups`` are the names of groups, ``servers`` all that a cell may be sent through."""
+    """The whole of matrix.toml. ``groups`` are the names of groups, ``servers`` all that a cell may be sent through.
+
+    ``asked`` is how a command line wants all tasks asked, ``trust_remote_code`` whether the code of models that it
+    names by folder or hub id may be run.
+    """
 
     path: Path
     models: dict[str, Model]
@@ -96,6 +100,13 @@ class Matrix:
     measurements: dict[str, Measurements]
     thresholds: list[Threshold]
     servers: tuple[str, ...]
+    tasks: dict[str, TaskOptions] = field(default_factory=dict)
+    asked: TaskOptions = field(default_factory=TaskOptions)
+    trust_remote_code: bool = False
+
+    def task_options(self, name: str) -> TaskOptions:
+        """Return how a task is asked: as its table has it, and as the command line has it beyond that."""
+        return self.tasks.get(name, TaskOptions()) | self.asked
 
     @property
     def baseline(self) -> Recipe:
@@ -136,9 +147,10 @@ class Matrix:
             return self.models[given]
         folder = Path(given)
         if folder.is_dir():
-            return Model(name=folder.resolve().name, folder=str(folder.resolve()))
+            trusted = self.trust_remote_code
+            return Model(name=folder.resolve().name, folder=str(folder.resolve()), trust_remote_code=trusted)
         if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and not given.startswith((".", "/")):
-            return Model(name=given.split("/")[1], hub=given)
+            return Model(name=given.split("/")[1], hub=given, trust_remote_code=self.trust_remote_code)
         raise MatrixError(
             f"--model {given!r} is neither a model of {self.path.name}, nor a folder, nor a hub id (owner/name); "
             + nearest(given, self.models)

@@ -311,6 +311,28 @@ class Threshold(_Table):
         return self.comparison not in ("max", "min")
 
 
+class TaskOptions(_Table):
+    """How a task of lm-evaluation-harness is asked, where it is not as the task itself has it.
+
+    ``num_fewshot`` solved examples stand in a prompt; ``chat_template`` writes it as a chat of the model's, with
+    ``system_instruction`` at its head; ``generation`` are options such as ``max_gen_toks`` and ``temperature``.
+    """
+
+    num_fewshot: int | None = Field(default=None, ge=0)
+    chat_template: bool = False
+    system_instruction: str = ""
+    generation: dict[str, str | int | float | bool] = {}
+
+    def __or__(self, other: TaskOptions) -> TaskOptions:
+        """Return these options with what the others set in their place."""
+        return self.model_copy(update={name: getattr(other, name) for name in other.model_fields_set})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is asked otherwise than the task has it, as workers take it and keys have it."""
+        return self.model_dump(exclude_defaults=True)
+
+
 class CellEntry(_Table):
     """One [[cells]] table: every combination of its models and recipes on its hardware or group, through its servers.
 
@@ -335,6 +357,7 @@ class _File(_Table):
     groups: dict[str, list[str]] = {}
     models: dict[str, Model]
     recipes: dict[str, Recipe]
+    tasks: dict[str, TaskOptions] = {}
     cells: list[CellEntry]
     measurements: dict[str, Measurements]
     thresholds: list[Threshold] = []

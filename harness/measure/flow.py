@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import TaskOptions
 from harness.measure.checkpoints import Checkpoints, Program
 from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
@@ -24,7 +25,8 @@ from harness.runtime.store import Store
 class Flow:
     """What measurements are made with: artifacts that are cached, workers that last, and the time that both take.
 
-    ``data`` is a folder that has tasks' documents and prompts, ``limit`` the number of documents of a task.
+    ``data`` is a folder that has tasks' documents and prompts, ``limit`` the number of documents of a task, and
+    ``task_options`` tells by a task's name how it is asked.
     """
 
     workers: Workers
@@ -33,6 +35,7 @@ class Flow:
     clock: Clock
     data: Path | None = None
     limit: int | None = None
+    task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
 
     @classmethod
     def open(
@@ -73,7 +76,7 @@ class Flow:
             workers, models, keys, clock, matrix, run.name, data=data, programs=programs, block=block
         )
         fleet = Fleet(workers, made, clock, environments=environments, plan=plan, whole=whole, data=data)
-        return cls(workers, made, fleet, clock, data, limit)
+        return cls(workers, made, fleet, clock, data, limit, matrix.task_options)
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""

@@ -234,9 +234,9 @@ class MeasureMobile:
         """Evaluate a task over the program, or over its eager checkpoint in float32."""
         program = self.flow.checkpoints.program(cell, PORTABLE)
 
-        def ask(data: str | None, limit: int | None) -> dict[str, Any]:
-            eager = through == "eager"
-            return self._ask(cell, PORTABLE, "tasks", names=[task], data=data, limit=limit, eager=eager)
+        def ask(data: str | None, limit: int | None, options: dict[str, Any]) -> dict[str, Any]:
+            told = {"names": [task], "data": data, "limit": limit, "options": options}
+            return self._ask(cell, PORTABLE, "tasks", eager=through == "eager", **told)
 
         key = {"program": program.key, **versions.in_key("tasks", versions.PROGRAM_TASKS)}
         return task_through(self.recorder, cell, task, through, key, ask)

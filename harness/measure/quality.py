@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
 from harness.base.files import file_digest
+from harness.base.text import digest as digest_of
+from harness.contract import versions
 from harness.matrix.plan import Cell
+from harness.matrix.schema import TaskOptions
 from harness.measure.agreement import LIKELIEST, hold
 from harness.measure.figures import Figure, standard_error
 from harness.measure.recorder import Recorder
@@ -102,7 +107,8 @@ def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
 def task(recorder: Recorder, cell: Cell, name: str) -> dict[str, Measurement]:
     """Evaluate one lm-evaluation-harness task, through Transformers or through the served model."""
     flow, limit = recorder.flow, cell.measurements.time_limits.evaluate
-    common = {"names": [name], "data": str(flow.data) if flow.data else None, "limit": flow.limit}
+    common: dict[str, Any] = {"names": [name], "data": str(flow.data) if flow.data else None, "limit": flow.limit}
+    common["options"] = flow.task_options(name).asked
     batch_size = cell.hardware.task_batch
 
     def through_transformers() -> dict[str, Any]:
@@ -132,12 +138,12 @@ def task_through(
     name: str,
     through: str,
     key: dict[str, Any],
-    ask: Callable[[str | None, int | None], dict[str, Any]],
+    ask: Callable[..., dict[str, Any]],
 ) -> dict[str, Measurement]:
-    """Evaluate a task by ``ask(data, limit)``, which ``key`` identifies besides cell, task, data and limit."""
+    """Evaluate a task by ``ask(data, limit, options)``, which ``key`` identifies besides cell, task and these."""
     flow = recorder.flow
     data = str(flow.data) if flow.data else None
-    return _evaluate(recorder, cell, name, through, key, lambda: ask(data, flow.limit))
+    return _evaluate(recorder, cell, name, through, key, lambda: ask(data, flow.limit, flow.task_options(name).asked))
 
 
 def _evaluate(
@@ -146,24 +152,60 @@ def _evaluate(
     flow = recorder.flow
     digest = _data_digest(flow.data, name)
     whole = {"task": name, "definition": METRICS["accuracy"].version, "limit": flow.limit, "data": digest, **key}
+    whole |= versions.in_key("asking", versions.TASKS)
+    options = flow.task_options(name)
+    if options.asked:
+        whole["options"] = options.asked
     if through:
         whole["through"] = through
     artifact = flow.checkpoints.evaluated(cell, f"{name} {through}".strip(), whole, ask)
-    return _record(recorder, cell, name, artifact, str(digest or "hub")[:16], through)
+    found: dict[str, Measurement] = {}
+    known: list[str] = []
+    for task, result in artifact.facts.items():
+        known += result["metrics"]
+        asked = _asked(options, result)
+        figures = _record(recorder, cell, task, result, artifact, str(digest or "hub")[:16], through, asked)
+        # Of a tag its tasks have a name each.
+        found |= figures if len(artifact.facts) == 1 else {f"{task} {of}": it for of, it in figures.items()}
+    if not found:
+        told = ", ".join(dict.fromkeys(known)) or "none"
+        raise HarnessError(f"task {name} of {cell.id}: none of its metrics is one that is recorded here ({told})")
+    return found
+
+
+def _asked(options: TaskOptions, result: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return the parameters of how a task was asked: what tells figures apart that have nothing to do with each "
+    "other."""
+    found: dict[str, Scalar] = {}
+    if shots := result.get("num_fewshot", 0):
+        found["num_fewshot"] = shots
+    if options.chat_template:
+        found["chat_template"] = True
+    if options.system_instruction:
+        found["system_instruction"] = digest_of({"text": options.system_instruction})[:8]
+    if options.generation:
+        found["generation"] = ", ".join(f"{name}={value}" for name, value in sorted(options.generation.items()))
+    return found
 
 
 def _record(
-    recorder: Recorder, cell: Cell, name: str, artifact: Artifact, inputs: str, through: str
+    recorder: Recorder,
+    cell: Cell,
+    name: str,
+    result: Mapping[str, Any],
+    artifact: Artifact,
+    inputs: str,
+    through: str,
+    asked: Mapping[str, Scalar],
 ) -> dict[str, Measurement]:
-    result = artifact.facts[name]
     documents = result["documents"]
-    attachment = recorder.attach("-".join(filter(None, (cell.id, name, through))), result)
+    attachment = recorder.attach("-".join(filter(None, (cell.id, name, through))), dict(result))
     found: dict[str, Measurement] = {}
     for of, value in result["metrics"].items():
-        metric = "task_perplexity" if of == "perplexity" else "accuracy"
-        if metric == "accuracy" and not of.startswith(("acc", "exact_match", "em", "f1")):
+        metric = "task_perplexity" if of.endswith("perplexity") else "accuracy"
+        if metric == "accuracy" and not _SHARE.search(of):
             continue
-        parameters: dict[str, Scalar] = {"task": name, "task_metric": of, "documents": len(documents)}
+        parameters: dict[str, Scalar] = {"task": name, "task_metric": of, "documents": len(documents), **asked}
         if through:
             parameters["through"] = through
         besides = {"stderr": result["stderr"].get(of), "truncated": float(result.get("truncated", 0)) or None}
@@ -177,9 +219,6 @@ def _record(
         found[of] = recorder.note(cell, parameters, metric, figure, inputs=inputs)
         if metric == "accuracy" and not cell.recipe.baseline:
             _flips(recorder, cell, found[of])
-    if not found:
-        known = ", ".join(result["metrics"]) or "none"
-        raise HarnessError(f"task {name} of {cell.id}: none of its metrics is one that is recorded here ({known})")
     return found
 
 
@@ -195,6 +234,17 @@ def _flips(recorder: Recorder, cell: Cell, accuracy: Measurement) -> None:
     recorder.note(cell, dict(accuracy.parameters), "answer_flips", figure)
 
 
+# The metrics of tasks that are the share of documents answered well: acc_norm, prompt_level_strict_acc, f1, pass@1.
+_SHARE = re.compile(r"(^|_)(acc|exact_match|em|f1|pass@\d+)(_|$)")
+
+
 def _data_digest(data: Path | None, task: str) -> str | None:
-    file = data / f"{task}.jsonl" if data else None
-    return file_digest(file) if file and file.is_file() else None
+    """Return a digest of the documents that a task may read: its own files, or of a group all that there are."""
+    if data is None:
+        return None
+    single = data / f"{task}.jsonl"
+    own = [path for path in sorted(data.glob(f"{glob.escape(task)}.*")) if path.suffix == ".jsonl"]
+    if own == [single]:
+        return file_digest(single)
+    files = own or sorted(data.glob("*.jsonl"))
+    return digest_of({path.name: file_digest(path) for path in files}) if files else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import WorkerError
-from harness.base.text import file_name
+from harness.base.text import duration, file_name
 from harness.contract.protocol import Job
 from harness.matrix.plan import Cell
 from harness.matrix.schema import TimeLimits
@@ -141,7 +141,7 @@ class Workers:
             role=role,
             variables=variables,
             forks=self._fork_server(family, variables or {}, environment),
-            progress=lambda value: self.progress(f"{label}: {value.get('done')} of {value.get('of')}"),
+            progress=lambda value: self.progress(f"{label}: {_in_words(value)}"),
             waiting=self._waiting,
         )
 
@@ -213,3 +213,10 @@ class Workers:
         if not family or sys.platform != "linux":
             return None
         return self._forks.get(family, environment.python, environment.environ(self.store, variables), self.log)
+
+
+def _in_words(progress: Mapping[str, Any]) -> str:
+    """Return how far a worker is: what is done, of how much, and how long the rest will take, if it knows."""
+    unit, left = progress.get("unit"), progress.get("left")
+    words = f"{progress.get('done')} of {progress.get('of')}" + (f" {unit}" if unit else "")
+    return words if left is None else f"{words}, about {duration(left)} left"

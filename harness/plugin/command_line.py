@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
+from harness.matrix.schema import TaskOptions
 from harness.servers.registry import SERVERS
 from harness.servers.registry import names as server_names
 
@@ -34,6 +37,8 @@ class CommandLine:
     devices: tuple[str, ...] = ()
     environments: tuple[str, ...] = ()
     limit: int | None = None
+    task_options: TaskOptions = field(default_factory=TaskOptions)
+    trust_remote_code: bool = False
     data: Path | None = None
     cache: Path | None = None
     swap: str | None = None
@@ -72,6 +77,8 @@ class CommandLine:
             devices=several("--device"),
             environments=several("--environment"),
             limit=option("--limit"),
+            task_options=_task_options(config),
+            trust_remote_code=option("--trust-remote-code"),
             data=option("--data"),
             cache=option("--cache"),
             swap=option("--swap"),
@@ -107,8 +114,44 @@ class CommandLine:
         if self.data is not None and not self.data.is_dir():
             raise HarnessError(f"--data {self.data}: there is no such folder")
         if not self.tasks and self.data is not None:
-            return sorted(path.stem for path in self.data.glob("*.jsonl"))
+            # A file of one split says so in its name: TASK.SPLIT.jsonl.
+            return sorted({_task_of(path.stem) for path in self.data.glob("*.jsonl")})
         return list(self.tasks)
+
+
+def _task_of(stem: str) -> str:
+    """Return the task that a file of documents is of: what stands before the split, if it is of one."""
+    task, dot, split = stem.rpartition(".")
+    return task if dot and not split[:1].isdigit() else stem
+
+
+def _task_options(config: pytest.Config) -> TaskOptions:
+    """Return how tasks are to be asked. Raises UsageError for an option of generation that has no value."""
+    option: Any = config.getoption
+    given: dict[str, Any] = {}
+    if option("--num-fewshot") is not None:
+        given["num_fewshot"] = option("--num-fewshot")
+    if option("--apply-chat-template"):
+        given["chat_template"] = True
+    if option("--system-instruction"):
+        given["system_instruction"] = option("--system-instruction")
+    for part in (it for words in option("--gen-kwargs") for it in words.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise pytest.UsageError(f"--gen-kwargs {part!r}: give NAME=VALUE, such as max_gen_toks=128")
+        given.setdefault("generation", {})[name.strip()] = _value(value.strip())
+    try:
+        return TaskOptions.model_validate(given)
+    except ValidationError as error:
+        raise pytest.UsageError(f"--num-fewshot {given.get('num_fewshot')}: {error.errors()[0]['msg']}") from error
+
+
+def _value(text: str) -> str | int | float | bool:
+    try:
+        found = json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+    return found if isinstance(found, (int, float, bool)) else text
 
 
 def _places(config: pytest.Config) -> list[Path]:

@@ -31,11 +31,32 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "evaluate this lm-evaluation-harness task; repeatable; with --data all of that folder's by default",
     },
+    "--num-fewshot": {
+        "type": int,
+        "metavar": "N",
+        "help": "show N solved examples in each prompt of a task, where the task allows it",
+    },
+    "--apply-chat-template": {
+        "action": "store_true",
+        "help": "write the prompts of tasks as chats, by the model's own template",
+    },
+    "--system-instruction": {"metavar": "TEXT", "help": "what stands at the head of each prompt of a task"},
+    "--gen-kwargs": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME=VALUE[,...]",
+        "help": "options of generative tasks, such as max_gen_toks=128; repeatable",
+    },
+    "--trust-remote-code": {
+        "action": "store_true",
+        "help": "run the code that models named by folder or hub id bring along: read it first",
+    },
     "--limit": {"type": int, "metavar": "N", "help": "evaluate only the first N documents of each task"},
     "--data": {
         "type": Path,
         "metavar": "DIR",
-        "help": "read tasks' documents from DIR/TASK.jsonl, and ShareGPT from there if it is there, instead of the hub",
+        "help": "read tasks' documents from DIR/TASK.jsonl or DIR/TASK.SPLIT.jsonl, and ShareGPT from there if it is "
+        "there, instead of the hub",
     },
     "--swap": {
         "metavar": "REQUIREMENT",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.base.text import duration
 from harness.records.run import Run
 
 _EVERY = 10.0
@@ -51,14 +52,6 @@ class Estimate:
         """Return the seconds that tests are expected to take, and how many of them nothing is known of."""
         times = [self.of(test) for test in tests]
         return sum(it for it in times if it is not None), sum(it is None for it in times)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as people say it: 40 s, 12 min, 2 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Progress:

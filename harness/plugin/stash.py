@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,7 +45,7 @@ def matrix_of(config: pytest.Config) -> Matrix:
         for name in given.recipes or ():
             if found := config.hook.pytest_harness_recipe(name=name):
                 matrix.recipes[name] = found
-        config.stash[_matrix_key] = matrix
+        config.stash[_matrix_key] = replace(matrix, asked=given.task_options, trust_remote_code=given.trust_remote_code)
     return config.stash[_matrix_key]
 
 

@@ -7,7 +7,10 @@ from harness.records.metric import Metric, Row, Rule, Words
 
 _TEXT = ("text", "windows", "window_tokens")
 _AGREEMENT = ("runner", "route", "windows", "window_tokens")
-_TASK = ("task", "task_metric", "documents", "through")
+_TASK = (
+    *("task", "task_metric", "documents", "through"),
+    *("num_fewshot", "chat_template", "system_instruction", "generation"),
+)
 
 
 QUALITY: tuple[Metric, ...] = (

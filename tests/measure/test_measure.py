@@ -23,6 +23,7 @@ from harness.base.errors import HarnessError, Unsuitable, WrongKernels
 from harness.machine import probe, watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
+from harness.matrix.schema import TaskOptions
 from harness.measure.figures import Figure, percentiles, split
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
@@ -97,6 +98,7 @@ class StubFlow:
         self.said: list[str] = []
         self.data: Path | None = None
         self.limit: int | None = None
+        self.task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
         self.workers = self.checkpoints = self.fleet = self.clock = self
 
     def packages(self, cell: Cell) -> dict[str, str]:
