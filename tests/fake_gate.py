@@ -12,7 +12,6 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.gate import blocks, schedule
-from harness.gate.bench import SharedRun
 from harness.gate.gate import Gate
 from harness.gate.plan import Unit
 from harness.gate.schedule import Budget
@@ -26,6 +25,7 @@ from harness.measure.flow import Flow
 from harness.measure.plain import Checkpoint
 from harness.measure.workers import Workers
 from harness.records.metrics import METRICS
+from harness.records.run import Run
 from harness.records.schema import Device, Header, Measurement, ModelIdentity
 from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
@@ -161,7 +161,7 @@ def make(
         options,
         store=Store(folder / "cache"),
         matrix=matrix,
-        run=SharedRun(folder / "run"),
+        run=Run(folder / "run"),
         pair=pair or Pair("none", Environment(), Environment(), ()),
         base=Environment(),
         progress=lambda _: None,

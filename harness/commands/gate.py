@@ -13,7 +13,6 @@ from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root, write_text
 from harness.gate import margins as gate_margins
-from harness.gate.bench import SharedRun
 from harness.gate.gate import Gate, GateResult
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import parse_budget
@@ -63,7 +62,7 @@ class Workplace:
             self.progress(f"making the environments of {options.old} and {options.new} ...")
             pair = make(self.store, options.old, options.new, self.base)
         self._check_servers(options, pair)
-        run = SharedRun((earlier or Run.create(gates)).folder)
+        run = earlier or Run.create(gates)
         gate = Gate(
             options,
             store=self.store,

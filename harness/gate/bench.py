@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -16,21 +15,8 @@ from harness.measure.checkpoints import Checkpoints
 from harness.measure.flow import Flow
 from harness.measure.workers import Forks
 from harness.records.run import Run
-from harness.records.schema import Line
 from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
-
-
-class SharedRun(Run):
-    """A run that both sides of a block append to."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._lock = threading.Lock()
-
-    def append(self, line: Line) -> None:
-        with self._lock:
-            super().append(line)
 
 
 @dataclass
@@ -39,7 +25,7 @@ class Bench:
 
     pair: Pair
     store: Store
-    run: SharedRun
+    run: Run
     matrix: Matrix
     base: Flow
     data: Path | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError, RecordError, Unsuitable
 from harness.base.files import write_text
-from harness.gate.bench import Bench, SharedRun
+from harness.gate.bench import Bench
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.compatibility import Compatibility, verdict_of
 from harness.gate.plan import Unit, units
@@ -29,6 +29,7 @@ from harness.matrix.plan import Matrix
 from harness.measure.flow import Flow
 from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
 from harness.records.place import Place
+from harness.records.run import Run
 from harness.records.schema import Line
 from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
@@ -70,7 +71,7 @@ class Gate:
         *,
         store: Store,
         matrix: Matrix,
-        run: SharedRun,
+        run: Run,
         pair: Pair,
         base: Environment,
         progress: Callable[[str], None],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ class Run:
     """A run's folder: ``records.jsonl``, the workers' logs and attachments.
 
     Lines are only ever appended, each flushed and fsynced before :meth:`append` returns, so that what was
-    measured stays whatever happens next.
+    measured stays whatever happens next. Threads may append to one run, as the two sides of a gate do: a line follows
+    the other whole, and is told of before the next.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,6 +36,7 @@ class Run:
         self.attachments = folder / "attachments"
         # Told of every line once it is on the disk.
         self.written: Callable[[Line], object] = lambda line: None
+        self._lock = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -102,6 +105,11 @@ class Run:
         keeps whole lines only.
         """
         data = (line.model_dump_json(exclude_defaults=False) + "\n").encode()
+        with self._lock:
+            self._append(data)
+            self.written(line)
+
+    def _append(self, data: bytes) -> None:
         with _kept(self.path, "a record"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
@@ -116,7 +124,6 @@ class Run:
                     with contextlib.suppress(OSError):
                         os.truncate(self.path, start)
                     raise
-        self.written(line)
 
     def read(self) -> tuple[list[Line], list[str]]:
         """Return every whole line of the run and a message for each line that could not be read."""

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.gate import blocks
-from harness.gate.bench import Bench, SharedRun
+from harness.gate.bench import Bench
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.plan import units
 from harness.judge.gatefile import Options
@@ -26,6 +26,7 @@ from harness.measure.flow import Flow
 from harness.measure.plain import Checkpoint
 from harness.measure.workers import Workers
 from harness.records.metrics import METRICS
+from harness.records.run import Run
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
@@ -213,7 +214,7 @@ def bench(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
             if entry.hardware == "cpu"
         ],
     )
-    store, run, environment = Store(tmp_path / "cache"), SharedRun(tmp_path / "run"), Environment()
+    store, run, environment = Store(tmp_path / "cache"), Run(tmp_path / "run"), Environment()
     base = Flow.open(store, run, matrix, environment=environment)
     base.checkpoints.models._found[MODEL.name] = Checkpoint(tmp_path, "plain/1", MODEL, {})
     return Bench(Pair("torchao", environment, environment, ()), store, run, matrix, base)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -421,6 +422,23 @@ def test_a_folder_that_cannot_hold_runs_is_named(tmp_path: Path) -> None:
         Run.create(tmp_path / "file" / "runs")
     with pytest.raises(RecordError, match=r"records\.jsonl: cannot write a record \(Not a directory"):
         Run(tmp_path / "file" / "run").append(LATENCY)
+
+
+def test_threads_append_whole_lines_and_are_told_of_them_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """As the two sides of a gate do."""
+    run, told = Run(tmp_path), []
+    run.written = told.append
+
+    def append(side: str) -> None:
+        for number in range(30):
+            run.append(Timing(stage=f"{side} {number} {'x' * 5000}", seconds=1.0))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(append, ("old", "new")))
+    lines, problems = run.read()
+    assert not problems
+    assert lines == told
+    assert len(lines) == 60
 
 
 def test_a_kill_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
