@@ -111,7 +111,8 @@ def main(words: list[str]) -> int:
     """Install, and return the exit status of the last thing tried."""
     if starter := uv():
         options, variables = for_uv(pip_settings())
-        command = [*starter, "pip", "install", "--python", sys.executable, *options]
+        # As pip does: where nothing may write bytecode later, every process would compile torch anew.
+        command = [*starter, "pip", "install", "--python", sys.executable, "--compile-bytecode", *options]
         environment = os.environ | variables
         status, said = run([*command, *words], environment)
         if status and re.search(r"\btorch\b", said):

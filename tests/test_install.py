@@ -82,8 +82,8 @@ def test_what_pip_is_told_is_handed_to_uv(install: Install) -> None:
     status, calls = install("--no-deps", "-r", "cpu.lock", told=told)
     assert (status, len(calls)) == (0, 1)
     (call,) = calls
-    assert call[:5] == ["uv", "pip", "install", "--python", sys.executable]
-    assert call[5:-4] == [
+    assert call[:6] == ["uv", "pip", "install", "--python", sys.executable, "--compile-bytecode"]
+    assert call[6:-4] == [
         *("--default-index", "https://mirror.example/simple"),
         *("--index", "https://one.example/simple", "--index", "https://two.example/simple"),
         *("--find-links", "/wheels", "--find-links", "/more-wheels"),
@@ -110,7 +110,7 @@ def test_where_no_index_has_the_cpu_build_torchs_own_is_asked(install: Install) 
     status, calls = install("-r", "cpu.lock", UV_SAYS=NO_TORCH)
     assert status == 0
     plain, asked = calls
-    assert asked == [*plain[:-3][:7], "--torch-backend", "cpu", *plain[-3:]]
+    assert asked == [*plain[:-3][:8], "--torch-backend", "cpu", *plain[-3:]]
 
 
 @pytest.mark.parametrize("status", ["0", "1"])
