@@ -266,7 +266,7 @@ def test_the_readme_is_short() -> None:
 
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_HOSTS = {"github.com", "semver.org", "huggingface.co"}
+_HOSTS = {"ai.google.dev", "github.com", "semver.org", "huggingface.co"}
 
 
 @pytest.mark.parametrize(
