@@ -52,6 +52,13 @@ class ThresholdFailure(HarnessError):
         self.known = known
 
 
+class TooNoisy(HarnessError):
+    """Rounds were so far apart that a figure can be said to be neither within its limit nor beyond it.
+
+    Its test has not passed and has not failed; it is told of by a word of its own.
+    """
+
+
 class WrongKernels(HarnessError):
     """A recipe's own kernels did not do the work of its linear layers.
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from harness.base.errors import ThresholdFailure
+from harness.base.errors import ThresholdFailure, TooNoisy
+from harness.judge import spread
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Threshold
 from harness.records.place import Place
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Judgement, Line, Measurement, describe
+
+TOO_NOISY = "too noisy to say"
 
 
 class Measured(Protocol):
@@ -35,6 +38,7 @@ class Judge:
         self.failures: list[str] = []
         self.known: list[str] = []
         self.unjudged: list[str] = []
+        self.noisy: list[str] = []
 
     def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement], alone: str = "") -> None:
         """Hold each measurement against every threshold that applies to it.
@@ -43,11 +47,13 @@ class Judge:
         of a model that came quantized.
 
         Raises ThresholdFailure that lists all limits that do not hold, and those that need a baseline which this
-        run has not measured. A limit that is known not to hold is judged and recorded as any other.
+        run has not measured. A limit that is known not to hold is judged and recorded as any other. Raises TooNoisy
+        where none of those fails, and the rounds of a figure are too far apart to say whether a limit holds.
         """
         if isinstance(measurements, Measurement):
             measurements = [measurements]
         problems, reasons = [], []
+        noisy: list[str] = []
         for measurement in measurements:
             random = measurement.cell.model.weights == "random"
             for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters, random=random):
@@ -60,7 +66,11 @@ class Judge:
                 if missing:
                     problem, known = self._unjudged(cell, measurement, threshold), ""
                 else:
-                    problem, known = self._hold(cell, measurement, threshold, baseline), threshold.known_failure
+                    judgement, problem = self._hold(cell, measurement, threshold, baseline)
+                    known = threshold.known_failure
+                    if judgement.noisy:
+                        noisy.append(problem)
+                        continue
                 if problem:
                     problems.append(problem)
                     reasons.append(known)
@@ -70,9 +80,13 @@ class Judge:
                         f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} "
                         f"{threshold.limit:g} holds now; its known_failure can be taken out of {self.matrix.path.name}"
                     )
+        self.noisy += noisy
         if problems:
+            problems += noisy
             known = "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
             raise ThresholdFailure("\n".join(problems), known)
+        if noisy:
+            raise TooNoisy("\n".join(noisy))
 
     def _unjudged(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
         return (
@@ -81,10 +95,14 @@ class Judge:
             "--resume a run that has it"
         )
 
-    def _hold(self, cell: Cell, measurement: Measurement, threshold: Threshold, baseline: Measurement | None) -> str:
-        """Judge and record; returns what is wrong, or an empty string if the limit holds."""
+    def _hold(
+        self, cell: Cell, measurement: Measurement, threshold: Threshold, baseline: Measurement | None
+    ) -> tuple[Judgement, str]:
+        """Judge and record; returns the judgement, and in words what is wrong, which is nothing if the limit holds."""
         measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
-        passed = holds(threshold.comparison, measured, threshold.limit)
+        within = spread.of_comparison(threshold.comparison, measurement, baseline)
+        noisy = spread.undecided(within, threshold.limit)
+        passed = holds(threshold.comparison, measured, threshold.limit) and not noisy
         figure = self.documented.find(
             cell.model.name,
             cell.recipe.name,
@@ -93,28 +111,32 @@ class Judge:
             measurement.parameters,
             server=measurement.cell.server or None,
         )
-        self.run.append(
-            Judgement(
-                cell=measurement.cell,
-                metric=measurement.metric,
-                parameters=measurement.parameters,
-                passed=passed,
-                measured=measured,
-                limit=threshold.limit,
-                comparison=threshold.comparison,
-                origin=threshold.origin,
-                published=figure.value if figure else None,
-                known="" if passed else threshold.known_failure,
-            )
+        judgement = Judgement(
+            cell=measurement.cell,
+            metric=measurement.metric,
+            parameters=measurement.parameters,
+            passed=passed,
+            noisy=noisy,
+            measured=measured,
+            low=within[0] if within else None,
+            high=within[1] if within else None,
+            limit=threshold.limit,
+            comparison=threshold.comparison,
+            origin=threshold.origin,
+            published=figure.value if figure else None,
+            known="" if passed or noisy else threshold.known_failure,
         )
+        self.run.append(judgement)
         if passed:
-            return ""
+            return judgement, ""
         unit = "" if measurement.unit == "1" else f" {measurement.unit}"
         against = f" (baseline {baseline.value:.6g}{unit})" if baseline else ""
         published = f"{figure.value:g}{unit}" if figure else "nothing"
-        return (
-            f"{describe(measurement)} of {cell.id}: measured {measurement.value:.6g}{unit}{against}, "
-            f"{threshold.comparison} {measured:.4g}, limit {threshold.limit:g}, published {published}; "
+        may_be = f" (by its rounds {within[0]:.4g} to {within[1]:.4g})" if within else ""
+        lead = f"{TOO_NOISY}: " if noisy else ""
+        return judgement, (
+            f"{describe(measurement)} of {cell.id}: {lead}measured {measurement.value:.6g}{unit}{against}, "
+            f"{threshold.comparison} {measured:.4g}{may_be}, limit {threshold.limit:g}, published {published}; "
             f"the limit's origin: {threshold.origin}"
         )
 

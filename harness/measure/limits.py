@@ -7,7 +7,7 @@ import json
 import statistics
 from typing import Any
 
-from harness.base.errors import HarnessError
+from harness.base.errors import TooNoisy
 from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.measure import roofline
@@ -57,15 +57,16 @@ class Limits:
         first = self._seconds(cell, batch_size, 1)
         latency = self._latency(cell, batch_size) or self._seconds(cell, batch_size, wanted.output_len)[1:]
         start = statistics.median(first[1:])
-        step = (statistics.median(latency) - start) / max(1, wanted.output_len - 1)
+        steps = [(seconds - start) / max(1, wanted.output_len - 1) for seconds in latency]
+        step = statistics.median(steps)
         if step <= 0:
-            raise HarnessError(
+            raise TooNoisy(
                 f"decode_step_time of {cell.id}: {wanted.output_len} tokens took no longer than the first one; "
                 "the machine is too noisy for so short an answer: raise latency.output_len or rounds"
             )
         return {
             "prefill_time": Figure(start, first[1:], first[:1], statistics=percentiles(first[1:])),
-            "decode_step_time": Figure(1000 * step),
+            "decode_step_time": Figure(1000 * step, [1000 * it for it in steps]),
         }
 
     def _seconds(self, cell: Cell, batch_size: int, output_len: int) -> list[float]:

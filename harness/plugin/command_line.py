@@ -47,6 +47,7 @@ class CommandLine:
     resume: str | None = None
     against: str | None = None
     allow_missing_hardware: bool = False
+    allow_noisy: bool = False
     markers: str = ""
     only_collect: bool = False
     words: tuple[str, ...] = ()
@@ -87,6 +88,7 @@ class CommandLine:
             resume=option("--resume"),
             against=option("--against"),
             allow_missing_hardware=option("--allow-missing-hardware"),
+            allow_noisy=option("--allow-noisy"),
             markers=option("markexpr", ""),
             only_collect=option("collectonly", False),
             words=tuple(map(str, config.invocation_params.args)),

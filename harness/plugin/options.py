@@ -114,6 +114,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "skip, rather than fail, when -m asks for hardware that is not here",
     },
+    "--allow-noisy": {
+        "action": "store_true",
+        "help": "exit with 0, rather than 8, where nothing failed and of some limit it is too noisy to say",
+    },
 }
 _WITH_VALUE = {name for name, how in OPTIONS.items() if how.get("action") != "store_true"}
 

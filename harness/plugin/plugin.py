@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.base.errors import HarnessError, ThresholdFailure, Unsuitable, WorkerError, WrongKernels
+from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
 from harness.matrix.plan import Cell
 from harness.plugin import collect, hooks
 from harness.plugin.collect import Claim
@@ -214,6 +214,11 @@ def pytest_runtest_makereport(
         report.outcome, report.longrepr = "skipped", (str(item.path), line, f"Skipped: {text}")
     if isinstance(error, (ThresholdFailure, WrongKernels)) and error.known:
         report.outcome, report.wasxfail = "skipped", error.known
+    if isinstance(error, TooNoisy):
+        # Not passed, and no failure either: pytest knows no outcome of that kind, but does count one of another word.
+        line = (item.location[1] or 0) + 1
+        report.outcome, report.longrepr = "skipped", (str(item.path), line, text)
+        report.noisy = True  # type: ignore[attr-defined]
     session = item.config.stash.get(session_key, None)
     if session is not None and cell and isinstance(error, WorkerError):
         try:
@@ -223,13 +228,24 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, Any] | None:
+    return ("noisy", "N", ("TOO NOISY", {"yellow": True})) if getattr(report, "noisy", False) else None
+
+
 # -------------------------------------------------------------------------------------------------------- ending
+
+NOISY_STATUS = 8
+"""The exit status where nothing failed, and of something it was too noisy to say; pytest's own are below it."""
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hand a pytest-xdist worker's summary to the process that has the terminal."""
     if session.config.stash.get(refusal_key, ""):
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    noisy = reporter is not None and reporter.stats.get("noisy")
+    if noisy and session.exitstatus == pytest.ExitCode.OK and not CommandLine.of(session.config).allow_noisy:
+        session.exitstatus = NOISY_STATUS
     output = getattr(session.config, "workeroutput", None)
     ours = session.config.stash.get(session_key, None)
     if output is not None and ours is not None:

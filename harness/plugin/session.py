@@ -154,7 +154,7 @@ class HarnessSession:
     def record_outcome(self, test: str, cell: Cell, reports: Sequence[pytest.TestReport]) -> str:
         """Keep how a test ended, what it cost, and why it was skipped or failed; returns the outcome."""
         ended = [report for report in reports if report.outcome != "passed"]
-        outcome: Literal["passed", "failed", "skipped", "xfailed", "error"] = "passed"
+        outcome: Literal["passed", "failed", "skipped", "xfailed", "noisy", "error"] = "passed"
         reason = expected = ""
         if ended:
             outcome = "skipped" if ended[0].skipped else "failed" if ended[0].when == "call" else "error"
@@ -162,6 +162,8 @@ class HarnessSession:
             reason = redact(next(iter(str(told).removeprefix("Skipped: ").strip().splitlines()), ""))
             if outcome == "skipped" and hasattr(ended[0], "wasxfail"):
                 outcome, expected = "xfailed", redact(ended[0].wasxfail)
+            if getattr(ended[0], "noisy", False):
+                outcome = "noisy"
         known = cell.model.name in self.flow.checkpoints.models.names
         self.run.append(
             Outcome(

@@ -15,7 +15,7 @@ from harness.records import columns
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Line, Measurement, Timing
-from harness.report import budget, limited, tables
+from harness.report import budget, limited, tables, unsteady
 
 Section = tuple[str, list[str]]
 """A title, and the lines below it."""
@@ -56,6 +56,7 @@ class Summary:
             ("results", self._tables()),
             ("limits that do not hold", failures),
             ("limits that are known not to hold", known),
+            ("too noisy to say", unsteady.lines(self.lines)),
             ("limits that were not judged, for want of a baseline", unjudged),
             ("skipped", skipped),
             ("against the baseline", comparison),
@@ -92,7 +93,9 @@ class Summary:
             except HarnessError as error:
                 yield f"no tables: {error}; the records are kept: python -m harness table"
         judged = limits.last(self.lines)
-        yield f"limits held: {sum(line.passed for line in judged)} of {len(judged)}"
+        noisy = sum(line.noisy for line in judged)
+        more = f"; of {noisy} it is {limits.TOO_NOISY}" if noisy else ""
+        yield f"limits held: {sum(line.passed for line in judged)} of {len(judged)}{more}"
 
     def _kernels(self) -> list[str]:
         """Name the kernels that took most of each cell's profiled batch, with their share of it."""

@@ -12,9 +12,10 @@ from harness.base.text import one_line
 from harness.contract.tutorial import CHAT
 from harness.publish import recipe_code, reproduction
 from harness.records.metric import Section
-from harness.records.place import row_of
+from harness.records.place import Place, row_of
 from harness.records.published import Documented
 from harness.records.schema import Judgement, Measurement, ModelIdentity, RecipeIdentity, describe
+from harness.report import unsteady
 from harness.report.layout import Layout
 from harness.report.rendering import Table, escape_md, render
 from harness.report.tables import collect, provenance
@@ -36,8 +37,8 @@ _DISCLAIMER = (
 @dataclass(frozen=True)
 class Contents:
     """What a card is about. ``measurements`` are this recipe's and its baseline's alone; ``discarded`` ones among them
-    were asked for in spite of that, as were the ``failed`` judgements. ``servers`` are those that a reader can serve it
-    with, by their names in the records."""
+    were asked for in spite of that, as were the judgements of limits that are not held (``failed``). ``servers`` are
+    those that a reader can serve it with, by their names in the records."""
 
     repository: str
     model: ModelIdentity
@@ -169,6 +170,9 @@ def _warnings(contents: Contents) -> list[str]:
     if model.weights == "random":
         found.insert(0, "**these weights are random.** They show memory and speed; the model's answers mean nothing.")
     for failed in contents.failed:
+        if failed.noisy:
+            found.append(f"{escape_md(unsteady.limit(failed))}.")
+            continue
         found.append(
             f"a limit does not hold: {escape_md(describe(failed))} on {escape_md(failed.cell.hardware)}, "
             f"{escape_md(failed.comparison)} {failed.measured:.4g}, limit {failed.limit:g} "
@@ -180,6 +184,9 @@ def _warnings(contents: Contents) -> list[str]:
                 f"{escape_md(describe(it))} of {escape_md(it.cell.recipe.name)} was measured on a disturbed machine: "
                 f"{escape_md(it.discarded)}."
             )
+    noisy = {Place.of(it).named for it in contents.failed if it.noisy}
+    mute = [it for it in unsteady.wide(contents.measurements) if Place.of(it).named not in noisy]
+    found += [f"{escape_md(unsteady.figure(it))}." for it in mute]
     return list(dict.fromkeys(found))
 
 

@@ -21,6 +21,7 @@ from harness.publish.checkpoint import Checkpoint, Origin, cached
 from harness.records.place import Place, row_of
 from harness.records.run import Run
 from harness.records.schema import Cell, Judgement, Measurement, ModelIdentity, describe
+from harness.report import unsteady
 from harness.runtime.sources import folder_revision
 from harness.runtime.store import Store
 
@@ -28,6 +29,7 @@ ALLOWED = {
     "random-weights": "figures of weights that were never trained",
     "discarded": "figures of blocks that were discarded, with the reason at the card's top",
     "failed-thresholds": "a checkpoint of which a limit does not hold, with the limit at the card's top",
+    "noisy": "figures whose rounds are too far apart to say whether a limit holds, or anything, said at the card's top",
     "unproven": "a folder that only its recipe's class and its size tie to the records",
 }
 
@@ -184,7 +186,7 @@ def stored(records: Records, cell: Cell, stores: Sequence[Store]) -> tuple[Store
 
 
 def screen(records: Records, cell: Cell, allowed: Iterable[str]) -> tuple[list[Measurement], list[Judgement]]:
-    """Return the figures that may be published, and the failed judgements that were asked for in spite of that.
+    """Return the figures that may be published, and the judgements that were asked for though their limit is not held.
 
     A discarded record goes where another of the same line stands. Raises Refused that lists all that is not fit, each
     with the option that allows it.
@@ -209,10 +211,16 @@ def screen(records: Records, cell: Cell, allowed: Iterable[str]) -> tuple[list[M
         latest[Place.of(judged), judged.comparison, judged.origin] = judged
     failed = [judged for judged in latest.values() if not judged.passed]
     for judged in failed:
+        if judged.noisy:
+            problems.append(("noisy", unsteady.limit(judged)))
+            continue
         words = (
             f"{judged.comparison} {judged.measured:.4g}, limit {judged.limit:g}; the limit's origin: {judged.origin}"
         )
         problems.append(("failed-thresholds", f"{describe(judged)} of {name_of(judged.cell)} fails: {words}"))
+    noisy = {_figure(judged) for judged in failed if judged.noisy}
+    mute = [it for it in unsteady.wide(chosen) if _figure(it) not in noisy]
+    problems += [("noisy", unsteady.figure(it)) for it in mute]
     refused = [(kind, words) for kind, words in problems if kind not in allowed]
     if refused:
         kinds = " ".join(f"--allow {kind}" for kind in dict.fromkeys(kind for kind, _ in refused))
@@ -306,6 +314,10 @@ def _other_making(it: Measurement, origin: Origin) -> str:
 
 def _line(it: Measurement) -> tuple[object, ...]:
     return it.device.name, *row_of(it)
+
+
+def _figure(it: Measurement | Judgement) -> Place:
+    return Place.of(it).named
 
 
 def _fits(records: Records, cell: Cell, checkpoint: Checkpoint) -> bool:

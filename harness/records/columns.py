@@ -68,6 +68,7 @@ SCHEMA = pa.schema(
         "attachment": _TEXT,
         "from_cache": pa.bool_(),
         "discarded": _TEXT,
+        "disturbed": _TEXT,
         "stage": _TEXT,
         "worker": _TEXT,
         "test": _TEXT,
@@ -75,7 +76,10 @@ SCHEMA = pa.schema(
         "seconds": _NUMBER,
         "message": _TEXT,
         "passed": pa.bool_(),
+        "noisy": pa.bool_(),
         "measured": _NUMBER,
+        "low": _NUMBER,
+        "high": _NUMBER,
         "limit": _NUMBER,
         "comparison": _TEXT,
         "origin": _TEXT,
@@ -88,7 +92,7 @@ SCHEMA = pa.schema(
 )
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
-_LAYOUT = 5
+_LAYOUT = 6
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 # What tables and trends need; the rest is read for exports.
@@ -270,7 +274,7 @@ def _row(line: Line) -> dict[str, Any]:
         told = {"stage": line.stage, "worker": line.worker, "outcome": line.failure, "message": line.message}
         return row | told
     if isinstance(line, Judgement):
-        kept = ("metric", "passed", "measured", "limit", "comparison", "origin", "published")
+        kept = ("metric", "passed", "noisy", "measured", "low", "high", "limit", "comparison", "origin", "published")
         return row | {name: getattr(line, name) for name in kept} | {"parameters": _json(line.parameters)}
     return row | _measurement(line)
 
@@ -314,6 +318,7 @@ def _measurement(line: Measurement) -> dict[str, Any]:
         "attachment": line.attachment,
         "from_cache": line.from_cache,
         "discarded": line.discarded,
+        "disturbed": line.disturbed,
         "subject": digest([subject.digest, *weights_and_device]),
         "place": digest([place.digest, *told]),
     }

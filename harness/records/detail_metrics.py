@@ -21,6 +21,7 @@ DETAIL: tuple[Metric, ...] = (
         "Generated tokens a second over the same serving benchmark.",
         parameters=_SERVING,
         rows=(Row("detail", "output", suffix=" tok/s", shown=_BY_PROMPTS),),
+        samples="rounds",
     ),
     Metric(
         "ttft",
@@ -34,6 +35,7 @@ DETAIL: tuple[Metric, ...] = (
             Row("detail", "TTFT median", suffix=" ms", shown=_BY_PROMPTS),
             Row("detail", "TTFT p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
         ),
+        samples="requests",
     ),
     Metric(
         "tpot",
@@ -47,6 +49,7 @@ DETAIL: tuple[Metric, ...] = (
             Row("detail", "TPOT median", suffix=" ms", shown=_BY_PROMPTS),
             Row("detail", "TPOT p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
         ),
+        samples="requests",
     ),
     Metric(
         "itl",
@@ -60,6 +63,7 @@ DETAIL: tuple[Metric, ...] = (
             Row("detail", "ITL median", suffix=" ms", shown=_BY_PROMPTS),
             Row("detail", "ITL p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
         ),
+        samples="requests",
     ),
     Metric(
         "prefill_time",
@@ -69,6 +73,7 @@ DETAIL: tuple[Metric, ...] = (
         "Wall time of the latency batch with a single new token: reading the prompts; value: median of the rounds.",
         parameters=_BATCH,
         rows=(Row("detail", "prefill", suffix="s", number=places(4), shown=_BY_BATCH),),
+        samples="rounds",
     ),
     Metric(
         "decode_step_time",
@@ -78,6 +83,7 @@ DETAIL: tuple[Metric, ...] = (
         "Time of one decoding step of the latency batch: (latency - prefill_time) / (output_len - 1).",
         parameters=_BATCH,
         rows=(Row("detail", "decode step", suffix=" ms", shown=_BY_BATCH),),
+        samples="rounds",
     ),
     Metric(
         "limit_fraction",
@@ -153,6 +159,7 @@ DETAIL: tuple[Metric, ...] = (
         parameters=("kind",),
         rule=Rule("blocks", 0.25, False),
         rows=(Row("detail", "engine start", suffix="s", shown=("kind",)),),
+        samples="rounds",
     ),
     Metric(
         "compile_time",
@@ -163,6 +170,7 @@ DETAIL: tuple[Metric, ...] = (
         parameters=("kind",),
         rule=Rule("blocks", 0.25, False),
         rows=(Row("detail", "compile", suffix="s"),),
+        samples="rounds",
     ),
     Metric(
         "delegated_arithmetic",

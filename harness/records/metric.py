@@ -20,6 +20,9 @@ Kind = Literal["blocks", "size", "ratio", "difference", "documents", "likelihood
 
 Section = Literal["memory", "performance", "detail", "quality"]
 
+Samples = Literal["rounds", "requests", "inputs"]
+"""What a metric's samples are of: rounds of the same work, requests of such rounds, or different inputs."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -83,7 +86,7 @@ class Metric:
     that usually gives it; harness.records.metrics.stage_of says which one gave a record. ``definition`` says how it is
     measured and ``version`` rises whenever that changes, so that values of different definitions are never compared.
     ``parameters`` are those that its records may have, which a threshold may then ask for. A gate judges it if it has
-    a ``rule``; ``rows`` show it.
+    a ``rule``; ``rows`` show it. The spread of ``samples`` that are rounds or requests is what the machine adds.
     """
 
     name: str
@@ -95,3 +98,4 @@ class Metric:
     parameters: tuple[str, ...] = ()
     rule: Rule | None = None
     rows: tuple[Row, ...] = ()
+    samples: Samples = "inputs"

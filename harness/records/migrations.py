@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import RecordError
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 # What an expected failure's reason says, of a limit and of kernels, while it was recorded as a skip.
 _EXPECTED = (
@@ -75,6 +75,16 @@ def _from_6(line: dict[str, Any]) -> None:
         line.setdefault("python", "")
 
 
+def _from_7(line: dict[str, Any]) -> None:
+    """How far rounds differed was no part of a judgement, and a processor that others used was not noticed."""
+    if line.get("kind") == "judgement":
+        line.setdefault("low", None)
+        line.setdefault("high", None)
+        line.setdefault("noisy", False)
+    if line.get("kind") == "measurement":
+        line.setdefault("disturbed", "")
+
+
 _STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
     1: _from_1,
     2: _from_2,
@@ -82,6 +92,7 @@ _STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
     4: _from_4,
     5: _from_5,
     6: _from_6,
+    7: _from_7,
 }
 
 

@@ -121,6 +121,9 @@ class Measurement(_Line):
         default=False, description="Reused from the artifact of an identical, deterministic evaluation."
     )
     discarded: str = Field(default="", description="Why the measurement must not be used; empty if it may.")
+    disturbed: str = Field(
+        default="", description="What the machine was doing besides, in spite of which the measurement stands."
+    )
 
 
 class Failure(_Line):
@@ -144,7 +147,12 @@ class Judgement(_Line):
     metric: str
     parameters: dict[str, Scalar] = Field(default_factory=dict)
     passed: bool
+    noisy: bool = Field(
+        default=False, description="The limit is within low to high: too noisy to say, so neither held nor failed."
+    )
     measured: float = Field(description="The value, or its ratio to or difference from the baseline.")
+    low: float | None = Field(default=None, description="What it may be at least, by its rounds; none where unknown.")
+    high: float | None = Field(default=None, description="What it may be at most.")
     limit: float
     comparison: str = Field(description="max, min, max_ratio, min_ratio, max_difference or min_difference.")
     origin: str = Field(description="Where the limit comes from: published, stored baseline, or chosen.")
@@ -167,7 +175,7 @@ class Outcome(_Line):
     kind: Literal["outcome"] = "outcome"
     test: str = Field(description="File, test and parameters, e.g. test_engine.py::test_latency[cell-8].")
     cell: Cell | None = None
-    outcome: Literal["passed", "failed", "skipped", "xfailed", "error"]
+    outcome: Literal["passed", "failed", "skipped", "xfailed", "noisy", "error"]
     seconds: float = Field(description="Wall time of the test with its set-up and tear-down.")
     reason: str = Field(default="", description="Why it was skipped, or the first line of what it failed with.")
     known: str = Field(default="", description="Why one that xfailed was expected to, as the matrix has it.")

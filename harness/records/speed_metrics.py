@@ -28,6 +28,7 @@ SPEED: tuple[Metric, ...] = (
         parameters=("max_new_tokens", "runner", "prompt_tokens", "new_tokens"),
         rule=Rule("size", 0.02, True, absolute=0.01),
         rows=(Row("memory", "Peak Memory (GB)", Words.PERCENT),),
+        samples="rounds",
     ),
     Metric(
         "checkpoint_size",
@@ -68,6 +69,7 @@ SPEED: tuple[Metric, ...] = (
         parameters=_BATCH,
         rule=Rule("blocks", 0.05, True),
         rows=(Row("performance", "latency", suffix="s", shown=_BY_BATCH),),
+        samples="rounds",
     ),
     Metric(
         "request_throughput",
@@ -79,6 +81,7 @@ SPEED: tuple[Metric, ...] = (
         parameters=_SERVING,
         rule=Rule("blocks", 0.05, True),
         rows=(Row("performance", "serving", suffix=" req/s", shown=_BY_PROMPTS),),
+        samples="rounds",
     ),
     Metric(
         "generate_throughput",
@@ -90,6 +93,7 @@ SPEED: tuple[Metric, ...] = (
         parameters=("max_new_tokens", "batch_size", *_PROGRAM),
         rule=Rule("blocks", 0.05, True),
         rows=(Row("performance", "generate", suffix=" tok/s"),),
+        samples="rounds",
     ),
     Metric(
         "prefill_throughput",
@@ -99,6 +103,7 @@ SPEED: tuple[Metric, ...] = (
         "Prompt tokens a second until the first new token is known; value: median of the rounds.",
         parameters=_PROGRAM,
         rows=(Row("performance", "prefill", suffix=" tok/s", shown=_BY_RUNNER),),
+        samples="rounds",
     ),
     Metric(
         "decode_throughput",
@@ -108,6 +113,7 @@ SPEED: tuple[Metric, ...] = (
         "New tokens a second after the first, greedy, one at a time; value: median of the rounds.",
         parameters=_PROGRAM,
         rows=(Row("performance", "decode", suffix=" tok/s", shown=_BY_RUNNER),),
+        samples="rounds",
     ),
     Metric(
         "first_token_time",
@@ -117,6 +123,7 @@ SPEED: tuple[Metric, ...] = (
         "From the prompt's text to the first new token, tokenizing included; value: median of the rounds.",
         parameters=_PROGRAM,
         rows=(Row("performance", "first token", suffix=" ms", shown=_BY_RUNNER),),
+        samples="rounds",
     ),
     Metric(
         "load_time",
@@ -126,5 +133,6 @@ SPEED: tuple[Metric, ...] = (
         "Seconds from opening the program until its method can run.",
         parameters=_PROGRAM,
         rows=(Row("performance", "load", suffix="s", number=places(3), shown=_BY_RUNNER),),
+        samples="rounds",
     ),
 )

@@ -13,7 +13,7 @@ from harness.report.layout import Layout
 from harness.report.lines import NOTHING, TableLine, labels
 from harness.report.rendering import Table
 
-Flags = Mapping[Place, Literal["known", "failed"]]
+Flags = Mapping[Place, Literal["known", "noisy", "failed"]]
 
 _MEMORY = ("peak_memory",)
 _SIZE = ("program_size", "checkpoint_size", "weight_size")
@@ -41,7 +41,7 @@ class Cell:
     value: str
     beside: str = ""
     tone: Literal["", "better", "worse"] = ""
-    flag: Literal["", "known", "failed"] = ""
+    flag: Literal["", "known", "noisy", "failed"] = ""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def _cell(layout: Layout, line: TableLine, recipe: RecipeIdentity, flags: Flags)
         return Cell(value)
     record = line.record(recipe)
     place = Place.of(record).without("definition") if record else Place()
-    ratio = line.ratio(line.value(layout.reference(line, recipe)), line.value(recipe))
-    clear = ratio is not None and beside and abs(ratio - 1) > _SAME
+    claim = layout.claim(line, recipe)
+    ratio = claim.ratio
+    clear = ratio is not None and claim.clear and beside and abs(ratio - 1) > _SAME
     return Cell(value, beside, ("better" if ratio and ratio > 1 else "worse") if clear else "", flags.get(place, ""))
 
 

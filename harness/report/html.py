@@ -22,7 +22,7 @@ from harness.records.place import Parameters, Place
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
-from harness.report import history, judged, plots, tables, tradeoffs
+from harness.report import history, judged, plots, tables, tradeoffs, unsteady
 from harness.report.headline import Flags, headline
 from harness.report.layout import SECTIONS, Layout, Subject
 from harness.report.rendering import Table
@@ -90,6 +90,7 @@ def render(
             failed=[_limit(it) for it in limits.failed],
             known=[(_limit(it), why) for it, why in limits.known],
             held=[_limit(it) for it in limits.held],
+            noisy=unsteady.lines([*measurements, *limits.noisy]),
             skips=_skips(lines),
             failures=failures,
             problems=problems,

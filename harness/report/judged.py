@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.judge.gatefile import VERDICT, GateFile
-from harness.judge.limits import last
+from harness.judge.limits import TOO_NOISY, last
 from harness.judge.verdict import Verdict
 from harness.records.place import Place
 from harness.records.run import Run
@@ -27,15 +27,17 @@ class Limits:
     held: Sequence[Judgement]
     failed: Sequence[Judgement]
     known: Sequence[tuple[Judgement, str]]
+    noisy: Sequence[Judgement] = ()
 
     @property
     def count(self) -> int:
-        return len(self.held) + len(self.failed) + len(self.known)
+        return len(self.held) + len(self.failed) + len(self.known) + len(self.noisy)
 
     @property
-    def flags(self) -> Mapping[Place, Literal["known", "failed"]]:
-        """The figures whose limit does not hold; a new failure outdoes a known one."""
-        flags: dict[Place, Literal["known", "failed"]] = {Place.of(it): "known" for it, _ in self.known}
+    def flags(self) -> Mapping[Place, Literal["known", "noisy", "failed"]]:
+        """The figures whose limit does not hold, or of which it is too noisy to say; a failure outdoes the others."""
+        flags: dict[Place, Literal["known", "noisy", "failed"]] = {Place.of(it): "known" for it, _ in self.known}
+        flags |= {Place.of(it): "noisy" for it in self.noisy}
         return flags | {Place.of(it): "failed" for it in self.failed}
 
 
@@ -46,11 +48,13 @@ def limits(lines: Iterable[Line]) -> Limits:
     for it in lines:
         if isinstance(it, Outcome) and it.outcome == "xfailed" and it.cell:
             expected.setdefault(Place.of(it.cell), []).append(it)
-    judged = last(lines)
+    every = last(lines)
+    judged = [it for it in every if not it.noisy]
     held = [it for it in judged if it.passed]
     why = {id(it): _why(it, expected.get(Place.of(it.cell), [])) for it in judged if not it.passed}
     failed = [it for it in judged if why.get(id(it)) == ""]
-    return Limits(held, failed, [(it, why[id(it)]) for it in judged if why.get(id(it))])
+    known = [(it, why[id(it)]) for it in judged if why.get(id(it))]
+    return Limits(held, failed, known, [it for it in every if it.noisy])
 
 
 def _why(it: Judgement, expected: Iterable[Outcome]) -> str:
@@ -113,7 +117,7 @@ def sentence(found: Limits, failures: int, gates: Sequence[GateFile] = (), again
     tone: Tone = "good" if parts else "none"
     if found.failed or failures or any(it.worse for it in against) or any(gate.exit_status == 1 for gate in gates):
         tone = "bad"
-    elif found.known or any(gate.exit_status or gate.finished is False for gate in gates):
+    elif found.known or found.noisy or any(gate.exit_status or gate.finished is False for gate in gates):
         tone = "known"
     return Sentence("; ".join(parts) + "." if parts else "Nothing was held against a limit.", tone)
 
@@ -133,7 +137,8 @@ def _of_limits(found: Limits) -> str:
     parts = [f"{len(found.held)} of {found.count} limits hold"]
     parts += [f"{failed} {'does' if failed == 1 else 'do'} not"] if failed else []
     parts += [f"{known} {'is a known failure' if known == 1 else 'are known failures'}"] if known else []
-    return ", ".join(parts[:2]) + (f" and {parts[2]}" if parts[2:] else "")
+    parts += [f"of {len(found.noisy)} it is {TOO_NOISY}"] if found.noisy else []
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 2 else ", " if len(parts) > 1 else "") + parts[-1]
 
 
 def _of_failures(failures: int) -> str:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.base.errors import SampleError
+from harness.judge import spread
+from harness.judge.limits import TOO_NOISY
 from harness.records.metric import Row, Section, Words
 from harness.records.metrics import METRICS, OF_THE_DEVICE
 from harness.records.place import Parameters, row_of
 from harness.records.published import Documented, Figure
 from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
-from harness.report import limited
+from harness.report import claims, limited
+from harness.report.claims import Claim
 from harness.report.lines import NOTHING, TableLine, labels, recipe_key
 from harness.report.rendering import Entry, Table
 from harness.report.table_rows import AGREEMENT, ROWS, rows_of
@@ -123,9 +126,7 @@ class Layout:
         record, value = line.record(recipe), line.value(recipe)
         if record is None or value is None:
             return NOTHING, ""
-        text = line.text(value, self.figure(line, recipe))
-        if line.row.section == "quality" and "stderr" in record.statistics:
-            text += f" ± {line.row.number(record.statistics['stderr'])}"
+        text = self.shown(line, recipe)
         baseline = line.value(self.reference(line, recipe))
         if baseline is not None and line.row.words is Words.DIFFERENCE:
             interval = self._paired(line, recipe)
@@ -134,8 +135,21 @@ class Layout:
             return text, f"{record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won"
         if record.metric == "limit_fraction" and "measured_seconds" in record.statistics:
             return text, limited.limited_by(record.statistics)
-        ratio = line.ratio(baseline, value)
-        return text, "" if ratio is None else line.ratio_text(ratio)
+        return text, claims.words(self.claim(line, recipe), line)
+
+    def shown(self, line: TableLine, recipe: RecipeIdentity | None) -> str:
+        """Return a figure with how far its rounds are apart, and a mark where the machine was not quiet."""
+        record, text = line.record(recipe), line.text(line.value(recipe), self.figure(line, recipe))
+        if record is None or text == NOTHING:
+            return text
+        return text + claims.plus_minus(line, record) + claims.marks(record)
+
+    def claim(self, line: TableLine, recipe: RecipeIdentity) -> Claim:
+        """Return how a recipe's figure compares with that which it is held against."""
+        record, against = line.record(recipe), self.reference(line, recipe)
+        if record is None:
+            return Claim(None)
+        return claims.claim(line, record, line.record(against), line.ratio(line.value(against), line.value(recipe)))
 
     def _paired(self, line: TableLine, recipe: RecipeIdentity) -> str:
         """Return the interval of an accuracy's difference from the baseline, where both have the same documents."""
@@ -160,7 +174,7 @@ class Layout:
         if record is None or value is None:
             return None
         against, figure = self.reference(line, recipe), self.figure(line, recipe)
-        baseline = line.value(against)
+        baseline, within = line.value(against), self.claim(line, recipe).within
         return Entry(
             model=self.subject.model.name,
             weights=self.subject.model.weights,
@@ -179,6 +193,10 @@ class Layout:
             published_ratio=_published_ratio(line, self.figure(line, against), figure),
             samples=len(record.samples),
             time=record.time,
+            spread=None if line.row.statistic else spread.deviation(record),
+            ratio_low=within[0] if within else None,
+            ratio_high=within[1] if within else None,
+            disturbed=record.disturbed,
         )
 
     def comparisons(self) -> list[Table]:
@@ -208,12 +226,32 @@ class Layout:
             f"{title}, measured and published",
             (*header, "published baseline", "published quantized", "published ratio", "reproduced"),
             tuple(
-                (label, *_beside(line, line.value(base), line.value(recipe), *pair))
+                (label, *self.beside(line, base, recipe, *pair))
                 for label, line, pair in zip(labels(lines), lines, figures, strict=True)
             ),
             (*self.notes(lines), *self.publication_notes(figure for pair in figures for figure in pair)),
             self.entries(lines, [base, recipe] if base else [recipe]),
         )
+
+    def beside(
+        self,
+        line: TableLine,
+        base: RecipeIdentity | None,
+        recipe: RecipeIdentity,
+        base_figure: Figure | None,
+        figure: Figure | None,
+    ) -> list[str]:
+        """Return a line of what was measured beside what was published."""
+        claim, published = self.claim(line, recipe), _published_ratio(line, base_figure, figure)
+        return [
+            self.shown(line, base),
+            self.shown(line, recipe),
+            claims.words(claim, line) or NOTHING,
+            line.published(base_figure),
+            line.published(figure),
+            line.ratio_text(published),
+            _reproduced(claim, published),
+        ]
 
     def publication_notes(self, figures: Iterable[Figure | None]) -> list[str]:
         """Say where the published figures are from, what is known of them, and what counts as reproduced."""
@@ -239,6 +277,7 @@ class Layout:
             *(["weights: random, exact shape; accuracy is left out"] if model.weights == "random" else []),
             *(f"model: {note}" for note in about if note),
             *_parameter_notes(lines, self.documented),
+            *claims.notes([record for line in lines for record in line.cells.values() if record]),
             *([f"discarded: {why.total()} record{'s' if why.total() > 1 else ''}: {reasons}"] if why else []),
         ]
 
@@ -280,31 +319,19 @@ def _unmeasured(figure: Figure) -> TableLine:
     return TableLine(row, figure.server, figure.parameters, figure.unit, metric.version, metric.direction)
 
 
-def _beside(
-    line: TableLine, baseline: float | None, value: float | None, base_figure: Figure | None, figure: Figure | None
-) -> list[str]:
-    ratio, published = line.ratio(baseline, value), _published_ratio(line, base_figure, figure)
-    return [
-        line.text(baseline, base_figure),
-        line.text(value, figure),
-        line.ratio_text(ratio),
-        line.published(base_figure),
-        line.published(figure),
-        line.ratio_text(published),
-        _reproduced(ratio, published),
-    ]
-
-
 def _published_ratio(line: TableLine, baseline: Figure | None, figure: Figure | None) -> float | None:
     return line.ratio(baseline.value, figure.value) if baseline and figure else None
 
 
-def _reproduced(ratio: float | None, published: float | None) -> str:
+def _reproduced(claim: Claim, published: float | None) -> str:
     if published is None:
         return NOTHING
-    if ratio is None:
+    if claim.ratio is None:
         return "not measured"
-    return "yes" if ratio >= published * (1 - REPRODUCTION_TOLERANCE) else "no"
+    least = published * (1 - REPRODUCTION_TOLERANCE)
+    if claim.noisy or spread.undecided(claim.within, least):
+        return TOO_NOISY
+    return "yes" if claim.ratio >= least else "no"
 
 
 def _parameter_notes(lines: Sequence[TableLine], documented: Documented) -> list[str]:

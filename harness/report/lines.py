@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from harness.records.metric import Direction, Row
 from harness.records.published import Figure
 from harness.records.schema import Measurement, RecipeIdentity, Scalar
-from harness.report.table_rows import improvement, position, ratio_text
+from harness.report.table_rows import improvement, position, ratio_text, rows_of
 
 NOTHING = "-"
 """Stands in a cell that nobody measured, or of which every record was discarded."""
+
+
+def number_of(record: Measurement, value: float) -> str:
+    """Return a value in a record's unit, as the metric's own row shows it."""
+    row = next((it for it in rows_of(record.metric, record.unit) if not it.statistic), None)
+    return f"{value:.4g} {record.unit}" if row is None else row.number(value) + row.suffix
 
 
 def recipe_key(recipe: RecipeIdentity) -> tuple[str, str]:

@@ -24,7 +24,9 @@ class Entry:
 
     ``value``, ``baseline`` and ``published`` are in ``unit``. ``ratio`` and ``published_ratio`` say how many times
     better than the baseline, above 1 whatever the metric's direction. ``parameters`` is JSON. ``samples`` counts the
-    raw samples behind the value; ``time`` is when its record was written, in seconds since the epoch.
+    raw samples behind the value; ``time`` is when its record was written, in seconds since the epoch. ``spread`` is the
+    standard deviation of its rounds, in ``unit``; ``ratio_low`` and ``ratio_high`` are what the ratio may be by them.
+    ``disturbed`` says what the machine was doing besides.
     """
 
     model: str
@@ -44,6 +46,10 @@ class Entry:
     published_ratio: float | None
     samples: int
     time: float
+    spread: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    disturbed: str = ""
 
 
 @dataclass(frozen=True)

@@ -306,6 +306,37 @@ def test_a_failed_threshold_that_holds_by_now_or_is_anothers(place: Place) -> No
     assert place.publish()[0] == 0
 
 
+def rounds(samples: list[float], of: Cell | None = None) -> Measurement:
+    record = measured("latency", sum(samples) / len(samples), of, parameters={"batch_size": 1})
+    return record.model_copy(update={"samples": samples})
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_figure_too_noisy_to_say_anything(place: Place, limited: bool) -> None:
+    """With a limit or without one: it goes out if that is asked for, and the card says so and claims nothing."""
+    place.record(rounds([0.30, 0.31, 0.30], cell(BASE)), rounds([0.53, 8.84, 11.27]))
+    if limited:
+        told = {"metric": "latency", "parameters": {"batch_size": 1}, "measured": 22.7, "low": 0.2, "high": 800.0}
+        place.record(judged(False, noisy=True, **told))
+    status, said = place.publish("--allow", "failed-thresholds")
+    assert status == 2
+    (line,) = (line for line in said.splitlines() if line.startswith("  "))
+    assert line.startswith("  latency (batch_size=1) of Tiny/int8wo/transformers on cpu: ")
+    assert line.endswith("too noisy to say")
+    assert ("limit 1.6" in line) == limited
+    assert said.rstrip().endswith("say --allow noisy")
+    assert place.publish("--allow", "noisy")[0] == 0
+    top, _, rest = place.card.text.partition("## ")
+    assert "too noisy to say" in top
+    assert "6.88s ± 5.6 (too noisy to say)" in rest
+    assert "slowdown" not in place.card.text
+
+
+def test_a_limit_that_was_too_noisy_and_is_held_by_now(place: Place) -> None:
+    place.record(judged(False, noisy=True), judged(True))
+    assert place.publish()[0] == 0
+
+
 def test_all_that_is_wrong_is_said_at_once(place: Place) -> None:
     place.record(measured("latency", 1, discarded="throttled"), judged(False))
     _, said = place.publish()
