@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from harness.base.errors import DiscardedBlocks, HarnessError
 from harness.machine import probe
 from harness.machine import watch as machine_watch
+from harness.machine.processor import ProcessorWatch
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
@@ -125,33 +126,45 @@ class Recorder:
                 figures = take()
             return self._keep(cell, common, figures, before, state(), "")
 
-        def keep(figures: dict[str, Figure], before: State, after: State, problems: str) -> dict[str, Measurement]:
-            return self._keep(cell, common, figures, before, after, problems)
+        def keep(
+            figures: dict[str, Figure], before: State, after: State, problems: str, disturbed: str
+        ) -> dict[str, Measurement]:
+            return self._keep(cell, common, figures, before, after, problems, disturbed)
 
-        return self.undisturbed(cell, ", ".join(names), take, keep, state, again)
+        here = device is None or (device.name == probe.host().name and not device.detail.get("emulated"))
+        return self.undisturbed(cell, ", ".join(names), take, keep, state, again, here=here)
 
     def undisturbed(
         self,
         cell: Cell,
         what: str,
         work: Callable[[], Done],
-        keep: Callable[[Done, State, State, str], Kept],
+        keep: Callable[[Done, State, State, str, str], Kept],
         state: Callable[[], State],
         again: Callable[[], object] = lambda: None,
+        *,
+        here: bool = True,
     ) -> Kept:
         """Return what ``keep`` makes of the first of several tries of ``work`` that nothing disturbed on the machine.
 
-        It is given what was done, the machine's state before and after, and what disturbed it, of every try. Raises
-        DiscardedBlocks where none was quiet.
+        It is given what was done, the machine's state before and after, what made the block void, and what disturbed
+        it otherwise, of every try. The processors are watched if the work is done ``here``. Raises DiscardedBlocks
+        where none was quiet.
         """
         repeats = cell.measurements.blocks.repeats
         for attempt in range(repeats + 1):
             if attempt:
                 again()
             before = state()
-            with self.flow.clock.timed("measure", cell), machine_watch.Watch(cell.hardware) as watch:
+            beside = ProcessorWatch() if here else None
+            with (
+                self.flow.clock.timed("measure", cell),
+                machine_watch.Watch(cell.hardware) as watch,
+                beside or contextlib.nullcontext(),
+            ):
                 done = work()
-            found = keep(done, before, state(), "; ".join(watch.problems))
+            after, disturbed = (beside.state, beside.problems) if beside else ({}, [])
+            found = keep(done, before, state() | after, "; ".join(watch.problems), "; ".join(disturbed))
             if not watch.problems:
                 return found
             self.flow.progress(f"discarded a block of {cell.id} ({'; '.join(watch.problems)}), attempt {attempt + 1}")
@@ -187,6 +200,7 @@ class Recorder:
         before: State,
         after: State,
         discarded: str,
+        disturbed: str = "",
     ) -> dict[str, Measurement]:
         found = {}
         for name, figure in figures.items():
@@ -203,6 +217,7 @@ class Recorder:
                 state_before=before,
                 state_after=after,
                 discarded=discarded or figure.discarded,
+                disturbed=disturbed if METRICS[name].timed else "",
                 **common,
             )
             self.run.append(record)

@@ -57,6 +57,7 @@ class Summary:
             ("limits that do not hold", failures),
             ("limits that are known not to hold", known),
             ("too noisy to say", unsteady.lines(self.lines)),
+            ("the machine was not quiet", unsteady.disturbances(self.lines)),
             ("limits that were not judged, for want of a baseline", unjudged),
             ("skipped", skipped),
             ("against the baseline", comparison),

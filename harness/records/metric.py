@@ -99,3 +99,8 @@ class Metric:
     rule: Rule | None = None
     rows: tuple[Row, ...] = ()
     samples: Samples = "inputs"
+
+    @property
+    def timed(self) -> bool:
+        """Whether other work on the machine changes it."""
+        return self.samples != "inputs" and self.unit != "GB"

@@ -90,7 +90,7 @@ def render(
             failed=[_limit(it) for it in limits.failed],
             known=[(_limit(it), why) for it, why in limits.known],
             held=[_limit(it) for it in limits.held],
-            noisy=unsteady.lines([*measurements, *limits.noisy]),
+            noisy=unsteady.lines([*measurements, *limits.noisy]) + unsteady.disturbances(measurements),
             skips=_skips(lines),
             failures=failures,
             problems=problems,

@@ -12,7 +12,7 @@ from harness.report.lines import number_of
 
 
 def lines(found: Iterable[Line]) -> list[str]:
-    """Return a line for each limit and each figure of a run of which it is too noisy to say, and for what disturbed it.
+    """Return a line for each limit and each figure of a run of which it is too noisy to say.
 
     A figure is told of once: by its limits, or, where it has none, for itself.
     """
@@ -20,7 +20,7 @@ def lines(found: Iterable[Line]) -> list[str]:
     judged = [it for it in last(found) if it.noisy]
     told = {_of(it) for it in judged}
     mute = [it for it in wide(found) if _of(it) not in told]
-    return [*map(limit, judged), *map(figure, mute), *disturbances(found)]
+    return [*map(limit, judged), *map(figure, mute)]
 
 
 def standing(found: Iterable[Line]) -> list[Measurement]:
@@ -47,14 +47,15 @@ def figure(it: Measurement) -> str:
 
 
 def disturbances(found: Iterable[Line]) -> list[str]:
-    """Say what disturbed the machine while figures were measured, each once, with how many of them."""
-    why: dict[str, int] = {}
+    """Say what the machine did besides while figures were measured, each kind once, with how many figures it was."""
     kept = standing(found)
-    for it in kept:
-        for words in filter(None, it.disturbed.split("; ")):
-            kind = words.partition(":")[0]
-            why[kind] = why.get(kind, 0) + 1
-    return [f"{kind}: so the machine was for {count} of {len(kept)} figures" for kind, count in why.items()]
+    why: dict[str, list[str]] = {}
+    for words in (words for it in kept for words in it.disturbed.split("; ") if words):
+        why.setdefault(words.partition(":")[0], []).append(words)
+    return [
+        f"{len(words)} of {len(kept)} figures were measured on a machine that was not quiet: {words[0]}"
+        for words in why.values()
+    ]
 
 
 def _of(it: Measurement | Judgement) -> tuple[object, ...]:

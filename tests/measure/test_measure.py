@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -24,6 +24,7 @@ from harness.machine import probe, watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import TaskOptions
+from harness.measure import recorder as recorder_module
 from harness.measure.figures import Figure, percentiles, split
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
@@ -381,6 +382,34 @@ def test_a_disturbed_block_is_kept_as_discarded_and_repeated(
     assert [record.discarded for record in recorded(Run(tmp_path))] == ["throttled: too hot", ""]
     assert not found.discarded
     assert "too hot" in flow.said[0]
+
+
+class BusyBeside:
+    """Stands in for a watch of the processors that sees other work."""
+
+    state: ClassVar[dict[str, Any]] = {"other_cpus_in_use": 1.3}
+    problems: ClassVar[list[str]] = ["shared: other processes used 1.3 of 2 processors"]
+
+    def __enter__(self) -> BusyBeside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_other_work_beside_a_block_is_told_of_and_the_block_stands(
+    tmp_path: Path, cells: dict[str, Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What depends on no clock is not marked."""
+    monkeypatch.setattr(recorder_module, "ProcessorWatch", BusyBeside)
+    flow = StubFlow(1.0)
+    found = Measure(Recorder(flow, Run(tmp_path))).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
+    assert (found.disturbed, found.discarded) == (BusyBeside.problems[0], "")
+    assert found.state_after["other_cpus_in_use"] == 1.3
+    (kept,) = recorded(Run(tmp_path))
+    assert kept == found
+    text = Measure(Recorder(PredictingFlow(tmp_path, ""), Run(tmp_path)))  # type: ignore[arg-type]
+    assert {it.disturbed for it in text.text_quality(cells["int8wo"]).values()} == {""}
 
 
 def test_a_machine_that_never_settles_is_an_error(
