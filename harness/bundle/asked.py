@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from harness.base.errors import HarnessError, nearest
+from harness.base.reading import toml_value
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
@@ -194,10 +194,10 @@ def read_runner(path: Path) -> dict[str, Version | None]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_value(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
 
 

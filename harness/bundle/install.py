@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = manifest["format"], manifest["version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InstallError(f"{path} is damaged ({error!r}): carry it again") from error
     if kind != (FORMAT, VERSION):
         raise InstallError(f"{path} is of {kind}, this script reads {(FORMAT, VERSION)}: use the one made with it")
@@ -263,7 +263,7 @@ def _installed(target: Path) -> str | None:
     """Return the SHA-256 of the bundle that ``target`` holds, or None."""
     try:
         return str(json.loads((target / MARK).read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

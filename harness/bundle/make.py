@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import file_digest
+from harness.base.reading import json_file
 from harness.bundle import install
 from harness.bundle.asked import (
     PROJECT,
@@ -150,7 +151,7 @@ def _check_out(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        known = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["format"] == FORMAT
+        known = json_file(out / "manifest.json")["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:

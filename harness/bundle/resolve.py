@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from harness.base.files import file_digest
+from harness.base.reading import json_file
 from harness.bundle.asked import BundleError, Runner, Settings, Target
 
 
@@ -272,7 +272,7 @@ class Pip:
         options += [*self.target.pip_options(), "--constraint", str(bounds), *self._links(folder)]
         self._run("install", *options, *(str(requirement) for requirement in asked))
         found: dict[str, Found] = {}
-        for item in json.loads(report.read_text(encoding="utf-8"))["install"]:
+        for item in json_file(report)["install"]:
             metadata = item["metadata"]
             hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
             requires = tuple(Requirement(line) for line in metadata.get("requires_dist", ()))

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.reading import json_file
 from harness.commands import gate as gate_command
 from harness.gate.noise import device, summarise
 from harness.judge import gatefile
@@ -36,7 +37,7 @@ class _Kept:
     def resume(self, packages: dict[str, str]) -> list[GateFile]:
         """Return the gates that are there; raises HarnessError if they are of something else, or of another device."""
         try:
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            kept = json_file(self.path)
             changed = self.options.changed(TypeAdapter(Options).validate_python(kept["options"]))
             if kept["threads"] != worker_threads():
                 changed.append(f"OMP_NUM_THREADS: {kept['threads']} then, {worker_threads()} now")

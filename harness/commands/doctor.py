@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.network import hub_answers
+from harness.base.reading import toml_value
 from harness.machine import here, probe
 from harness.matrix.hardware import Hardware
 from harness.matrix.load import load
@@ -187,7 +187,7 @@ def _of_the_checkout() -> list[str]:
     path = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if not path.is_file():
         return []
-    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    project = toml_value(path.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].items()
     return [*project["dependencies"], *(f"{text} ; extra == '{extra}'" for extra, them in extras for text in them)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from harness import __version__
 from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
 from harness.base.files import write_bytes
+from harness.base.reading import json_value
 from harness.matrix.load import load
 from harness.servers.registry import names as server_names
 
@@ -97,7 +97,7 @@ def requirement(extra: str = "") -> str:
         told = importlib.metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         told = None
-    source = json.loads(told) if told else {}
+    source = json_value(told) if told else {}
     if version := source.get("vcs_info"):
         return f"{name} @ {version['vcs']}+{source['url']}@{version['commit_id']}"
     if source.get("url", "").startswith("https:"):

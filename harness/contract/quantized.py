@@ -131,7 +131,7 @@ def _table(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is damaged; save the model again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: it is not a table: it is damaged; save the model again")

@@ -106,7 +106,7 @@ def header(file: Path) -> dict[str, dict[str, Any]]:
             found = json.loads(opened.read(length))
             found.pop("__metadata__", None)
             ends = [int(tensor["data_offsets"][1]) for tensor in found.values()]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise Unusable(f"{file}: its header is broken ({type(error).__name__}: {error}): {_AGAIN}") from error
     due = 8 + length + max(ends, default=0)
     if due != size:
@@ -120,7 +120,7 @@ def index_of(index: Path) -> dict[str, str]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(file) for name, file in names.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unusable(f"{index} is no index of weights ({type(error).__name__}: {error}): {_AGAIN}") from error
 
 
@@ -205,6 +205,6 @@ def _named_in_config(folder: Path) -> str:
 def _table(file: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unusable(f"{file} cannot be read ({error}): it is damaged; save the model again") from error
     return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from harness.base.files import file_digest
+from harness.base.reading import json_value
 from harness.devices.base import UNWRITTEN, DeviceError, DeviceRunner, Reading, Request, read
 from harness.records.schema import Device, Scalar
 
@@ -149,7 +149,7 @@ class Adb(DeviceRunner):
                     stage="run",
                     log_tail=(output + errors)[-3000:],
                 )
-            rounds.append(json.loads(lines[-1].split(_OBSERVER, 1)[1]))
+            rounds.append(json_value(lines[-1].split(_OBSERVER, 1)[1]))
         return observed(rounds, request.warmup)
 
     def _push(self, file: Path, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from harness.base.errors import WorkerError
+from harness.base.reading import json_value
 from harness.base.text import redact
 from harness.contract.program_errors import Meaning, meaning
 from harness.records.schema import Device, Scalar
@@ -138,7 +138,7 @@ def read(output: str, errors: str, status: int, what: str) -> Reading:
     """Return the reading that a runner printed; its last line of standard output is the JSON."""
     lines = [line for line in output.splitlines() if line.lstrip().startswith("{")]
     try:
-        found = json.loads(lines[-1]) if lines else None
+        found = json_value(lines[-1]) if lines else None
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.base.reading import json_file
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
 from harness.records.schema import Device
 
@@ -109,7 +109,7 @@ class Ios(DeviceRunner):
 
     def _runs(self) -> list[tuple[str, dict[str, Any]]]:
         try:
-            found = json.loads(self.file.read_text(encoding="utf-8"))
+            found = json_file(self.file)
             tests = found if isinstance(found, list) else [found]
             runs = [(str(test.get("testIdentifier", "unnamed")), run) for test in tests for run in test["testRuns"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.gate.gate import EXIT
-from harness.judge.gatefile import GateFile
+from harness.judge.gatefile import EXIT, GateFile
 from harness.judge.rules import LOAD, LOGITS, MEASURING, OLD_CHECKPOINT, QUANTIZE, SERVE
 from harness.judge.verdict import Ruling, Verdict
 from harness.records.metrics import GATED, SIZES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.base.errors import HarnessError, Unsuitable, WorkerError
+from harness.base.reading import json_file
 from harness.gate.bench import Bench
 from harness.gate.blocks import REPEATS, of_the_machine, was_lost
 from harness.gate.plan import Unit
@@ -252,7 +252,7 @@ class Compatibility:
         if not isinstance(line, Measurement) or line.metric != "quantized_kernel_share" or "side" not in line.flags:
             return
         pattern, attached = str(line.parameters["pattern"]), self.bench.run.folder / line.attachment
-        ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"]
+        ran = json_file(attached)["kernels"]
         place = _anywhere(Place.of(line))
         sides = self._kernels.setdefault(place, {})
         sides[str(line.flags["side"])] = {name for name, _, _ in ran if re.search(pattern, name)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError, RecordError, Unsuitable
 from harness.base.files import write_text
+from harness.base.reading import json_value
 from harness.gate.bench import Bench
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.compatibility import Compatibility, verdict_of
@@ -35,10 +35,6 @@ from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 
-EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
-# The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
-_WORST = ("regressed", "error", "inconclusive", "pass")
-
 
 @dataclass(frozen=True)
 class GateResult:
@@ -51,15 +47,6 @@ class GateResult:
     @property
     def exit_status(self) -> int:
         return self.file.exit_status
-
-
-def exit_status(verdicts: Iterable[Verdict]) -> int:
-    """Return 0 pass, 1 regressed, 2 could not be judged, 3 inconclusive: the worst of the primary verdicts.
-
-    A gate without a single primary verdict has judged nothing: 2.
-    """
-    found = {verdict.verdict for verdict in verdicts if verdict.primary}
-    return EXIT[next(worst for worst in _WORST if worst in found)] if found else EXIT["error"]
 
 
 class Gate:
@@ -323,7 +310,7 @@ class Gate:
             verdicts=verdicts,
             compatibility=list(self.compatibility.rows.values()),
             kernels=self.compatibility.changes,
-            exit_status=exit_status(verdicts),
+            exit_status=gatefile.exit_status(verdicts),
             options=self.options,
             units={unit.id: _state(unit) for unit in self.units},
         )
@@ -332,7 +319,7 @@ class Gate:
             write_text(path, text)
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
-        return GateResult(self.run.folder, verdicts, gatefile.parse(json.loads(text), str(path)))
+        return GateResult(self.run.folder, verdicts, gatefile.parse(json_value(text), str(path)))
 
 
 def _state(unit: Unit) -> UnitState:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from harness.base.errors import RecordError, TooFewSamples
-from harness.records.metrics import METRICS, stage_of
+from harness.base.reading import json_file
+from harness.records.metrics import stage_of
 from harness.records.place import Place, Placed
 from harness.records.run import Run
 from harness.records.schema import Device, Measurement, Scalar
+from harness.records.stored import disagreement, implausible, misplaced
 
 SCHEMA_VERSION = 2
 
@@ -46,9 +48,11 @@ class BaselineEntry(Placed):
     unit: str
     direction: Literal["lower", "higher", "none"]
     flags: dict[str, Scalar]
-    values: list[FiniteFloat] = Field(description="One value a run, in the runs' order.")
+    values: list[FiniteFloat] = Field(min_length=1, description="One value a run, in the runs' order.")
     samples: list[FiniteFloat] = Field(description="Samples of the last run: documents or windows, to be paired.")
-    spread: float | None = Field(description="Standard deviation (n - 1) of the log values; None where one is not > 0.")
+    spread: FiniteFloat | None = Field(
+        ge=0, description="Standard deviation (n - 1) of the log values; None where one is not > 0."
+    )
 
     @property
     def label(self) -> str:
@@ -82,13 +86,20 @@ def label(place: Place) -> str:
 
 
 def load(path: Path) -> Baseline:
-    """Read a baseline; BaselineError names the file and what is wrong with it."""
+    """Read a baseline; BaselineError names the file and what is wrong with it.
+
+    What the metric table decides, and what follows from other fields, must be as it is there: a file cannot say which
+    way is better, nor how much its own values differ.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json_file(path)
         version = data.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BaselineError(f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})")
-        return Baseline.model_validate(_from_1(data) if version == 1 else data)
+        found = Baseline.model_validate(_from_1(data) if version == 1 else data)
+        if problem := _problem(found):
+            raise BaselineError(f"{path}: {problem}; make the baseline anew")
+        return found
     except FileNotFoundError as error:
         raise BaselineError(
             f"there is no baseline {path}: make one from {MINIMUM_RUNS} runs or more with "
@@ -98,8 +109,54 @@ def load(path: Path) -> Baseline:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BaselineError(f"{path}: {where}: {first['msg']}; make the baseline anew") from error
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BaselineError(f"{path}: not a baseline ({error}); make it anew") from error
+
+
+def _problem(found: Baseline) -> str:
+    """Return the first point in which a baseline disagrees with the metric table or with itself, or an empty text."""
+    if found.schema_version != SCHEMA_VERSION:
+        return f"schema version {found.schema_version} does not exist"
+    if len(set(found.runs)) < MINIMUM_RUNS or len(set(found.runs)) < len(found.runs):
+        return f"runs: {len(set(found.runs))} runs stand behind it, each once, and {MINIMUM_RUNS} are the fewest"
+    if not found.entries:
+        return "entries: it holds no figure, so nothing can be held against it"
+    seen: set[Place] = set()
+    for number, entry in enumerate(found.entries):
+        problem = _problem_of(entry, found)
+        if not problem and entry.place.named in seen:
+            problem = "it stands there twice"
+        if problem:
+            return f"entries.{number} ({entry.label}): {problem}"
+        seen.add(entry.place.named)
+    return ""
+
+
+def _problem_of(entry: BaselineEntry, of: Baseline) -> str:
+    place = entry.place
+    if problem := disagreement(place.metric, unit=entry.unit, direction=entry.direction) or misplaced(place):
+        return problem
+    if entry.direction == "none":
+        return f"of {place.metric} neither more nor less is better, so nothing can be held against it"
+    if place.hardware != of.hardware:
+        return f"it is of {place.hardware}, and the baseline of {of.hardware}"
+    if not MINIMUM_RUNS <= len(entry.values) <= len(of.runs):
+        return f"values: {len(entry.values)} of {len(of.runs)} runs; {MINIMUM_RUNS} are the fewest"
+    if problem := implausible([*entry.values, *entry.samples]):
+        return f"values: {problem}"
+    due = _spread(entry.values)
+    if (due is None) != (entry.spread is None) or not math.isclose(due or 0, entry.spread or 0, abs_tol=1e-9):
+        return f"spread: {entry.spread} there, and by its values it is {due}"
+    return ""
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of the log values, or None where one of them has no log."""
+    if min(values) <= 0:
+        return None
+    from harness.judge.stats import log_sd
+
+    return log_sd(values)
 
 
 def _from_1(data: dict[str, Any]) -> dict[str, Any]:
@@ -180,11 +237,8 @@ def _entry(rows: Sequence[tuple[str, Measurement]]) -> BaselineEntry:
         _same(f"{name} of {what}", ((run, of(row)) for run, row in rows))
     last = rows[-1][1]
     values = [row.value for _, row in rows]
-    spread = None
-    if min(values) > 0:
-        from harness.judge.stats import log_sd
-
-        spread = log_sd(values)
+    if problem := disagreement(last.metric, unit=last.unit, direction=last.direction) or implausible(values):
+        raise BaselineError(f"these runs do not make a baseline: {what}: {problem}; leave out {rows[-1][0]}")
     return BaselineEntry(
         place=Place.of(last),
         unit=last.unit,
@@ -192,7 +246,7 @@ def _entry(rows: Sequence[tuple[str, Measurement]]) -> BaselineEntry:
         flags=last.flags,
         values=values,
         samples=last.samples,
-        spread=spread,
+        spread=_spread(values),
     )
 
 
@@ -222,15 +276,8 @@ def refuse_other(baseline: Baseline, path: Path, device: Device) -> None:
             "are not compared; make a baseline here with python -m harness baseline RUN RUN RUN"
         )
     for entry in baseline.entries:
-        metric, version = entry.place.metric, entry.place.definition
-        known = METRICS.get(metric)
-        if known is None:
-            raise BaselineError(f"{path}: {metric} is not measured any more; make the baseline anew")
-        if known.version != version:
-            raise BaselineError(
-                f"{path}: {metric} was measured by version {version} of its definition, and today's is "
-                f"version {known.version}: figures of different definitions are not compared; make the baseline anew"
-            )
+        if problem := disagreement(entry.place.metric, definition=entry.place.definition):
+            raise BaselineError(f"{path}: {problem}; make the baseline anew")
 
 
 def difference(entry: BaselineEntry, measurement: Measurement) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.reading import json_file
 from harness.judge.migrations import CALIBRATION_SCHEMA, migrate_calibration
 from harness.judge.series import label_of
 from harness.records.place import Placed
+from harness.records.stored import LARGEST, disagreement, misplaced
+
+_Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+_Figure = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class _Told(Placed):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def metric(self) -> str:
@@ -32,37 +37,51 @@ class _Told(Placed):
 class Noise(_Told):
     """One metric of one cell."""
 
-    sd: float = Field(description="Root mean square of a block's log ratio, all gates together: from no change.")
-    blocks: int = Field(description="Blocks behind it, all gates together.")
-    block_seconds: float = Field(description="Median seconds that a block of the cell takes, all its metrics together.")
-    between: float | None = Field(None, description="Standard deviation of a log ratio from process to process alone.")
-    within: float | None = Field(None, description="The same from round to round of one pair of processes.")
-    rounds: int | None = Field(None, description="Rounds that a process gave.")
-    best_rounds: int | None = Field(None, description="Rounds a process that tell most in the same time.")
+    sd: float = Field(
+        ge=0, le=LARGEST, description="Root mean square of a block's log ratio, all gates together: from no change."
+    )
+    blocks: int = Field(ge=1, description="Blocks behind it, all gates together.")
+    block_seconds: float = Field(
+        ge=0, le=LARGEST, description="Median seconds that a block of the cell takes, all its metrics together."
+    )
+    between: float | None = Field(
+        None, ge=0, le=LARGEST, description="Standard deviation of a log ratio from process to process alone."
+    )
+    within: float | None = Field(
+        None, ge=0, le=LARGEST, description="The same from round to round of one pair of processes."
+    )
+    rounds: int | None = Field(None, ge=1, description="Rounds that a process gave.")
+    best_rounds: int | None = Field(None, ge=1, description="Rounds a process that tell most in the same time.")
 
 
 class Steady(_Told):
     """One metric of one cell that is not timed: a size, or the quality of what is predicted."""
 
     unit: str
-    pairs: int = Field(description="Blocks, windows or documents that a verdict rests on.")
-    value: float = Field(description="The old side's: a size's median, otherwise the mean over the samples.")
-    differs: float = Field(description="How far the same is from itself at most, measured again: in the metric's unit.")
-    smallest: float = Field(description="Smallest worsening that its rule calls a regression: in the metric's unit.")
+    pairs: int = Field(ge=0, description="Blocks, windows or documents that a verdict rests on.")
+    value: float = Field(
+        ge=-LARGEST, le=LARGEST, description="The old side's: a size's median, otherwise the mean over the samples."
+    )
+    differs: float = Field(
+        ge=0, le=LARGEST, description="How far the same is from itself at most, measured again: in the metric's unit."
+    )
+    smallest: float = Field(
+        ge=0, le=LARGEST, description="Smallest worsening that its rule calls a regression: in the metric's unit."
+    )
 
 
 class Calibration(BaseModel):
     """The result of gates of old against old on one machine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: int = CALIBRATION_SCHEMA
     hardware: str
     device: str
     created: str
-    gates: int = Field(description="Gates of old against old.")
-    judged: int = Field(description="Primary verdicts of those gates.")
-    alarms: int = Field(description="Gates that ended as regressed.")
+    gates: int = Field(ge=1, description="Gates of old against old.")
+    judged: int = Field(ge=0, description="Primary verdicts of those gates.")
+    alarms: int = Field(ge=0, description="Gates that ended as regressed.")
     verdicts_regressed: int
     verdicts_inconclusive: int
     budget_seconds: float
@@ -81,10 +100,23 @@ class Calibration(BaseModel):
         if not path.is_file():
             return None
         try:
-            found = cls.model_validate(migrate_calibration(json.loads(path.read_text(encoding="utf-8"))))
+            found = cls.model_validate(migrate_calibration(json_file(path)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ValidationError) as error:
             raise HarnessError(f"{path}: cannot be read ({error}); calibrate anew") from error
+        if problem := found.problem:
+            raise HarnessError(f"{path}: {problem}; calibrate anew")
         return found if found.device == device else None
+
+    @property
+    def problem(self) -> str:
+        """In which point it disagrees with the metric table or with itself, or an empty text."""
+        if self.alarms > self.gates or self.verdicts_regressed + self.verdicts_inconclusive > self.judged:
+            return f"{self.alarms} alarms of {self.gates} gates, {self.judged} verdicts: more than there were"
+        for it in (*self.noise, *self.steady):
+            unit = it.unit if isinstance(it, Steady) else None
+            if problem := disagreement(it.metric, unit=unit) or misplaced(it.place):
+                return f"{it.place}: {problem}"
+        return ""
 
     def write(self, results: Path) -> Path:
         path = self.path(results, self.hardware)

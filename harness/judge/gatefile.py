@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +13,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from harness.base.errors import HarnessError
 from harness.base.files import json_finite
+from harness.base.reading import json_file
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
+from harness.judge.rules import EVENTS
 from harness.judge.verdict import Verdict
+from harness.records.metrics import METRICS
 from harness.records.place import OF_CELL, Place, gather, spread
+from harness.records.stored import disagreement, implausible
+
+EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
+# The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
+_WORST = ("regressed", "error", "inconclusive", "pass")
 
 State = Literal["works", "fails", "not tried"]
 
@@ -154,7 +162,7 @@ class GateFile(BaseModel):
     verdicts: list[StoredVerdict]
     compatibility: list[StoredWorks] = []
     kernels: list[StoredDifference] = []
-    exit_status: int = Field(description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
+    exit_status: int = Field(ge=0, le=3, description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
     options: Options | None = None
     units: dict[str, StoredUnit] = {}
 
@@ -175,11 +183,12 @@ VERDICT: TypeAdapter[Verdict] = TypeAdapter(StoredVerdict)
 def load(path: Path) -> GateFile:
     """Read a gate.json, or that of a gate's folder, of this or an older schema.
 
-    Raises GateError naming the file: for a newer schema, for a number that is not finite, and for what does not hold.
+    Raises GateError naming the file: for a newer schema, for a number that is not finite or cannot have been measured,
+    for a verdict that disagrees with the metric table, and for what does not hold.
     """
     file = path / "gate.json" if path.is_dir() else path
     try:
-        return parse(json.loads(file.read_text(encoding="utf-8")), str(file))
+        return parse(json_file(file), str(file))
     except OSError as error:
         raise GateError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -191,13 +200,40 @@ def parse(data: Any, where: str) -> GateFile:
     for name, value in _numbers(data):
         if not math.isfinite(value):
             raise GateError(f"{where}: {name} is {value}: not a number that can be judged; run the gate anew")
+        if problem := implausible([value]):
+            raise GateError(f"{where}: {name}: {problem}; run the gate anew")
     try:
-        return GateFile.model_validate(migrate_gate(data))
+        found = GateFile.model_validate(migrate_gate(data))
     except ValidationError as error:
         first = error.errors()[0]
         raise GateError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GateError(f"{where}: {error}") from error
+    for number, verdict in enumerate(found.verdicts):
+        if problem := _problem(verdict):
+            raise GateError(f"{where}: verdicts.{number}: {problem}; run the gate anew")
+    if found.exit_status == 0 != (due := exit_status(found.verdicts)):
+        raise GateError(f"{where}: exit_status: 0, a pass, and its verdicts come to {due}; run the gate anew")
+    return found
+
+
+def exit_status(verdicts: Iterable[Verdict]) -> int:
+    """Return 0 pass, 1 regressed, 2 could not be judged, 3 inconclusive: the worst of the primary verdicts.
+
+    A gate without a single primary verdict has judged nothing: 2.
+    """
+    found = {verdict.verdict for verdict in verdicts if verdict.primary}
+    return EXIT[next(worst for worst in _WORST if worst in found)] if found else EXIT["error"]
+
+
+def _problem(verdict: Verdict) -> str:
+    """Return in which point a verdict disagrees with the metric table, or an empty text.
+
+    One on something that happened has neither a unit nor a direction.
+    """
+    if verdict.ratio is None and (verdict.metric in EVENTS or (verdict.unit, verdict.direction) == ("", "none")):
+        return "" if verdict.metric in {*EVENTS, *METRICS} else disagreement(verdict.metric)
+    return disagreement(verdict.metric, unit=verdict.unit, direction=verdict.direction)
 
 
 def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from harness.base.errors import MatrixError, nearest
+from harness.base.reading import toml_value
 from harness.matrix.hardware import IMPLIED_GROUPS, Hardware, Needs
 from harness.matrix.plan import Matrix
 from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, TaskOptions, Threshold, _File, _Table
@@ -31,8 +31,8 @@ def load(path: Path, servers: Collection[str] | None = None) -> Matrix:
     except (OSError, UnicodeDecodeError) as error:
         raise MatrixError(f"{path}: cannot be read ({error})") from error
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = toml_value(text)
+    except ValueError as error:
         raise MatrixError(f"{path}: not valid TOML: {error}") from error
     where = _Place(path, text)
     for kind in ("models", "recipes", "hardware"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harness.base.errors import WorkerError
+from harness.base.reading import json_file
 from harness.matrix.plan import Cell
 from harness.measure.checkpoints import Checkpoints
 from harness.measure.clock import Clock
@@ -130,7 +130,7 @@ class Fleet:
 
     def _context(self, cell: Cell) -> int:
         """Return the longest context that the model's configuration allows."""
-        config = json.loads((self._checkpoints.served(cell).folder / "config.json").read_text(encoding="utf-8"))
+        config = json_file(self._checkpoints.served(cell).folder / "config.json")
         text = config.get("text_config", config)
         return int(
             text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from harness.base.errors import WrongKernels
+from harness.base.reading import json_file
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.recorder import Recorder
@@ -70,6 +70,6 @@ def _check(recorder: Recorder, cell: Cell, pattern: str, found: Mapping[str, Mea
             "kernels), so that none can be told from a fallback; what ran"
         )
     attached = recorder.run.folder / found["kernel_time"].attachment
-    ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"] if attached.is_file() else []
+    ran = json_file(attached)["kernels"] if attached.is_file() else []
     longest = ", ".join(f"{name[:80]} ({calls} calls, {seconds * 1e3:.2f} ms)" for name, seconds, calls in ran[:5])
     raise WrongKernels(f"{cell.id}: {wrong}, longest first: {longest or f'see {attached}'}", cell.recipe.known_fallback)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 from typing import Any
 
 from harness.base.errors import TooNoisy
+from harness.base.reading import json_file
 from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.measure import roofline
@@ -122,5 +122,5 @@ class Limits:
     def _shape(self, cell: Cell) -> roofline.Shape:
         checkpoints = self._recorder.flow.checkpoints
         linear = checkpoints.facts(cell)["linear"]
-        config = json.loads((checkpoints.of(cell).folder / "config.json").read_text(encoding="utf-8"))
+        config = json_file(checkpoints.of(cell).folder / "config.json")
         return roofline.Shape.of(config, linear["bytes"], linear["weights"])

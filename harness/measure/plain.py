@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from harness.base import network
 from harness.base.errors import ArtifactError, MatrixError
+from harness.base.reading import json_file
 from harness.contract import quantized, versions, weights
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
@@ -64,7 +64,7 @@ class Checkpoint:
         if any((self.folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
             return True
         config = self.folder / "tokenizer_config.json"
-        return config.exists() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+        return config.exists() and bool(json_file(config).get("chat_template"))
 
 
 @dataclass(frozen=True)

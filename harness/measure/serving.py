@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any
 
 from harness.base.errors import WorkerError
+from harness.base.reading import json_file
 from harness.contract.tutorial import CHAT
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure, Timer, in_a_row, percentiles, thinned
@@ -59,7 +59,7 @@ def chat(recorder: Recorder, cell: Cell) -> dict[str, Any]:
         # A resumed run that is kept without its attachments.
         recorder.forget(found)
         found = ask()
-    answer: dict[str, Any] = json.loads((recorder.run.folder / found.attachment).read_text(encoding="utf-8"))
+    answer: dict[str, Any] = json_file(recorder.run.folder / found.attachment)
     return answer
 
 

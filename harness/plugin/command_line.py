@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
+from harness.base.reading import json_value
 from harness.matrix.schema import TaskOptions
 from harness.servers.registry import SERVERS
 from harness.servers.registry import names as server_names
@@ -150,7 +150,7 @@ def _task_options(config: pytest.Config) -> TaskOptions:
 
 def _value(text: str) -> str | int | float | bool:
     try:
-        found = json.loads(text.lower() if text in ("True", "False") else text)
+        found = json_value(text.lower() if text in ("True", "False") else text)
     except ValueError:
         return text
     return found if isinstance(found, (int, float, bool)) else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.reading import json_file
 from harness.judge import limits
 from harness.records import columns
 from harness.records.published import Documented
@@ -104,7 +104,7 @@ class Summary:
         for row in self.measurements:
             attached = self.run.folder / row.attachment
             if row.metric == "kernel_time" and attached.is_file():
-                ran = json.loads(attached.read_text(encoding="utf-8"))["kernels"]
+                ran = json_file(attached)["kernels"]
                 longest = ", ".join(f"{name[:60]} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran[:3])
                 of = f"{row.cell.model.name} {row.cell.recipe.name} through {row.cell.server} on {row.cell.hardware}"
                 lines[of] = f"{of}: {longest}"
@@ -133,5 +133,6 @@ def speed_of_light(measurements: Sequence[Measurement]) -> list[str]:
                 f"{cell.model.name} {cell.recipe.name} through {cell.server} on {cell.hardware}, "
                 f"batch {row.parameters['batch_size']}, {row.parameters['phase']}"
             )
-            lines[of] = f"{of}: {row.value:.0%} of the limit, limited by {limited.limited_by(row.statistics)}"
+            by = limited.limited_by(row.statistics)
+            lines[of] = f"{of}: {row.value:.0%} of the limit" + (f", limited by {by}" if by else "")
     return list(lines.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
+from harness.base.reading import json_file, json_value
 from harness.contract import quantized
 from harness.records.schema import ModelIdentity
 from harness.runtime.store import MANIFEST, Store, manifest, problem
@@ -150,7 +150,7 @@ def _check_whole(path: Path) -> None:
         if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
             raise ArtifactError(f"{path} is not a safetensors file, whatever its name says; save the weights again")
         try:
-            tensors = json.loads(file.read(length))
+            tensors = json_value(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
             whole = 8 + length + max(ends, default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -161,7 +161,7 @@ def _check_whole(path: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_file(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is not there: this is no checkpoint of Transformers") from None
     except (OSError, ValueError) as error:

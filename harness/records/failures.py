@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.base.reading import json_value
 from harness.records.place import Place
 from harness.records.schema import Failure
 
@@ -87,7 +87,7 @@ def _reached(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Return what a measurement shows to have worked."""
     found: list[tuple[Any, ...]] = [(_cell(row), "quantize")]
     if row["metric"] == "engine_start":
-        found.append((_cell(row), "start", json.loads(row["parameters"]).get("kind")))
+        found.append((_cell(row), "start", json_value(row["parameters"]).get("kind")))
     return found
 
 

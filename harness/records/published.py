@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,9 +9,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.base import shipped
-from harness.base.errors import HarnessError, nearest
+from harness.base.errors import HarnessError
+from harness.base.reading import json_file
 from harness.records.metrics import METRICS
 from harness.records.schema import Scalar
+from harness.records.stored import LARGEST, disagreement
 
 
 class DocumentedError(HarnessError):
@@ -33,7 +34,7 @@ class Figure(_Frozen):
     server: str = Field("", description="What it was measured through; empty if not published.")
     metric: str = Field(description="A name of harness.records.metrics.METRICS.")
     parameters: dict[str, Scalar] = Field(default_factory=dict)
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, le=LARGEST)
     text: str = Field(description="The number with the digits it was published with; '~' before it if approximate.")
     unit: str = Field(description="That of the metric.")
     publication: str
@@ -52,11 +53,10 @@ class Figure(_Frozen):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        metric = METRICS.get(self.metric)
-        if metric is None:
-            raise ValueError(f"metric {self.metric!r} is not known; {nearest(self.metric, METRICS)}")
-        if self.unit != metric.unit:
-            raise ValueError(f"unit {self.unit!r} of {self.metric} must be {metric.unit!r}")
+        if problem := disagreement(self.metric, unit=self.unit):
+            raise ValueError(problem)
+        if unknown := set(self.parameters) - set(METRICS[self.metric].parameters):
+            raise ValueError(f"{self.metric} has no parameter {', '.join(sorted(unknown))}")
         try:
             same = float(self.digits) == self.value
         except ValueError:
@@ -75,12 +75,28 @@ class Bound(_Frozen):
     text: str = Field(description="As published.")
     section: str
 
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if problem := disagreement(self.metric):
+            raise ValueError(problem)
+        least, most = self.largest_loss_percent
+        if not 0 <= least <= most <= 100:
+            raise ValueError(f"largest_loss_percent {least:g} to {most:g} is no range of per cent")
+        return self
+
 
 class Remark(_Frozen):
     """What a reader of the figures of some metrics must know of how they came about."""
 
     metrics: list[str]
     text: str
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for metric in self.metrics:
+            if problem := disagreement(metric):
+                raise ValueError(problem)
+        return self
 
 
 class Publication(_Frozen):
@@ -207,11 +223,13 @@ def _project_folder() -> Path:
 
 def _read(path: Path) -> Publication:
     try:
-        return Publication.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Publication.model_validate(json_file(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise DocumentedError(f"{path}: {key}: {first['msg']}") from error
+    except OSError as error:
+        raise DocumentedError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise DocumentedError(f"{path}: not JSON ({error})") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.base.errors import RecordError
+from harness.base.reading import json_value
 from harness.base.text import file_name
 from harness.records.migrations import migrate
 from harness.records.schema import LINE, Line
@@ -206,7 +207,7 @@ def parse(raw: bytes, where: str) -> Line:
     since leaving it out in silence would change a table.
     """
     try:
-        return LINE.validate_python(migrate(json.loads(raw), where))
+        return LINE.validate_python(migrate(json_value(raw), where))
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenLine(f"{where}: left out, {_reason(error)}") from error
 

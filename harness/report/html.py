@@ -13,6 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
+from harness.base.reading import json_value
 from harness.base.text import redact
 from harness.judge.gatefile import GateFile
 from harness.judge.verdict import Verdict
@@ -196,7 +197,7 @@ def _figures(measurements: Sequence[Measurement], documented: Documented) -> lis
             it.hardware,
             it.server,
             f"{it.metric} {it.statistic}".strip(),
-            ", ".join(f"{name}={value}" for name, value in json.loads(it.parameters).items()),
+            ", ".join(f"{name}={value}" for name, value in json_value(it.parameters).items()),
             f"{it.value:.6g}",
             it.unit,
             "" if it.baseline is None else f"{it.baseline:.6g}",
@@ -224,7 +225,7 @@ def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
     rows = rows.filter(pc.and_(pc.equal(rows["discarded"], ""), pc.is_in(rows["metric"], pa.array(metrics))))
     made: dict[tuple[Place, str, str, str], history.History] = {}
     for row in rows.sort_by([("time", "ascending")]).to_pylist():
-        parameters = Parameters(json.loads(row["parameters"]))
+        parameters = Parameters(json_value(row["parameters"]))
         place = Place(**{name: row[name] for name in _OF_PLACE}, parameters=parameters)
         key = (place, row["device"], row["unit"], row["direction"])
         if key not in made:

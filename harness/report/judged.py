@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.base.reading import json_file
 from harness.judge.gatefile import VERDICT, GateFile
 from harness.judge.limits import TOO_NOISY, last
 from harness.judge.verdict import Verdict
@@ -91,7 +91,7 @@ def nights(runs: Iterable[Run]) -> tuple[list[Night], list[str]]:
         if not path.is_file():
             continue
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json_file(path)
             found.append(Night(Path(data["baseline"]).stem, [VERDICT.validate_python(it) for it in data["verdicts"]]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path}: left out, {type(error).__name__}: {str(error).splitlines()[0]}")

@@ -133,8 +133,8 @@ class Layout:
             return text, f"{_signed(line.row, value - baseline)}{interval}"
         if {"lost", "won"} <= record.statistics.keys():
             return text, f"{record.statistics['lost']:.0f} lost, {record.statistics['won']:.0f} won"
-        if record.metric == "limit_fraction" and "measured_seconds" in record.statistics:
-            return text, limited.limited_by(record.statistics)
+        if record.metric == "limit_fraction" and (by := limited.limited_by(record.statistics)):
+            return text, by
         return text, claims.words(self.claim(line, recipe), line)
 
     def shown(self, line: TableLine, recipe: RecipeIdentity | None) -> str:

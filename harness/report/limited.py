@@ -9,9 +9,10 @@ OVERHEAD_BELOW = 0.5
 
 
 def limited_by(statistics: Mapping[str, float]) -> str:
-    """Return what limits a step by the statistics of its record, a ``limit_fraction``."""
-    memory, arithmetic = statistics["memory_seconds"], statistics["arithmetic_seconds"]
-    return bound(memory, arithmetic, statistics["measured_seconds"])
+    """Return what limits a step by the statistics of its record, a ``limit_fraction``; empty where they do not say."""
+    names = ("memory_seconds", "arithmetic_seconds", "measured_seconds")
+    memory, arithmetic, measured = (statistics.get(name) for name in names)
+    return "" if memory is None or arithmetic is None or measured is None else bound(memory, arithmetic, measured)
 
 
 def bound(memory_seconds: float, arithmetic_seconds: float, measured_seconds: float) -> str:

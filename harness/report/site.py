@@ -16,6 +16,7 @@ from typing import Any
 from harness import __version__
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.reading import json_file
 from harness.base.text import digest, file_name, redact
 from harness.judge.gatefile import GateFile
 from harness.records.failures import counted
@@ -254,7 +255,7 @@ def _links(up: str) -> html.Links:
 def _state(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what the site's last build wrote down; nothing where it cannot be read, so that all is made anew."""
     try:
-        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        found = json_file(folder / STATE)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.base.errors import BrokenEnvironment
+from harness.base.reading import json_value
 from harness.base.text import TOKENS, digest, redact
 from harness.contract import visible
 from harness.runtime.store import Store
@@ -134,7 +134,7 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
         raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
     if result.returncode:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
-    found: dict[str, str] = json.loads(result.stdout)
+    found: dict[str, str] = json_value(result.stdout)
     return found
 
 
@@ -211,7 +211,7 @@ def _site_folders(base: Environment) -> list[str]:
     result = subprocess.run([base.python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     if result.returncode:
         raise BrokenEnvironment(f"{base.python} does not work: {result.stderr.strip()[-500:]}")
-    found: list[str] = json.loads(result.stdout)
+    found: list[str] = json_value(result.stdout)
     return found
 
 

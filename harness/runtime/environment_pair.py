@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from harness.base.errors import BrokenEnvironment, nearest
 from harness.base.files import file_digest
+from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.runtime.environment import Environment, layered, overlay
 from harness.runtime.store import Store
@@ -119,7 +119,7 @@ def resolve(requirement: str, base: Environment) -> Wanted:
     """Return what pip would install for ``requirement``, without installing it."""
     given = _local(requirement)
     arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", given]
-    report = json.loads(_pip(base, arguments, f"{requirement} cannot be had"))
+    report = json_value(_pip(base, arguments, f"{requirement} cannot be had"))
     try:
         taken = report["install"][0]
         metadata = taken["metadata"]

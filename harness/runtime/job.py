@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import WorkerError
+from harness.base.reading import json_value
 from harness.base.text import redact
 from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.runtime.environment import Environment
@@ -230,7 +231,7 @@ class Server:
         """POST JSON and return the JSON answer; an error status or a dead server raises WorkerError."""
         data = self._answer(path, json.dumps(body).encode(), timeout)
         try:
-            return dict(json.loads(data)) if data.strip() else {}
+            return dict(json_value(data)) if data.strip() else {}
         except (ValueError, TypeError) as error:
             raise self._failed(path, "http", f"answered what is not a JSON object: {data[:200]!r}") from error
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.base.reading import json_value
 from harness.base.text import redact
 from harness.contract import warden
 from harness.contract.protocol import FORKS_FD
@@ -209,7 +210,7 @@ class Forked(Process):
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            told = json.loads(line)
+            told = json_value(line)
             if "exit" in told:
                 self._code = int(told["exit"])
             else:

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
+from harness.base.reading import json_file
 from harness.base.text import digest
 
 MANIFEST = "artifact.json"
@@ -74,7 +75,7 @@ class Store:
                     self._say(f"{label}: the stored artifact is {what} ({wrong}); building it again")
                     shutil.rmtree(folder)
                 self._build(folder, key, build, label)
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json_file(folder / MANIFEST)
         artifact = Artifact(folder=folder, key=name, made=made, facts=manifest["facts"])
         self._trusted[name] = artifact
         return artifact
@@ -116,7 +117,7 @@ class Store:
 def manifest(folder: Path) -> dict[str, Any] | None:
     """Return what the store has written down of an artifact's folder, or None where there is nothing readable."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = json_file(folder / MANIFEST)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and all(isinstance(found.get(it), dict) for it in _PARTS) else None
@@ -124,7 +125,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 
 def _lacking(folder: Path, facts: Sequence[str]) -> str | None:
     """Return which facts a sound artifact lacks, as one that was made by an older version may, or None."""
-    told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"]
+    told = json_file(folder / MANIFEST)["facts"]
     lacking = ", ".join(name for name in facts if name not in told)
     return f"its facts lack: {lacking}" if lacking else None
 
@@ -143,7 +144,7 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 def problem(folder: Path, *, verify: bool = True) -> str | None:
     """Return what is wrong with a stored artifact, or None if it can be used; ``verify=False`` checks sizes only."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json_file(folder / MANIFEST)
         # Manifests of before the digest was kept have none.
         stated = manifest.pop("digest", None)
         files = manifest["files"].items()

@@ -22,12 +22,12 @@ from harness.commands import calibrate
 from harness.commands import gate as gate_command
 from harness.commands.gate import Workplace
 from harness.gate import margins
-from harness.gate.gate import GateResult, exit_status
+from harness.gate.gate import GateResult
 from harness.gate.noise import summarise
 from harness.gate.plan import units
 from harness.judge import accuracy, gatefile
 from harness.judge.calibration import Calibration
-from harness.judge.gatefile import GateFile, Options, UnitState, Works
+from harness.judge.gatefile import GateFile, Options, UnitState, Works, exit_status
 from harness.judge.rules import LOAD, LOGITS, OLD_CHECKPOINT, QUANTIZE, SERVE, Margins
 from harness.judge.series import SIDES, Series
 from harness.judge.verdict import Verdict, event, judge

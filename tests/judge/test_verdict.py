@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError
-from harness.gate.gate import exit_status
+from harness.judge.gatefile import exit_status
 from harness.judge.rules import REASONS, RULES, Margins
 from harness.judge.series import SIDES, Series
 from harness.judge.verdict import Verdict, combined, control, event, judge, settled

@@ -18,12 +18,11 @@ from harness.base import files
 from harness.base.errors import HarnessError
 from harness.commands import gate
 from harness.gate import margins
-from harness.gate.gate import exit_status
 from harness.gate.noise import summarise
 from harness.gate.plan import units
 from harness.judge import calibration, gatefile, stats
 from harness.judge.calibration import Calibration
-from harness.judge.gatefile import Difference, GateFile, Options, UnitState, Works
+from harness.judge.gatefile import Difference, GateFile, Options, UnitState, Works, exit_status
 from harness.judge.rules import Margins
 from harness.judge.series import Series
 from harness.judge.verdict import Verdict, event, judge
@@ -216,7 +215,12 @@ def test_junit_fails_where_the_exit_status_does(verdict: Any, primary: bool) -> 
 
 
 def test_junit_tells_the_batch_sizes_of_one_metric_apart() -> None:
-    data = gate_file([replace(speed(1.0), place=place("latency", server="vllm", batch_size=size)) for size in (1, 8)])
+    data = gate_file(
+        [
+            replace(speed(1.0), place=place("latency", server="vllm", batch_size=size), unit="s", direction="lower")
+            for size in (1, 8)
+        ]
+    )
     cases = xml.fromstring(junit.junit([data])).iter("testcase")
     assert {case.get("name") for case in cases} == {"latency (batch_size=1)", "latency (batch_size=8)"}
 

@@ -1,0 +1,80 @@
+"""JSON and TOML that others wrote, read so that whatever a file holds is data or a ValueError."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MOST_DEPTH = 100
+"""How deeply what is read may be nested: far beyond any file of ours, far below what Python and pydantic can walk."""
+
+_LARGEST = 1 << 1000
+_DIGITS = len(str(_LARGEST))
+_LONG_NUMBER = re.compile(rb"\d{%d}" % _DIGITS)
+
+
+def json_value(text: str | bytes, *, finite: bool = False) -> Any:
+    """Return what a JSON text holds.
+
+    Raises ValueError for what is not JSON or not UTF-8, is nested more than :data:`MOST_DEPTH` deep, or has an integer
+    of more than 1000 bits; with ``finite`` also for a number that is not finite, by its dotted name.
+    """
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {MOST_DEPTH} deep") from None
+    # Nothing is nested deeper than it has brackets, and no number is longer than its digits.
+    if finite or data.count(b"{") + data.count(b"[") > MOST_DEPTH or _LONG_NUMBER.search(data):
+        _check(found, finite)
+    return found
+
+
+def json_file(path: Path, *, finite: bool = False) -> Any:
+    """Return what a JSON file holds; raises OSError, and ValueError as :func:`json_value` does."""
+    return json_value(path.read_bytes(), finite=finite)
+
+
+def toml_value(text: str) -> dict[str, Any]:
+    """Return what a TOML text holds; raises ValueError as :func:`json_value` does."""
+    try:
+        found = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {MOST_DEPTH} deep") from None
+    _check(found, False)
+    return found
+
+
+def _check(data: Any, finite: bool) -> None:
+    for name, depth, value in _parts(data):
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested more than {MOST_DEPTH} deep")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"{_told(name)} is an integer of {value.bit_length()} bits; at most 1000 are read")
+        if finite and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{_told(name)} is {value}: not a finite number")
+
+
+def _told(name: tuple[Any, ...]) -> str:
+    parts: list[str] = []
+    while name:
+        name, part = name
+        parts.append(str(part))
+    return ".".join(reversed(parts)) or "the whole file"
+
+
+def _parts(data: Any) -> Iterator[tuple[tuple[Any, ...], int, Any]]:
+    """Yield every value with its name, as pairs of the name around it and its own, and its depth; without recursion."""
+    pending: list[tuple[tuple[Any, ...], int, Any]] = [((), 0, data)]
+    while pending:
+        name, depth, value = pending.pop()
+        yield name, depth, value
+        if isinstance(value, dict):
+            pending += [((name, key), depth + 1, part) for key, part in value.items()]
+        elif isinstance(value, list):
+            pending += [((name, index), depth + 1, part) for index, part in enumerate(value)]
