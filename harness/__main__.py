@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness import __version__
 from harness.base.errors import HarnessError
+from harness.base.interruption import Interruption
 
 COMMANDS = {
     "table": "write the tables of one or several runs",
@@ -52,14 +53,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command that ``argv`` names and return its exit status.
 
     1 is left to the commands, to a gate's "regressed" above all: whatever goes wrong unexpectedly is a 2 with its
-    traceback, and an interruption 130.
+    traceback, and an interruption, by Ctrl-C, SIGTERM or SIGHUP, 130.
     """
     try:
         words = sys.argv[1:] if argv is None else argv
         # A command need not wait for what the others import, nor fail with them.
         named = next((word for word in words if not word.startswith("-")), "")
         arguments = parser(named).parse_args(words)
-        status: int = arguments.run(arguments)
+        with Interruption():
+            status: int = arguments.run(arguments)
         return status
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -141,7 +141,8 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
         raise HarnessError(f"-m {arguments.hardware}: not here: {problem}")
     arguments.hardware = hardware.name
     store = Store((arguments.cache or default_root()).resolve(), say=progress)
-    store.root.mkdir(parents=True, exist_ok=True)
+    with store.writing("this gate"):
+        store.root.mkdir(parents=True, exist_ok=True)
     base = Environment(python=arguments.python) if arguments.python else Environment()
     return Workplace(store, arguments.results, matrix, base, progress)
 

@@ -15,11 +15,9 @@ from harness.base.errors import HarnessError
 from harness.base.files import json_finite
 from harness.base.reading import json_file
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
-from harness.judge.rules import EVENTS
 from harness.judge.verdict import Verdict
-from harness.records.metrics import METRICS
 from harness.records.place import OF_CELL, Place, gather, spread
-from harness.records.stored import disagreement, implausible
+from harness.records.stored import implausible
 
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
 # The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
@@ -184,7 +182,7 @@ def load(path: Path) -> GateFile:
     """Read a gate.json, or that of a gate's folder, of this or an older schema.
 
     Raises GateError naming the file: for a newer schema, for a number that is not finite or cannot have been measured,
-    for a verdict that disagrees with the metric table, and for what does not hold.
+    for a pass that its verdicts do not come to, and for what does not hold.
     """
     file = path / "gate.json" if path.is_dir() else path
     try:
@@ -209,9 +207,6 @@ def parse(data: Any, where: str) -> GateFile:
         raise GateError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GateError(f"{where}: {error}") from error
-    for number, verdict in enumerate(found.verdicts):
-        if problem := _problem(verdict):
-            raise GateError(f"{where}: verdicts.{number}: {problem}; run the gate anew")
     if found.exit_status == 0 != (due := exit_status(found.verdicts)):
         raise GateError(f"{where}: exit_status: 0, a pass, and its verdicts come to {due}; run the gate anew")
     return found
@@ -224,16 +219,6 @@ def exit_status(verdicts: Iterable[Verdict]) -> int:
     """
     found = {verdict.verdict for verdict in verdicts if verdict.primary}
     return EXIT[next(worst for worst in _WORST if worst in found)] if found else EXIT["error"]
-
-
-def _problem(verdict: Verdict) -> str:
-    """Return in which point a verdict disagrees with the metric table, or an empty text.
-
-    One on something that happened has neither a unit nor a direction.
-    """
-    if verdict.ratio is None and (verdict.metric in EVENTS or (verdict.unit, verdict.direction) == ("", "none")):
-        return "" if verdict.metric in {*EVENTS, *METRICS} else disagreement(verdict.metric)
-    return disagreement(verdict.metric, unit=verdict.unit, direction=verdict.direction)
 
 
 def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, float]]:

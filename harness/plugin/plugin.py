@@ -14,6 +14,7 @@ from harness.matrix.plan import Cell
 from harness.plugin import collect, hooks
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
+from harness.plugin.interrupted import Interrupted
 from harness.plugin.stash import (
     baseline_key,
     cell_of,
@@ -43,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for more in config.hook.pytest_harness_servers():
         SERVERS.update(more)
     given = CommandLine.of(config)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Interrupted(config), "torchao-harness-interrupted")
     # A matrix that cannot be read is told of where a test of a cell is collected, and is no matter for others.
     with contextlib.suppress(pytest.UsageError):
         for name, meaning in matrix_of(config).markers.items():

@@ -73,7 +73,8 @@ class HarnessSession:
         started = time.monotonic()
         store = Store((given.cache or default_root()).resolve(), say=progress)
         try:
-            store.root.mkdir(parents=True, exist_ok=True)
+            with store.writing("this session"):
+                store.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(
                 f"{store.root}: cannot be made ({error.strerror}); name another with --cache"

@@ -152,9 +152,10 @@ def _code_folder(store: Store) -> Path:
     folder = store.root / "code" / digest(str(package))
     link = folder / package.name
     if not link.is_symlink():
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(package)
+        with store.writing("the harness's own code"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                link.symlink_to(package)
     return folder
 
 

@@ -146,7 +146,7 @@ def sharegpt(store: Store, data: Path | None) -> Artifact:
 
 
 def read_conversations(text: str) -> list[Any]:
-    """Return the whole records of a JSON list, which may be cut off anywhere."""
+    """Return the whole conversations of a JSON list, which may be cut off anywhere; what is none is passed over."""
     decoder = json.JSONDecoder()
     found: list[Any] = []
     position = text.find("[") + 1
@@ -155,10 +155,17 @@ def read_conversations(text: str) -> list[Any]:
             position += 1
         try:
             record, position = decoder.raw_decode(text, position)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        found.append(record)
+        if _is_conversation(record):
+            found.append(record)
     return found
+
+
+def _is_conversation(record: Any) -> bool:
+    """Return whether a record is what vLLM's benchmark reads: turns that each say something, whoever says it."""
+    turns = record.get("conversations", []) if isinstance(record, dict) else None
+    return isinstance(turns, list) and all(isinstance(it, dict) and isinstance(it.get("value"), str) for it in turns)
 
 
 # What a library may read of a model's folder besides its weights: configuration, tokenizer, template and code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from harness.base.errors import ArtifactError
+from harness.base.errors import ArtifactError, WorkerError
 from harness.base.files import file_digest
 from harness.base.reading import json_file
 from harness.base.text import digest
@@ -58,14 +59,16 @@ class Store:
         ``build`` fills an empty folder and may return facts (JSON) to keep with it. The folder becomes visible
         only when it is complete and on the disk. A stored artifact is verified once a session: every file's size
         and SHA-256 (``verify=False`` checks sizes only, for folders that may gain files); a damaged one, or one that
-        lacks one of ``facts``, is thrown away and rebuilt. Raises ArtifactError when the disk is full.
+        lacks one of ``facts``, is thrown away and rebuilt. Raises ArtifactError when the cache
+        cannot be written, since its disk is full, say.
         """
         name = f"{kind}/{digest(key)}"
         if name in self._trusted:
             return self._trusted[name]
         folder = self.root / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with self.writing(label):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, label, self.writing):
             damage = problem(folder, verify=verify)
             wrong = damage or _lacking(folder, facts)
             made = wrong is not None
@@ -73,7 +76,8 @@ class Store:
                 if folder.exists():
                     what = "damaged" if damage else "of an older version"
                     self._say(f"{label}: the stored artifact is {what} ({wrong}); building it again")
-                    shutil.rmtree(folder)
+                    with self.writing(label):
+                        shutil.rmtree(folder)
                 self._build(folder, key, build, label)
             manifest = json_file(folder / MANIFEST)
         artifact = Artifact(folder=folder, key=name, made=made, facts=manifest["facts"])
@@ -96,22 +100,68 @@ class Store:
         for stale in folder.parent.glob(f".{folder.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
         try:
-            facts = build(temporary) or {}
-            manifest = json.loads(json.dumps({"key": key, "facts": facts, "files": _inventory(temporary)}, default=str))
-            manifest["digest"] = digest(manifest)
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            _sync(temporary)
-            os.replace(temporary, folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ArtifactError(
-                    f"{label}: the disk of the cache {self.root} is full; free some space or name another with --cache"
-                ) from error
-            raise
+            with self.writing(label):
+                temporary.mkdir()
+                facts = build(temporary) or {}
+                inventory = _inventory(temporary)
+                manifest = json.loads(json.dumps({"key": key, "facts": facts, "files": inventory}, default=str))
+                manifest["digest"] = digest(manifest)
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+                _sync(temporary)
+                os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def writing(self, label: str) -> Iterator[None]:
+        """Name the cache, and the option that names another, where its disk is full or does not let itself be written.
+
+        A worker writes too: of what it raised only the words have come back.
+        """
+        try:
+            yield
+        except OSError as error:
+            words = _REFUSED_BY_DISK.get(error.errno or 0, "")
+            if not words:
+                raise
+            raise ArtifactError(f"{label}: {self._refused(words)}") from error
+        except WorkerError as error:
+            full = any(os.strerror(number) in error.message + error.log_tail for number in (errno.ENOSPC, errno.EDQUOT))
+            if not full or str(self.root) in error.message:
+                raise
+            message = f"{error.message}; {self._refused(_REFUSED_BY_DISK[errno.ENOSPC])}"
+            raise WorkerError(
+                message, stage=error.stage, kind=error.kind, log_tail=error.log_tail, worker=error.worker
+            ) from error
+
+    def _refused(self, words: str) -> str:
+        return f"the disk of the cache {self.root} {words} or name another with --cache"
+
+
+_FULL = "is full; free some space"
+_REFUSED_BY_DISK = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "takes no file as large as this one; raise the limit (ulimit -f)",
+    errno.EROFS: "is read-only; make it writable",
+    errno.EACCES: "refuses to be written by you; make it writable",
+    errno.EPERM: "refuses to be written by you; make it writable",
+}
+
+
+@contextlib.contextmanager
+def _locked(
+    folder: Path, label: str, writing: Callable[[str], contextlib.AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Hold the lock of an artifact's folder, which other sessions build it under too."""
+    lock = FileLock(f"{folder}.lock")
+    with writing(label):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.base.errors import ArtifactError
+from harness.base.errors import ArtifactError, WorkerError
 from harness.base.files import default_root
 from harness.runtime.store import Store
 from tests.laws import examples
@@ -199,6 +200,43 @@ def test_a_builder_that_fails_leaves_nothing(
     assert folders_of(tmp_path) == []
     assert not store.holds("thing", KEY)
     assert store.get("thing", KEY, build, label="a thing").made
+
+
+def refused_by_disk(number: int) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "is full; free some space"),
+        (errno.EDQUOT, "is full; free some space"),
+        (errno.EFBIG, "takes no file as large"),
+        (errno.EROFS, "is read-only"),
+        (errno.EACCES, "refuses to be written by you"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_named_with_the_option(tmp_path: Path, number: int, words: str) -> None:
+    with pytest.raises(ArtifactError, match=f"a thing: the disk of the cache {tmp_path} {words}.*--cache"):
+        Store(tmp_path).get("thing", KEY, refused_by_disk(number), label="a thing")
+    assert folders_of(tmp_path) == []
+
+
+def test_what_a_worker_says_of_a_full_disk_names_the_cache_too(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        told = "OSError: [Errno 28] No space left on device"
+        raise WorkerError(
+            f"m: quantize: {told}", stage="quantize", kind="exception", log_tail="its log", worker="quantize"
+        )
+
+    with pytest.raises(
+        WorkerError, match=f"m: quantize: .*the disk of the cache {tmp_path} is full.*--cache"
+    ) as caught:
+        Store(tmp_path).get("thing", KEY, build, label="a thing")
+    assert (caught.value.stage, caught.value.kind, caught.value.log_tail) == ("quantize", "exception", "its log")
 
 
 _HANGING = """

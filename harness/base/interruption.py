@@ -1,0 +1,75 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a session alike: at the first the work ends in order, at a later one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Who presses twice, and what ends a group of processes, means one interruption.
+_ONE = 1.0
+STATUS = 130
+"""Exit status of a command that was ended at once: 128 and Ctrl-C's signal."""
+
+
+class Interruption:
+    """Turns the first of the signals into KeyboardInterrupt, and ends the process at a later one, while it is entered.
+
+    Nothing is lost then either: records are on the disk, and workers end with the process that started them. ``last``
+    returns the last words, for standard error. A signal that is ignored, as by ``nohup``, stays so. Outside of the
+    main thread, which alone gets signals, nothing changes.
+    """
+
+    def __init__(self, last: Callable[[], str] = lambda: "ended at once") -> None:
+        self._last = last
+        self._errors = 2
+        self._former: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
+        self._since: float | None = None
+        self.by = ""
+        """The signal's name, once there was one."""
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # The terminal, also while what a test says is captured.
+            self._errors = os.dup(2)
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._former:
+            number, former = self._former.popitem()
+            signal.signal(number, former)
+        if self._errors != 2:
+            os.close(self._errors)
+            self._errors = 2
+
+    def ending(self) -> None:
+        """Note that the work ends by itself: a signal that comes now does not stop what is being written."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A child that was forked is not what is interrupted in order.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        now, first = time.monotonic(), not self.by
+        self.by = self.by or signal.Signals(number).name
+        if self._since is None:
+            self._since = now
+            raise KeyboardInterrupt(self.by)
+        if first or now - self._since < _ONE:
+            return
+        try:
+            os.write(self._errors, f"\n{self._last()}\n".encode(errors="backslashreplace"))
+        finally:
+            os._exit(STATUS)
