@@ -36,6 +36,10 @@ _LEAST = 0.01
 _FLOOR = 0.001
 
 
+# Of a value that keeps more of the one before it no level can be told.
+_MOST_KEPT = 0.95
+
+
 @dataclass(frozen=True)
 class ChangePoint:
     """From ``index`` on the values lie on another level; ``before`` and ``after`` are the two levels' medians."""
@@ -63,21 +67,22 @@ def change_points(values: Sequence[float], times: Sequence[datetime] | None = No
     Candidates are those of PELT with squared error (Killick, Fearnhead and Eckley, JASA 107, 2012; the package
     ruptures) on the log scale, in units of the noise that neighbouring values show, at a penalty of 4 log n; each is
     kept if Welch's t-test tells its two sides apart (p < 0.001, as Apache Otava does) and they differ by 1 % or more.
-    Raises TooFewSamples below MINIMUM_RUNS values, and SampleError for values that are not finite.
+    Values that keep a share of those before them wander, which looks like levels: where a first-order autoregression
+    explains the series better, at the same penalty for each level, the noise is its long-run one, and a level counts
+    for as many independent values as it is worth. Raises TooFewSamples below MINIMUM_RUNS values, and SampleError for
+    values that are not finite.
     """
     import numpy as np
-    import ruptures
     from scipy.stats import ttest_ind_from_stats
 
     scaled = _scaled(values)
-    noise = _noise(scaled)
-    algorithm = ruptures.KernelCPD(kernel="linear", min_size=LEVEL).fit((scaled / noise).reshape(-1, 1))
-    ends = [int(end) for end in algorithm.predict(pen=_PENALTY * math.log(len(scaled)))]
+    best = min((_Levels.of(scaled, kept) for kept in {0.0, _kept(scaled)}), key=lambda one: one.cost)
+    ends, worth = best.ends, best.worth
     found = []
     for start, index, end in zip([0, *ends], ends, ends[1:], strict=False):
         before, after = scaled[start:index], scaled[index:end]
         shift = abs(float(np.median(after) - np.median(before)))
-        p = float(ttest_ind_from_stats(*_moments(before), *_moments(after), equal_var=False).pvalue)
+        p = float(ttest_ind_from_stats(*_moments(before, worth), *_moments(after, worth), equal_var=False).pvalue)
         if p < _SIGNIFICANT and shift >= math.log1p(_LEAST):
             levels = (float(np.median(values[start:index])), float(np.median(values[index:end])))
             found.append(ChangePoint(index, *levels, p, times[index] if times else None))
@@ -140,18 +145,62 @@ def _scaled(values: Sequence[float]) -> Any:
     return array / size if size else array
 
 
-def _moments(values: Any) -> tuple[float, float, int]:
+def _moments(values: Any, worth: float) -> tuple[float, float, float]:
     """Return mean, standard deviation and number; figures that repeat exactly still get a trace of deviation."""
-    return float(values.mean()), max(float(values.std(ddof=1)), _FLOOR / 10), len(values)
+    return float(values.mean()), max(float(values.std(ddof=1)), _FLOOR / 10), max(len(values) * worth, 2.0)
 
 
-def _noise(scaled: Any) -> float:
-    """Return the standard deviation that neighbours show: robust, and blind to levels and slow drift."""
+@dataclass(frozen=True)
+class _Levels:
+    """Where levels end if each value keeps a given share of the one before it, and how badly that explains them all.
+
+    ``worth`` is how many independent values a value counts for: the variance of a mean of n values of a first-order
+    autoregression is (1 + kept) / (1 - kept) times that of n independent ones (Box, Jenkins and Reinsel, Time Series
+    Analysis, 4th edition, 2008, section 2.1).
+    """
+
+    ends: list[int]
+    worth: float
+    cost: float
+
+    @classmethod
+    def of(cls, scaled: Any, kept: float) -> _Levels:
+        import numpy as np
+        import ruptures
+
+        count, penalty = len(scaled), _PENALTY * math.log(len(scaled))
+        worth = (1 - kept) / (1 + kept)
+        noise = max(_step(scaled) / math.sqrt(2 * (1 - kept) * worth), _FLOOR)
+        algorithm = ruptures.KernelCPD(kernel="linear", min_size=LEVEL).fit((scaled / noise).reshape(-1, 1))
+        ends = [int(end) for end in algorithm.predict(pen=penalty)]
+        left = np.concatenate([part - part.mean() for part in np.split(scaled, ends[:-1])])
+        squares = (1 - kept**2) * left[0] ** 2 + float(np.sum((left[1:] - kept * left[:-1]) ** 2))
+        cost = count * math.log(max(squares / count, _FLOOR**2)) + penalty * (len(ends) - 1)
+        return cls(ends, worth, cost + (math.log(count) if kept else 0.0))
+
+
+def _kept(scaled: Any) -> float:
+    """Return the share of a value that is kept from the one before it, 0 to _MOST_KEPT, whatever the levels are.
+
+    Differences of neighbours correlate by (kept - 1) / 2. The step between two levels is one difference, and is to
+    decide nothing: it is cut off.
+    """
     import numpy as np
 
     steps = np.diff(scaled)
-    deviation = float(np.median(np.abs(steps - np.median(steps)))) / 0.6745
-    return max(deviation / math.sqrt(2), _FLOOR)
+    deviation = _step(scaled)
+    if not deviation:
+        return 0.0
+    steps = np.clip(steps - np.median(steps), -3 * deviation, 3 * deviation)
+    return min(max(1 + 2 * float(np.sum(steps[1:] * steps[:-1]) / np.sum(steps**2)), 0.0), _MOST_KEPT)
+
+
+def _step(scaled: Any) -> float:
+    """Return the standard deviation of what neighbours differ by: robust, and blind to levels and slow drift."""
+    import numpy as np
+
+    steps = np.diff(scaled)
+    return float(np.median(np.abs(steps - np.median(steps)))) / 0.6745
 
 
 @dataclass

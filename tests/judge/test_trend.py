@@ -83,6 +83,22 @@ def test_noise_alone_is_rarely_called_a_change() -> None:
     assert stats.proportion(called, 400).high < 0.05
 
 
+def kept(count: int, share: float, seed: int, sd: float = 0.03) -> np.ndarray:
+    """Noise of which each night keeps a share of the last one's."""
+    fresh = np.random.default_rng(seed).normal(0, sd, count) * math.sqrt(1 - share**2)
+    fresh[0] /= math.sqrt(1 - share**2)
+    return np.exp(np.array(list(itertools.accumulate(fresh, lambda last, new: share * last + new))))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_noise_that_lasts_for_nights_is_no_level_in_a_year_of_fifty_metrics(share: float) -> None:
+    years = [trend.change_points(kept(365, share, seed).tolist()) for seed in range(50)]
+    assert sum(len(found) for found in years) <= 1
+    step = np.where(np.arange(365) >= 180, 1.1, 1.0)
+    found = [trend.change_points((kept(365, share, seed) * step).tolist()) for seed in range(20)]
+    assert sum(any(abs(change.index - 180) <= 5 for change in one) for one in found) >= 18
+
+
 def test_too_few_runs_and_what_is_not_a_number_are_refused() -> None:
     with pytest.raises(TooFewSamples, match="needs at least 10 runs and got 9"):
         trend.change_points([1.0] * 9)
