@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,18 +17,12 @@ import pytest
 from tests.noticing import sitecustomize as noticing
 
 MARK = "models"
-# Tests that share workers stay together where several processes run the tests; all others do so file by file.
-TOGETHER = ("tests/devices", "tests/worker")
-APART = ("tests/worker/test_vllm.py",)
 FIXTURES = frozenset({"forks", "tiny_model", "host", "qemu"})
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for line in (
-        f"{MARK}: loads a model, or starts a worker or a server that does; left out by tox run -e quick",
-        "xdist_group(name): one process runs the tests of a group, one after the other",
-    ):
-        config.addinivalue_line("markers", line)
+    line = f"{MARK}: loads a model, or starts a worker or a server that does; left out by tox run -e quick"
+    config.addinivalue_line("markers", line)
     handle, notes = tempfile.mkstemp(prefix="harness-tests-")
     os.close(handle)
     config.add_cleanup(Path(notes).unlink)
@@ -43,11 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(MARK)
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # What takes longest first: what is short then fills the processes evenly.
-        items.sort(key=lambda item: item.get_closest_marker(MARK) is None)
+        # The files that take longest first: what is short then fills the processes evenly.
+        costs = Counter(item.path for item in items if item.get_closest_marker(MARK))
+        items.sort(key=lambda item: (-costs[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
@@ -67,13 +61,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     if _name(item) in _noted() and not item.get_closest_marker(MARK):
         pytest.fail(f"it loads torch: mark it with @pytest.mark.{MARK}", pytrace=False)
     return result
-
-
-def _group(item: pytest.Item) -> str:
-    """Return what is run by one process, one test after the other."""
-    file = item.nodeid.partition("::")[0]
-    shares = item.get_closest_marker(MARK) and file not in APART
-    return next((folder for folder in TOGETHER if shares and file.startswith(f"{folder}/")), file)
 
 
 def _name(item: pytest.Item) -> str:
