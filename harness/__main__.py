@@ -11,6 +11,7 @@ from pathlib import Path
 from harness import __version__
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
+from harness.base.terminal import columns, folded_output
 
 COMMANDS = {
     "table": "write the tables of one or several runs",
@@ -32,16 +33,26 @@ COMMANDS = {
 """Every command, each a module of harness.commands, in the order of the help."""
 
 
+_WIDE = "--wide"
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=columns())
+
+
 def parser(only: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of every command; with ``only`` no other command's module is imported."""
     parser = argparse.ArgumentParser(
         prog="harness" if Path(sys.argv[0]).name == "harness" else "python -m harness",
         description="torchao benchmarking and regression harness",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, words in COMMANDS.items():
-        command = commands.add_parser(name, help=words, description=words)
+        command = commands.add_parser(name, help=words, description=words, formatter_class=_Help)
+        command.add_argument(_WIDE, action="store_true", help="let what is printed be as wide as it is")
         if only in (None, name):
             module = importlib.import_module(f"harness.commands.{name}")
             module.add_arguments(command)
@@ -53,10 +64,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command that ``argv`` names and return its exit status.
 
     1 is left to the commands, to a gate's "regressed" above all: whatever goes wrong unexpectedly is a 2 with its
-    traceback, and an interruption, by Ctrl-C, SIGTERM or SIGHUP, 130.
+    traceback, and an interruption, by Ctrl-C, SIGTERM or SIGHUP, 130. Of a process of its own no line is wider than the
+    terminal, or than 100 columns, unless ``--wide`` is among the words.
     """
+    words = sys.argv[1:] if argv is None else argv
+    if argv is None and _WIDE not in words:
+        with folded_output(columns()):
+            return _run(words)
+    return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
-        words = sys.argv[1:] if argv is None else argv
         # A command need not wait for what the others import, nor fail with them.
         named = next((word for word in words if not word.startswith("-")), "")
         arguments = parser(named).parse_args(words)

@@ -6,9 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.base import terminal
 from harness.base.files import write_text
 from harness.records.published import Documented
 from harness.records.run import Run
+from harness.report import blocks
 from harness.report.rendering import render
 from harness.report.tables import LAYOUTS, SUMMARIES, failure_tables, provenance, tables_of
 
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write the tables of some runs; lines that could not be read are named on standard error.
 
+    What is printed as markdown is no wider than the terminal, in blocks of recipes, unless ``--wide`` is given.
     Returns 1 where the runs hold nothing for the layout. Raises HarnessError for a run that is not there.
     """
     # Not at the top: a session of the suites need not wait for pyarrow.
@@ -43,9 +46,11 @@ def run(args: argparse.Namespace) -> int:
     if not tables:
         print(f"{', '.join(names)}: nothing measured for the layout {args.layout!r}; try --layout all", file=sys.stderr)
         return 1
-    text = render(tables, args.format, facts=provenance(measurements, names))
+    facts = provenance(measurements, names)
     if args.output:
-        write_text(args.output, text)
+        write_text(args.output, render(tables, args.format, facts=facts))
+    elif args.format == "md" and not args.wide:
+        sys.stdout.write(blocks.text(tables, terminal.columns(), facts=facts))
     else:
-        sys.stdout.write(text)
+        terminal.unfolded(sys.stdout).write(render(tables, args.format, facts=facts))
     return 0

@@ -74,7 +74,7 @@ class Judge:
                 if problem:
                     problems.append(problem)
                     reasons.append(known)
-                    (self.known if known else self.failures).append(problem)
+                    (self.known if known else self.failures).append(f"{problem}; known: {known}" if known else problem)
                 elif threshold.known_failure:
                     self.known.append(
                         f"{describe(measurement)} of {cell.id}: the limit {threshold.comparison} "

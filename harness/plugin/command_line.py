@@ -50,6 +50,7 @@ class CommandLine:
     allow_noisy: bool = False
     markers: str = ""
     only_collect: bool = False
+    wide: bool = False
     words: tuple[str, ...] = ()
 
     @classmethod
@@ -91,6 +92,7 @@ class CommandLine:
             allow_noisy=option("--allow-noisy"),
             markers=option("markexpr", ""),
             only_collect=option("collectonly", False),
+            wide=option("--wide"),
             words=tuple(map(str, config.invocation_params.args)),
         )
 

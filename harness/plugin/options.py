@@ -110,6 +110,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "hold every figure against a stored baseline: its hardware's name (results/baselines/NAME.json) or a "
         "file",
     },
+    "--wide": {
+        "action": "store_true",
+        "help": "let what is printed be as wide as it is; otherwise nothing is wider than the terminal, or 100 columns",
+    },
     "--allow-missing-hardware": {
         "action": "store_true",
         "help": "skip, rather than fail, when -m asks for hardware that is not here",

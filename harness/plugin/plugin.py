@@ -28,8 +28,9 @@ from harness.plugin.stash import (
     reports_key,
     running_key,
     session_key,
-    summaries_key,
+    summary_key,
 )
+from harness.plugin.terminal import NOISY_STATUS, folded_errors, narrow, quiet_benchmarks, verdict, write_brief
 from harness.records.metric import STAGES
 from harness.servers.registry import SERVERS
 
@@ -56,6 +57,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.stash[baseline_key] = BaselineHooks(config, given)
         config.pluginmanager.register(config.stash[baseline_key], "torchao-harness-baseline")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        raise pytest.UsageError(*folded_errors(config, error)) from error
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    narrow(session.config)
 
 
 # ---------------------------------------------------------------------------------------------------- collecting
@@ -237,33 +251,38 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
 
 # -------------------------------------------------------------------------------------------------------- ending
 
-NOISY_STATUS = 8
-"""The exit status where nothing failed, and of something it was too noisy to say; pytest's own are below it."""
 
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Hand a pytest-xdist worker's summary to the process that has the terminal."""
-    if session.config.stash.get(refusal_key, ""):
+    config = session.config
+    if config.stash.get(refusal_key, ""):
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
     noisy = reporter is not None and reporter.stats.get("noisy")
-    if noisy and session.exitstatus == pytest.ExitCode.OK and not CommandLine.of(session.config).allow_noisy:
+    if noisy and session.exitstatus == pytest.ExitCode.OK and not CommandLine.of(config).allow_noisy:
         session.exitstatus = NOISY_STATUS
-    output = getattr(session.config, "workeroutput", None)
-    ours = session.config.stash.get(session_key, None)
-    if output is not None and ours is not None:
-        output["harness"] = [[title, lines] for title, lines in ours.summary([])]
+    ours = config.stash.get(session_key, None)
+    if ours is None:
+        return
+    quiet_benchmarks(config)
+    output = getattr(config, "workeroutput", None)
+    if output is not None:
+        # What skipped and how many passed is the other process's to count.
+        brief, sections = ours.brief(("measured by a worker", ""), [], config.rootpath)
+        output["harness"] = [brief, [[title, lines] for title, lines in sections]]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     output = getattr(node, "workeroutput", {})
-    node.config.stash.setdefault(summaries_key, []).extend(output.get("harness", []))
+    if told := output.get("harness"):
+        node.config.stash[summary_key] = (told[0], told[1])
     if refusal := output.get("harness_refusal", ""):
         node.config.stash[refusal_key] = refusal
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     if refusal := config.stash.get(refusal_key, ""):
         terminalreporter.write_line(f"ERROR: {refusal}", red=True)
     session = config.stash.get(session_key, None)
@@ -272,8 +291,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for report in terminalreporter.stats.get("skipped", [])
         if isinstance(report.longrepr, tuple)
     }
-    sections = session.summary(sorted(skipped)) if session else config.stash.get(summaries_key, [])
-    for title, lines in sections:
-        terminalreporter.section(title)
-        for line in lines:
-            terminalreporter.write_line(line)
+    ended = verdict(exitstatus, terminalreporter.stats)
+    if session:
+        brief, sections = session.brief(ended, sorted(skipped), config.invocation_params.dir)
+    elif summary_key in config.stash:
+        brief, sections = config.stash[summary_key]
+        brief = [(brief[0][0].replace("measured by a worker", ended[0]), ended[1]), *brief[1:]]
+    else:
+        return
+    if config.option.verbose > 0:
+        for title, lines in sections:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
+    write_brief(terminalreporter, config, brief)

@@ -14,6 +14,7 @@ import pytest
 from harness import __version__
 from harness.base.errors import ArtifactError, HarnessError, WorkerError
 from harness.base.files import default_root
+from harness.base.terminal import columns
 from harness.base.text import redact
 from harness.devices import DeviceRunner, Devices
 from harness.judge.limits import Judge
@@ -56,6 +57,8 @@ class HarnessSession:
     problems: list[str]
     planner_started: float = field(default_factory=time.process_time)
     comparison: Comparison | None = None
+    wide: int | None = None
+    """How many columns the summary may take; none where it may take any."""
 
     @classmethod
     def start(
@@ -123,7 +126,8 @@ class HarnessSession:
         documented = Documented.load()
         judge = Judge(matrix, recorder, run, documented)
         measure, mobile = Measure(recorder), MeasureMobile(recorder)
-        return cls(run, flow, devices, measure, mobile, judge, documented, lock, started, problems)
+        wide = None if given.wide else columns()
+        return cls(run, flow, devices, measure, mobile, judge, documented, lock, started, problems, wide=wide)
 
     def close(self) -> None:
         """End every worker and let other sessions measure."""
@@ -190,12 +194,27 @@ class HarnessSession:
 
         The seconds are those of this process, also where a run was resumed.
         """
-        summary = Summary.of(
+        return self._sections(self._summary(), skipped)
+
+    def brief(
+        self, verdict: tuple[str, str], skipped: list[str], root: Path
+    ) -> tuple[list[tuple[str, str]], list[Section]]:
+        """Return a screen of the summary as (line, colour), ``verdict`` with the limits first, and all sections."""
+        summary = self._summary()
+        sections = self._sections(summary, skipped)
+        line, colour = verdict
+        return summary.brief((f"{line}; {summary.limits()}", colour), sections, root), sections
+
+    def _summary(self) -> Summary:
+        return Summary.of(
             self.run,
             self.documented,
             seconds=time.monotonic() - self.started,
             planner=time.process_time() - self.planner_started,
+            wide=self.wide,
         )
+
+    def _sections(self, summary: Summary, skipped: list[str]) -> list[Section]:
         return summary.sections(
             self.run.folder / "tables",
             failures=self.judge.failures,

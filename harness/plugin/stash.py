@@ -30,7 +30,8 @@ progress_key = pytest.StashKey[Progress]()
 running_key = pytest.StashKey[pytest.Item]()
 reports_key = pytest.StashKey[list[pytest.TestReport]]()
 refusal_key = pytest.StashKey[str]()
-summaries_key = pytest.StashKey[list["Section"]]()
+summary_key = pytest.StashKey[tuple[list[tuple[str, str]], list["Section"]]]()
+"""What a pytest-xdist worker has to say at the end: a screen of lines with their colours, and all sections."""
 _matrix_key = pytest.StashKey[Matrix]()
 
 

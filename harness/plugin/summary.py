@@ -1,4 +1,7 @@
-"""What a session says at its end: tables, limits that do not hold, where the time went, and where the files are."""
+"""What a session says at its end: tables, limits that do not hold, where the time went, and where the files are.
+
+All of it stands in the run's folder, and on the terminal with -v; there a screen of it is shown otherwise.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,49 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.files import write_text
 from harness.base.reading import json_file
+from harness.base.terminal import fold
+from harness.base.text import duration
 from harness.judge import limits
 from harness.records import columns
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Line, Measurement, Timing
 from harness.report import budget, limited, tables, unsteady
+from harness.report.blocks import text as tables_text
+from harness.report.brief import LINES, Paragraph, cut, main_table
 
 Section = tuple[str, list[str]]
 """A title, and the lines below it."""
 
+FILE = "summary.txt"
+_MAIN_TABLE = 9
+_FILES = 6
+_LAST = 9
+"""Lines that the main table gets at least, the files, and all that stands below the table at most."""
+
 
 @dataclass(frozen=True)
 class Summary:
-    """The lines of a run; ``seconds`` is what this session of it took, ``planner`` its own processor time."""
+    """The lines of a run; ``seconds`` is what this session of it took, ``planner`` its own processor time.
+
+    Nothing is wider than ``wide`` columns, if that is given.
+    """
 
     run: Run
     documented: Documented
     lines: Sequence[Line]
     seconds: float
     planner: float
+    wide: int | None = None
 
     @classmethod
-    def of(cls, run: Run, documented: Documented, *, seconds: float, planner: float) -> Summary:
+    def of(
+        cls, run: Run, documented: Documented, *, seconds: float, planner: float, wide: int | None = None
+    ) -> Summary:
         """Read what a run has."""
-        return cls(run, documented, run.read()[0], seconds, planner)
+        return cls(run, documented, run.read()[0], seconds, planner, wide)
 
     @property
     def measurements(self) -> list[Measurement]:
@@ -75,7 +95,7 @@ class Summary:
             return []
         shown = tables.published_tables(self.measurements, self.documented)
         shown += tables.quality_tables(self.measurements, self.documented)
-        return tables.render(shown, "md").splitlines()
+        return tables_text(shown, self.wide).splitlines()
 
     def _files(self, folder: Path) -> Iterator[str]:
         yield f"records: {self.run.path}"
@@ -93,10 +113,72 @@ class Summary:
                 yield from (f"table: {path}" for path in written)
             except HarnessError as error:
                 yield f"no tables: {error}; the records are kept: python -m harness table"
+        yield self.limits()
+
+    def limits(self) -> str:
+        """Say how many limits hold, and how many of the others are known not to."""
         judged = limits.last(self.lines)
+        known = sum(bool(line.known) for line in judged if not line.passed)
         noisy = sum(line.noisy for line in judged)
-        more = f"; of {noisy} it is {limits.TOO_NOISY}" if noisy else ""
-        yield f"limits held: {sum(line.passed for line in judged)} of {len(judged)}{more}"
+        return (
+            f"limits held: {sum(line.passed for line in judged)} of {len(judged)}"
+            + (f", {known} {'is' if known == 1 else 'are'} known not to" if known else "")
+            + (f"; of {noisy} it is {limits.TOO_NOISY}" if noisy else "")
+        )
+
+    def brief(self, verdict: tuple[str, str], sections: Sequence[Section], root: Path) -> list[tuple[str, str]]:
+        """Return a screen of the sections as (line, colour): ``verdict`` (line, colour) first, the files last.
+
+        Paths below ``root`` are shown from there. The sections are written to the run's folder, whole.
+        """
+        found = dict(sections)
+        wide = self.wide or 10**6
+        files, all_of_it = self._places(root, found.get("files", []), sections)
+        first = [
+            Paragraph("", (verdict[0],), verdict[1], rank=0),
+            Paragraph(*_section(found, "limits that do not hold"), "red", least=4, rank=2),
+            Paragraph(*_section(found, "limits that are known not to hold"), "yellow", least=3, rank=3),
+            Paragraph(*_section(found, "too noisy to say"), "yellow", least=2, rank=4),
+            Paragraph(*_section(found, "limits that were not judged, for want of a baseline"), "yellow", least=2),
+            Paragraph(*_section(found, "against the baseline"), least=4, rank=4),
+            Paragraph("", tuple(f"†: {it}" for it in found.get("the machine was not quiet", ())), "yellow", least=1),
+            Paragraph(*_section(found, "records that could not be read"), "red", least=2),
+        ]
+        last = cut(
+            [
+                Paragraph("", _counted(found, "skipped"), least=1, rank=8),
+                Paragraph("", self._time_in_a_line(), least=1, rank=7),
+                Paragraph("", tuple(files), least=_FILES, rank=0),
+            ],
+            wide,
+            _LAST,
+            all_of_it,
+        )
+        room = LINES - len(last)
+        above = cut(first, wide, room - (_MAIN_TABLE if self.measurements else 0), all_of_it)
+        table = main_table(self.measurements, self.documented, wide, room - len(above)) if self.measurements else []
+        # What the table leaves is for what stands above it.
+        above = cut(first, wide, room - len(table), all_of_it)
+        return [*above, *((line, "") for line in table), *last]
+
+    def _places(self, root: Path, files: Sequence[str], sections: Sequence[Section]) -> tuple[list[str], str]:
+        """Write the sections; return where the files are, in few lines, and where all of the summary is."""
+        path = self.run.folder / FILE
+        try:
+            write_text(path, "\n".join(_written(sections, self.wide)))
+            whole = _below(path, root)
+        except (HarnessError, OSError) as error:
+            whole = f"cannot be written: {error}"
+        tables_at = sorted({Path(it.removeprefix("table: ")).parent for it in files if it.startswith("table: ")})
+        shown = [f"records: {_below(self.run.path, root)}", f"logs: {_below(self.run.logs, root)}"]
+        shown += [f"tables: {_below(it, root)}" for it in tables_at]
+        shown += [it for it in files if it.startswith("no tables: ")]
+        return [*shown, f"all of this summary: {whole}"], whole
+
+    def _time_in_a_line(self) -> tuple[str, ...]:
+        stages = sorted(self._stages().items(), key=lambda it: -it[1])
+        spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages if seconds >= 1)
+        return (f"where the time went: {spent or 'nowhere'}; {duration(self.seconds)} in all",)
 
     def _kernels(self) -> list[str]:
         """Name the kernels that took most of each cell's profiled batch, with their share of it."""
@@ -110,17 +192,45 @@ class Summary:
                 lines[of] = f"{of}: {longest}"
         return list(lines.values())
 
-    def _times(self) -> Iterator[str]:
+    def _stages(self) -> dict[str, float]:
         stages: dict[str, float] = defaultdict(float)
         since = time.time() - self.seconds
         for line in self.lines:
             if isinstance(line, Timing) and line.time >= since:
                 stages[line.stage] += line.seconds
         stages["idle"] = max(0.0, self.seconds - sum(stages.values()))
-        for stage, seconds in stages.items():
+        return stages
+
+    def _times(self) -> Iterator[str]:
+        for stage, seconds in self._stages().items():
             yield f"{stage:<14}{seconds:8.1f} s {seconds / self.seconds:6.1%}"
         yield f"{'total':<14}{self.seconds:8.1f} s"
         yield f"of which the planner's own CPU time: {self.planner:.1f} s, {self.planner / self.seconds:.1%}"
+
+
+def _section(found: dict[str, list[str]], title: str) -> tuple[str, tuple[str, ...]]:
+    return f"{title}:", tuple(found.get(title, ()))
+
+
+def _counted(found: dict[str, list[str]], title: str) -> tuple[str, ...]:
+    """Return one line of a section: its first item, and how many more there are."""
+    items = found.get(title, [])
+    if not items:
+        return ()
+    return (f"{title}: {items[0]}" + (f"; and {len(items) - 1} more" if len(items) > 1 else ""),)
+
+
+def _below(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _written(sections: Sequence[Section], wide: int | None) -> Iterator[str]:
+    for title, lines in sections:
+        yield title
+        yield "-" * len(title)
+        for line in lines:
+            yield from [line] if wide is None or line.startswith("|") else fold(line, wide)
+        yield ""
 
 
 def speed_of_light(measurements: Sequence[Measurement]) -> list[str]:

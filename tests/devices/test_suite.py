@@ -22,7 +22,15 @@ def suite(repository: Path, tiny_model: Any, kept_store: Any, sharegpt_folder: P
 
     def run(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "suites", "-m", "arm-mobile", "--model", str(tiny_model.folder)]
-        command += ["--data", str(sharegpt_folder), "--cache", str(kept_store.root), "--results", str(tmp_path)]
+        command += [
+            "--data",
+            str(sharegpt_folder),
+            "--cache",
+            str(kept_store.root),
+            "--results",
+            str(tmp_path),
+            "--wide",
+        ]
         # A temporary folder of its own: the lock of another session on this machine must not hold a test up.
         environ = os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}
         return subprocess.run(

@@ -206,7 +206,7 @@ def test_a_limit_that_is_known_not_to_hold_is_judged_and_says_why(bench: Bench, 
         judge(quantized, bench.measured("float8dq", 6.0))
     assert raised.value.known == "its cache is large"
     assert not judge.failures
-    assert judge.known == [str(raised.value)]
+    assert judge.known == [f"{raised.value}; known: its cache is large"]
     assert [(it.passed, it.known) for it in bench.judgements()] == [(False, "its cache is large")]
 
 

@@ -196,6 +196,6 @@ def test_whoever_takes_records_is_told_of_them_once_they_are_written_and_breaks_
             assert told == [("one", 1), ("two", 1), ("three", 1)]
         """
     )
-    result = pytester.runpytest_inprocess("-p", "harness.plugin.plugin")
+    result = pytester.runpytest_inprocess("-p", "harness.plugin.plugin", "--wide")
     result.assert_outcomes(passed=1, warnings=1)
     result.stdout.fnmatch_lines(["*pytest_harness_record: KeyError: 'no such dashboard'*"])

@@ -83,7 +83,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, text: str, h
     (pytester.path / "suites").mkdir()
     (pytester.path / "suites" / "matrix.toml").write_text(text, encoding="utf-8")
     pytester.makepyfile(test_suite=SUITE)
-    return lambda *given: pytester.runpytest_inprocess("-p", "harness.plugin.plugin", "--strict-markers", *given)
+    return lambda *given: pytester.runpytest_inprocess(
+        "-p", "harness.plugin.plugin", "--strict-markers", "--wide", *given
+    )
 
 
 def on(names: list[str], matrix: Matrix) -> Counter[str]:

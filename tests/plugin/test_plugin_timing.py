@@ -49,7 +49,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def start(*arguments: str) -> pytest.RunResult:
         go = pytester.runpytest_subprocess if "-n" in arguments else pytester.runpytest_inprocess
-        return go(*plugins, *chosen, *arguments)
+        return go(*plugins, *chosen, "--wide", *arguments)
 
     return start
 

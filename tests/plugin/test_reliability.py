@@ -103,7 +103,7 @@ class Session:
         (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "-p", "no:cacheprovider", "-k", selected]
         command += ["--model", str(self.model), "--recipe", "int8wo", "--matrix", str(self.matrix)]
-        command += ["--results", str(self.folder / "results"), "--cache", str(self.cache), *arguments]
+        command += ["--results", str(self.folder / "results"), "--cache", str(self.cache), "--wide", *arguments]
         environ = os.environ | {
             "HF_TOKEN": TOKEN,
             "PYTHONPATH": str(site),

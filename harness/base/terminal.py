@@ -1,0 +1,151 @@
+"""What is printed: how wide it may be, and how a line that is longer goes on below."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+WIDTH = 100
+"""The most columns that are printed unless asked."""
+
+_NARROWEST = 40
+_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_PARTS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\n\r]|[^\S\n\r]+|(?:(?!\x1b\[)\S)+")
+
+
+def columns() -> int:
+    """Return how wide lines may be: as wide as the terminal, or as $COLUMNS says, and never over WIDTH."""
+    return max(_NARROWEST, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def width(text: str) -> int:
+    """Return the columns that a text takes on a terminal: two for wide characters, none for what is put over others."""
+    if text.isascii():
+        return len(_SEQUENCE.sub("", text)) if "\x1b" in text else len(text)
+    return sum(map(_columns_of, _SEQUENCE.sub("", text)))
+
+
+def _columns_of(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Me", "Mn"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def fold(text: str, wide: int, *, hang: int = 2) -> list[str]:
+    """Return a text as lines of at most ``wide`` columns; what goes on below is ``hang`` further in."""
+    return [line.rstrip() for line in Folding(wide, hang)(text).split("\n")]
+
+
+class Folding:
+    """Breaks lines that are longer than ``wide`` columns, at a space where there is one; texts may come in pieces.
+
+    What goes on below stands ``hang`` columns further in than its line begins. Control sequences take no room.
+    """
+
+    def __init__(self, wide: int, hang: int = 2) -> None:
+        self._wide = wide
+        self._hang = hang
+        self._begin()
+
+    def _begin(self) -> None:
+        self.column = 0
+        self._indent = self._hang
+        self._blank = True
+
+    def __call__(self, text: str) -> str:
+        found: list[str] = []
+        for part in _PARTS.findall(text):
+            if part in "\n\r":
+                found.append(part)
+                self._begin()
+            elif part.startswith("\x1b["):
+                found.append(part)
+            elif part.isspace():
+                found.append(self._space(part))
+            else:
+                found.append(self._word(part))
+        return "".join(found)
+
+    def _space(self, part: str) -> str:
+        part = part.replace("\t", "    ")
+        if self._blank and not self.column:
+            part = part[: self._wide // 2]
+            self._indent = min(len(part), self._wide // 3) + self._hang
+        elif self.column + len(part) > self._wide:
+            part = part[: max(0, self._wide - self.column)]
+        self.column += len(part)
+        return part
+
+    def _word(self, word: str) -> str:
+        lead = ""
+        size = width(word)
+        # What no line has room for is broken where it stands.
+        if self.column + size > self._wide and size <= self._wide - self._indent:
+            lead = self._next()
+        self._blank = False
+        while width(word) > self._wide - self.column:
+            head = self._head(word)
+            lead += head + self._next()
+            word = word[len(head) :]
+        self.column += width(word)
+        return lead + word
+
+    def _next(self) -> str:
+        self.column = self._indent
+        return "\n" + " " * self._indent
+
+    def _head(self, word: str) -> str:
+        """Return as much of a word as fits; a path is broken behind a slash, if one stands in the second half."""
+        room, head = self._wide - self.column, ""
+        for character in word:
+            if width(head + character) > room:
+                break
+            head += character
+        head = head or word[:1]
+        cut = head.rfind("/") + 1
+        return head[:cut] if cut > len(head) // 2 else head
+
+
+class Folded:
+    """A text stream that no line of more than ``wide`` columns is written to; all else is as of the stream itself."""
+
+    def __init__(self, stream: TextIO, wide: int) -> None:
+        self.stream = stream
+        self._folding = Folding(wide)
+
+    @property
+    def column(self) -> int:
+        """Where the next character would stand, from 0."""
+        return self._folding.column
+
+    def write(self, text: str) -> int:
+        self.stream.write(self._folding(text))
+        return len(text)
+
+    def writelines(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def unfolded(stream: Any) -> TextIO:
+    """Return the stream itself: data that other programs read is no text for people, and keeps its lines."""
+    return cast(TextIO, stream.stream if isinstance(stream, Folded) else stream)
+
+
+@contextlib.contextmanager
+def folded_output(wide: int) -> Iterator[None]:
+    """Fold whatever is printed within, to standard output and error."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, Folded(stream, wide)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,102 @@
+"""A run's end on one screen, and tables that wrap into blocks of recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.base.terminal import width
+from harness.records.published import Documented
+from harness.records.run import Run
+from harness.records.schema import Measurement
+from harness.report import blocks, tables
+from harness.report.brief import Paragraph, cut, main_table
+from harness.report.rendering import Table
+
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
+WORDS = st.lists(st.text(st.sampled_from("ab|*_ <漢"), min_size=1, max_size=30), min_size=1, max_size=6).map(" ".join)
+
+
+@st.composite
+def any_table(draw: st.DrawFn) -> Table:
+    count = draw(st.integers(2, 8))
+    row = st.lists(WORDS, min_size=count, max_size=count).map(tuple)
+    return Table("a-model on cpu", "Title", draw(row), tuple(draw(st.lists(row, max_size=5))), ("a note",))
+
+
+def letters(parts: list[Table]) -> list[str]:
+    """Return what stands in tables but for their first columns, which every block has."""
+    rows = [row for part in parts for row in (part.header, *part.rows)]
+    return sorted("".join(cell for row in rows for cell in row[1:]).replace(" ", ""))
+
+
+@given(table=any_table(), wide=st.integers(60, 100))
+def test_no_block_is_wider_and_every_cell_stands_in_one(table: Table, wide: int) -> None:
+    parts = blocks.in_blocks(table, wide)
+    text = blocks.text([table], wide)
+    assert max(width(line) for line in text.splitlines()) <= wide
+    assert sum(len(part.header) - 1 for part in parts) == len(table.header) - 1
+    assert letters(parts) == letters([table])
+    assert text.count("a note") == 1
+
+
+def test_one_models_name_is_not_repeated() -> None:
+    table = Table("tiny on cpu", "", ("Benchmark", "tiny", "tiny-int8wo", "tiny-8da4w"), (("memory", "1", "2", "3"),))
+    assert blocks.told_once(table).header == ("Benchmark", "tiny", "int8wo", "8da4w")
+    alone = Table("tiny on cpu", "", ("Benchmark", "Server", "tiny-int8wo", "tiny-8da4w"), (("m", "s", "1", "2"),))
+    assert blocks.told_once(alone).header == ("Benchmark", "Server", "int8wo", "8da4w")
+    other = Table("", "", ("recipe", "latency", "memory"), (("a", "1", "2"),))
+    assert blocks.told_once(other) == other
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in REFERENCE.glob("*/records.jsonl")))
+@pytest.mark.parametrize("lines", [8, 20, 30])
+def test_the_main_table_of_a_real_run_fits(folder: str, lines: int) -> None:
+    measurements = [line for line in Run(REFERENCE / folder).read()[0] if isinstance(line, Measurement)]
+    shown = main_table(measurements, Documented.load(), 100, lines)
+    assert 0 < len(shown) <= lines
+    assert max(map(width, shown)) <= 100
+
+
+def test_the_main_jobs_table_has_speed_and_quality_within_a_screen() -> None:
+    run = Run(REFERENCE / "cpu-20261124-024508")
+    measurements = [line for line in run.read()[0] if isinstance(line, Measurement)]
+    shown = "\n".join(main_table(measurements, Documented.load(), 100, 28))
+    for words in ("Peak Memory", "latency (batch_size=1)", "perplexity", "KL divergence", "float8wo"):
+        assert words in shown
+    whole = tables.published_tables(measurements, Documented.load())
+    assert max(width(line) for line in blocks.text(whole, 100).splitlines()) <= 100
+    assert max(width(line) for line in blocks.text(whole, None).splitlines()) > 150
+
+
+PARAGRAPHS = st.lists(
+    st.builds(
+        Paragraph,
+        title=st.sampled_from(["", "title"]),
+        items=st.lists(st.text(st.sampled_from("ab "), min_size=1, max_size=300), max_size=30).map(tuple),
+        tone=st.sampled_from(["", "red"]),
+        least=st.integers(1, 4),
+        rank=st.integers(0, 9),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(paragraphs=PARAGRAPHS, lines=st.integers(31, 60))
+def test_paragraphs_are_cut_to_so_many_lines(paragraphs: list[Paragraph], lines: int) -> None:
+    found = cut(paragraphs, 100, lines, "all.txt")
+    assert len(found) <= lines
+    assert all(width(line) <= 100 for line, _ in found)
+    if sum(len(it.items) for it in paragraphs) * 8 < lines:
+        assert not any("more: all.txt" in line for line, _ in found), "there is room for all"
+
+
+def test_what_is_cut_says_how_much_and_where_the_rest_is() -> None:
+    found = cut([Paragraph("limits:", tuple(f"limit {n}" for n in range(30)), "red")], 100, 10, "all.txt")
+    assert found[0] == ("limits:", "red")
+    assert found[-1] == ("... and 22 more: all.txt", "red")
+    assert len(found) == 10
