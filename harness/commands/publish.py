@@ -6,8 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.base import shipped
+from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.text import one_line
+from harness.matrix.load import load
+from harness.matrix.schema import Model
 from harness.publish import card, hub
 from harness.publish.checkpoint import open_checkpoint
 from harness.publish.publish import (
@@ -16,6 +20,7 @@ from harness.publish.publish import (
     Records,
     Refused,
     allowed,
+    check_base,
     check_names,
     choose,
     hub_id,
@@ -26,6 +31,7 @@ from harness.publish.publish import (
     write_folder,
 )
 from harness.records.published import Documented
+from harness.records.schema import ModelIdentity
 from harness.runtime.store import Store
 from harness.servers import registry
 
@@ -46,6 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="FOLDER", type=Path, help="where artifacts are kept (default: where the runs kept them)"
     )
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("results/runs"), help="where runs lie")
+
+
+def _listed(model: ModelIdentity) -> Model | None:
+    """Return the entry of the matrix here that a record's weights are of, if there is one."""
+    try:
+        found = load(shipped.matrix(Path.cwd()), registry.names()).models.get(model.name)
+    except HarnessError:
+        return None
+    sources = {f"hub:{found.hub}", f"package:{found.package.name if found.package else ''}"} if found else set()
+    return found if model.source in sources else None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,6 +95,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.checkpoint} came quantized when it was measured, so the records do not tell from which model: name "
             "that one with --base-model ID"
         )
+    base_model, license = args.base_model or hub_id(cell.model), args.license
+    if listed := _listed(cell.model):
+        base_model, license = base_model or listed.hub or "", license or listed.license or ""
+    check_base(cell.model, base_model, args.allow)
     records = records.of(cell, checkpoint.origin if checkpoint and not cell.model.came_quantized else None)
     measurements, failed = screen(records, cell, args.allow)
     # Taken out of each text by itself: what stands in its place means something of its own to YAML.
@@ -92,16 +112,24 @@ def run(args: argparse.Namespace) -> int:
         servers=registry.by_hand(),
         runs=clean(records.runs),
         failed=[clean.line(it) for it in failed],
-        base_model=args.base_model or hub_id(cell.model),
-        license=args.license,
+        base_model=base_model if cell.model.weights == "pretrained" else args.base_model,
+        license=license,
     )
     text = card.write_card(contents, Documented.load())
+    for told, what, option in (
+        (contents.base_model, "base model", "--base-model"),
+        (contents.license, "licence", "--license"),
+    ):
+        if not told:
+            print(f"the card names no {what}: give it with {option} ID", file=sys.stderr)
     for name in checkpoint.left_out if checkpoint else ():
         print(f"left out: {one_line(name)} is no part of a checkpoint", file=sys.stderr)
     files = checkpoint.files if checkpoint and not args.card_only else ()
     if args.dry_run:
         write_folder(args.dry_run, text, files)
     else:
+        if contents.base_model:
+            hub.check_there(contents.base_model, private=args.private)
         address = hub.upload(args.repo, text, files, private=args.private, replace=args.replace)
         print(f"published {name_of(cell)}: {address}")
     return 0

@@ -78,7 +78,8 @@ class Model(_Table):
     """What is quantized. The first source that answers is taken: hub, folder, package, random weights.
 
     ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does. ``terms``
-    are those under which its weights are had, where they are no free licence; records of it name them.
+    are those under which its weights are had, where they are no free licence; records of it name them. ``license`` is
+    the hub's name of the licence, for the card of what is made of it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Model(_Table):
     trust_remote_code: bool = False
     executorch: str | None = None
     terms: str = ""
+    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:

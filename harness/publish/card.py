@@ -62,6 +62,13 @@ class Contents:
         return self.base_name if self.model.source.startswith("hub:") else one_line(self.model.name)
 
     @property
+    def had_by(self) -> str:
+        """What a reader gives the harness to measure it again, where the records name what is on one machine alone."""
+        if self.model.came_quantized:
+            return self.repository
+        return self.base_model if self.model.source.startswith("folder:") else ""
+
+    @property
     def own(self) -> list[Measurement]:
         return [it for it in self.measurements if not it.cell.recipe.baseline]
 
@@ -210,13 +217,20 @@ def _servers(contents: Contents) -> list[str]:
 def _served(contents: Contents, server: reproduction.ByHand, records: Sequence[Measurement]) -> list[str]:
     chat = json.dumps({"model": contents.repository, **CHAT, "max_tokens": 1024}, indent=2)
     client = f"curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{chat}'"
-    return [
-        f"## Inference with {server.title}",
-        _code("Shell", reproduction.pip(records, *server.distributions, "torchao")),
-        "### Serving",
-        _code("Shell", f"# Server\nexport MODEL={contents.repository}\n{server.serve}"),
-        _code("Shell", f"# Client\n{client}"),
-    ]
+    builds: dict[str, tuple[reproduction.ByHand, list[Measurement]]] = {}
+    for it in records:
+        build = server.of(it.packages)
+        builds.setdefault(build.serve, (build, []))[1].append(it)
+    blocks = [f"## Inference with {server.title}"]
+    for build, of in builds.values():
+        on = f" ({', '.join(dict.fromkeys(it.cell.hardware for it in of))})" if len(builds) > 1 else ""
+        blocks += [
+            _code("Shell", reproduction.install(of, build)),
+            f"### Serving{escape_md(on)}",
+            _code("Shell", f"# Server\nexport MODEL={contents.repository}\n{build.serve}"),
+            _code("Shell", f"# Client\n{client}"),
+        ]
+    return blocks
 
 
 def _transformers(contents: Contents) -> list[str]:
@@ -285,7 +299,11 @@ def _measured(contents: Contents) -> list[str]:
 
 def _suites(contents: Contents, only: str = "") -> list[str]:
     hardware = dict.fromkeys(it.cell.hardware for it in contents.own)
-    return [reproduction.suite(contents.model, contents.recipe, name, only) for name in hardware]
+    tasks = reproduction.tasks(contents.own)
+    return [
+        reproduction.suite(contents.model, contents.recipe, name, only, named=contents.had_by, tasks=tasks)
+        for name in hardware
+    ]
 
 
 def _details(summary: str, parts: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ _TRIES = 5
 _TOLD = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 # Without a limit a hub that says nothing would be waited for for ever; a large commit takes its minutes.
 _SILENCE = 300.0
+_NO_TOKEN = "no token of the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"
 _AGAIN = "Run the same command again: what has arrived is not sent again."
 
 
@@ -57,7 +58,7 @@ def upload(repository: str, card: str, files: Iterable[Path], *, private: bool, 
 
     secret = token()
     if secret is None:
-        raise HubError("no token of the hub: run `hf auth login`, or set HF_TOKEN to a token with write access")
+        raise HubError(_NO_TOKEN)
     files = list(files)
     _check_secret(files, card, secret)
     with hidden(secret), _patient():
@@ -85,6 +86,31 @@ def upload(repository: str, card: str, files: Iterable[Path], *, private: bool, 
             address = _steadily(commit, after=operations.clear)
             _check_arrived(_remote(api, repository), hashed, repository)
         return address
+
+
+def check_there(name: str, *, private: bool = False) -> None:
+    """Raise HubError for a model that readers cannot download by this name.
+
+    The hub has none of it, or hides it, which only a ``private`` repository may rest on. One whose terms must be
+    accepted first is there.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    secret, instead = token(), "name the unquantized model with --base-model ID"
+    if secret is None:
+        raise HubError(_NO_TOKEN)
+    with hidden(secret), _patient():
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=secret, library_name="torchao-harness")
+        with _explained(name, secret):
+            try:
+                hides = _steadily(lambda: api.model_info(name)).private
+            except GatedRepoError:
+                return
+            except RepositoryNotFoundError:
+                raise HubError(f"{name} cannot be downloaded: the hub has no such model; {instead}") from None
+    if hides and not private:
+        raise HubError(f"{name} cannot be downloaded: the hub hides it from all but its owner; {instead}")
 
 
 def _check_secret(files: Iterable[Path], card: str, secret: str) -> None:

@@ -30,6 +30,7 @@ ALLOWED = {
     "discarded": "figures of blocks that were discarded, with the reason at the card's top",
     "failed-thresholds": "a checkpoint of which a limit does not hold, with the limit at the card's top",
     "noisy": "figures whose rounds are too far apart to say whether a limit holds, or anything, said at the card's top",
+    "unnamed-base": "a checkpoint whose unquantized model nobody can download, without the commands that load it",
     "unproven": "a folder that only its recipe's class and its size tie to the records",
 }
 
@@ -271,6 +272,17 @@ def check_names(args: argparse.Namespace) -> None:
         raise HarnessError(f"--license {args.license!r}: the hub names licences in small letters, e.g. apache-2.0")
     if args.card_only and not args.dry_run:
         raise HarnessError("--card-only goes with --dry-run: figures are published beside the weights they are of")
+
+
+def check_base(model: ModelIdentity, base_model: str, allowed: Iterable[str]) -> None:
+    """Raise Refused where a card would send its readers to a name that is of a folder of this machine alone."""
+    kind, _, where = model.source.partition(":")
+    if kind == "folder" and not base_model and "unnamed-base" not in allowed:
+        raise Refused(
+            f"{one_line(model.name)} cannot be downloaded: its weights are from the folder {one_line(where)} of this "
+            "machine, and a card sends its readers to the unquantized model. Name that model on the hub with "
+            "--base-model ID, or say --allow unnamed-base"
+        )
 
 
 def hub_id(model: ModelIdentity) -> str:

@@ -6,7 +6,8 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from harness.base.text import one_line
@@ -59,7 +60,7 @@ _READ = {
     "cuda": "memory = torch.cuda.max_memory_reserved() / 1e9",
     "cpu": "import resource\n\nmemory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9",
 }
-_FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 _VERSION = re.compile(r"[A-Za-z0-9.!_-]+\Z")
 
 
@@ -85,15 +86,13 @@ def pip(records: Iterable[Measurement], *names: str) -> str:
     return f"pip install {' '.join(wanted)}" if wanted else ""
 
 
-def flags(record: Measurement) -> tuple[list[str], list[str]]:
-    """Return the environment variables and the options that engine or server were started with."""
+def flags(record: Measurement, server: ByHand) -> tuple[list[str], list[str]]:
+    """Return the environment variables and options that engine or server were started with and its commands know."""
     variables, options = [], []
     for name, value in record.flags.items():
-        if not _FLAG.match(name) or value is False:
-            continue
-        if name.isupper():
+        if name.isupper() and _VARIABLE.match(name) and name not in server.own_variables:
             variables.append(f"{name}={quoted(value)}")
-        else:
+        elif name in server.options and value is not False:
             option = "--" + name.replace("_", "-")
             options.append(option if value is True else f"{option} {quoted(value)}")
     return variables, options
@@ -104,34 +103,85 @@ def quoted(value: Scalar) -> str:
     return shlex.quote(one_line(str(value)))
 
 
-def suite(model: ModelIdentity, recipe: RecipeIdentity, hardware: str, only: str = "") -> str:
-    """Return the command that measures recipe and baseline again with this harness."""
+def suite(
+    model: ModelIdentity,
+    recipe: RecipeIdentity,
+    hardware: str,
+    only: str = "",
+    *,
+    named: str = "",
+    tasks: Sequence[str] = (),
+) -> str:
+    """Return the command that measures recipe and baseline again with this harness.
+
+    ``named`` is what the model is had by, if not as the records have it; ``tasks`` are options that name tasks.
+    """
     kind, _, where = model.source.partition(":")
-    named = {"hub": where, "folder": f"./{where}"}.get(kind, model.name)
+    named = named or {"hub": where, "folder": f"./{where}"}.get(kind, model.name)
     given = recipe.name
     made_by_hand = str(recipe.config.get("config", ""))
     if made_by_hand and recipe.name.startswith(made_by_hand):
         # Given on the command line as a config; its name in the records is not one that --recipe takes.
         with contextlib.suppress(ValueError):
             given = recipe_code.expression(recipe.config)
-    words = ["pytest suites -m", quoted(hardware), "--model", quoted(named), "--recipe", quoted(given)]
+    words = ["pytest suites -m", quoted(hardware), "--model", quoted(named), "--recipe", quoted(given), *tasks]
     return " ".join(words + ([f"-k {shlex.quote(only)}"] if only else []))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How some tasks were asked, as their records have it; ``documents`` is how many each gave."""
+
+    documents: Scalar
+    shots: Scalar = ""
+    chats: bool = False
+    generation: str = ""
+
+    @classmethod
+    def of(cls, it: Measurement) -> Asked | None:
+        """Return how a task was asked; None for what is none, or cannot be asked by what its record says."""
+        told = it.parameters
+        if it.metric not in ("accuracy", "task_perplexity") or "task" not in told:
+            return None
+        # Of a system's text there is a digest alone.
+        if "through" in told or "system_instruction" in told:
+            return None
+        generation = str(told.get("generation", "")).replace(", ", ",")
+        return cls(told.get("documents", ""), told.get("num_fewshot", ""), "chat_template" in told, generation)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """lm-evaluation-harness's options that ask so, each with its value or an empty text."""
+        found = {"--limit": str(self.documents)} if isinstance(self.documents, int) else {}
+        found |= {"--num_fewshot": str(self.shots)} if isinstance(self.shots, int) else {}
+        found |= {"--apply_chat_template": ""} if self.chats else {}
+        return found | ({"--gen_kwargs": quoted(self.generation)} if self.generation else {})
+
+
+def tasks(own: Sequence[Measurement]) -> list[str]:
+    """Return the harness's options that ask the tasks of the records so again; none where they were asked unalike."""
+    found = {(str(it.parameters["task"]), asked) for it in own if (asked := Asked.of(it))}
+    ways = {asked for _, asked in found}
+    if len(ways) != 1:
+        return []
+    (way,) = ways
+    options = [f"{name.replace('_', '-')} {value}".strip() for name, value in way.options.items()]
+    return [*(f"--task {quoted(name)}" for name in sorted({name for name, _ in found})), *options]
 
 
 def lm_eval(own: Sequence[Measurement], models: Sequence[str]) -> str:
     """Return lm-evaluation-harness's own commands for the tasks in the records, or an empty text."""
-    wanted: dict[tuple[str, Scalar], dict[str, None]] = {}
+    wanted: dict[tuple[str, Asked], dict[str, None]] = {}
     for it in own:
-        if it.metric in ("accuracy", "task_perplexity") and "task" in it.parameters and "through" not in it.parameters:
-            key = (it.device.makes_on, it.parameters.get("documents", ""))
-            wanted.setdefault(key, {})[str(it.parameters["task"])] = None
+        if asked := Asked.of(it):
+            wanted.setdefault((it.device.makes_on, asked), {})[str(it.parameters["task"])] = None
     lines = []
-    for (device, documents), tasks in wanted.items():
+    for (device, asked), names in wanted.items():
         for model in models:
-            limit = f" --limit {documents}" if isinstance(documents, int) else ""
             where = f"{'cuda:0' if device == 'cuda' else device} --batch_size {TASK_BATCH[device]}"
-            chosen = f"--tasks {quoted(','.join(tasks))}{limit} --device {where}"
-            lines.append(f"lm_eval --model hf --model_args pretrained={model},dtype=bfloat16 {chosen}")
+            options = (f"{name} {value}".strip() for name, value in asked.options.items())
+            chosen = " ".join([f"--tasks {quoted(','.join(names))}", *options])
+            lines.append(f"lm_eval --model hf --model_args pretrained={model},dtype=bfloat16 {chosen} --device {where}")
     return "\n".join(lines)
 
 
@@ -165,11 +215,29 @@ class ByHand(Protocol):
     def latency(self) -> str: ...
     @property
     def serving(self) -> str: ...
+    @property
+    def options(self) -> tuple[str, ...]: ...
+    @property
+    def own_variables(self) -> tuple[str, ...]: ...
+    @property
+    def after_install(self) -> str: ...
+    def of(self, packages: Collection[str]) -> ByHand: ...
+
+
+def install(records: Sequence[Measurement], server: ByHand) -> str:
+    """Return what installs the server that the records were measured through, so that its commands start."""
+    wanted = pip(records, *server.distributions, "torchao")
+    if not wanted or not server.after_install:
+        return wanted
+    # The CPU builds of torch are on an index of their own, which uv knows and pip must be told.
+    uv = wanted.replace("pip install", "uv pip install --torch-backend cpu", 1)
+    return f"{wanted}\n# where pip finds no CPU build of torch: {uv}\n{server.after_install}"
 
 
 def serve(record: Measurement, server: ByHand) -> str:
     """Return the command that serves ``$MODEL`` as a record's server was started."""
-    variables, options = flags(record)
+    server = server.of(record.packages)
+    variables, options = flags(record, server)
     return " ".join([*variables, server.serve, *options])
 
 
@@ -180,7 +248,8 @@ def latency(own: Sequence[Measurement], servers: Mapping[str, ByHand]) -> list[s
         sizes = [it.parameters.get(name) for name in ("input_len", "output_len", "batch_size")]
         server = servers.get(it.cell.server)
         if server and it.metric == "latency" and all(isinstance(size, int) for size in sizes):
-            variables, options = flags(it)
+            server = server.of(it.packages)
+            variables, options = flags(it, server)
             words = [*variables, server.latency]
             names = ("--input-len", "--output-len", "--batch-size")
             words += [f"{name} {size}" for name, size in zip(names, sizes, strict=True)]
@@ -196,6 +265,7 @@ def serving(own: Sequence[Measurement], servers: Mapping[str, ByHand]) -> tuple[
     for it in own:
         prompts, server = it.parameters.get("num_prompts"), servers.get(it.cell.server)
         if server and it.metric == "request_throughput" and isinstance(prompts, int):
+            server = server.of(it.packages)
             serves[serve(it, server)] = None
             client = f"{server.serving} --dataset-name sharegpt --temperature 0"
             client += f" --dataset-path ./{SHAREGPT.rsplit('/', 1)[1]} --num-prompts {prompts}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +26,9 @@ class ByHand:
     """How a reader without this harness serves and measures a published checkpoint, which the commands call $MODEL.
 
     ``title`` is the server as people write it; ``latency`` and ``serving`` are its own benchmarks of a batch and of a
-    server.
+    server. Of what a record says that it was started with, ``options`` are those that these commands know, and
+    ``own_variables`` those that the harness set for its own sake. ``builds`` are those of other distributions of it,
+    whose commands differ; ``after_install`` is what must be done before they start.
     """
 
     title: str
@@ -34,6 +36,14 @@ class ByHand:
     serve: str
     latency: str
     serving: str
+    options: tuple[str, ...] = ()
+    own_variables: tuple[str, ...] = ()
+    after_install: str = ""
+    builds: Mapping[str, ByHand] = field(default_factory=dict)
+
+    def of(self, packages: Collection[str]) -> ByHand:
+        """Return what holds for the distribution of it that is among some packages."""
+        return next((build for name, build in self.builds.items() if name in packages), self)
 
 
 class ServerBackend(ABC):

