@@ -7,10 +7,12 @@ import importlib
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from harness import __version__
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
+from harness.base.secrets import without_secrets
 from harness.base.terminal import columns, folded_output
 
 COMMANDS = {
@@ -33,6 +35,13 @@ COMMANDS = {
 """Every command, each a module of harness.commands, in the order of the help."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what it does not understand, a token given in the wrong place left out."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_secrets(message))
+
+
 _WIDE = "--wide"
 
 
@@ -43,7 +52,7 @@ class _Help(argparse.HelpFormatter):
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of every command; with ``only`` no other command's module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="harness" if Path(sys.argv[0]).name == "harness" else "python -m harness",
         description="torchao benchmarking and regression harness",
         formatter_class=_Help,
@@ -89,7 +98,7 @@ def _run(words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception:
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         return 2
 
 

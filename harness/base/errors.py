@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from harness.base.secrets import without_secrets
+
 
 class HarnessError(Exception):
-    """Base of every error that the harness raises on purpose."""
+    """Base of every error that the harness raises on purpose; told without what looks like a credential."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class MatrixError(HarnessError):

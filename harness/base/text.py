@@ -10,6 +10,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from harness.base.secrets import without_secrets
+
 
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
@@ -27,15 +29,6 @@ def file_name(text: str) -> str:
     return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 17]}-{digest(text)}"
 
 
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
-
-
-_REMOVED = "[token removed]"
-
-
-_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=[Bb]earer )(?!\[token removed\])\S+")
-
-
 _ROOT = re.escape(f"{Path(__file__).resolve().parents[2]}/")
 
 
@@ -43,15 +36,12 @@ _WHERE = re.compile(rf'(?<=File ")(?:[^"\n]*/(?:site|dist)-packages/|{_ROOT})')
 
 
 def redact(text: str, *secrets: str) -> str:
-    """Return ``text`` with hub tokens, bearer credentials and ``secrets`` replaced, as every log tail must be.
+    """Return ``text`` without credentials and ``secrets``, as every log tail must be (:mod:`harness.base.secrets`).
 
     The user's home folder becomes ``~``, and a traceback's files are named from where Python finds them: where either
     lies is nobody else's business.
     """
-    for token in (*secrets, *(os.environ.get(name) for name in TOKENS)):
-        if token:
-            text = text.replace(token, _REMOVED)
-    return _SECRET.sub(_REMOVED, _home().sub("~", _WHERE.sub("", text)))
+    return without_secrets(_home().sub("~", _WHERE.sub("", without_secrets(text, *secrets))))
 
 
 def _home() -> re.Pattern[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.files import write_bytes
+from harness.base.secrets import cleaned
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Measurement
+from harness.report.spreadsheet import quoted
 
 FORMATS = ("pytorch-v3", "csv", "parquet", "junit", "markdown")
 _PLACES = ("source", "line", "offset", "subject", "place")
@@ -50,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
         lines = (line for line in found.lines(found.kind("measurement")) if isinstance(line, Measurement))
         records = pytorch_v3.records(lines, Documented.load(args.documented))
-        rows = ",\n".join(record.model_dump_json() for record in records)
+        kept = (type(record).model_validate(cleaned(record.model_dump())) for record in records)
+        rows = ",\n".join(record.model_dump_json() for record in kept)
         return _write(args, f"[\n{rows}\n]\n".encode() if records else b"[]\n")
     return _write(args, (_csv if args.format == "csv" else _parquet)(_rows(found)))
 
@@ -62,13 +65,22 @@ def _rows(found: Any) -> Any:
     rows = found.kind("header", "measurement", "failure", "judgement", "timing", "outcome")
     names = [found.runs[source].name for source in rows["source"].to_pylist()]
     rows = rows.add_column(0, "run", pa.array(names, pa.string()))
-    return rows.drop_columns(list(_PLACES))
+    rows = rows.drop_columns(list(_PLACES))
+    for name in (field.name for field in rows.schema if field.type == pa.string()):
+        texts = rows[name].to_pylist()
+        # Records of before they were cleaned as they are written.
+        if (kept := cleaned(texts)) is not texts:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(kept, pa.string()))
+    return rows
 
 
 def _csv(rows: Any) -> bytes:
     import pyarrow as pa
     import pyarrow.csv
 
+    for name in (field.name for field in rows.schema if field.type == pa.string()):
+        texts = [None if it is None else quoted(it) for it in rows[name].to_pylist()]
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts, pa.string()))
     for name in ("samples", "warmup"):
         texts = ["" if it is None else " ".join(map(repr, it)) for it in rows[name].to_pylist()]
         rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(texts))

@@ -143,7 +143,8 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
     store = Store((arguments.cache or default_root()).resolve(), say=progress)
     with store.writing("this gate"):
         store.root.mkdir(parents=True, exist_ok=True)
-    base = Environment(python=arguments.python) if arguments.python else Environment()
+    passed = (*matrix.pass_env, *arguments.pass_env)
+    base = Environment(python=arguments.python or sys.executable, passed=passed)
     return Workplace(store, arguments.results, matrix, base, progress)
 
 
@@ -207,6 +208,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
     parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages both sides share")
+    parser.add_argument(
+        "--pass-env", action="append", default=[], metavar="NAME", help="hand this variable on to workers; repeatable"
+    )
     parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where gates are written")

@@ -1,6 +1,7 @@
 """How a recipe's data names what JSON and TOML have no value for: torch dtypes, torchao's granularities and enums.
 
 They are texts, as Python writes them: ``torch.int4``, ``PerGroup(32)``, ``PerRow(dim=-1)``, ``MappingType.SYMMETRIC``.
+A table's key that is an integer, which JSON and TOML have none of, is ``int(3)``.
 Nothing here runs such a text; planner and workers read it as data.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 _DTYPE = re.compile(r"torch\.[a-z][a-z0-9_]*\Z")
 _MEMBER = re.compile(r"([A-Z][A-Za-z0-9_]*)\.([A-Z][A-Z0-9_]*)\Z")
+_INTEGER = re.compile(r"int\((-?(?:0|[1-9][0-9]{0,18}))\)\Z")
 _GRANULARITY = re.compile(r"Per[A-Z]\w*\(.*\)\Z", re.ASCII | re.DOTALL)
 
 MODULES = (
@@ -78,6 +80,17 @@ def member(text: str) -> tuple[str, str] | None:
     """Return the class and the member that a text such as ``MappingType.SYMMETRIC`` names, or None."""
     found = _MEMBER.match(text)
     return None if found is None or keyword.iskeyword(found[1]) else (found[1], found[2])
+
+
+def key_text(key: str | int) -> str:
+    """Return a table's key as JSON and TOML hold it."""
+    return key if isinstance(key, str) else f"int({key})"
+
+
+def key_of(text: str) -> str | int:
+    """Return the key that :func:`key_text` has written."""
+    found = _INTEGER.match(text)
+    return int(found[1]) if found else text
 
 
 def is_config(value: Mapping[str, Any]) -> bool:

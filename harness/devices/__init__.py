@@ -41,6 +41,9 @@ KINDS = {
 def open_device(name: str, store: Store, environment: Environment, phone_runner: Path | None = None) -> DeviceRunner:
     """Return the device that a command line names; nothing is built or asked yet. Raises MatrixError for another."""
     kind, _, which = name.partition(":")
+    if which.startswith("-") or (kind == "ssh" and "@-" in which) or name.startswith("-"):
+        # ssh, scp and adb would take it for an option, and ssh has options that run commands.
+        raise MatrixError(f"--device {name!r}: a name that begins with a hyphen is an option to {kind}, not a device")
     if name == "host":
         return Host(store, environment)
     if name == "qemu":

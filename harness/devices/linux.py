@@ -20,6 +20,7 @@ from harness.records.schema import Device, Scalar
 from harness.runtime.environment import Environment
 from harness.runtime.process import Process
 from harness.runtime.store import Store
+from harness.runtime.variables import passed_on
 
 QEMU = "qemu-aarch64-static"
 # A core that phones have. By default qemu emulates all that ARM ever specified, and XNNPACK then chooses kernels for
@@ -258,10 +259,14 @@ class Ssh(DeviceRunner):
         return done.stdout
 
 
+# The agent that has the keys, and the tickets of Kerberos.
+_OF_SSH = ("SSH_AUTH_SOCK", "SSH_AGENT_PID", "KRB5CCNAME")
+
+
 def _run(command: list[str], what: str, timeout: float) -> tuple[str, int]:
     """Run a command that ends with this process, however that ends, and return its output and status."""
     with tempfile.TemporaryDirectory() as folder:
-        process = Process(command, environ=dict(os.environ), log=Path(folder) / "output")
+        process = Process(command, environ=passed_on(os.environ, _OF_SSH), log=Path(folder) / "output")
         try:
             status = process.wait(timeout)
         finally:

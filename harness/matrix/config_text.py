@@ -44,14 +44,18 @@ def _value(node: ast.expr, text: str) -> Any:
         return _config(node, text)
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_value(part, text) for part in node.elts]
-    if isinstance(node, ast.Dict) and all(_is_text(key) for key in node.keys):
-        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+    if isinstance(node, ast.Dict):
+        keys = [_key(key, text) for key in node.keys]
+        if len(set(keys)) < len(keys):
+            raise MatrixError(f"--recipe {text!r}: {ast.unparse(node)} names a key twice")
         return dict(zip(keys, (_value(part, text) for part in node.values), strict=True))
     source = ast.unparse(node)
     if notation.granularity(source) or notation.is_dtype(source) or notation.member(source):
         return source
     try:
         value = ast.literal_eval(node)
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise ValueError("no number of a config")
         json.dumps(value, allow_nan=False)
         return value
     except (ValueError, TypeError, RecursionError) as error:
@@ -61,5 +65,14 @@ def _value(node: ast.expr, text: str) -> Any:
         ) from error
 
 
-def _is_text(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _key(node: ast.expr | None, text: str) -> str:
+    try:
+        key = ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        key = None
+    if type(key) is int or (isinstance(key, str) and notation.key_of(key) == key):
+        found = notation.key_text(key)
+        if notation.key_of(found) == key:
+            return found
+    shown = ast.unparse(node) if node is not None else "**"
+    raise MatrixError(f"--recipe {text!r}: {shown} is no key: those of dictionaries are texts or whole numbers")

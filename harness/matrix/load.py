@@ -57,6 +57,7 @@ def load(path: Path, servers: Collection[str] | None = None) -> Matrix:
         measurements=file.measurements,
         thresholds=file.thresholds,
         tasks=file.tasks,
+        pass_env=tuple(file.pass_env),
         servers=tuple(servers) if servers is not None else _named(file),
     )
     if problems := list(_misnamed(matrix, file, where)):

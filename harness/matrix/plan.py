@@ -103,6 +103,8 @@ class Matrix:
     tasks: dict[str, TaskOptions] = field(default_factory=dict)
     asked: TaskOptions = field(default_factory=TaskOptions)
     trust_remote_code: bool = False
+    pass_env: tuple[str, ...] = ()
+    """Names of environment variables that workers get beside those that they need."""
 
     def task_options(self, name: str) -> TaskOptions:
         """Return how a task is asked: as its table has it, and as the command line has it beyond that."""

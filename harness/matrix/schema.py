@@ -355,6 +355,7 @@ class CellEntry(_Table):
 
 class _File(_Table):
     schema_: Literal[1] = Field(alias="schema")
+    pass_env: list[str] = []
     hardware: dict[str, Hardware]
     groups: dict[str, list[str]] = {}
     models: dict[str, Model]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
 from harness.base.reading import json_value
+from harness.base.secrets import without_secrets
 from harness.matrix.schema import TaskOptions
 from harness.servers.registry import SERVERS
 from harness.servers.registry import names as server_names
@@ -43,6 +44,7 @@ class CommandLine:
     cache: Path | None = None
     swap: str | None = None
     python: str | None = None
+    pass_env: tuple[str, ...] = ()
     phone_runner: Path | None = None
     resume: str | None = None
     against: str | None = None
@@ -68,7 +70,9 @@ class CommandLine:
         option: Any = config.getoption
         for name in several("--server"):
             if name not in server_names():
-                raise pytest.UsageError(f"--server {name!r} is no server; {nearest(name, server_names())}")
+                raise pytest.UsageError(
+                    without_secrets(f"--server {name!r} is no server; {nearest(name, server_names())}")
+                )
         return cls(
             matrix=option("--matrix") or shipped.matrix(*_places(config)),
             results=option("--results") or config.rootpath / "results",
@@ -85,6 +89,7 @@ class CommandLine:
             cache=option("--cache"),
             swap=option("--swap"),
             python=option("--python"),
+            pass_env=several("--pass-env"),
             phone_runner=option("--phone-runner"),
             resume=option("--resume"),
             against=option("--against"),

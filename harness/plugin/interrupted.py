@@ -47,5 +47,9 @@ class Interrupted:
             return ""
         words = CommandLine.of(self._config).words
         pairs = zip(("", *words), words, strict=False)
-        kept = [word for before, word in pairs if "--resume" not in (before, word) and not word.startswith("--resume=")]
+        kept = [
+            word
+            for before, word in pairs
+            if word.partition("=")[0] != "--resume" and (before != "--resume" or word.startswith("-"))
+        ]
         return f"go on with: {redact(shlex.join(['python', '-m', 'pytest', *kept, '--resume', session.run.name]))}"

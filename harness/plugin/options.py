@@ -94,6 +94,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "where checkpoints and other artifacts are kept",
     },
+    "--pass-env": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "hand this environment variable on to workers (MY_* for several); repeatable; without it they get "
+        "those that libraries, servers and GPUs read, and no credential",
+    },
     "--results": {
         "type": Path,
         "metavar": "DIR",

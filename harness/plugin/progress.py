@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.base.secrets import without_secrets
 from harness.base.text import duration
 from harness.records.run import Run
 
@@ -96,7 +97,7 @@ class Progress:
                 return
             self._last[kind] = now
             self._spoke = now
-            self._write(" ".join(part for part in (message, self._place()) if part))
+            self._write(without_secrets(" ".join(part for part in (message, self._place()) if part)))
 
     def waiting(self) -> None:
         """Say what runs, if nothing was said for a while; called again and again while the session waits."""

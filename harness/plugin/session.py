@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,8 @@ class HarnessSession:
         only = collect.only_hardware(claims)
         gpu = probe.gpu_uuid(only) if only and only.is_gpu else ""
         lock = only_session(machine_lock(), progress, gpu)
-        environment = Environment(python=given.python) if given.python else Environment()
+        passed = (*matrix.pass_env, *given.pass_env)
+        environment = Environment(python=given.python or sys.executable, passed=passed)
         if given.swap:
             progress(f"installing {given.swap} beside the other packages ...")
             environment = overlay(store, given.swap, environment)

@@ -38,12 +38,16 @@ class _Expression:
         if isinstance(value, Mapping):
             if notation.is_config(value):
                 return self.config(value)
-            return "{" + ", ".join(f"{self.of(str(key))}: {self.of(inner)}" for key, inner in value.items()) + "}"
+            return "{" + ", ".join(f"{self.key(str(key))}: {self.of(inner)}" for key, inner in value.items()) + "}"
         if isinstance(value, (list, tuple)):
             return "[" + ", ".join(self.of(inner) for inner in value) + "]"
         if isinstance(value, str):
             return self.text(value)
         return repr(value)
+
+    def key(self, text: str) -> str:
+        key = notation.key_of(text)
+        return str(key) if isinstance(key, int) else self.text(key)
 
     def config(self, value: Mapping[str, Any]) -> str:
         name, arguments = str(value["config"]), value.get("arguments") or {}

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from harness.base.errors import RecordError
 from harness.base.reading import json_value
+from harness.base.secrets import cleaned
 from harness.base.text import file_name
 from harness.records.migrations import migrate
 from harness.records.schema import LINE, Line
@@ -103,8 +104,11 @@ class Run:
         """Append one line and wait until it is on the disk.
 
         Raises RecordError when the disk refuses it; a half-written line is cut off again, so that the file
-        keeps whole lines only.
+        keeps whole lines only. Credentials in its texts are taken out of it.
         """
+        told = line.model_dump()
+        if (kept := cleaned(told)) is not told:
+            line = LINE.validate_python(kept)
         data = (line.model_dump_json(exclude_defaults=False) + "\n").encode()
         with self._lock:
             self._append(data)
@@ -144,7 +148,7 @@ class Run:
         with _kept(target, "an attachment"):
             self.attachments.mkdir(parents=True, exist_ok=True)
             try:
-                temporary.write_text(json.dumps(data), encoding="utf-8")
+                temporary.write_text(json.dumps(cleaned(data)), encoding="utf-8")
                 os.replace(temporary, target)
             except OSError:
                 with contextlib.suppress(OSError):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
+from harness.base.secrets import without_secrets
 from harness.base.text import one_line
+from harness.report.spreadsheet import quoted
 
 Format = Literal["md", "rst", "csv"]
 
@@ -68,9 +70,10 @@ class Table:
 
 
 def render(tables: Sequence[Table], format: Format, *, title: str = "", facts: Mapping[str, str] | None = None) -> str:
-    """Return the tables as text that ends in a newline, whatever their texts hold.
+    """Return the tables as text that ends in a newline, whatever their texts hold; credentials are left out.
 
-    ``title`` and a list of named ``facts`` stand above them in md and rst. CSV is every entry once, under one header.
+    ``title`` and a list of named ``facts`` stand above them in md and rst. CSV is every entry once, under one header,
+    its texts as :func:`harness.report.spreadsheet.unquoted` reads them.
     """
     if format == "csv":
         return _csv(tables)
@@ -86,7 +89,7 @@ def render(tables: Sequence[Table], format: Format, *, title: str = "", facts: M
             blocks.append(head(escape(table.title), 2))
         blocks.append(grid([[escape(text) for text in row] for row in (table.header, *table.rows)]))
         blocks += [escape(f"Note: {note}") for note in table.notes]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return without_secrets("\n\n".join(block for block in blocks if block) + "\n")
 
 
 def width(text: str) -> int:
@@ -159,5 +162,6 @@ def _csv(tables: Iterable[Table]) -> str:
     # Texts are quoted always: a lone carriage return would break the line otherwise.
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow([column.name for column in fields(Entry)])
-    writer.writerows(astuple(entry) for entry in dict.fromkeys(entry for table in tables for entry in table.entries))
+    for entry in dict.fromkeys(entry for table in tables for entry in table.entries):
+        writer.writerow([quoted(without_secrets(it)) if isinstance(it, str) else it for it in astuple(entry)])
     return text.getvalue()

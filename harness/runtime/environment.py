@@ -7,14 +7,15 @@ import functools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.base.errors import BrokenEnvironment
 from harness.base.reading import json_value
-from harness.base.text import TOKENS, digest, redact
+from harness.base.text import digest, redact
 from harness.contract import visible
 from harness.runtime.store import Store
+from harness.runtime.variables import passed_on
 
 # What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
 _DECISIVE = (
@@ -42,24 +43,25 @@ class Environment:
     """An interpreter and what stands before its own packages.
 
     ``overlay`` is a folder put first on the worker's path, which swaps single packages; ``variables`` are set in
-    the worker's environment.
+    the worker's environment, and of the planner's it gets those that workers need (harness.runtime.variables) and those
+    that ``passed`` names.
     """
 
     name: str = "this"
     python: str = sys.executable
     overlay: Path | None = None
     variables: dict[str, str] = field(default_factory=dict)
+    passed: tuple[str, ...] = ()
 
     def environ(self, store: Store, extra: dict[str, str] | None = None) -> dict[str, str]:
         """Return the worker's environment variables.
 
-        The hub token is taken out: a worker reads what the planner fetched. The harness itself is made importable
-        through a folder that holds nothing else, so that no other package of this environment leaks into another.
-        What pytest says of the test that runs is taken out too: workers of one session are forked from one process, and
-        every test would have one of its own.
+        The hub's token and other credentials are not among them: a worker reads what the planner fetched. The harness
+        itself is made importable through a folder that holds nothing else, so that no other package of this environment
+        leaks into another. What pytest says of the test that runs is left out too: workers of one session are forked
+        from one process, and every test would have one of its own.
         """
-        left_out = (*TOKENS, "PYTEST_CURRENT_TEST")
-        environ = {name: value for name, value in os.environ.items() if name not in left_out}
+        environ = passed_on(os.environ, self.passed)
         paths = [str(self.overlay)] if self.overlay else []
         paths.append(str(_code_folder(store)))
         if environ.get("PYTHONPATH"):
@@ -180,9 +182,7 @@ def overlay(store: Store, requirement: str, base: Environment, contents: str = "
 
     key = {"requirement": requirement, "python": base.python} | ({"contents": contents} if contents else {})
     artifact = store.get("overlay", key, build, label=f"overlay {requirement}")
-    return Environment(
-        name=requirement, python=base.python, overlay=artifact.folder / "site", variables=dict(base.variables)
-    )
+    return replace(base, name=requirement, overlay=artifact.folder / "site")
 
 
 def layered(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
@@ -211,7 +211,7 @@ def layered(store: Store, requirement: str, base: Environment, contents: str = "
     key = {"requirement": requirement, "python": base.python, "below": base.packages(), "contents": contents}
     artifact = store.get("venv", key, build, label=f"environment {requirement}", verify=False)
     python = str(artifact.folder / "venv" / "bin" / "python")
-    return Environment(name=requirement, python=python, overlay=base.overlay, variables=dict(base.variables))
+    return replace(base, name=requirement, python=python)
 
 
 def _site_folders(base: Environment) -> list[str]:
@@ -231,10 +231,10 @@ def at(path: Path, base: Environment) -> Environment:
     """
     path = path.expanduser().absolute()
     if path.is_dir():
-        return Environment(name=path.name, python=base.python, overlay=path, variables=dict(base.variables))
+        return replace(base, name=path.name, overlay=path)
     if not os.access(path, os.X_OK):
         raise BrokenEnvironment(f"{path} is neither an interpreter nor a folder of packages")
-    return Environment(name=path.name, python=str(path), variables=dict(base.variables))
+    return replace(base, name=path.name, python=str(path), overlay=None)
 
 
 def _pip(python: str, arguments: list[str], what: str) -> None:

@@ -111,7 +111,7 @@ def _value(value: Any) -> Any:
     if isinstance(value, dict):
         if notation.is_config(value):
             return build(value["config"], value.get("arguments", {}))
-        return OrderedDict((name, _value(inner)) for name, inner in value.items())
+        return OrderedDict((notation.key_of(name), _value(inner)) for name, inner in value.items())
     if isinstance(value, (list, tuple)):
         return [_value(inner) for inner in value]
     return value

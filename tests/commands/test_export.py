@@ -21,6 +21,7 @@ from harness.judge import gatefile
 from harness.records.published import Documented
 from harness.records.schema import Measurement
 from harness.report import junit, pytorch_v3
+from harness.report.spreadsheet import unquoted
 from tests.records.test_columns import written
 from tests.records.test_records import LATENCY, LINES, MEASUREMENTS, NAMES
 from tests.report.test_tables import measured
@@ -226,7 +227,7 @@ def test_csv_and_parquet_hold_every_line_whatever_it_holds(lines: list[Any]) -> 
     for line, row, cells in zip(lines, rows, table, strict=True):
         assert (row["run"], cells["run"]) == ("run", "run")
         if isinstance(line, Measurement):
-            assert (row["model"], row["recipe"], row["unit"]) == (
+            assert tuple(map(unquoted, (row["model"], row["recipe"], row["unit"]))) == (
                 line.cell.model.name,
                 line.cell.recipe.name,
                 line.unit,

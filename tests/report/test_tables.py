@@ -28,6 +28,7 @@ from harness.records.run import Run
 from harness.records.schema import Cell, Device, Failure, Header, Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report import tables
 from harness.report.rendering import Format, Table, render
+from harness.report.spreadsheet import unquoted
 from harness.report.table_rows import ROWS, improvement, ratio_text
 from tests.laws import examples
 
@@ -625,7 +626,9 @@ def test_csv_round_trips(names: list[str], values: list[float]) -> None:
     assert len(read) == len(entries)
     for line, entry in zip(read, entries, strict=True):
         wanted = {key: "" if value is None else str(value) for key, value in asdict(entry).items()}
-        assert line == wanted
+        texts = {key for key, value in asdict(entry).items() if isinstance(value, str)}
+        assert {key: unquoted(cell) if key in texts else cell for key, cell in line.items()} == wanted
+        assert not any(line[key].startswith(("=", "+", "-", "@", "\t", "\r")) for key in texts)
         assert float(line["value"]) == entry.value
 
 

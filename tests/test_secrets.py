@@ -1,0 +1,308 @@
+"""Credentials: none reaches a worker, a record, a page, an export or the terminal, by whatever way it came in."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import __main__ as command_line
+from harness.base.errors import HarnessError, MatrixError, WorkerError
+from harness.base.secrets import cleaned, is_secret, without_secrets
+from harness.base.text import redact
+from harness.devices import open_device
+from harness.matrix.config_text import parse_config
+from harness.matrix.plan import Matrix
+from harness.publish.recipe_code import expression
+from harness.records.run import Run
+from harness.records.schema import Device, Failure, Header
+from harness.report.spreadsheet import quoted, unquoted
+from harness.runtime.environment import Environment, at, overlay
+from harness.runtime.store import Store
+from harness.runtime.variables import passed_on
+from tests.test_stored import CELL
+
+SECRET = "AbCd1234EfGh5678IjKl9012MnOp3456"
+TEXTS = [
+    f"hf_{SECRET}",
+    f"HF_{SECRET.upper()}",
+    f"hf_oauth_eyJ0.{SECRET}",
+    f"hf_jwt_{SECRET}",
+    f"api_org_{SECRET}",
+    f"ghp_{SECRET}",
+    f"GHO_{SECRET}",
+    f"ghs_{SECRET}",
+    f"github_pat_11ABCDE_{SECRET}",
+    f"glpat-{SECRET}",
+    f"npm_{SECRET}",
+    f"xoxb-1234-{SECRET}",
+    f"sk-proj-{SECRET}",
+    f"sk-ant-api03-{SECRET}",
+    f"AIza{SECRET}xyz",
+    "AKIAABCD1234EFGH5678",
+    "asiaabcd1234efgh5678",
+    f"aws_secret_access_key = {SECRET}",
+    f"AWS_SECRET_ACCESS_KEY={SECRET}",
+    f"'aws_session_token': '{SECRET}'",
+    f'"password": "{SECRET}"',
+    f"MY_PASSWORD={SECRET}",
+    f"--api-key={SECRET}",
+    f"Authorization: Bearer {SECRET}",
+    f"AUTHORIZATION: BEARER {SECRET}",
+    f"authorization: bearer  {SECRET}",
+    f"Authorization: Basic {SECRET}",
+    f"https://ada:{SECRET}@example.org/simple",
+    f"HTTPS://ADA:{SECRET}@EXAMPLE.ORG",
+    f"redis://:{SECRET}@localhost",
+    f"https://{SECRET}@github.com/o/r.git",
+    f"https://s3/x?X-Amz-Signature={SECRET}&y=1",
+    f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.{SECRET}",
+    f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+]
+PLAIN = [
+    "max_new_tokens=128, window_tokens: 256, eos_token: '<|endoftext|>'",
+    "self.hf_quantizer.preprocess(model); import hf_transfer; HF_HUB_OFFLINE=1",
+    "ssh://git@github.com/pytorch/ao.git and https://huggingface.co/owner/name@main",
+    "a task-specific mask-generation of desk-top-publishing-software-packages",
+    "api_key=EMPTY, api_key: None, password: ''",
+    "b2f0d5e1c7a94c1d8e3f5a6b7c8d9e0f1a2b3c4d and /srv/a_b/c-d.json at 12:30:45",
+    "the bearer of",
+    "10:20@30 user@host:22",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if is_secret(name)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_whatever_looks_like_a_credential_is_taken_out(text: str) -> None:
+    found = without_secrets(f"it said {text}, then ended")
+    assert not any(part in found.lower() for part in (SECRET.lower(), "abcd1234", "efgh5678"))
+    assert "[token removed]" in found
+    assert found.startswith("it said ")
+    assert without_secrets(found) == found == redact(found)
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_other_words_stay(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+@given(st.text())
+def test_taking_out_twice_is_taking_out_once(text: str) -> None:
+    assert without_secrets(without_secrets(text)) == without_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "MY_TOKEN",
+        "github_token",
+        "DB_PASSWORD",
+        "AZURE_CLIENT_SECRET",
+        "OPENAI_API_KEY",
+        "X_PAT",
+    ],
+)
+def test_what_stands_in_the_environment_as_a_credential_is_taken_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "plain words 4711")
+    assert without_secrets("it is plain words 4711.") == "it is [token removed]."
+    monkeypatch.setenv(name, "/run/secrets/file")
+    assert without_secrets("see /run/secrets/file") == "see /run/secrets/file"
+
+
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS", "KEYBOARD", "HF_TOKEN_PATH", "PATH", "PATTERN", "MONKEY"]
+)
+def test_a_name_that_only_sounds_like_one_is_none(name: str) -> None:
+    assert not is_secret(name)
+
+
+def test_data_is_cleaned_text_by_text() -> None:
+    data = {"a": [f"hf_{SECRET}", 1, None], "b": {"c": "x"}, "d": [1.0, 2.0]}
+    assert cleaned(data) == {"a": ["[token removed]", 1, None], "b": {"c": "x"}, "d": [1.0, 2.0]}
+    kept = {"b": {"c": "x"}, "d": [1.0, 2.0]}
+    assert cleaned(kept) is kept
+
+
+# ----------------------------------------------------------------------------------------------- where text leaves
+
+
+def test_no_record_and_no_attachment_holds_one(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    device = Device(name="d")
+    run.append(Header(run="r", command=["pytest", "--model", f"hf_{SECRET}"], packages={}, device=device))
+    run.append(
+        Failure(cell=CELL, stage="s", failure="exception", message=f"password={SECRET}", log_tail=f"ghp_{SECRET}")
+    )
+    attached = run.attach("a", {"log": [f"https://ada:{SECRET}@host"]})
+    assert SECRET not in run.path.read_text()
+    assert SECRET not in (run.folder / attached).read_text()
+    header, failure = run.lines()
+    assert isinstance(header, Header)
+    assert header.command == ["pytest", "--model", "[token removed]"]
+    assert isinstance(failure, Failure)
+    assert failure.message == "password=[token removed]"
+
+
+def test_no_error_of_ours_tells_one() -> None:
+    assert SECRET not in str(HarnessError(f"no model hf_{SECRET}"))
+    assert SECRET not in str(WorkerError(f"Bearer {SECRET}", stage="s", kind="http"))
+
+
+@pytest.mark.parametrize("given", [f"hf_{SECRET}", f"hf_oauth_{SECRET}", f"ghp_{SECRET}", f"https://a:{SECRET}@host/x"])
+def test_a_token_given_where_a_model_is_expected_is_not_echoed(
+    suites_matrix: Matrix, given: str, pytester: pytest.Pytester, repository: Path
+) -> None:
+    for ask in (suites_matrix.model, suites_matrix.recipe):
+        with pytest.raises(MatrixError) as caught:
+            ask(given)
+        assert SECRET not in str(caught.value)
+        assert "[token removed]" in str(caught.value)
+
+
+def test_the_terminal_does_not_echo_one(pytester: pytest.Pytester, repository: Path) -> None:
+    pytester.makeconftest('pytest_plugins = ["harness.plugin.plugin"]')
+    words = ["--matrix", str(repository / "suites" / "matrix.toml"), "--collect-only", "-p", "no:cacheprovider"]
+    for option in ("--model", "--recipe", "--server"):
+        result = pytester.runpytest_subprocess(*words, option, f"hf_{SECRET}", str(repository / "suites"))
+        assert SECRET not in result.stdout.str() + result.stderr.str()
+        assert "[token removed]" in result.stdout.str() + result.stderr.str()
+
+
+def test_no_command_echoes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["table", f"hf_{SECRET}"],
+        ["publish", f"hf_{SECRET}", "--to", "o/n"],
+        ["table", "x", f"--ghp_{SECRET}"],
+    ):
+        with contextlib.suppress(SystemExit):
+            assert command_line.main(words) == 2
+        told = capsys.readouterr()
+        assert SECRET not in told.out + told.err
+
+
+# ------------------------------------------------------------------------------------------------ what workers get
+
+
+def test_workers_get_what_they_need_and_no_credential() -> None:
+    given = {
+        "PATH": "/bin",
+        "LD_LIBRARY_PATH": "/lib",
+        "HF_HOME": "/hf",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "NCCL_NVLS_ENABLE": "0",
+        "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+        "NVSHMEM_DISABLE_NVLS": "1",
+        "OMP_NUM_THREADS": "2",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",
+        "TMPDIR": "/tmp",
+        "no_proxy": "localhost",
+    }
+    kept_back = dict.fromkeys(
+        [
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_PROFILE",
+            "AZURE_CLIENT_SECRET",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "OPENAI_API_KEY",
+            "VLLM_API_KEY",
+            "GITHUB_TOKEN",
+            "SSH_AUTH_SOCK",
+            "KUBECONFIG",
+            "MY_SETTING",
+            "PYTEST_CURRENT_TEST",
+        ],
+        "x" * 20,
+    )
+    proxies = {"https_proxy": "http://ada:pass@proxy:3128", "HTTP_PROXY": "ada:pass@proxy:3128", "ALL_PROXY": "proxy:1"}
+    found = passed_on(given | kept_back | proxies)
+    plain = {"https_proxy": "http://proxy:3128", "HTTP_PROXY": "proxy:3128", "ALL_PROXY": "proxy:1"}
+    assert found == given | plain
+
+
+def test_ones_own_variables_are_handed_on_by_name_in_every_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SETTING", "1")
+    monkeypatch.setenv("MY_API_KEY", "asked for")
+    store = Store(tmp_path)
+    base = Environment(passed=("MY_*",))
+    for environment in (base, at(tmp_path, base)):
+        environ = environment.environ(store)
+        assert (environ["MY_SETTING"], environ["MY_API_KEY"]) == ("1", "asked for")
+    assert "MY_SETTING" not in Environment().environ(store)
+    assert overlay is not None
+
+
+# -------------------------------------------------------------------------------------- spreadsheets, devices, recipes
+
+
+@given(st.text(alphabet=st.sampled_from("=+-@\t\r'a1 ") | st.characters(exclude_categories=("Cs",))))
+def test_no_cell_is_a_formula_and_every_cell_is_read_as_it_was(text: str) -> None:
+    cell = quoted(text)
+    assert unquoted(cell) == text
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    written = io.StringIO()
+    csv.writer(written, quoting=csv.QUOTE_ALL).writerow([cell])
+    if "\r" not in text and "\n" not in text and "\0" not in text:
+        assert [unquoted(it) for it in next(csv.reader(io.StringIO(written.getvalue())))] == [text]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1"])
+def test_a_formula_is_a_text(text: str) -> None:
+    assert quoted(text) == f"'{text}"
+    assert quoted(f"a{text}") == f"a{text}"
+
+
+@pytest.mark.parametrize("name", ["ssh:-oProxyCommand=touch /tmp/x", "ssh:ada@-oX", "adb:-H", "ios:-x", "-host"])
+def test_a_device_that_would_be_an_option_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MatrixError, match="begins with a hyphen"):
+        open_device(name, Store(tmp_path), Environment())
+    assert open_device("ssh:board-1", Store(tmp_path), Environment()).name == "ssh:board-1"
+
+
+KEYS = st.integers(-(2**40), 2**40) | st.text(st.characters(codec="ascii", categories=["Ll", "Nd"]), max_size=5)
+VALUES = st.recursive(
+    st.integers(-9, 9) | st.booleans() | st.none() | st.sampled_from(["torch.int4", "PerGroup(32)", "x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_a_recipe_of_the_command_line_round_trips_whatever_its_keys(table: dict[Any, Any]) -> None:
+    parsed = parse_config(f"FqnToConfig(fqn_to_config={table!r})")
+    assert json.loads(json.dumps(parsed)) == parsed
+    assert parse_config(expression(parsed)) == parsed
+
+
+def test_integer_keys_stay_integers() -> None:
+    parsed = parse_config("SomeConfig(layers={1: 'a', -2: {3: 4}, '1': 'b'})")
+    assert parsed["arguments"] == {"layers": {"int(1)": "a", "int(-2)": {"int(3)": 4}, "1": "b"}}
+    assert expression(parsed) == "SomeConfig(layers={1: 'a', -2: {3: 4}, '1': 'b'})"
+
+
+@pytest.mark.parametrize("key", ["1.5", "True", "None", "(1, 2)", "b'x'", "'int(1)'", "10**3", str(2**70)])
+def test_a_key_that_json_cannot_hold_is_named(key: str) -> None:
+    with pytest.raises(MatrixError, match="is no key"):
+        parse_config(f"SomeConfig(layers={{{key}: 1}})")
