@@ -5,19 +5,26 @@
 uv takes seconds where pip takes minutes and reads none of pip's settings: indexes, folders of wheels, constraints and
 certificates are handed on. Where no index has the CPU build of torch, uv's own list of torch's indexes is asked, so
 that a machine with nothing set up needs nothing set up. tox.ini calls this in each of its environments.
+
+What a lock of this folder names is held against hashes.lock. Where a file is another than the one that was locked, as
+an index of one's own may have built it, that is said; with HARNESS_LOCKS=strict it is also the end of it, and pip,
+which takes hashes of all packages or of none, is not asked instead of uv.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 LOCK = Path(__file__).with_name("install.lock")
+HASHES = LOCK.with_name("hashes.lock")
 # The first uv with --torch-backend that knows every option below.
 OLDEST = (0, 7)
 OPTIONS = {
@@ -100,28 +107,69 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run a command, handing on what it says, and return its exit status with what it said."""
     said = []
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace") as process:
-        assert process.stderr
+        assert process.stderr  # noqa: S101 - for the type alone
         for line in process.stderr:
             sys.stderr.write(line)
             said.append(line)
     return process.returncode, "".join(said)
 
 
+def with_hashes(words: list[str], folder: Path) -> list[str]:
+    """Return the words with each lock of this project put in one file's place that has its hashes; written to a folder.
+
+    Whatever else is asked for, and a package whose hash is not known, stays as it is.
+    """
+    if not HASHES.is_file():
+        return words
+    lines = (line.split() for line in HASHES.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    known = {name: hashes for name, *hashes in lines}
+    found = list(words)
+    for index, (option, path) in enumerate(itertools.pairwise(words), 1):
+        lock = Path(path).resolve()
+        if option not in ("-r", "--requirement") or lock.parent != LOCK.parent or not lock.is_file():
+            continue
+        hashed = []
+        for line in lock.read_text(encoding="utf-8").splitlines():
+            name, equals, version = line.partition("==")
+            hashes = known.get(f"{re.sub(r'[-_.]+', '-', name).lower()}=={version.strip()}", []) if equals else []
+            hashed.append(" ".join([line, *(f"--hash={it}" for it in hashes)]))
+        (folder / lock.name).write_text("\n".join(hashed) + "\n", encoding="utf-8")
+        found[index] = str(folder / lock.name)
+    return found
+
+
 def main(words: list[str]) -> int:
     """Install, and return the exit status of the last thing tried."""
+    strict = os.environ.get("HARNESS_LOCKS", "") == "strict"
     if starter := uv():
-        options, variables = for_uv(pip_settings())
-        # As pip does: where nothing may write bytecode later, every process would compile torch anew.
-        command = [*starter, "pip", "install", "--python", sys.executable, "--compile-bytecode", *options]
-        environment = os.environ | variables
-        status, said = run([*command, *words], environment)
-        if status and re.search(r"\btorch\b", said):
-            print("no index here has this torch: asking torch's own through uv", file=sys.stderr)
-            status, said = run([*command, "--torch-backend", "cpu", *words], environment)
-        if not status:
-            return 0
+        with tempfile.TemporaryDirectory() as folder:
+            status, said = _with_uv(starter, with_hashes(words, Path(folder)))
+        if status and re.search("hash", said, re.IGNORECASE):
+            print("a file is another than the one that was locked: see the names above", file=sys.stderr)
+            if strict:
+                return status
+            print("going on without hashes; HARNESS_LOCKS=strict would stop here", file=sys.stderr)
+            status, said = _with_uv(starter, words)
+        if not status or strict:
+            return status
         print("uv could not install this: trying pip", file=sys.stderr)
+    elif strict:
+        print("HARNESS_LOCKS=strict needs uv, and there is none to be had", file=sys.stderr)
+        return 1
     return subprocess.run([sys.executable, "-m", "pip", "install", *words], check=False).returncode
+
+
+def _with_uv(starter: list[str], words: list[str]) -> tuple[int, str]:
+    """Install with uv, and from torch's own indexes where none here has this torch."""
+    options, variables = for_uv(pip_settings())
+    # As pip does: where nothing may write bytecode later, every process would compile torch anew.
+    command = [*starter, "pip", "install", "--python", sys.executable, "--compile-bytecode", *options]
+    environment = os.environ | variables
+    status, said = run([*command, *words], environment)
+    if status and re.search(r"\btorch\b", said) and not re.search("hash", said, re.IGNORECASE):
+        print("no index here has this torch: asking torch's own through uv", file=sys.stderr)
+        status, said = run([*command, "--torch-backend", "cpu", *words], environment)
+    return status, said
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,3 +144,90 @@ def test_every_environment_of_tox_installs_so(repository: Path) -> None:
     text = (repository / "tox.ini").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if line.startswith("install_command")]
     assert line == "install_command = python {tox_root}/requirements/install.py --no-deps {opts} {packages}"
+
+
+# ------------------------------------------------------------------------------------------------------------- hashes
+
+
+def test_every_locked_package_has_a_hash(repository: Path) -> None:
+    """Whoever changes a lock runs requirements/hashes.py again."""
+    folder = repository / "requirements"
+    known = {line.split()[0] for line in (folder / "hashes.lock").read_text().splitlines() if line[0] != "#"}
+    locked = set()
+    for lock in folder.glob("*.lock"):
+        if lock.name != "hashes.lock":
+            pins = (line for line in lock.read_text().splitlines() if "==" in line and not line.startswith("#"))
+            locked |= {re.sub(r"[-_.]+", "-", name).lower() + f"=={version}" for name, _, version in map(_parts, pins)}
+    assert known == locked
+
+
+def _parts(line: str) -> tuple[str, str, str]:
+    return line.strip().partition("==")
+
+
+def test_a_lock_of_the_project_is_installed_with_its_hashes(install: Install, repository: Path) -> None:
+    lock = repository / "requirements" / "install.lock"
+    status, calls = install("--no-deps", "-r", str(lock))
+    assert status == 0
+    (call,) = calls
+    (given,) = [word for word in call if str(word).endswith("install.lock")]
+    assert given != str(lock)
+    other = repository / "README.md"
+    assert str(other) in install("-r", str(other))[1][0], "whatever else is asked for stays as it is"
+
+
+def test_another_file_than_the_locked_one_is_said_and_ends_it_where_locks_are_strict(
+    install: Install, repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lock = str(repository / "requirements" / "docs.lock")
+    mismatch = "error: Hash mismatch for `uv==0.13.9`"
+    status, calls = install("-r", lock, UV_SAYS=mismatch)
+    assert status == 0
+    assert [call[0] for call in calls] == ["uv", "uv", "pip"], "with hashes, without, and then as ever"
+    assert lock in calls[1]
+    assert "another than the one that was locked" in capfd.readouterr().err
+    status, calls = install("-r", lock, UV_SAYS=mismatch, HARNESS_LOCKS="strict")
+    assert (status, len(calls)) == (1, 1)
+    status, calls = install("-r", lock, uv_here=False, HARNESS_LOCKS="strict")
+    assert status == 1
+    assert [call for call in calls if call[-1] == lock] == []
+
+
+def test_an_audit_that_cannot_be_made_says_so(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "pip_audit.py").write_text(
+        'raise SystemExit("requests.exceptions.ConnectionError: Max retries exceeded")'
+    )
+    told = audited(repository, tmp_path)
+    assert (told.returncode, "skipped: " in told.stdout, "Max retries" in told.stdout) == (0, True, True)
+    (tmp_path / "pip_audit.py").write_text('raise SystemExit("something else is wrong")')
+    assert audited(repository, tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("packages", "status", "said"),
+    [
+        ([{"name": "a", "version": "1", "vulns": []}], 0, "1 packages, 0 not known to the index, 0 findings"),
+        ([{"name": "a", "skip_reason": "none"}], 0, "skipped: the index here has no advisories"),
+        (
+            [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}],
+            1,
+            "a 1: CVE-1, mended in 2",
+        ),
+    ],
+)
+def test_an_audit_says_what_is_known(
+    repository: Path, tmp_path: Path, packages: list[dict[str, object]], status: int, said: str
+) -> None:
+    (tmp_path / "pip_audit.py").write_text(
+        "import json, sys\n"
+        "with open(sys.argv[sys.argv.index('--output') + 1], 'w') as file:\n"
+        f"    json.dump({{'dependencies': {packages!r}}}, file)\n"
+    )
+    told = audited(repository, tmp_path)
+    assert (told.returncode, said in told.stdout) == (status, True)
+
+
+def audited(repository: Path, modules: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(repository / "requirements" / "audit.py"), sys.executable]
+    environment = os.environ | {"PYTHONPATH": str(modules)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint = open_checkpoint(folder, store)
             if checkpoint.origin:
                 break
-        assert checkpoint
+        assert checkpoint  # noqa: S101 - for the type alone
         cell = choose(records, checkpoint, store, args.allow)
     else:
         cell = named(records, args.checkpoint)

@@ -96,7 +96,7 @@ class Adb(DeviceRunner):
         return f"throttled: thermal status {worst:g} of the phone" if worst >= 2 else ""
 
     def run(self, program: Path, request: Request, logits: Path | None, timeout: float) -> Reading:
-        assert self.runner
+        assert self.runner  # noqa: S101 - for the type alone
         state = self.state()
         if state["locked"] or not state.get("awake", True):
             how = "locked" if state["locked"] else "asleep"

@@ -72,7 +72,7 @@ class Ios(DeviceRunner):
         run = self._run()
         rates = self._measurements(run, lambda name: _RATE in name)
         peaks = self._measurements(run, lambda name: name in _MEMORY)
-        assert rates
+        assert rates  # noqa: S101 - for the type alone
         if peaks and peaks[1] not in _BYTES:
             raise self._wrong("unitOfMeasurement", f"has memory in {peaks[1]!r}; known: {', '.join(_BYTES)}")
         return Told(rates[0], int(max(peaks[0]) * _BYTES[peaks[1]]) if peaks else None)

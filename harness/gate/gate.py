@@ -206,7 +206,7 @@ class Gate:
 
         Those through every server and stage take part in every round, so that none uses up the budget of another.
         """
-        draw = random.Random(f"{self.options.seed}/cells")
+        draw = random.Random(f"{self.options.seed}/cells")  # noqa: S311 - a reproducible order
         too_long: set[str] = set()
 
         def pending_units() -> list[Unit]:

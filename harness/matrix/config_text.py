@@ -54,7 +54,7 @@ def _value(node: ast.expr, text: str) -> Any:
         return source
     try:
         value = ast.literal_eval(node)
-        if isinstance(value, int) and value.bit_length() > 64:
+        if isinstance(value, int) and value.bit_length() > 1000:
             raise ValueError("no number of a config")
         json.dumps(value, allow_nan=False)
         return value

@@ -184,7 +184,7 @@ class Checkpoints:
     def _export(self, cell: Cell, route: str) -> tuple[dict[str, Any], Callable[[Path], dict[str, Any]]]:
         """Return the key of a program and what builds it, in any thread."""
         checkpoint = self.of(cell)
-        assert cell.measurements.mobile
+        assert cell.measurements.mobile  # noqa: S101 - for the type alone
         options: dict[str, Any] = {"context": cell.measurements.mobile.context}
         if route == "llama":
             options["model"] = cell.model.executorch

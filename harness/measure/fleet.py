@@ -63,26 +63,26 @@ class Fleet:
         ``settled`` waits until all other workers that were started ahead are idle; what takes no time need not wait.
         """
         worker = self._get(cell, "transformers", settled)
-        assert isinstance(worker, Worker)
+        assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
         return worker
 
     def engine(self, cell: Cell) -> Worker:
         """Return the offline engine of a cell, ready."""
         worker = self._get(cell, "engine")
-        assert isinstance(worker, Worker)
+        assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
         return worker
 
     def server(self, cell: Cell) -> Server:
         """Return the HTTP server of a cell, ready."""
         server = self._get(cell, "server")
-        assert isinstance(server, Server)
+        assert isinstance(server, Server)  # noqa: S101 - for the type alone
         return server
 
     def executorch(self, cell: Cell, route: str) -> Worker:
         """Return the worker that has a cell's ExecuTorch program, ready."""
         self._checkpoints.program(cell, route)
         worker = self._get(cell, f"executorch {route}")
-        assert isinstance(worker, Worker)
+        assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
         return worker
 
     def client(self, cell: Cell) -> Worker:

@@ -190,7 +190,7 @@ class PlainModels:
 
     def _from_shape(self, model: Model, on: Hardware) -> Checkpoint:
         random = model.random
-        assert random
+        assert random  # noqa: S101 - for the type alone
         shape = (self._matrix.path.parent / random.shape).resolve()
         if not shape.is_file():
             raise MatrixError(f"{self._matrix.path}: models.{model.name}.random.shape: {shape} is not there")

@@ -180,7 +180,7 @@ class _Watched:
         return found
 
     def eager(self, batch: torch.Tensor) -> Any:
-        assert self._last is not None
+        assert self._last is not None  # noqa: S101 - for the type alone
         found = self._eager(batch)
         self.largest = max(self.largest, float((found.logits - self._last).abs().max()))
         log_p = torch.log_softmax(found.logits[0, self._given : -1].float(), dim=-1)

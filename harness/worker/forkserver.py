@@ -135,7 +135,7 @@ def _preload() -> None:
     wanted = [str(path) for path in [*allocator, *openmp] if path.name not in preloaded]
     if wanted:
         os.environ["LD_PRELOAD"] = ":".join(filter(None, [*wanted, preloaded]))
-        os.execv(sys.executable, [sys.executable, "-m", "harness.worker.forkserver", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", "harness.worker.forkserver", *sys.argv[1:]])  # noqa: S606 - its own module
 
 
 def _for_cpu() -> bool:
@@ -189,7 +189,7 @@ def _run(job: dict[str, Any], named: list[int]) -> None:
         if _touched_a_device():
             for fd in named:
                 os.set_inheritable(fd, True)
-            os.execv(sys.executable, [sys.executable, "-m", job["module"], *job["arguments"]])
+            os.execv(sys.executable, [sys.executable, "-m", job["module"], *job["arguments"]])  # noqa: S606 - its own module
         sys.argv = [job["module"], *job["arguments"]]
         runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         code = 0

@@ -62,7 +62,7 @@ class Engine(Backend):
         ``vllm bench latency``: token ids below 10,000, sampled at temperature 1 to the full length, so that it stands
         beside vLLM's. Raises ValueError unless every request returned exactly ``output_len`` tokens.
         """
-        prompts = [random.choices(range(10000), k=input_len) for _ in range(batch_size)]
+        prompts = [random.choices(range(10000), k=input_len) for _ in range(batch_size)]  # noqa: S311 - prompts
         parameters = {"temperature": 1.0, "top_p": 1.0, "ignore_eos": True, "max_new_tokens": output_len}
         start = time.perf_counter()
         outputs = self.engine.generate(input_ids=prompts, sampling_params=parameters)
