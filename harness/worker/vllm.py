@@ -74,8 +74,8 @@ class Engine(Backend):
         Raises ValueError unless every request returned exactly ``output_len`` tokens.
         """
         prompts = [
-            self.tokens_prompt(prompt_token_ids=random.choices(range(10000), k=input_len))
-            for _ in range(batch_size)  # noqa: S311 - prompts
+            self.tokens_prompt(prompt_token_ids=random.choices(range(10000), k=input_len))  # noqa: S311
+            for _ in range(batch_size)
         ]
         parameters = self.sampling(temperature=1.0, top_p=1.0, ignore_eos=True, max_tokens=output_len)
         start = time.perf_counter()
