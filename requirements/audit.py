@@ -49,9 +49,8 @@ def audit(python: str) -> int:
         return 0
     print(f"audit of {python}: {asked} packages, {len(packages) - asked} not known to the index, {len(found)} findings")
     for package, one in found:
-        print(
-            f"  {package['name']} {package['version']}: {one['id']}, mended in {', '.join(one['fix_versions']) or 'none'}"
-        )
+        mended = ", ".join(one["fix_versions"]) or "no release"
+        print(f"  {package['name']} {package['version']}: {one['id']}, mended in {mended}")
     return 1 if found else 0
 
 

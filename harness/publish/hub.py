@@ -30,7 +30,7 @@ _TRIES = 5
 _TOLD = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 # Without a limit a hub that says nothing would be waited for for ever; a large commit takes its minutes.
 _SILENCE = 300.0
-_NO_TOKEN = "no token of the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"
+_NO_TOKEN = "no token of the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"  # noqa: S105 - words
 _AGAIN = "Run the same command again: what has arrived is not sent again."
 
 
