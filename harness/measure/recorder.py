@@ -18,7 +18,7 @@ from harness.measure.flow import Flow
 from harness.records.metrics import METRICS
 from harness.records.place import row_of
 from harness.records.run import Run
-from harness.records.schema import Device, Measurement, Scalar, identity
+from harness.records.schema import Device, Judgement, Measurement, Scalar, identity
 
 State = dict[str, Scalar]
 Done = TypeVar("Done")
@@ -39,10 +39,13 @@ class Recorder:
         self._standing: dict[str, Measurement] = {}
 
     def resume(self) -> None:
-        """Take over what the run has already measured."""
+        """Take over what the run has already measured, but for what was too noisy to be held against its limit."""
         for line in self.run.lines():
             if isinstance(line, Measurement) and not line.discarded:
                 self._standing[identity(line)] = line
+            elif isinstance(line, Judgement) and line.noisy:
+                for record in [it for it in self._standing.values() if _is_judged(it, line)]:
+                    self.forget(record)
 
     def standing(self) -> list[Measurement]:
         """Return the last record of everything that the run has measured, in earlier sessions too."""
@@ -236,6 +239,15 @@ def _is_baseline_of(other: Measurement, measurement: Measurement) -> bool:
         and other.cell.model == measurement.cell.model
         and row_of(other) == row_of(measurement)
         and other.device.name == measurement.device.name
+    )
+
+
+def _is_judged(record: Measurement, judgement: Judgement) -> bool:
+    """Return whether a judgement is of this figure, or held against it as its baseline."""
+    cell, of = record.cell, judgement.cell
+    same = (record.metric, record.parameters, cell.model, cell.hardware, cell.server)
+    return same == (judgement.metric, judgement.parameters, of.model, of.hardware, of.server) and (
+        cell.recipe == of.recipe or (cell.recipe.baseline and judgement.comparison not in ("max", "min"))
     )
 
 

@@ -105,7 +105,9 @@ def _linear_ticks(low: float, high: float, most: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(span / max(most, 1)))
     step = next(power * it for it in (1, 2, 2.5, 5, 10, 20, 50) if span / (power * it) < most)
     first = math.ceil(low / step)
-    return [float(f"{it * step:.10g}") for it in range(first, math.floor(high / step) + 1)]
+    ticks = [float(f"{it * step:.10g}") for it in range(first, math.floor(high / step) + 1)]
+    # Rounding may put an outermost one beyond the end that it is at.
+    return [it for it in ticks if low <= it <= high] or [low]
 
 
 @dataclass

@@ -31,7 +31,7 @@ from harness.measure.measure import Measure
 from harness.measure.recorder import Recorder
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
-from harness.records.schema import Measurement, ModelIdentity
+from harness.records.schema import Judgement, Measurement, ModelIdentity
 
 SAMPLES = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=30)
 
@@ -346,6 +346,25 @@ def test_what_was_discarded_is_measured_again(tmp_path: Path, cells: dict[str, C
     measure.recorder.resume()
     measure.generate(cells["bf16"], repeat)
     assert flow.asked == 4
+
+
+@pytest.mark.parametrize(("comparison", "again"), [("max_ratio", 2), ("max", 1)])
+def test_what_was_too_noisy_for_its_limit_is_measured_again(
+    tmp_path: Path, cells: dict[str, Cell], comparison: str, again: int
+) -> None:
+    """With the baseline that it was held against, which may be what was noisy; others of the same metric stand."""
+    measure = Measure(Recorder(StubFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
+    for name in ("bf16", "int8wo", "int8dq"):
+        found = measure.generate(cells[name], repeat)
+    asked = {"metric": found.metric, "parameters": found.parameters, "origin": "chosen", "comparison": comparison}
+    of = measure.recorder.flow.identity(cells["int8wo"])
+    measure.recorder.run.append(Judgement(cell=of, passed=False, noisy=True, measured=1.0, limit=1.0, **asked))
+    flow = StubFlow(1.0)
+    resumed = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
+    resumed.recorder.resume()
+    for name in ("bf16", "int8wo", "int8dq"):
+        resumed.generate(cells[name], repeat)
+    assert flow.asked == 4 * again
 
 
 class RestlessWatch:

@@ -484,6 +484,30 @@ def test_a_known_failure_is_amber_and_a_new_one_red(chromium: Any, tmp_path: Pat
         page.context.close()
 
 
+def test_what_is_too_noisy_to_say_is_on_the_page_and_claims_nothing(tmp_path: Path) -> None:
+    quiet, noisy = (
+        measured("latency", value, of, parameters={"batch_size": 1}).model_copy(update={"samples": samples, **more})
+        for value, of, samples, more in (
+            (0.3, "bf16", [0.30, 0.31, 0.29], {}),
+            (6.88, "int8wo", [0.53, 8.84, 11.27], {"disturbed": "shared: other processes used 1.3 of 2 processors"}),
+        )
+    )
+    limit = {"metric": "latency", "parameters": {"batch_size": 1}, "passed": False, "noisy": True, "limit": 1.5}
+    limit |= {"measured": 22.9, "low": 0.2, "high": 840.0, "comparison": "max_ratio", "origin": "me"}
+    run = written(tmp_path, [quiet, noisy, Judgement.model_validate(limit | {"cell": noisy.cell})], "noisy")
+    assert main(["report", str(run.folder), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    body = page[page.index("<main") :]
+    assert "0 of 1 limits hold, of 1 it is too noisy to say." in page
+    assert "limit: too noisy to say" in body
+    noise = body.partition('<section id="noise">')[2].partition("</section>")[0]
+    assert "by its rounds 0.2 to 840, limit 1.5: too noisy to say" in noise
+    assert "1 of 2 figures were measured on a machine that was not quiet: shared: other processes" in noise
+    assert "6.88s ± 5.6 †" in body
+    assert "slowdown" not in body.partition("<script")[0]
+    assert "known failure" not in body.partition("<script")[0]
+
+
 def test_an_older_run_tells_a_known_failure_by_its_test(repository: Path) -> None:
     run = Run(repository / "results" / "reference" / "cpu-20261124-024508")
     found = judged.limits(run.lines())

@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 import unicodedata
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError, RecordError
 from harness.commands import table as commands_table
+from harness.judge import spread
 from harness.judge.accuracy import noninferiority
 from harness.records.metric import Direction, Words
 from harness.records.metrics import METRICS
@@ -126,6 +129,80 @@ def as_published(documented: Documented) -> list[Measurement]:
 def row(found: list[Table], label: str) -> tuple[str, ...]:
     (only,) = [cells for table in found for cells in table.rows if cells[0] == label]
     return only[1:]
+
+
+# ---------------------------------------------------------------------------------------------------------- noise
+
+ROUNDS = st.lists(st.floats(0.01, 100), min_size=2, max_size=8)
+
+
+def sides(old: list[float], new: list[float], metric: str = "latency") -> list[Measurement]:
+    return [
+        measured(metric, sum(samples) / len(samples), of, parameters={"batch_size": 1}).model_copy(
+            update={"samples": samples}
+        )
+        for of, samples in (("bf16", old), ("int8wo", new))
+    ]
+
+
+@examples(80)
+@given(ROUNDS, ROUNDS)
+def test_better_or_worse_is_claimed_where_the_whole_interval_says_so(old: list[float], new: list[float]) -> None:
+    records = sides(old, new)
+    (table,) = tables.tables_of("published", records, Documented())
+    baseline, quantized = table.rows[0][1:]
+    assert " ± " in baseline
+    assert " ± " in quantized
+    within = spread.of_ratio(records[1], records[0])
+    assert within is not None
+    claimed = re.search(r"speedup|slowdown", quantized)
+    if spread.undecided(within, 1.0) or spread.too_wide(records[1]):
+        assert claimed is None
+    elif max(within) < 0.99:
+        assert claimed
+        assert claimed[0] == "speedup"
+    assert ("too noisy to say" in quantized) == spread.too_wide(records[1])
+    (entry,) = [it for it in table.entries if it.recipe == "int8wo"]
+    assert entry.spread == pytest.approx(statistics.stdev(new), abs=1e-9)
+    assert (entry.ratio_low, entry.ratio_high) == pytest.approx((1 / within[1], 1 / within[0]))
+
+
+def test_a_range_of_both_is_shown_in_place_of_a_claim_and_explained() -> None:
+    records = sides([1.0, 1.1, 1.05], [1.02, 1.12, 1.1])
+    (table,) = tables.tables_of("published", records, Documented())
+    assert re.fullmatch(r"1\.08s ± 0\.053 \(0\.\d\dx to 1\.\d\dx\)", table.rows[0][2])
+    assert any(note.startswith("±: standard deviation of the rounds") for note in table.notes)
+    told = {"disturbed": "throttled: thermal slowdown; shared: other processes used 1.0 of 2 processors"}
+    (table,) = tables.tables_of("published", [it.model_copy(update=told) for it in records], Documented())
+    assert all(" †" in cell for cell in table.rows[0][1:])
+    assert f"†: the machine was not quiet: {told['disturbed']}" in table.notes
+    (line,) = [it for it in csv.DictReader(io.StringIO(render([table], "csv"))) if it["recipe"] == "int8wo"]
+    assert line["disturbed"] == told["disturbed"]
+    assert float(line["ratio_low"]) < 1 < float(line["ratio_high"])
+
+
+def test_one_round_has_no_spread_and_no_interval() -> None:
+    (table,) = tables.tables_of("published", sides([2.0], [1.0]), Documented())
+    assert table.rows[0][1:] == ("2.00s", "1.00s (2.00x speedup)")
+
+
+def test_a_published_ratio_that_the_interval_holds_is_neither_reproduced_nor_not(
+    as_published: list[Measurement],
+) -> None:
+    """Batch 1: 1.64 s to 1.41 s, of which 0.95 of 1.16x would do."""
+    for samples, told in (
+        ([1.41, 1.42, 1.40], "yes"),
+        ([1.0, 1.41, 1.82], "too noisy to say"),
+        ([3.0, 3.1, 3.2], "no"),
+    ):
+        records = [
+            it.model_copy(update={"samples": samples, "value": samples[1]})
+            if it.metric == "latency" and it.parameters["batch_size"] == 1 and not it.cell.recipe.baseline
+            else it
+            for it in as_published
+        ]
+        cells = row(tables.tables_of("comparison", records, Documented.load()), "latency (batch_size=1)")
+        assert cells[-1] == told
 
 
 # ------------------------------------------------------------------------------------------ the published layout
@@ -741,6 +818,7 @@ def runs(tmp_path: Path) -> Path:
 def command(*words: str) -> int:
     parser = argparse.ArgumentParser()
     commands_table.add_arguments(parser)
+    parser.add_argument("--wide", action="store_true")
     return commands_table.run(parser.parse_args(words))
 
 
