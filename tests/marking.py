@@ -2,6 +2,7 @@
 
 The mark comes by itself with every fixture that has a worker or a model; a test that starts one otherwise, e.g. in a
 session of the suites, has to say so. Every Python process of the tests notes when it loads torch, and for which test.
+What waits for another large program is marked ``programs`` likewise.
 """
 
 from __future__ import annotations
@@ -16,13 +17,27 @@ import pytest
 
 from tests.noticing import sitecustomize as noticing
 
-MARK = "models"
-FIXTURES = frozenset({"forks", "tiny_model", "host", "qemu"})
+MARK, PROGRAMS = "models", "programs"
+# The files that take longest; where several processes share the tests out, what is short then fills them evenly.
+LONGEST = (
+    "tests/gate/test_gate.py",
+    "tests/plugin/test_reliability.py",
+    "tests/worker/test_vllm.py",
+    "tests/plugin/test_main_job.py",
+    "tests/judge/test_baseline.py",
+)
+FIXTURES = {
+    MARK: frozenset({"forks", "tiny_model", "host", "qemu"}),
+    PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed"}),
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    line = f"{MARK}: loads a model, or starts a worker or a server that does; left out by tox run -e quick"
-    config.addinivalue_line("markers", line)
+    for line in (
+        f"{MARK}: loads a model, or starts a worker or a server that does; left out by tox run -e quick",
+        f"{PROGRAMS}: runs pip, a browser, a compiler or whole sessions, seconds each; left out by tox run -e quick",
+    ):
+        config.addinivalue_line("markers", line)
     handle, notes = tempfile.mkstemp(prefix="harness-tests-")
     os.close(handle)
     config.add_cleanup(Path(notes).unlink)
@@ -36,12 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
-            item.add_marker(MARK)
+        for mark, fixtures in FIXTURES.items():
+            if not fixtures.isdisjoint(getattr(item, "fixturenames", ())):
+                item.add_marker(mark)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # The files that take longest first: what is short then fills the processes evenly.
         costs = Counter(item.path for item in items if item.get_closest_marker(MARK))
-        items.sort(key=lambda item: (-costs[item.path], item.path))
+        items.sort(key=lambda item: (_rank(item), -costs[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
@@ -61,6 +76,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     if _name(item) in _noted() and not item.get_closest_marker(MARK):
         pytest.fail(f"it loads torch: mark it with @pytest.mark.{MARK}", pytrace=False)
     return result
+
+
+def _rank(item: pytest.Item) -> int:
+    file = item.nodeid.partition("::")[0]
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 def _name(item: pytest.Item) -> str:

@@ -48,7 +48,7 @@ def test_to_ask_whether_torch_is_there_loads_nothing(pytester: pytest.Pytester, 
     run().assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize("fixture", sorted(marking.FIXTURES))
+@pytest.mark.parametrize("fixture", sorted(marking.FIXTURES[marking.MARK]))
 def test_a_fixture_that_has_a_model_gives_the_mark(pytester: pytest.Pytester, run, fixture: str) -> None:
     pytester.makepyfile(
         f"""

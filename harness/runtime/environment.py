@@ -23,16 +23,17 @@ _DECISIVE = (
     "mslk-cuda",  # where it is installed, torchao takes its kernels
 )
 
-# The first path that has a distribution wins. Only two headers are read: parsing all of them takes four times as long.
+# The first path that has a distribution comes last and so wins, however it spells the name. Only two headers are read:
+# parsing all of them takes four times as long.
 _LIST_PACKAGES = """
 import importlib.metadata, json, re
 def header(name, text):
     found = re.search(rf"^{name}:(.*)$", text, re.MULTILINE | re.IGNORECASE)
     return found.group(1).strip() if found else ""
 found = {}
-for one in importlib.metadata.distributions():
+for one in reversed(list(importlib.metadata.distributions())):
     text = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "").partition("\\n\\n")[0]
-    found.setdefault(header("Name", text), header("Version", text))
+    found[header("Name", text)] = header("Version", text)
 found.pop("", None)
 print(json.dumps(found))
 """

@@ -16,6 +16,8 @@ import pytest
 from tests.plugin.test_plugin import MATRIX, SUITES
 from tests.plugin.test_progress_output import LOCK
 
+pytestmark = pytest.mark.programs
+
 Pytest = Callable[..., subprocess.CompletedProcess[str]]
 # What only the project's own tests need: not there for whoever installs '.[cpu]' or '.[h100]'.
 TEST_ALONE = ("hypothesis", "_hypothesis", "xdist", "execnet", "playwright", "mypy", "ruff", "importlinter", "grimp")

@@ -14,6 +14,8 @@ from harness.runtime.environment import Environment
 from harness.runtime.store import Store
 from tests.wheels import write_wheel
 
+pytestmark = pytest.mark.programs
+
 BASE = Environment(python=sys.executable)
 
 
