@@ -96,8 +96,11 @@ class Machine:
         self.asked.append((workers.side, command))
         if error := self.broken(workers.side, command):
             raise error
-        layers = {"model.layers.0": {"kind": "linear", "tensor": "Int8Tensor", "quantized": True}}
-        sizes = {"checkpoint_bytes": 1e6, "weight_bytes": 1e6, "layers": layers}
+        layer = {"layer": "model.layers.0", "kind": "linear", "tensor": "Int8Tensor", "quantized": True}
+        layer |= {"shape": [1000, 1000], "bytes": 1e6, "rule": ""}
+        sizes: dict[str, Any] = {"weights": {"model.layers.0.weight": layer}, "unpredicted": []}
+        for size in ("checkpoint_bytes", "weight_bytes"):
+            sizes |= {size: 1e6, f"predicted_{size}": 1e6}
         return sizes | {"kl": self.kl.get(workers.side, 0.0), "top1": 1.0, "largest": 0.0}
 
     def attempt(

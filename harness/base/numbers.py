@@ -31,3 +31,8 @@ def places(count: int) -> Callable[[float], str]:
 def significant(value: float) -> str:
     """Return two significant digits."""
     return f"{value:.2g}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent with a decimal; one that is there and rounds to none is said to be less."""
+    return "less than 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TORCHAO = "torchao"
+BY_NAME = "FqnToConfig"
 # Files beside config.json that say so where config.json itself does not: ModelOpt, AutoGPTQ, AutoAWQ, Quanto.
 _BESIDE = {
     "hf_quant_config.json": "modelopt",
@@ -74,7 +75,10 @@ def quant_type(folder: Path) -> Any:
 
 
 def config_class(folder: Path) -> str:
-    """Return the torchao config class that a checkpoint was made by, the outermost one, or an empty string.
+    """Return the torchao config class that a checkpoint was made by, or an empty string.
+
+    It is the outermost one, but of an FqnToConfig that is one config for all, whatever it leaves out, that of the one:
+    so a recipe is applied to models whose experts can be reached by name alone.
 
     Where no class is written down, what is there instead is said: the name alone, or ``several configs``.
     """
@@ -82,7 +86,31 @@ def config_class(folder: Path) -> str:
         return ""
     found = quant_type(folder)
     name = str(found.get("_type", "several configs")) if isinstance(found, dict) else str(found or "")
-    return _RENAMED.get(name, name)
+    name = _RENAMED.get(name, name)
+    named = named_configs(found) if name == BY_NAME else {}
+    inner = [config for config in named.values() if config is not None]
+    if "_default" in named and inner and all(config == inner[0] for config in inner):
+        return str(inner[0].get("_type", name)) if isinstance(inner[0], dict) else name
+    return name
+
+
+def named_configs(config: Any) -> dict[str, Any]:
+    """Return the configs by name of a serialized FqnToConfig."""
+    data = config.get("_data") if isinstance(config, dict) else None
+    found = (data.get("fqn_to_config") or data.get("module_fqn_to_config")) if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def inner_classes(config: Any) -> frozenset[str]:
+    """Return the classes of the configs that an FqnToConfig has, be it serialized or a recipe's ``arguments``."""
+    found: set[str] = set()
+    if isinstance(config, dict):
+        for key in ("_type", "config"):
+            if isinstance(config.get(key), str) and _RENAMED.get(config[key], config[key]) != BY_NAME:
+                return frozenset({config[key]} if config[key].endswith("Config") else ())
+        for inner in config.values():
+            found |= inner_classes(inner)
+    return frozenset(found)
 
 
 def classes(config: Any) -> Iterator[str]:

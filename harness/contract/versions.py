@@ -20,8 +20,11 @@ CHECKPOINT = 1
 CHECKPOINT_FACTS = (
     "checkpoint_bytes",
     "weight_bytes",
+    "predicted_checkpoint_bytes",
+    "predicted_weight_bytes",
+    "unpredicted",
     "parameters",
-    "layers",
+    "weights",
     "linear",
     "quantization_config",
     "architecture",

@@ -116,7 +116,7 @@ class Compatibility:
                 self.note(cell, QUANTIZE, side, error)
         if not any(errors.values()):
             (old, old_key), (new, new_key) = found["old"], found["new"]
-            self._layers(cell, old["layers"], new["layers"])
+            self._layers(cell, *({one["layer"]: one for one in it["weights"].values()} for it in (old, new)))
             if old_key == new_key:
                 self._same.add(_anywhere(cell.place))
         return errors

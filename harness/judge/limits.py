@@ -39,6 +39,7 @@ class Judge:
         self.known: list[str] = []
         self.unjudged: list[str] = []
         self.noisy: list[str] = []
+        self.shown: list[str] = []
 
     def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement], alone: str = "") -> None:
         """Hold each measurement against every threshold that applies to it.
@@ -56,6 +57,8 @@ class Judge:
         noisy: list[str] = []
         for measurement in measurements:
             random = measurement.cell.model.weights == "random"
+            for threshold in self.matrix.others(cell, measurement.metric, measurement.parameters, random=random):
+                self._show(cell, measurement, threshold)
             for threshold in self.matrix.limits(cell, measurement.metric, measurement.parameters, random=random):
                 baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
                 missing = threshold.needs_baseline and baseline is None
@@ -87,6 +90,18 @@ class Judge:
             raise ThresholdFailure("\n".join(problems), known)
         if noisy:
             raise TooNoisy("\n".join(noisy))
+
+    def _show(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> None:
+        """Say what a limit would have been that was chosen for other models, and where it comes from."""
+        baseline = self.measure.baseline_of(measurement) if threshold.needs_baseline else None
+        if threshold.needs_baseline and baseline is None:
+            return
+        measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
+        word = "within" if holds(threshold.comparison, measured, threshold.limit) else "beyond"
+        self.shown.append(
+            f"{describe(measurement)} of {cell.id}: {threshold.comparison} {measured:.4g}, {word} the "
+            f"{threshold.limit:g} of the models of {self.matrix.path.name} ({threshold.origin})"
+        )
 
     def _unjudged(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:
         return (

@@ -1,13 +1,17 @@
-"""A torchao config written as on a command line, read without torchao."""
+"""A torchao config, rules and a limit, written as on a command line; configs are read without torchao."""
 
 from __future__ import annotations
 
 import ast
 import json
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from harness.base.errors import MatrixError
+from harness.base.errors import MatrixError, nearest
 from harness.contract import notation
+from harness.matrix.schema import COMPARISONS, Recipe, Target, Threshold
+from harness.records.metrics import METRICS
 
 
 def parse_config(text: str) -> dict[str, Any]:
@@ -25,6 +29,53 @@ def parse_config(text: str) -> dict[str, Any]:
         raise MatrixError(
             f"--recipe {text[:200]!r}: cannot be parsed ({error or 'it is nested too deeply'})"
         ) from error
+
+
+def parse_limit(text: str) -> Threshold:
+    """Parse ``METRIC COMPARISON=NUMBER``, such as ``perplexity max_ratio=1.05``, into a limit for every model.
+
+    An absolute limit is in the metric's own unit. Raises MatrixError naming what is wrong.
+    """
+    found = re.fullmatch(r"\s*(\w+)\s+(\w+)\s*=\s*(\S+)\s*", text)
+    metric, comparison, number = found.groups() if found else ("", "", "")
+    if comparison not in COMPARISONS:
+        raise MatrixError(
+            f"--require {text!r}: not of the form 'METRIC COMPARISON=NUMBER', as in 'perplexity max_ratio=1.05'; "
+            f"comparisons are {', '.join(COMPARISONS)}"
+        )
+    if metric not in METRICS:
+        raise MatrixError(f"--require {text!r}: metric {metric!r} does not exist; {nearest(metric, METRICS)}")
+    unit = METRICS[metric].unit if comparison in ("max", "min") else None
+    try:
+        limit: dict[str, Any] = {comparison: float(number), "unit": unit}
+        return Threshold(metric=metric, every_model=True, origin="asked for by --require", **limit)
+    except ValueError as error:
+        raise MatrixError(f"--require {text!r}: {number!r} is no limit that {comparison} can have") from error
+
+
+def with_rules(recipe: Recipe, quantize: Sequence[str], plain: Sequence[str]) -> Recipe:
+    """Return a recipe for further kinds or parts, and with further rules; another one, by name and digest.
+
+    Raises MatrixError for a kind that there is none of, and for an expression that is none.
+    """
+    for kind in quantize:
+        if kind not in get_args(Target):
+            raise MatrixError(f"--quantize {kind!r} is no kind of weights; {nearest(kind, get_args(Target))}")
+    for rule in plain:
+        try:
+            re.compile(rule.removeprefix("re:"))
+        except re.error as error:
+            raise MatrixError(f"--leave-plain {rule!r} is not a regular expression: {error}") from error
+    if recipe.baseline or not (quantize or plain):
+        return recipe
+    words = [recipe.name, *quantize, *(["without", *plain] if plain else [])]
+    return recipe.model_copy(
+        update={
+            "name": re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-"),
+            "quantizes": list(dict.fromkeys([*recipe.quantizes, *quantize])),
+            "plain": [*recipe.plain, *plain],
+        }
+    )
 
 
 def _config(node: ast.expr, text: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import MatrixError, nearest
+from harness.matrix.arithmetic import OF_ARITHMETIC
 from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
 from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, TaskOptions, Threshold
@@ -274,16 +275,31 @@ class Matrix:
         return True
 
     def limits(self, cell: Cell, metric: str, parameters: dict[str, Any], *, random: bool = False) -> list[Threshold]:
-        """Return the thresholds that apply to ``metric`` of ``cell``; the baseline has only absolute ones.
+        """Return the thresholds that are asked of ``metric`` of ``cell``; the baseline has only absolute ones.
 
-        Of a model with ``random`` weights some say nothing: those that are for pretrained ones are left out.
+        Of a model with ``random`` weights some say nothing: those that are for pretrained ones are left out. Of a model
+        that the matrix does not have those are asked that name it or are for every model.
 
         Of equal limits one that is known not to hold stands alone, so that it may be so for a part of what the other is
         for.
         """
+        return [one for one in self._for(cell, metric, parameters, random) if self._asks(one, cell)]
+
+    def others(self, cell: Cell, metric: str, parameters: dict[str, Any], *, random: bool = False) -> list[Threshold]:
+        """Return the thresholds that would be asked of ``metric`` of ``cell`` if the matrix had its model."""
+        return [one for one in self._for(cell, metric, parameters, random) if not self._asks(one, cell)]
+
+    def has(self, model: Model) -> bool:
+        """Return whether a model is one of the matrix, and not one of the same name that a command line named."""
+        return self.models.get(model.name) == model
+
+    def _asks(self, threshold: Threshold, cell: Cell) -> bool:
+        return threshold.every_model or threshold.models is not None or self.has(cell.model)
+
+    def _for(self, cell: Cell, metric: str, parameters: dict[str, Any], random: bool) -> list[Threshold]:
         found = [
             threshold
-            for threshold in self.thresholds
+            for threshold in (*self.thresholds, *OF_ARITHMETIC)
             if threshold.metric == metric
             and (threshold.models is None or cell.model.name in threshold.models)
             and (threshold.recipes is None or cell.recipe.name in threshold.recipes)

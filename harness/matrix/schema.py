@@ -14,7 +14,7 @@ from harness.records.metric import STAGES, Stage
 from harness.records.metrics import METRICS
 from harness.records.schema import RecipeIdentity
 
-Target = Literal["linear", "embedding", "head"]
+Target = Literal["linear", "embedding", "head", "vision", "audio", "projector", "tower"]
 
 PORTABLE = "transformers"
 """The route whose programs give every position's logits and need no operators of their own: it runs on any device."""
@@ -104,6 +104,10 @@ class Model(_Table):
 class Recipe(_Table):
     """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
 
+    ``quantizes`` are the kinds of weights that it is for: linear layers (experts are linear layers too), embeddings,
+    the output head; and the parts of a model beside the text's, whose linear layers stay plain otherwise. ``plain``
+    are rules that leave weights plain all the same: a kind or a part, a module's name, or ``re:`` and an expression.
+
     ``arithmetic`` is the data type its matrix products are done in, ``kernels`` for each hardware or group a regular
     expression that the names of its own kernels match. ``known_fallback`` says why they are known not to run.
     ``needs`` is what it needs of hardware, or several such tables of which one must be met. ``reason`` says why it does
@@ -114,6 +118,7 @@ class Recipe(_Table):
     config: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     arguments: dict[str, Any] = {}
     quantizes: list[Target] = ["linear"]
+    plain: list[str] = []
     transformers_options: dict[str, Any] = {}
     untie_embeddings: bool = False
     baseline: bool = False
@@ -138,13 +143,15 @@ class Recipe(_Table):
 
     @property
     def identity(self) -> RecipeIdentity:
-        config = {
+        config: dict[str, Any] = {
             "config": self.config,
             "arguments": self.arguments,
             "quantizes": self.quantizes,
             "transformers_options": self.transformers_options,
             "untie_embeddings": self.untie_embeddings,
         }
+        if self.plain:
+            config["plain"] = self.plain
         return RecipeIdentity(
             name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
         )
@@ -273,6 +280,11 @@ class Threshold(_Table):
     servers: list[str] | None = None
     parameters: dict[str, str | int | float] = {}
     pretrained: bool = Field(default=False, description="Whether it is for models with weights of their own alone.")
+    every_model: bool = Field(
+        default=False,
+        description="Whether it is asked of models that the matrix does not have as well; of those, other limits that "
+        "do not name them are shown alone, since they were chosen for the models that it has.",
+    )
     max: float | None = None
     min: float | None = None
     max_ratio: PositiveFloat | None = None

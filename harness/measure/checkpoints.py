@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError, Unsuitable
-from harness.contract import versions
+from harness.contract import quantized, versions
 from harness.machine import probe
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
@@ -135,6 +135,10 @@ class Checkpoints:
         """Raise Unsuitable unless a cell's recipe is of the config class that its model came quantized with."""
         if cell.recipe.config == model.quantized:
             return
+        if cell.recipe.config == quantized.BY_NAME:
+            stored = quantized.quant_type(model.folder)
+            if quantized.inner_classes(stored) == quantized.inner_classes(cell.recipe.arguments):
+                return
         what = f"model {cell.model.name} came quantized, with {model.quantized}"
         names = [one.name for one in self._matrix.recipes.values() if one.config == model.quantized]
         if cell.recipe.baseline or names:
@@ -151,7 +155,8 @@ class Checkpoints:
         """Return sizes and layers of a checkpoint that somebody else made, which is loaded for it once."""
         device = cell.hardware.torch_device
         config = cell.recipe.identity.config
-        recipe = {name: config[name] for name in ("config", "arguments", "quantizes") if name in config}
+        known = ("config", "arguments", "quantizes", "plain", "transformers_options")
+        recipe = {name: config[name] for name in known if name in config}
         if not checkpoint.quantized:
             recipe = {}
 

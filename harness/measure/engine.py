@@ -6,6 +6,7 @@ import statistics
 
 from harness.base.errors import HarnessError
 from harness.matrix.plan import Cell
+from harness.measure import served
 from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
@@ -22,10 +23,11 @@ def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     def take() -> dict[str, Figure]:
         worker = fleet.engine(cell)
         layers = worker.info["layers"]
-        plain = [name for name, tensor in layers.items() if tensor == "Tensor"]
         if not layers and not cell.recipe.baseline:
             raise HarnessError(f"engine of {cell.id} tells of no linear layer, so none is known to be quantized")
-        if plain and not cell.recipe.baseline:
+        weights = {} if cell.recipe.baseline else recorder.flow.checkpoints.served(cell).facts["weights"]
+        plain = [] if cell.recipe.baseline else served.unmeant(layers, weights, worker.info.get("merged", {}))
+        if plain:
             shown = ", ".join(plain[:6]) + (f" and {len(plain) - 6} more" if len(plain) > 6 else "")
             raise HarnessError(f"engine of {cell.id} holds {len(plain)} linear layers unquantized: {shown}")
         quantized = sum(tensor != "Tensor" for tensor in layers.values())

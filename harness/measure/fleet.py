@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.base.errors import WorkerError
+from harness.base.errors import Unsuitable, WorkerError
 from harness.base.reading import json_file
 from harness.matrix.plan import Cell
+from harness.measure import served
 from harness.measure.checkpoints import Checkpoints
 from harness.measure.clock import Clock
 from harness.measure.workers import Failed, Key, Workers
@@ -21,7 +22,8 @@ from harness.servers import registry
 from harness.servers.base import ServerBackend
 from harness.servers.registry import SERVERS
 
-_KINDS = ("transformers", "engine", "server")
+_SERVING = ("engine", "server")
+_KINDS = ("transformers", *_SERVING)
 
 
 class Fleet:
@@ -112,6 +114,13 @@ class Fleet:
         """Return the backend that the cell's server names."""
         return SERVERS[cell.server]
 
+    def unserved(self, cell: Cell) -> str:
+        """Return why the cell's server cannot hold what is quantized of it, or an empty string if it can."""
+        server = _serving(cell).server
+        if cell.recipe.baseline or server not in SERVERS:
+            return ""
+        return served.refusal(self._checkpoints.served(cell).facts["weights"], SERVERS[server].quantized_kinds, server)
+
     def environment_of(self, cell: Cell) -> Environment:
         """Return what the cell's server runs in; all else runs in the workers' environment."""
         return self._environments.get(cell.server, self._workers.environment)
@@ -143,6 +152,8 @@ class Fleet:
         self._failed.raise_again(key)
         # Made before anything is started for it.
         self._checkpoints.served(cell)
+        if kind in _SERVING and (refusal := self.unserved(cell)):
+            raise Unsuitable(f"{cell.id}: {refusal}")
         together = cell.hardware.workers_at_once
         for other in [name for name in lasting if name[0] != key[0] or (not together and name != key)]:
             lasting.pop(other).close()
@@ -151,7 +162,8 @@ class Fleet:
             lasting.pop(key).close()
         kinds = [kind]
         if together:
-            kinds += [ahead for name, ahead in self._plan if name == key[0] and ahead in _KINDS]
+            ahead = [ahead for name, ahead in self._plan if name == key[0] and ahead in _KINDS]
+            kinds += [one for one in ahead if one not in _SERVING or not self.unserved(cell)]
         for wanted in dict.fromkeys(kinds):
             name = _key(cell, wanted)
             if name not in lasting and name not in self._failed:

@@ -33,6 +33,9 @@ class CommandLine:
     results: Path
     models: tuple[str, ...] | None = None
     recipes: tuple[str, ...] | None = None
+    quantize: tuple[str, ...] = ()
+    leave_plain: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -78,6 +81,9 @@ class CommandLine:
             results=option("--results") or config.rootpath / "results",
             models=several("--model") or None,
             recipes=several("--recipe") or None,
+            quantize=several("--quantize"),
+            leave_plain=several("--leave-plain"),
+            require=several("--require"),
             servers=several("--server"),
             tasks=several("--task"),
             devices=several("--device"),

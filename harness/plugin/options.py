@@ -20,6 +20,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "run this recipe of the matrix, or a torchao config such as "
         "'Int8WeightOnlyConfig(granularity=PerGroup(32))'; repeatable; the baseline always runs beside it",
     },
+    "--quantize": {
+        "action": "append",
+        "default": [],
+        "metavar": "KIND",
+        "help": "quantize these weights as well as those that the recipes are for: embedding, head, or linear layers "
+        "of another part of the model (vision, audio, projector, tower); repeatable",
+    },
+    "--leave-plain": {
+        "action": "append",
+        "default": [],
+        "metavar": "RULE",
+        "help": "leave weights plain that the recipes are for: a kind (experts, linear, ...), a module's name, or an "
+        "expression for the whole of it ('re:.*down_proj'); repeatable",
+    },
+    "--require": {
+        "action": "append",
+        "default": [],
+        "metavar": "LIMIT",
+        "help": "a limit of your own, such as 'perplexity max_ratio=1.05' or 'peak_memory max=2.5'; repeatable",
+    },
     "--server": {
         "action": "append",
         "metavar": "NAME",

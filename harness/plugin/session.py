@@ -222,6 +222,7 @@ class HarnessSession:
             failures=self.judge.failures,
             known=self.judge.known,
             unjudged=self.judge.unjudged,
+            shown=self.judge.shown,
             skipped=skipped,
             comparison=self.comparison.lines() if self.comparison else [],
             problems=self.problems,

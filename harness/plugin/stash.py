@@ -10,6 +10,7 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.machine import here
+from harness.matrix.config_text import parse_limit
 from harness.matrix.load import load
 from harness.matrix.plan import Cell, Matrix
 from harness.plugin.collect import Claim
@@ -41,6 +42,8 @@ def matrix_of(config: pytest.Config) -> Matrix:
         given = CommandLine.of(config)
         try:
             matrix = here.whole(load(given.matrix, server_names()))
+            asked = [parse_limit(text) for text in given.require]
+            matrix = replace(matrix, thresholds=[*matrix.thresholds, *asked])
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
         for name in given.recipes or ():

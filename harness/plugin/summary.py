@@ -18,6 +18,7 @@ from harness.base.terminal import fold
 from harness.base.text import duration
 from harness.judge import limits
 from harness.records import columns
+from harness.records.coverage import Coverage
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Line, Measurement, Timing
@@ -28,6 +29,7 @@ from harness.report.brief import LINES, Paragraph, cut, main_table
 Section = tuple[str, list[str]]
 """A title, and the lines below it."""
 
+OTHERS = "limits of other models, which are not asked of this one"
 FILE = "summary.txt"
 _MAIN_TABLE = 9
 _FILES = 6
@@ -67,6 +69,7 @@ class Summary:
         failures: list[str],
         known: list[str],
         unjudged: list[str],
+        shown: list[str],
         skipped: list[str],
         comparison: list[str],
         problems: list[str],
@@ -74,11 +77,13 @@ class Summary:
         """Return what there is to say; the tables are written into ``folder`` as well."""
         found = [
             ("results", self._tables()),
+            ("what was quantized", self._coverage()),
             ("limits that do not hold", failures),
             ("limits that are known not to hold", known),
             ("too noisy to say", unsteady.lines(self.lines)),
             ("the machine was not quiet", unsteady.disturbances(self.lines)),
             ("limits that were not judged, for want of a baseline", unjudged),
+            (OTHERS, shown),
             ("skipped", skipped),
             ("against the baseline", comparison),
             ("records that could not be read", problems),
@@ -141,8 +146,10 @@ class Summary:
             Paragraph(*_section(found, "too noisy to say"), "yellow", least=2, rank=4),
             Paragraph(*_section(found, "limits that were not judged, for want of a baseline"), "yellow", least=2),
             Paragraph(*_section(found, "against the baseline"), least=4, rank=4),
+            Paragraph("what was quantized:", _covered(found.get("what was quantized", ())), least=2, rank=4),
             Paragraph("", tuple(f"†: {it}" for it in found.get("the machine was not quiet", ())), "yellow", least=1),
             Paragraph(*_section(found, "records that could not be read"), "red", least=2),
+            Paragraph(*_section(found, OTHERS), least=2, rank=6),
         ]
         last = cut(
             [
@@ -180,6 +187,26 @@ class Summary:
         spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in stages if seconds >= 1)
         return (f"where the time went: {spent or 'nowhere'}; {duration(self.seconds)} in all",)
 
+    def _coverage(self) -> list[str]:
+        """Say of each checkpoint how much of it is quantized, what is plain and why, and how its size was predicted."""
+        found: dict[str, list[str]] = {}
+        for row in self.measurements:
+            attached = self.run.folder / row.attachment
+            of = f"{row.cell.model.name} {row.cell.recipe.name} on {row.cell.hardware}"
+            if row.cell.recipe.baseline or row.discarded:
+                continue
+            if row.metric == "quantized_parameters":
+                try:
+                    weights = json_file(attached)["weights"]
+                except (OSError, ValueError):
+                    continue  # A run whose attachments were taken away.
+                first, *rest = Coverage.of(weights).lines()
+                found[of] = [f"{of}: {first}", *(f"  {line}" for line in rest)]
+            elif row.metric == "size_deviation" and of in found:
+                sizes = " B, predicted ".join(f"{row.statistics[name]:,.0f}" for name in ("measured", "predicted"))
+                found[of].append(f"  size of the {row.parameters['of']}: {sizes} B")
+        return [line for lines in found.values() for line in lines]
+
     def _kernels(self) -> list[str]:
         """Name the kernels that took most of each cell's profiled batch, with their share of it."""
         lines: dict[str, str] = {}
@@ -210,6 +237,12 @@ class Summary:
 
 def _section(found: dict[str, list[str]], title: str) -> tuple[str, tuple[str, ...]]:
     return f"{title}:", tuple(found.get(title, ()))
+
+
+def _covered(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return all that is said of one checkpoint, or of several what is said of each first."""
+    first = [line for line in lines if not line.startswith(" ")]
+    return tuple(lines if len(first) == 1 else first)
 
 
 def _counted(found: dict[str, list[str]], title: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.base.numbers import places, whole
+from harness.base.numbers import percent, places, whole
 from harness.records.metric import Metric, Row, Rule, Words
 
 _BATCH = ("batch_size", "input_len", "output_len")
@@ -217,6 +217,32 @@ DETAIL: tuple[Metric, ...] = (
         "Peak resident set / 1e9 of the process that exported the program.",
         parameters=("route",),
         rows=(Row("detail", "export, peak memory (GB)", Words.ALONE, shown=_BY_ROUTE),),
+    ),
+    Metric(
+        "quantized_parameters",
+        "fraction",
+        "none",
+        "quantize",
+        "Share of the model's parameters that are quantized; a tied one counts once.",
+        rows=(Row("detail", "quantized parameters", Words.ALONE, number=percent),),
+    ),
+    Metric(
+        "quantized_bytes",
+        "fraction",
+        "none",
+        "quantize",
+        "Share of the bytes of the model's parameters, as they are held, that are those of quantized ones.",
+        rows=(Row("detail", "bytes of quantized parameters", Words.ALONE, number=percent),),
+    ),
+    Metric(
+        "size_deviation",
+        "fraction",
+        "none",
+        "quantize",
+        "How far the size of the weights, or of the checkpoint, is from the one that the recipe's bits, scales and "
+        "zero points give: |measured / predicted - 1|; plain weights count two bytes a value.",
+        parameters=("of",),
+        rows=(Row("detail", "size, from the predicted", Words.ALONE, number=percent, shown=("of",)),),
     ),
     Metric(
         "quantized_layers",

@@ -49,7 +49,8 @@ class ByHand:
 class ServerBackend(ABC):
     """A server and its offline engine.
 
-    ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it, ``compiles``
+    ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it,
+    ``quantized_kinds`` which kinds of weights (harness/worker/parameters.py) it takes as torchao tensors, ``compiles``
     that it compiles the model and tells how long that took, ``own_environment`` that it pins packages which the others
     have otherwise, so that it is usually installed by itself. ``worker`` is the engine's module in harness/worker/,
     ``module`` is what runs as the server, ``family`` names the imports that both are forked with (those of
@@ -62,6 +63,7 @@ class ServerBackend(ABC):
 
     needs: ClassVar[tuple[Needs, ...]] = ()
     at_load: ClassVar[bool] = False
+    quantized_kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
     compiles: ClassVar[bool] = False
     own_environment: ClassVar[bool] = False
     worker: ClassVar[str]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.worker import texts
+from harness.worker import tensors, texts
 from harness.worker.generate import Generate
 
 
@@ -40,7 +40,7 @@ class Compatibility(Generate):
             raise ValueError(f"logits have shape {tuple(ours.shape)}, those to compare with {tuple(theirs.shape)}")
         return _distance(ours, theirs)
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @tensors.inferring
     def _logits(self, text: str, windows: int, window_tokens: int, together: bool = False) -> torch.Tensor:
         ids = torch.tensor(texts.windows(self.tokenizer, Path(text), windows, window_tokens).ids)
         batches = [ids] if together else list(ids.split(1))

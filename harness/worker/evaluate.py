@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from harness.worker import tensors
 from harness.worker.texts import Windows
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@tensors.inferring
 def text_quality(
     model: Any, reference: Any | None, windows: Windows, progress: Callable[[int], None]
 ) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def text_quality(
     return {"windows": results, "tokens": sum(len(window) - given for window in windows.ids)}
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@tensors.inferring
 def likeliest(model: Any, windows: Windows, top: int) -> list[list[list[tuple[int, float]]]]:
     """Return for each window and each of its tokens but the first the ``top`` likeliest ids with log-probabilities."""
     found = []

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoConfig
 
-from harness.worker import delegation, loading, tensors
+from harness.worker import delegation, loading, parameters
 from harness.worker.backend import Backend
 from harness.worker.generate import peak_resident_bytes
 
@@ -186,16 +186,15 @@ def load_float32(checkpoint: str, trust_remote_code: bool) -> tuple[Any, dict[st
     """Load a checkpoint, widen it to float32, which is what XNNPACK computes in, and say what was widened."""
     torch.set_grad_enabled(False)
     model = loading.model(checkpoint, trust_remote_code=trust_remote_code, dtype="auto", attn_implementation="sdpa")
-    layers = tensors.layers(model)
+    quantized, layers = parameters.quantized_layers(model)
     kept = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     model = model.to(torch.float32)
     model.requires_grad_(False)
-    quantized = sum(layer["quantized"] for layer in layers.values())
     facts = {
         "checkpoint_dtypes": sorted(kept),
         "widened_to_float32": kept != {"float32"},
         "quantized_layers": quantized,
-        "layers": len(layers),
+        "layers": layers,
     }
     return model, facts
 

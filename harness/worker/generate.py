@@ -31,7 +31,6 @@ class Generate(Backend):
         self.trust_remote_code = trust_remote_code
         return {
             "weight_bytes": tensors.weight_bytes(self.model),
-            "layers": tensors.layers(self.model),
             "linear": tensors.linear_weights(self.model),
             "threads": torch.get_num_threads(),
         }
@@ -47,7 +46,7 @@ class Generate(Backend):
         inputs = self._inputs(MEMORY)
         self.used = True
         start = time.perf_counter()
-        with torch.inference_mode():
+        with tensors.inference(self.model):
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens)
         seconds = time.perf_counter() - start
         peak = torch.cuda.max_memory_reserved() if self.device == "cuda" else peak_resident_bytes()
@@ -61,7 +60,7 @@ class Generate(Backend):
         inputs = self._inputs([{"role": "user", "content": prompt}])
         self._synchronize()
         start = time.perf_counter()
-        with torch.inference_mode():
+        with tensors.inference(self.model):
             output = self.model.generate(
                 **inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False
             )

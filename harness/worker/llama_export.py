@@ -17,8 +17,9 @@ from unittest.mock import patch
 import torch
 from transformers import AutoConfig
 
-from harness.worker import delegation, loading, tensors
+from harness.worker import delegation, loading
 from harness.worker.llama_parameters import parameters
+from harness.worker.parameters import quantized_layers
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def convert(checkpoint: str, folder: Path, trust_remote_code: bool) -> tuple[Con
     """
     torch.set_grad_enabled(False)
     model = loading.model(checkpoint, trust_remote_code=trust_remote_code, dtype="auto")
-    layers = tensors.layers(model)
+    quantized, layers = quantized_layers(model)
     state = dict(model.state_dict())
     kept = sorted({str(value.dtype).removeprefix("torch.") for value in model.parameters()})
     del model
@@ -64,8 +65,8 @@ def convert(checkpoint: str, folder: Path, trust_remote_code: bool) -> tuple[Con
     facts = {
         "checkpoint_dtypes": kept,
         "widened_to_float32": kept != ["float32"],
-        "quantized_layers": sum(layer["quantized"] for layer in layers.values()),
-        "layers": len(layers),
+        "quantized_layers": quantized,
+        "layers": layers,
     }
     return Converted(folder), facts
 

@@ -95,7 +95,7 @@ def tokenizer(checkpoint: str, *, trust_remote_code: bool = False, **options: An
 _SENTENCE = "The quick brown fox jumps over the lazy dog, and a language model says how likely that is."
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@tensors.inferring
 def check_sound(found: Any, checkpoint: str, trust_remote_code: bool = False, words: Any = None) -> bool | None:
     """Return whether a model's weights and predictions are finite; None where this device cannot compute predictions.
 
@@ -166,6 +166,14 @@ def _conversions(checkpoint: str) -> Iterator[None]:
             if not failed:
                 raise
             raise conversion_error(checkpoint, failed) from None
+        except ValueError as error:
+            if "torchao safetensors metadata" not in str(error):
+                raise
+            raise Unusable(
+                f"{checkpoint}: config.json says that it is quantized with torchao, and its files tell of no quantized "
+                "tensors: take `quantization_config` out of config.json if the weights are plain, or save the "
+                "quantized model again with save_pretrained"
+            ) from None
 
 
 def conversion_error(checkpoint: str, failed: Mapping[str, str]) -> Exception:

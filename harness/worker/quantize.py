@@ -12,9 +12,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
 from harness.contract import quantized
-from harness.worker import loading, tensors
+from harness.contract.weights import Unusable, files
+from harness.worker import apply, feasible, loading, parameters, proof, tensors
+from harness.worker import plan as plans
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
+from harness.worker.plan import Plan
 
 
 class Quantize(Backend):
@@ -51,7 +54,7 @@ class Quantize(Backend):
         if (begins := _adds_bos(path)) is not None:
             words.add_bos_token = begins
         words.save_pretrained(output)
-        return _facts(model, output, words=words)
+        return _facts(model, output, {}, words=words)
 
     def plain_from_shape(self, shape: str, seed: int, tokenizer: str, output: str) -> dict[str, Any]:
         """Write random bf16 weights of the shape of a config.json, with another model's tokenizer."""
@@ -65,7 +68,7 @@ class Quantize(Backend):
         if len(loaded) > config.vocab_size:
             raise ValueError(f"tokenizer of {tokenizer} has {len(loaded)} tokens, the model {config.vocab_size}")
         loaded.save_pretrained(output)
-        return _facts(model, output, words=loaded)
+        return _facts(model, output, {}, words=loaded)
 
     def facts(
         self,
@@ -74,30 +77,29 @@ class Quantize(Backend):
         config: str = "",
         arguments: dict[str, Any] | None = None,
         quantizes: list[str] | None = None,
+        plain: list[str] | None = None,
+        transformers_options: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return of a checkpoint that somebody else made what the other commands return of theirs.
 
-        ``config`` and ``arguments`` are the recipe that it is taken for, if it is quantized already. Raises ValueError
-        if it was made by another, for quantized layers of other kinds than ``quantizes``, and, as ``quantize`` does,
-        for plain layers of these kinds.
+        ``config`` and the rest are the recipe that it is taken for, if it is quantized already. Raises Unusable if it
+        was made by another, and as :func:`harness.worker.proof.check` does where not exactly that is quantized which
+        the recipe means.
         """
-        if config:
-            other = recipes.differences(config, arguments or {}, quantized.quant_type(Path(checkpoint)))
-            if other:
-                raise ValueError(
-                    f"the checkpoint was quantized with another {config}: {'; '.join(other)}. Measure it by a recipe "
-                    "with the same arguments"
-                )
-        model = loading.model(checkpoint, device_map=self.device, trust_remote_code=trust_remote_code)
-        found = _facts(model, checkpoint, trust_remote_code)
-        if more := tensors.quantized_besides(found["layers"], quantizes or []) if config else []:
-            raise ValueError(
-                f"the checkpoint holds {len(more)} quantized layers that the recipe leaves plain: "
-                f"{', '.join(more[:6])}. Measure it by a recipe of the matrix whose `quantizes` has these kinds too"
+        stored = quantized.quant_type(Path(checkpoint)) if config else None
+        if config and (other := recipes.differences(config, arguments or {}, stored)):
+            raise Unusable(
+                f"the checkpoint was quantized with another {config}: {'; '.join(other)}. Measure it by a recipe "
+                "with the same arguments"
             )
-        if plain := tensors.unquantized(found["layers"], quantizes or []):
-            raise ValueError(_silent_skip(config, arguments or {}, plain, found["layers"]))
-        return found
+        model = loading.model(checkpoint, device_map=self.device, trust_remote_code=trust_remote_code)
+        plan: Plan = {}
+        if config:
+            found = parameters.survey(model)
+            spared = (transformers_options or {}).get("modules_to_not_convert")
+            plan = plans.make(found, recipes.build(config, arguments or {}), quantizes or [], plain or [], spared)
+            proof.check(found, plan, config, f"the checkpoint {Path(checkpoint).name}")
+        return _facts(model, checkpoint, plan, trust_remote_code, given=True)
 
     def quantize(
         self,
@@ -109,43 +111,84 @@ class Quantize(Backend):
         untie_embeddings: bool,
         trust_remote_code: bool,
         output: str,
+        plain: list[str] | None = None,
     ) -> dict[str, Any]:
-        """Quantize through TorchAoConfig at load, save, and prove that every layer that was meant is quantized.
+        """Quantize through TorchAoConfig at load, save, and prove that exactly what the recipe means is quantized.
 
-        Raises ValueError naming the layers that stayed as they were, and the options that transformers would
-        swallow in silence.
+        Raises Unusable naming the weights that cannot be quantized or stayed as they were, and the options that
+        Transformers would swallow in silence.
         """
-        options = dict(transformers_options)
-        if "embedding" in quantizes or "head" in quantizes:
-            options.setdefault("include_input_output_embeddings", True)
-            options.setdefault("modules_to_not_convert", [])
         accepted = [name for name in inspect.signature(TorchAoConfig.__init__).parameters if name not in _NOT_OPTIONS]
-        swallowed = [name for name in options if name not in accepted]
+        swallowed = [name for name in transformers_options if name not in accepted]
         if swallowed:
-            raise ValueError(
+            raise Unusable(
                 f"TorchAoConfig does not know {', '.join(swallowed)} and would ignore it in silence; "
                 f"it knows {', '.join(accepted)}"
             )
-        torchao_config = recipes.build(config, arguments)
+        recipe = recipes.build(config, arguments)
         source = checkpoint
         if untie_embeddings:
             source = str(Path(output) / "untied")
             _untie(checkpoint, source, trust_remote_code)
+
+        def meant(of: Any) -> tuple[dict[str, parameters.Parameter], Plan]:
+            found = parameters.survey(of)
+            spared = transformers_options.get("modules_to_not_convert")
+            return found, plans.make(found, recipe, quantizes, plain or [], spared)
+
+        empty = _without_data(source, trust_remote_code)
+        found, plan = meant(empty)
+        feasible.check(found, plan, config, self.device)
+        applied = apply.torchao_config(found, plan, recipe)
+        options = apply.options(empty, found, plan, applied, transformers_options)
+        del empty
+        by_experts = any(found[name].kind == parameters.EXPERTS for name, choice in plan.items() if choice.config)
         model = loading.model(
             source,
             device_map=self.device,
-            quantization_config=TorchAoConfig(torchao_config, **options),
+            quantization_config=TorchAoConfig(applied, **options),
             trust_remote_code=trust_remote_code,
+            # One product of all experts, which is what Transformers takes otherwise, takes no quantized ones.
+            **({"experts_implementation": "eager"} if by_experts else {}),
         )
-        found = tensors.layers(model)
-        skipped = tensors.unquantized(found, quantizes)
-        if skipped:
-            raise ValueError(_silent_skip(config, arguments, skipped, found))
+        found, plan = meant(model)
+        proof.check(found, plan, config, "the quantized model")
+        if by_experts:
+            _check_experts(model, config)
         model.save_pretrained(output)
+        if by_experts:
+            _run_experts_one_by_one(Path(output) / "config.json")
         loading.tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(output)
         if untie_embeddings:
             shutil.rmtree(source)
-        return _facts(model, output, trust_remote_code)
+        return _facts(model, output, plan, trust_remote_code)
+
+
+def _without_data(checkpoint: str, trust_remote_code: bool) -> Any:
+    """Return a model whose parameters have shapes and names alone."""
+    config = loading.configuration(checkpoint, trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+
+
+@tensors.inferring
+def _check_experts(model: Any, config: str) -> None:
+    """Raise Unusable unless a model with quantized experts runs: they are in products of the model's own code."""
+    ids = torch.zeros((1, 8), dtype=torch.long, device=model.device)
+    try:
+        model(ids, use_cache=False)
+    except NotImplementedError as error:
+        raise Unusable(
+            f"the experts of {type(model).__name__} are quantized by {config}, and the model cannot run with them: "
+            f"{str(error).splitlines()[0]}. To leave them plain on purpose: --leave-plain experts"
+        ) from error
+
+
+def _run_experts_one_by_one(file: Path) -> None:
+    """Have whoever loads a checkpoint with quantized experts run them in the only way that takes them."""
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    saved["experts_implementation"] = "eager"
+    file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _adds_bos(file: Path) -> bool | None:
@@ -171,17 +214,6 @@ def _randomize_padding(model: Any) -> None:
 _NOT_OPTIONS = ("self", "quant_type", "kwargs")
 
 
-def _silent_skip(config: str, arguments: dict[str, Any], skipped: list[str], found: dict[str, dict[str, Any]]) -> str:
-    shapes = sorted({str(tuple(found[name]["shape"])) for name in skipped})
-    shown = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
-    total = sum(layer["kind"] in ("linear", "embedding", "head") for layer in found.values())
-    return (
-        f"{config} left {len(skipped)} of {total} layers unquantized without a word: {shown} (weight shapes "
-        f"{', '.join(shapes)}; arguments {arguments}). Likely causes: a group size that does not divide the last "
-        "dimension, tied embeddings, or an option that does not reach these layers."
-    )
-
-
 def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
     """Save a copy whose output head has a weight of its own, since tied weights cannot be quantized apart."""
     model = loading.model(checkpoint, trust_remote_code=trust_remote_code)
@@ -196,23 +228,39 @@ def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:
     loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code).save_pretrained(output)
 
 
-def _facts(model: Any, output: str, trust_remote_code: bool = False, words: Any = None) -> dict[str, Any]:
-    """Return what is said of every checkpoint; raises Unusable for one that holds, or predicts, what is no number."""
-    found = tensors.layers(model)
-    files = sorted(Path(output).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"there is no safetensors file in {output}")
+def _facts(
+    model: Any, output: str, plan: Plan, trust_remote_code: bool = False, given: bool = False, words: Any = None
+) -> dict[str, Any]:
+    """Return what is said of every checkpoint; of one that was ``given``, the tensors count that are loaded from it.
+
+    Raises Unusable for one that holds, or predicts, what is no number.
+    """
+    found = parameters.survey(model)
+    loaded = files(Path(output))
+    headers = sum(map(_header_bytes, loaded))
     saved = json.loads((Path(output) / "config.json").read_text(encoding="utf-8"))
+    held = sum(parameter.bytes for parameter in found.values())
+    predicted, unpredicted = proof.predicted_bytes(model, found, plan)
+    kept = proof.buffer_bytes(model, persistent=True)
+    buffers = proof.buffer_bytes(model, persistent=False)
     return {
-        "checkpoint_bytes": sum(file.stat().st_size for file in files),
+        "checkpoint_bytes": held + kept + headers if given else sum(file.stat().st_size for file in loaded),
         "weight_bytes": tensors.weight_bytes(model),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": found,
+        "predicted_checkpoint_bytes": None if predicted is None else predicted + kept + headers,
+        "predicted_weight_bytes": None if predicted is None else predicted + buffers,
+        "unpredicted": unpredicted,
+        "parameters": sum(parameter.size for parameter in found.values()),
+        "weights": proof.table(found, plan),
         "linear": tensors.linear_weights(model),
         "quantization_config": saved.get("quantization_config", {}),
         "architecture": type(model).__name__,
         "finite": loading.check_sound(model, output, trust_remote_code, words),
     }
+
+
+def _header_bytes(file: Path) -> int:
+    with file.open("rb") as opened:
+        return 8 + int.from_bytes(opened.read(8), "little")
 
 
 BACKEND = Quantize

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from harness.contract import notation
+from harness.contract import notation, quantized
 
 # Arguments that no tensor depends on; a nested config's version is torchao's choice.
 _NOT_OF_TENSORS = ("set_inductor_config", "._version")
@@ -42,24 +42,59 @@ def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str
     ``set_inductor_config`` is left out, which no tensor depends on. Raises ValueError for a config that this
     torchao cannot read.
     """
-    from torchao.core.config import config_from_dict, config_to_dict
+    from torchao.core.config import config_from_dict
 
     if not isinstance(stored, dict):
         return [f"{stored} by name alone, of a version of torchao that wrote no arguments down"]
     try:
         found = config_from_dict(stored)
-        held = config_to_dict(found)
+        held = _serialized(found)
     except Exception as error:
         raise ValueError(f"this torchao cannot read the checkpoint's own config, {stored}: {error}") from error
+    return list(dict.fromkeys(_differences(config, arguments, stored, found, held)))
+
+
+def _differences(
+    config: str, arguments: dict[str, Any], stored: dict[str, Any], found: Any, held: Any
+) -> Iterator[str]:
+    """Yield where a config, as it is, serialized once more and as it was stored, is not that of a recipe."""
+    named = getattr(found, "fqn_to_config", None)
+    if named is not None and _named(config) is not type(found):
+        # One config for all, by name where experts can be reached by name alone.
+        for inner in quantized.named_configs(stored).values():
+            if inner is not None:
+                yield from differences(config, arguments, inner)
+        return
     # The version that a config has by default is torchao's choice of a format, and rises with its releases.
-    named = "_version" in stored and "version" in inspect.signature(type(found)).parameters
-    same = {"version": stored["_version"]} if named and type(found) is _named(config) else {}
-    asked = config_to_dict(build(config, same | arguments))
-    return [
-        f"{name} {_shown(theirs)} where the recipe has {_shown(ours)}"
-        for name, theirs, ours in _unequal("", held, asked)
-        if not name.endswith(_NOT_OF_TENSORS)
-    ]
+    version = "_version" in stored and "version" in inspect.signature(type(found)).parameters
+    same = {"version": stored["_version"]} if version and type(found) is _named(config) else {}
+    asked = _serialized(build(config, same | arguments))
+    if named is not None:
+        held = _without_experts(held, asked)
+    for name, theirs, ours in _unequal("", held, asked):
+        if not name.endswith(_NOT_OF_TENSORS):
+            yield f"{name} {_shown(theirs)} where the recipe has {_shown(ours)}"
+
+
+def _without_experts(held: Any, asked: Any) -> Any:
+    """Leave out of a serialized FqnToConfig what the default was given to by name, as experts are."""
+    data = {
+        field: {
+            key: inner
+            for key, inner in table.items()
+            if key in asked["_data"].get(field, {}) or inner != table.get("_default", inner)
+        }
+        if isinstance(table, dict) and field.endswith("fqn_to_config")
+        else table
+        for field, table in held["_data"].items()
+    }
+    return {**held, "_data": data}
+
+
+def _serialized(config: Any) -> Any:
+    from torchao.core.config import config_to_dict
+
+    return config_to_dict(config)
 
 
 def _unequal(name: str, held: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
 from harness.worker.backend import Backend
-from harness.worker.sglang_model import admit, is_quantized, run_scheduler
+from harness.worker.sglang_model import MERGED, admit, is_quantized, run_scheduler
 
 
 class Engine(Backend):
@@ -53,6 +53,7 @@ class Engine(Backend):
             "dtype": str(self.engine.server_args.dtype),
             "kv_cache_tokens": int(info["max_total_num_tokens"]),
             "layers": self._told("tell_layers"),
+            "merged": MERGED,
         }
 
     def latency(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:

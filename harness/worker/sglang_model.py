@@ -26,7 +26,7 @@ from harness.worker import recipe as recipes
 
 _LOADER = "sglang.srt.model_loader.loader.DefaultModelLoader"
 # Modules that SGLang holds as one, and what they are in a checkpoint that holds them apart.
-_PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+MERGED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def run_scheduler(recipe: dict[str, Any] | None, *arguments: Any) -> None:
@@ -222,7 +222,7 @@ def put_quantized(model: torch.nn.Module, folder: Path, device: str) -> None:
     placed: set[str] = set()
     for name, module in linear_modules(model).items():
         prefix, _, last = name.rpartition(".")
-        parts = [f"{prefix}.{part}.weight" for part in _PARTS.get(last, ())]
+        parts = [f"{prefix}.{part}.weight" for part in MERGED.get(last, ())]
         if f"{name}.weight" in found:
             weight = found[f"{name}.weight"]
             placed.add(f"{name}.weight")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
 
 import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -15,6 +19,29 @@ def leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield from leaves(getattr(tensor, name))
     else:
         yield tensor
+
+
+def inference(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which a model predicts: without gradients, and without what else only they need.
+
+    Of a quantized weight that holds the matrices of several experts torchao takes one out, which a tensor made in
+    inference mode does not let it do.
+    """
+    stacked = any(one.dim() > 2 and tensor_class(one) != "Tensor" for one in model.parameters())
+    found: AbstractContextManager[Any] = torch.no_grad() if stacked else torch.inference_mode()
+    return found
+
+
+def inferring(function: Function) -> Function:
+    """Have a function run in the :func:`inference` of the model that is its first argument, or that argument's own."""
+
+    @functools.wraps(function)
+    def run(first: Any, *arguments: Any, **named: Any) -> Any:
+        model = first if isinstance(first, torch.nn.Module) else getattr(first, "model", None)
+        with inference(model) if isinstance(model, torch.nn.Module) else torch.inference_mode():
+            return function(first, *arguments, **named)
+
+    return cast("Function", run)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -56,40 +83,3 @@ def tensor_class(weight: Any) -> str:
     data = weight.data if isinstance(weight, torch.nn.Parameter) else weight
     name = type(data).__name__
     return "Tensor" if name in ("Parameter", "Tensor") else name
-
-
-def layers(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
-    """Return every linear and embedding module by its full name: kind, shape, tensor class, quantized or not.
-
-    ``kind`` is ``linear``, ``head`` (the output projection) or ``embedding``.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    found: dict[str, dict[str, Any]] = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if weight is None or weight.dim() != 2:
-            continue
-        if isinstance(module, torch.nn.Embedding):
-            kind = "embedding"
-        elif isinstance(module, torch.nn.Linear):
-            kind = "head" if module is head else "linear"
-        else:
-            continue
-        tensor = tensor_class(weight)
-        found[name] = {
-            "kind": kind,
-            "shape": [int(size) for size in weight.shape],
-            "tensor": tensor,
-            "quantized": tensor != "Tensor",
-        }
-    return found
-
-
-def unquantized(found: dict[str, dict[str, Any]], targets: list[str]) -> list[str]:
-    """Return the names of layers whose kind is among ``targets`` but whose weight is not a quantized tensor."""
-    return [name for name, layer in found.items() if layer["kind"] in targets and not layer["quantized"]]
-
-
-def quantized_besides(found: dict[str, dict[str, Any]], targets: list[str]) -> list[str]:
-    """Return the names of layers whose weight is a quantized tensor though their kind is not among ``targets``."""
-    return [name for name, layer in found.items() if layer["quantized"] and layer["kind"] not in targets]

@@ -40,6 +40,10 @@ class Inspect:
                 found[name] = tensors.tensor_class(weight)
         return found
 
+    def merged_layers(self) -> dict[str, list[str]]:
+        """Return what the model holds as one that a checkpoint holds apart, by the last parts of their names."""
+        return dict(getattr(self.model_runner.get_model(), "packed_modules_mapping", None) or {})
+
 
 class Engine(Backend):
     """A checkpoint in ``vllm.LLM``, started once; options are as ``vllm bench latency`` sets them."""
@@ -66,6 +70,7 @@ class Engine(Backend):
             "kv_cache_tokens": blocks * config.cache_config.block_size,
             "compile_seconds": self.llm.collective_rpc("compile_seconds")[0],
             "layers": self.llm.collective_rpc("quantized_layers")[0],
+            "merged": self.llm.collective_rpc("merged_layers")[0],
         }
 
     def latency(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:

@@ -102,7 +102,9 @@ def make(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch)
         run = Run.create(tmp_path / "runs")
         flow = Flow.open(Store(tmp_path / "cache"), run, suites_matrix, environment=Environment(), **more)
         identity = ModelIdentity(name=MODEL, source="folder", revision="1", weights="pretrained")
-        plain = Checkpoint(tmp_path, "plain/0", identity, dict.fromkeys(versions.CHECKPOINT_FACTS, 1))
+        plain = Checkpoint(
+            tmp_path, "plain/0", identity, {**dict.fromkeys(versions.CHECKPOINT_FACTS, 1), "weights": {}}
+        )
         monkeypatch.setattr(flow.checkpoints, "of", lambda cell: plain)
         flow.checkpoints.models._found[MODEL] = plain
         return Machine(flow, run, told, started)

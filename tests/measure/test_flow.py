@@ -249,7 +249,7 @@ def test_a_model_that_came_quantized_is_its_own_recipes_checkpoint(came: Any) ->
     assert flow.checkpoints.of(cell).folder == flow.model
     assert flow.checkpoints.facts(cell) == dict.fromkeys(versions.CHECKPOINT_FACTS, 1)
     assert flow.checkpoints.of(replace(cell, server="vllm")).folder == flow.model
-    recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}, "quantizes": ["linear"]}
+    recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}, "quantizes": ["linear"], "transformers_options": {}}
     assert flow.asked == [("facts", {"checkpoint": str(flow.model), "trust_remote_code": False, **recipe})]
     assert (
         flow.checkpoints.identity(cell).model.note

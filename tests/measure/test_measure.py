@@ -574,6 +574,12 @@ class StubEngine(StubFlow):
 
     variables = options
 
+    def served(self, cell: Cell) -> SimpleNamespace:
+        """A checkpoint whose layers are all meant to be quantized."""
+        layer = {"kind": "linear", "part": "", "quantized": True, "rule": ""}
+        weights = {f"{name}.weight": {**layer, "layer": name} for name in self.info["layers"]}
+        return SimpleNamespace(facts={"weights": weights})
+
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         return {"kernels": [list(row) for row in self.ran]}
 

@@ -44,7 +44,7 @@ def fraction(value: float, server: str, *, bound: str = "memory", discarded: str
 def session(tmp_path: Path) -> HarnessSession:
     """A session that has a run, where to put tables and no limits; it has nothing to measure with."""
     nothing: Any = SimpleNamespace(
-        failures=[], known=[], unjudged=[], checkpoints=SimpleNamespace(models=SimpleNamespace(names=[]))
+        failures=[], known=[], unjudged=[], shown=[], checkpoints=SimpleNamespace(models=SimpleNamespace(names=[]))
     )
     return HarnessSession(
         run=Run.create(tmp_path / "runs"),

@@ -23,7 +23,8 @@ class Quantized:
     facts: dict[str, Any]
 
     def layers(self, kind: str) -> dict[str, dict[str, Any]]:
-        return {name: layer for name, layer in self.facts["layers"].items() if layer["kind"] == kind}
+        """Return the weights of a kind by their layers' names."""
+        return {one["layer"]: one for one in self.facts["weights"].values() if one["kind"] == kind}
 
 
 class QuantizeWorker:

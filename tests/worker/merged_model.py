@@ -36,7 +36,7 @@ def merged(plain: dict[str, torch.Tensor], layers: int) -> torch.nn.Module:
         for block, names in (("self_attn", ("qkv_proj", "o_proj")), ("mlp", ("gate_up_proj", "down_proj"))):
             module = torch.nn.Module()
             for name in names:
-                parts = sglang_model._PARTS.get(name, (name,))
+                parts = sglang_model.MERGED.get(name, (name,))
                 setattr(module, name, LinearBase(torch.cat([plain[f"{at}.{block}.{part}.weight"] for part in parts])))
             setattr(layer, block, module)
         model.model.layers.append(layer)

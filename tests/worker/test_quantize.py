@@ -61,7 +61,7 @@ def test_a_recipe_for_embeddings_quantizes_them_too_and_unties_them(quantizing):
     made = quantizing.by("8da4w-int8emb")
     assert len(made.layers("linear")) == LINEAR_LAYERS
     assert [len(made.layers(kind)) for kind in ("embedding", "head")] == [1, 1]
-    assert {layer["quantized"] for layer in made.facts["layers"].values()} == {True}
+    assert all(layer["quantized"] for kind in ("linear", "embedding", "head") for layer in made.layers(kind).values())
     names = stored(made.folder)
     assert any(name.startswith("lm_head.") for name in names)
     assert any(name.startswith("model.embed_tokens.") for name in names)
@@ -140,38 +140,44 @@ print(tensors.weight_bytes(Shared()))
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_a_group_size_that_does_not_divide_names_the_layers_left_out(quantizing):
+def test_a_group_size_that_does_not_divide_names_layers_sizes_and_what_does(quantizing):
+    """Before anything is loaded; the tiny model's layers have 256 or 1024 inputs."""
     with pytest.raises(WorkerError) as caught:
-        quantizing.by("Int4WeightOnlyConfig(group_size=96)")
+        quantizing.by("Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(96))")
     words = str(caught.value)
-    assert f"left {LINEAR_LAYERS} of 16 layers unquantized" in words
-    assert "model.layers.0.self_attn.q_proj" in words
-    assert "(256, 4096)" in words, "the shapes tell why"
-    assert "group size that does not divide" in words
+    assert caught.value.kind == "refused"
+    assert f"nothing of the model: {LINEAR_LAYERS} weights are meant" in words
+    assert "groups of 96 do not divide their inputs (" in words
+    assert "q_proj has 256 inputs, for which the nearest is 64" in words
+    assert "Groups of 64 divide those of every layer" in words
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "words", "kind"),
     [
         (
             {"transformers_options": {"include_embedding": True}},
             "TorchAoConfig does not know include_embedding.*it knows.*include_input_output_embeddings",
+            "refused",
         ),
-        ({"config": "Int8WeightOnlyConfi"}, "no config class 'Int8WeightOnlyConfi'.*Int8WeightOnlyConfig"),
-        ({"arguments": {"groupsize": 32}}, "has no argument 'groupsize'; it has: .*granularity"),
-        ({"arguments": {"granularity": "PerBlok(32)"}}, "'PerBlok.32.' is not a granularity"),
+        ({"config": "Int8WeightOnlyConfi"}, "no config class 'Int8WeightOnlyConfi'.*Int8WeightOnlyConfig", "exception"),
+        ({"arguments": {"groupsize": 32}}, "has no argument 'groupsize'; it has: .*granularity", "exception"),
+        ({"arguments": {"granularity": "PerBlok(32)"}}, "'PerBlok.32.' is not a granularity", "exception"),
     ],
 )
-def test_what_torchao_or_transformers_would_swallow_is_refused(quantizing, suites_matrix, change, words):
+def test_what_torchao_or_transformers_would_swallow_is_refused(quantizing, suites_matrix, change, words, kind):
     with pytest.raises(WorkerError, match=words) as caught:
         quantizing.ask(**suites_matrix.recipe("int8wo").identity.config | change)
-    assert (caught.value.stage, caught.value.kind) == ("quantize", "exception")
+    assert (caught.value.stage, caught.value.kind) == ("quantize", kind)
     assert quantizing.worker.alive, "the next recipe is quantized all the same"
 
 
 def test_an_embedding_that_the_recipe_means_and_misses_is_refused(quantizing, suites_matrix):
     config = suites_matrix.recipe("int8wo").identity.config | {"quantizes": ["linear", "embedding"]}
-    with pytest.raises(WorkerError, match=r"left . of 16 layers unquantized.*embed_tokens"):
+    with pytest.raises(
+        WorkerError,
+        match=r"leave 1 of 15 weights .*, 28\.2% .*embed_tokens: tied to lm_head.*untie_embeddings",
+    ):
         quantizing.ask(**config)
 
 

@@ -47,10 +47,8 @@ def found(merged: Any, quantizing: Any, suites_matrix: Matrix) -> dict[str, dict
 def loaded(merged: Any, quantizing: Any, suites_matrix: Matrix, tiny_model: Any) -> dict[str, dict[str, Any]]:
     """What comes of checkpoints and recipes through the hook around SGLang's loading."""
     config = suites_matrix.recipe("int8wo").identity.config
-    spared = {"modules_to_not_convert": [*SPARED, "lm_head"]}
-    some = quantizing.ask(**config | {"quantizes": [], "transformers_options": spared})
-    part = {"modules_to_not_convert": ["model.layers.0.self_attn.k_proj", "lm_head"]}
-    torn = quantizing.ask(**config | {"quantizes": [], "transformers_options": part})
+    some = quantizing.ask(**config | {"plain": SPARED})
+    torn = quantizing.ask(**config | {"plain": ["model.layers.0.self_attn.k_proj"]})
     recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}}
     asked = {
         "embedding": (quantizing.by("8da4w-int8emb").folder, None),

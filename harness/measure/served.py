@@ -1,0 +1,58 @@
+"""What an engine makes of a checkpoint: whether it takes the quantized weights, and which plain ones are meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.base.numbers import percent
+from harness.records.coverage import Coverage, Weights
+
+_OF_ANOTHER_PART = re.compile(r"vis(ion|ual)|audio|speech|project|multi_modal|connector")
+
+
+def refusal(weights: Weights, kinds: frozenset[str], server: str) -> str:
+    """Return why a server cannot hold what is quantized of a checkpoint, or an empty string if it can.
+
+    ``kinds`` are those of quantized weights that it takes.
+    """
+    others = {name: one for name, one in weights.items() if one["quantized"] and one["kind"] not in kinds}
+    if not others:
+        return ""
+    coverage = Coverage.of(weights)
+    group = Coverage.of(others).groups[0]
+    parameters = sum(one.parameters for one in Coverage.of(others).groups)
+    share = parameters / sum(one.parameters for one in coverage.groups)
+    what = " and ".join(dict.fromkeys(str(one["kind"]) for one in others.values()))
+    return (
+        f"{server} takes torchao weights in {' and '.join(sorted(kinds))} layers alone, and here {what} are quantized "
+        f"too, {percent(share)} of the parameters ({', '.join(group.names[:3])}): measure it through Transformers, or "
+        f"leave them plain for this server (--leave-plain {next(iter(others.values()))['kind']})"
+    )
+
+
+def unmeant(layers: Mapping[str, str], weights: Weights, parts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the engine's linear layers that are plain though the checkpoint has no rule that leaves them so.
+
+    ``layers`` are the tensor classes of the engine's layers by name, ``parts`` what it holds merged: the last component
+    of the merged layer's name, and those of its parts. An engine may name what is around a model's layers otherwise.
+    """
+    known: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
+    for one in weights.values():
+        known.setdefault((_tail(str(one["layer"])), bool(one["part"])), []).append(one)
+    found = []
+    for name, tensor in layers.items():
+        prefix, _, last = name.rpartition(".")
+        names = [f"{prefix}.{part}" for part in parts.get(last, (last,))]
+        another = bool(_OF_ANOTHER_PART.search(name))
+        meant = [one for part in names for one in known.get((_tail(part), another), [])]
+        if tensor == "Tensor" and not (meant and all(not one["quantized"] and one["rule"] for one in meant)):
+            found.append(name)
+    return found
+
+
+def _tail(name: str) -> str:
+    """Return a layer's name from the component before its first number on: ``layers.0.mlp.gate``."""
+    found = re.search(r"[^.]+\.\d+\..*", name)
+    return found[0] if found else name.rpartition(".")[2]
