@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     keyword = f"({arguments.keyword}) and {measured}" if arguments.keyword else measured
     wanted = replace(gate.options(arguments, "", ""), keyword=keyword)
     if arguments.metric == CHECKPOINT:
-        wanted = replace(wanted, budget=FIRST_BLOCKS)
+        wanted = replace(wanted, blocks=FIRST_BLOCKS)
     # Raises where nothing is left to be measured.
     chosen = units(place.matrix, wanted, place.absent(wanted))
     if arguments.metric == CHECKPOINT and all(unit.cell.recipe.baseline for unit in chosen):

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root, write_text
+from harness.base.terminal import columns
 from harness.gate import margins as gate_margins
 from harness.gate.gate import Gate, GateResult
+from harness.gate.pace import Known
 from harness.gate.plan import Unit, units
-from harness.gate.schedule import parse_budget
-from harness.judge import gatefile
+from harness.gate.schedule import Budget, parse_budget
+from harness.judge import accepted, gatefile
+from harness.judge.accepted import Acceptances
 from harness.judge.calibration import Calibration
-from harness.judge.gatefile import Options
+from harness.judge.gatefile import GateFile, Options
 from harness.judge.rules import Margins
+from harness.judge.since import dated
 from harness.machine import here, probe
 from harness.machine.lock import machine_lock, only_session
 from harness.matrix.load import load
@@ -52,12 +59,17 @@ class Workplace:
         ``pair`` are the two environments, where they are made already. The margins are held against the machine's
         calibration, unless the gate serves to find that, or is after something else.
         """
+        # The environments that are made count.
+        budget = Budget(options.budget)
         absent = self.absent(options)
         wanted = units(self.matrix, options, absent)
         gates = self.results / "gates"
         earlier = Run.open(gates, resume) if resume else None
         if calibrated:
             self._check_margins(options, wanted)
+        device = probe.device(self.matrix.hardware[options.hardware])
+        known = Known.load(self.results, options.hardware, device.name)
+        self.progress(f"expected: {known.estimate(wanted, options.budget)}")
         if pair is None:
             self.progress(f"making the environments of {options.old} and {options.new} ...")
             pair = make(self.store, options.old, options.new, self.base)
@@ -72,11 +84,12 @@ class Workplace:
             base=self.base,
             progress=self.progress,
             absent=absent,
+            budget=budget,
+            known=known,
         )
         if resume:
             gate.resume(gatefile.load(run.folder))
         command = ["python", "-m", "harness", "gate", options.old, options.new]
-        device = probe.device(self.matrix.hardware[options.hardware])
         run.append(
             Header(
                 run=run.name,
@@ -177,6 +190,7 @@ def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
         data=str(arguments.data.resolve()) if arguments.data else "",
         limit=arguments.limit,
         budget=parse_budget(arguments.budget),
+        blocks=arguments.blocks,
         margins=tuple(arguments.margin),
         seed=arguments.seed,
     )
@@ -198,7 +212,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a lm-evaluation-harness task")
     parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
-    parser.add_argument("--budget", default="30m", metavar="TIME", help="as in 90s, 30m, 2h (default: 30m)")
+    parser.add_argument(
+        "--budget",
+        default="30m",
+        metavar="TIME",
+        help="as in 90s, 30m, 2h (default: 30m); nothing is begun that is not expected to end within it",
+    )
+    parser.add_argument("--blocks", type=_count, metavar="N", help="at most N blocks of each cell")
     parser.add_argument(
         "--margin",
         action="append",
@@ -222,12 +242,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted gate (last: the latest)")
     parser.add_argument("--explain", action="append", default=[], metavar="METRIC", help="walk through its decisions")
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="METRIC:REASON",
+        help="let this gate's regressions of a metric be, and those of later gates that are no worse; repeatable",
+    )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write gate.json here too")
 
 
 def run(arguments: argparse.Namespace) -> int:
     gate_report.check_explained(arguments.explain)
+    accept = accepted.parse(arguments.accept)
+    acceptances = Acceptances.load(arguments.results)
     place = workplace(arguments)
     lock = only_session(machine_lock(), place.progress)
     try:
@@ -237,11 +266,48 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
     finally:
         lock.release()
-    write_text(outcome.folder / "report.md", gate_report.text(outcome.file))
+    gate = _judged(outcome, place.results, accept, acceptances)
+    write_text(outcome.folder / "gate.json", gate.text())
+    write_text(outcome.folder / "report.md", gate_report.text(gate))
     if arguments.junit:
-        write_text(arguments.junit, junit.junit([outcome.file]).decode())
+        write_text(arguments.junit, junit.junit([gate]).decode())
     if arguments.json:
-        write_text(arguments.json, outcome.file.text())
-    print(gate_report.text(outcome.file, arguments.explain), end="")
-    print(f"gate: {outcome.folder}")
-    return outcome.exit_status
+        write_text(arguments.json, gate.text())
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("ab") as file:
+            file.write(junit.markdown([gate]))
+    wide = None if arguments.wide else columns()
+    print(gate_report.brief(gate, str(outcome.folder), wide, arguments.explain, coloured=sys.stdout.isatty()), end="")
+    return gate.exit_status
+
+
+def _judged(
+    outcome: GateResult, results: Path, accept: Sequence[tuple[str, str]], acceptances: Acceptances
+) -> GateFile:
+    """Return a gate with what was accepted, now and before, and since which version its regressions are there."""
+    gate = dated(outcome.file, earlier(results, outcome.folder))
+    remarks = []
+    for metric, reason in accept:
+        if more := acceptances.plus(gate, metric, reason, datetime.date.today()):
+            acceptances = more
+        else:
+            remarks.append(f"--accept {metric}: nothing to accept, it has not regressed in this gate")
+    if accept and len(remarks) < len(accept):
+        remarks.append(f"accepted, for gates to come: {acceptances.write(results)}")
+    return acceptances.applied(gate.model_copy(update={"remarks": [*gate.remarks, *remarks]}))
+
+
+def earlier(results: Path, folder: Path) -> list[GateFile]:
+    """Return the stored gates but for that of a folder; those that cannot be read are left out."""
+    found = []
+    for path in sorted((results / "gates").glob("*/gate.json")):
+        if path.parent != folder:
+            with contextlib.suppress(HarnessError):
+                found.append(gatefile.load(path))
+    return found
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks: 1 or more")
+    return int(text)

@@ -19,7 +19,7 @@ CHECKPOINT = OLD_CHECKPOINT.replace(" ", "_")
 ON_THE_WAY = "(peak_memory or compile_time)"
 
 
-FIRST_BLOCKS = 1.0
+FIRST_BLOCKS = 1
 
 
 @dataclass(frozen=True)

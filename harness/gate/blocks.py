@@ -42,8 +42,10 @@ REPEATS = 2
 class BlockRunner:
     """Runs blocks: what each one measures, in which order, and what happens when a worker is lost."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, again: Callable[[float], bool] = lambda _: True) -> None:
+        """``again`` says whether there is time for what is expected to take so many seconds."""
         self.bench = bench
+        self.again = again
         # Seconds of the last attempt for what a block takes only once, which the next block will not take.
         self._once = dict.fromkeys(SIDES, 0.0)
 
@@ -64,6 +66,9 @@ class BlockRunner:
                 if isinstance(error, WorkerError):
                     self._record(unit, side, tags, error)
             if not lost:
+                break
+            if not self.again(time.monotonic() - begun):
+                found = {side: _without_time(error) if side in lost else error for side, error in found.items()}
                 break
             unit.lost += 1
             self.bench.progress(f"block {unit.done} of {unit.id} lost its {' and '.join(lost)} worker: repeated")
@@ -170,6 +175,10 @@ class BlockRunner:
                 repeated=error.repeated,
             )
         )
+
+
+def _without_time(error: HarnessError | None) -> HarnessError:
+    return DiscardedBlocks(f"{error}; the budget leaves no time for another try")
 
 
 def was_lost(error: HarnessError | None) -> bool:

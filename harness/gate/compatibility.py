@@ -152,6 +152,13 @@ class Compatibility:
         else:
             self.note(cell, stage, side, None)
 
+    def looks_at(self, unit: Unit) -> bool:
+        """Return whether an old checkpoint of a unit's cell is still to be tried under the new version."""
+        cell = unit.cell
+        if self.bench.base.checkpoints.at_load(cell) or cell.recipe.baseline:
+            return False
+        return self.row(cell, OLD_CHECKPOINT).new == "not tried" and _anywhere(cell.place) not in self._same
+
     def old_checkpoint(self, unit: Unit) -> None:
         """Load what the old version quantized and saved under the new one: same logits, and vLLM's engine runs it.
 

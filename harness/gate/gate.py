@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from typing import Any
 from harness.base.errors import HarnessError, RecordError, Unsuitable
 from harness.base.files import write_text
 from harness.base.reading import json_value
+from harness.base.text import duration
+from harness.gate import identity
 from harness.gate.bench import Bench
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.compatibility import Compatibility, verdict_of
+from harness.gate.pace import Known, Pace
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget, block_order
 from harness.judge import gatefile
 from harness.judge.gatefile import GateFile, Options, UnitState
 from harness.judge.ledger import Ledger
-from harness.judge.rules import MEASURING, RULES, Margins
+from harness.judge.rules import MEASURING, OLD_CHECKPOINT, RULES, Margins
 from harness.judge.series import SIDES, Series, Side, task_of
 from harness.judge.stats import MINIMUM_BLOCKS
 from harness.judge.verdict import Verdict, event, family_of, settled
@@ -63,7 +67,10 @@ class Gate:
         base: Environment,
         progress: Callable[[str], None],
         absent: Collection[str] = (),
+        budget: Budget | None = None,
+        known: Known | None = None,
     ) -> None:
+        """``budget`` may have begun before, with the environments; ``known`` is how long blocks took in other gates."""
         self.options = options
         self.run = run
         self.matrix = matrix
@@ -80,7 +87,7 @@ class Gate:
             base=Flow.open(store, run, matrix, environment=base, **common),
             **common,
         )
-        self.runner = BlockRunner(self.bench)
+        self.runner = BlockRunner(self.bench, lambda seconds: self.budget.allows(seconds))
         self.compatibility = Compatibility(self.bench)
         self.hardware = matrix.hardware[options.hardware]
         self.units = units(matrix, options, absent)
@@ -91,7 +98,10 @@ class Gate:
         )
         run.written = self._hear
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.budget = Budget(options.budget)
+        self.budget = budget or Budget(options.budget)
+        self.pace = Pace(known or Known())
+        # What there was no time for: a unit, or an old checkpoint, with why.
+        self.unmeasured: dict[str, Verdict] = {}
 
     def _hear(self, line: Line) -> None:
         self.ledger.add(line)
@@ -101,16 +111,17 @@ class Gate:
         """Take over what an earlier session of this gate has done; its records are read here, and never again."""
         if stored.options is None or not stored.matrix:
             raise HarnessError(f"{self.run.folder}: this gate was begun by an older version of the harness")
-        if changed := self.options.changed(stored.options) + self._changed(stored):
+        if changed := self.options.changed(stored.options) + identity.changed(stored, self._made_of()):
             raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
         self.created = stored.created
-        self.budget = Budget(self.options.budget, spent_before=stored.seconds)
+        self.budget = replace(self.budget, spent_before=stored.seconds)
         self.compatibility.restore(stored)
         for line in self.run.lines():
             self._hear(line)
         for unit in self.units:
             kept = stored.units.get(unit.id) or UnitState(unit.place)
             unit.measuring, unit.lost, unit.seconds = kept.measuring, kept.lost, kept.seconds
+            unit.first = kept.first
             # A block that was cut off is measured again under its own number, and its later records count.
             unit.done = kept.done
             # What the machine was in the way of is tried again; what is closed otherwise stays so.
@@ -118,28 +129,7 @@ class Gate:
                 unit.close(kept.reason, kept.problem)
 
     def _made_of(self) -> dict[str, Any]:
-        """Return what a gate's samples depend on beside its options, as gate.json holds it."""
-        cells = {unit.id: unit.cell for unit in self.units}
-        found: dict[str, Any] = {
-            "environments": {side: self.pair.side(side).packages() for side in SIDES},
-            "contents": dict(self.pair.contents),
-            "interpreter": self.bench.base.workers.environment.interpreter(),
-            "matrix": {
-                "cells": dict.fromkeys(cells, "measured"),
-                "models": {cell.model.name: cell.model.model_dump(mode="json") for cell in cells.values()},
-                "recipes": {cell.recipe.name: cell.recipe.model_dump(mode="json") for cell in cells.values()},
-                "measurements": next(iter(cells.values())).measurements.model_dump(mode="json"),
-            },
-        }
-        return found
-
-    def _changed(self, stored: GateFile) -> list[str]:
-        """Return what is not as it was when the gate was begun: packages, contents, interpreter, matrix."""
-        now = self._made_of()
-        before, after = (_flat(it) for it in ({name: getattr(stored, name) for name in now}, now))
-        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        shown = [f"{name}: {before.get(name, 'none')} then, {after.get(name, 'none')} now" for name in names[:8]]
-        return shown + ([f"and {len(names) - 8} more"] if len(names) > 8 else [])
+        return identity.made_of(self.pair, self.bench.base.workers.environment, self.units)
 
     def __call__(self) -> GateResult:
         """Measure until every verdict is precise enough or the budget is spent."""
@@ -164,7 +154,12 @@ class Gate:
             cells.setdefault(unit.place.without("server", "stage"), []).append(unit)
         for through in cells.values():
             if pending := [unit for unit in through if not unit.closed]:
+                new = [unit for unit in pending if not unit.done]
+                if new and not self._time_for(new, self.pace.making(), self.pace.block(new[0]) if new[0].runs else 0.0):
+                    continue
+                before = self.budget.spent
                 errors = self.compatibility.checkpoints([unit.cell for unit in pending])
+                self.pace.made(self.budget.spent - before)
                 for unit in pending:
                     try:
                         self._try(unit, errors)
@@ -190,9 +185,13 @@ class Gate:
             if not unit.runs:
                 return
             if not unit.done:
+                if not self._time_for([unit], self.pace.block(unit)):
+                    return
+                before = self.budget.spent
                 self._block(unit)
+                self.pace.took(unit, self.budget.spent - before)
             if not unit.reason:
-                self.compatibility.old_checkpoint(unit)
+                self._old_checkpoint(unit)
             return
         for side in SIDES:
             if not errors[side]:
@@ -200,6 +199,28 @@ class Gate:
         if not errors["old"]:
             self.compatibility.old_checkpoint(unit)
         unit.close()
+
+    def _time_for(self, units: Sequence[Unit], *expected: float | None) -> bool:
+        """Return whether a step is expected to end within the budget; otherwise it is noted of what it was for."""
+        if self.budget.allows(*expected):
+            return True
+        needed = sum(it for it in expected if it)
+        words = f"not measured: {duration(self.budget.left)} of the budget of {duration(self.options.budget)} were left"
+        words += f", and it was expected to take {duration(needed)}" if needed else ""
+        for unit in units:
+            self.progress(f"no time for {unit.id}: {words}")
+            self.unmeasured[unit.id] = event(_about(unit), "inconclusive", "budget-spent", words)
+        return False
+
+    def _old_checkpoint(self, unit: Unit) -> None:
+        """Look at how the new version takes an old checkpoint, if there is time for it."""
+        if self.compatibility.looks_at(unit) and not self.budget.allows(self.pace.check()):
+            about = Series(unit.cell.place.at(f"works: {OLD_CHECKPOINT}"))
+            self.unmeasured[f"{unit.id} {OLD_CHECKPOINT}"] = event(about, "inconclusive", "budget-spent", "")
+            return
+        before = self.budget.spent
+        self.compatibility.old_checkpoint(unit)
+        self.pace.checked(self.budget.spent - before)
 
     def _rounds(self) -> None:
         """Measure block after block of every unit that is not settled, the units in a new random order each time.
@@ -212,12 +233,12 @@ class Gate:
         def pending_units() -> list[Unit]:
             # Whether a unit is settled depends on the family, so that one which was may not be any more.
             judged = self.ledger.controlled()
-            left = (unit for unit in self.units if not unit.closed and unit.id not in too_long)
+            left = (unit for unit in self.units if not unit.closed and unit.done and unit.id not in too_long)
             return [unit for unit in left if not self._settled(unit, judged)]
 
         while pending := pending_units():
             for unit in draw.sample(pending, len(pending)):
-                if not self.budget.allows(unit.seconds):
+                if not self.budget.allows(unit.seconds) or unit.done >= (self.options.blocks or math.inf):
                     too_long.add(unit.id)
                     continue
                 self._block(unit)
@@ -287,6 +308,7 @@ class Gate:
         """Return every verdict, the worst first."""
         events = [verdict for row in self.compatibility.rows.values() if (verdict := verdict_of(row))]
         events += [event(_about(unit), "error", unit.reason, unit.problem) for unit in self.units if unit.reason]
+        events += self.unmeasured.values()
         found = self.ledger.controlled() + self.compatibility.verdicts + events
         return sorted(found, key=lambda verdict: verdict.severity)
 
@@ -329,19 +351,11 @@ def _state(unit: Unit) -> UnitState:
         seconds=round(unit.seconds, 2),
         measuring=round(unit.measuring, 2),
         lost=unit.lost,
+        first=round(unit.first, 2),
         closed=unit.closed,
         reason=unit.reason,
         problem=unit.problem,
     )
-
-
-def _flat(data: Any, name: str = "") -> dict[str, Any]:
-    """Return nested JSON as one level of dotted names."""
-    if not isinstance(data, dict):
-        return {name: data}
-    return {
-        inner: value for key, part in data.items() for inner, value in _flat(part, f"{name}.{key}".strip(".")).items()
-    }
 
 
 def _about(unit: Unit) -> Series:

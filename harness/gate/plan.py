@@ -110,6 +110,8 @@ class Unit:
     closed: bool = False
     reason: str = ""
     problem: str = ""
+    first: float = 0.0
+    """Seconds that its first block took, with what it took once."""
 
     def close(self, reason: str = "", problem: str = "") -> None:
         """Measure it no more, for a reason that the compatibility matrix does not tell."""

@@ -143,6 +143,13 @@ class Budget:
     def spent(self) -> float:
         return self.spent_before + time.monotonic() - self.started
 
-    def allows(self, seconds: float) -> bool:
-        """Return whether work that is expected to take so long would still end in time."""
-        return self.spent + seconds <= self.seconds
+    @property
+    def left(self) -> float:
+        return max(0.0, self.seconds - self.spent)
+
+    def allows(self, *expected: float | None) -> bool:
+        """Return whether work that is expected to take so long would still end in time.
+
+        None is work of which nothing is known: it may be begun as long as anything is left.
+        """
+        return self.spent + sum(it for it in expected if it) <= self.seconds and (None not in expected or self.left > 0)

@@ -45,16 +45,18 @@ class Options:
     data: str = ""
     limit: int | None = None
     budget: float = 1800.0
+    blocks: int | None = None
+    """The most blocks of each unit."""
     margins: tuple[str, ...] = ()
     seed: int = 0
 
     def changed(self, stored: Options) -> list[str]:
-        """Return what differs from a stored gate's options; a larger budget is no difference."""
+        """Return what differs from a stored gate's options; more time or blocks are no difference."""
         then, now = (json.loads(json.dumps(asdict(it))) for it in (stored, self))
         return [
             f"{name}: {then[name]!r} then, {value!r} now"
             for name, value in now.items()
-            if name != "budget" and then[name] != value
+            if name not in ("budget", "blocks") and then[name] != value
         ]
 
 
@@ -93,6 +95,8 @@ class UnitState:
     closed: bool = False
     reason: str = ""
     problem: str = ""
+    first: float = 0.0
+    """What the first block took, with what it took once."""
 
 
 _OF_UNIT = (*OF_CELL, "stage")
@@ -163,6 +167,7 @@ class GateFile(BaseModel):
     exit_status: int = Field(ge=0, le=3, description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
     options: Options | None = None
     units: dict[str, StoredUnit] = {}
+    remarks: list[str] = Field([], description="What else is to be said: of acceptances that match nothing any more.")
 
     @property
     def title(self) -> str:
@@ -215,9 +220,9 @@ def parse(data: Any, where: str) -> GateFile:
 def exit_status(verdicts: Iterable[Verdict]) -> int:
     """Return 0 pass, 1 regressed, 2 could not be judged, 3 inconclusive: the worst of the primary verdicts.
 
-    A gate without a single primary verdict has judged nothing: 2.
+    A gate without a single primary verdict has judged nothing: 2. A regression that was accepted fails no gate.
     """
-    found = {verdict.verdict for verdict in verdicts if verdict.primary}
+    found: set[str] = {"pass" if verdict.accepted else verdict.verdict for verdict in verdicts if verdict.primary}
     return EXIT[next(worst for worst in _WORST if worst in found)] if found else EXIT["error"]
 
 

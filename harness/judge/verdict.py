@@ -60,6 +60,10 @@ class Verdict:
     samples: dict[str, list[float]]
     p: float | None = None
     rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+    accepted: str = ""
+    """Why somebody accepted this regression, which fails no gate then."""
+    since: str = ""
+    """Since which version it is worse, in words, where stored gates tell."""
 
     @property
     def metric(self) -> str:

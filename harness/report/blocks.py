@@ -83,13 +83,21 @@ def _of_the_heading(names: Sequence[str], heading: str) -> str:
 def wrapped(table: Table, wide: int) -> Table:
     """Return a table whose widest columns are made narrower, down to what fits; long texts go on in further rows."""
     sizes = _sizes(table)
-    while _total(sizes) > wide and max(sizes) > _NARROWEST:
-        sizes[sizes.index(max(sizes))] -= 1
+    words = _sizes(replace(table, header=_words(table.header), rows=tuple(map(_words, table.rows))))
+    # First no word is broken, as long as that is enough.
+    for least in ([min(it, wide // 3) for it in words], [_NARROWEST] * len(sizes)):
+        while _total(sizes) > wide and any(size > low for size, low in zip(sizes, least, strict=True)):
+            widest = max(range(len(sizes)), key=lambda at: (sizes[at] > least[at], sizes[at]))
+            sizes[widest] -= 1
     if sizes == _sizes(table):
         return table
     head = _rows(table.header, sizes)
     rows = [row for it in table.rows for row in _rows(it, sizes)]
     return replace(table, header=head[0], rows=(*head[1:], *rows))
+
+
+def _words(row: Sequence[str]) -> tuple[str, ...]:
+    return tuple(max(text.split(), key=lambda word: width(escape_md(word)), default="") for text in row)
 
 
 def _sizes(table: Table) -> list[int]:

@@ -4,35 +4,101 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.base.errors import HarnessError, nearest
 from harness.base.numbers import decimal
+from harness.base.terminal import fold
 from harness.judge import accuracy
+from harness.judge.findings import outcome
 from harness.judge.gatefile import GateFile
 from harness.judge.rules import EVENTS, REASONS, RULES
 from harness.judge.series import SIDES
 from harness.judge.verdict import Verdict
 from harness.records.place import Place
+from harness.report import blocks, gate_words
+from harness.report.brief import LINES, Paragraph, cut
 from harness.report.rendering import Table, render
 
-STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 NOTHING = "-"
 _WINDOWS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("ratio", "difference"))
 _DOCUMENTS = tuple(metric for metric, rule in RULES.items() if rule.kind in ("documents", "likelihood"))
 
 
 def text(gate: GateFile, explain: Sequence[str] = ()) -> str:
-    """Return the terminal's report of a gate.json: verdicts by severity, then flips, what works, layers and kernels."""
+    """Return the whole report of a gate.json as markdown.
+
+    Findings come first, in words, then verdicts by severity, flips, what works, layers and kernels.
+    """
     parts = [
+        gate_words.sentence(gate) + "\n",
+        *(f"{it.text}\n" for it in gate_words.told(gate)),
+        *(f"{it}\n" for it in gate.remarks),
         render(
             [table for table in (_verdicts(gate), _flips(gate), _compatibility(gate), _changes(gate)) if table.rows],
             "md",
-        )
+        ),
     ]
     for metric in explain:
         parts.append(_explain(gate, metric))
     parts.append(_summary(gate))
     return "\n".join(parts)
+
+
+def brief(gate: GateFile, where: str, wide: int | None, explain: Sequence[str] = (), *, coloured: bool = False) -> str:
+    """Return what the terminal shows: the walks that were asked for, then a screen, no line wider than ``wide``.
+
+    The screen has the verdict, the findings in words, the first of all verdicts, and ``where`` the rest is.
+    """
+    most = wide or 10**6
+    last = cut([Paragraph("", (*_summary(gate).splitlines(), f"gate: {where}"), least=8, rank=0)], most, 10, where)
+    room = LINES - len(last)
+    table = _short(gate, wide)
+    shown = cut(_paragraphs(gate), most, room - min(len(table), _LEAST_ROWS), where)
+    walks = [line for metric in explain for it in _explain(gate, metric).splitlines() for line in fold(it, most)]
+    screen = [_painted(line, tone) if coloured else line for line, tone in shown]
+    rows = min(len(table), room - len(shown))
+    while _goes_on(table, rows):
+        rows -= 1
+    return "\n".join([*walks, *screen, *table[:rows], *(line for line, _ in last)]) + "\n"
+
+
+def _goes_on(table: Sequence[str], at: int) -> bool:
+    """Return whether a line of a table is the rest of the row above it."""
+    return 0 < at < len(table) and not table[at].split("|")[1].strip()
+
+
+def _paragraphs(gate: GateFile) -> list[Paragraph]:
+    tones = {"regressed": "red", "error": "red", "accepted": "yellow", "inconclusive": "yellow"}
+    found = [Paragraph("", (gate_words.sentence(gate),), rank=0)]
+    for number, it in enumerate(gate_words.told(gate)):
+        lines = [f"  {name}: {words}" for name, words in it.lines]
+        lines += [f"  of it: {', '.join(it.cells)}"] if len(it.members) > 1 else []
+        found.append(Paragraph(it.title, tuple(lines), tones[it.outcome], least=1, rank=1 + number))
+    return [*found, Paragraph("", tuple(gate.remarks), "yellow", least=1, rank=1)]
+
+
+def _short(gate: GateFile, wide: int | None) -> list[str]:
+    """Return the lines of the verdicts' table without what the findings tell of them."""
+    table = _verdicts(gate)
+    kept = replace(
+        table,
+        heading="",
+        title="",
+        header=table.header[:_SHORT],
+        rows=tuple(row[:_SHORT] for row in table.rows),
+        notes=(),
+    )
+    return blocks.text([kept], wide, blocks=False).splitlines() if table.rows else []
+
+
+_SHORT = 5
+_LEAST_ROWS = 9
+_PAINT = {"red": 31, "yellow": 33, "green": 32}
+
+
+def _painted(line: str, tone: str) -> str:
+    return f"\x1b[{_PAINT[tone]}m{line}\x1b[0m" if tone in _PAINT else line
 
 
 def name(verdict: Verdict) -> str:
@@ -51,7 +117,7 @@ def interval(verdict: Verdict) -> str:
 def _verdicts(gate: GateFile) -> Table:
     rows = []
     for it in gate.verdicts:
-        shown = it.verdict if it.primary else f"{it.verdict} (advisory)"
+        shown = outcome(it) if it.primary else f"{it.verdict} (advisory)"
         margin = _margin(it)
         rows.append((shown, _where(it.place), it.what, interval(it), margin, _over(it), it.reason))
     models = sorted({it.place.model for it in gate.verdicts})
@@ -61,7 +127,7 @@ def _verdicts(gate: GateFile) -> Table:
             f"both sides' rounds were taken in turns, which cancels the machine's drift: {', '.join(cancelled)}"
         )
     return Table(
-        f"{gate.title}: {STATUS[gate.exit_status]}",
+        f"{gate.title}: {gate_words.STATUS[gate.exit_status]}",
         ", ".join(models),
         ("verdict", "cell", "metric", "new / old", "margin", "over", "reason"),
         tuple(rows),
@@ -147,7 +213,7 @@ def _changes(gate: GateFile) -> Table:
 
 
 def _summary(gate: GateFile) -> str:
-    counts = Counter(it.verdict for it in gate.verdicts if it.primary)
+    counts = Counter(outcome(it) for it in gate.verdicts if it.primary)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing"
     lost = sum(unit.lost for unit in gate.units.values())
     lines = [
@@ -159,7 +225,7 @@ def _summary(gate: GateFile) -> str:
             if lost
             else ""
         ),
-        f"exit status {gate.exit_status}: {STATUS[gate.exit_status]}",
+        f"exit status {gate.exit_status}: {gate_words.STATUS[gate.exit_status]}",
     ]
     left_out: dict[str, list[str]] = {}
     for name, unit in gate.units.items():

@@ -7,10 +7,12 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
 from harness.base.text import redact
+from harness.judge.findings import outcome
 from harness.judge.gatefile import GateFile
 from harness.judge.verdict import Verdict
 from harness.records.place import Place
-from harness.report.rendering import Table, render
+from harness.report.gate_words import Told, sentence, told
+from harness.report.rendering import Table, escape_md, render
 
 # What XML 1.0 cannot hold, not even escaped.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -25,24 +27,31 @@ _OUTCOMES = {"regressed": "failure", "error": "error", "inconclusive": "skipped"
 
 
 def junit(gates: Sequence[GateFile]) -> bytes:
-    """Return verdicts as JUnit XML: a suite a gate, a test case a verdict.
+    """Return verdicts as JUnit XML: a suite a gate, a test case a finding, and one for each other verdict.
 
-    Failures and errors are what the exit status is: a primary verdict that regressed is a failure, one that could not
-    be judged an error, one that is inconclusive skipped with its reason. Advisory verdicts pass, and what they found
-    stands in the case's output. A gate that is not finished has an error that says so, and one that could not judge
-    for want of a primary verdict too.
+    Failures and errors are what the exit status is: primary verdicts that regressed are a failure, those that could not
+    be judged an error, those that are inconclusive skipped with their reason; of one cause they are one case, in words,
+    its members below. What was accepted passes, with the reason. Advisory verdicts pass, and what they found stands in
+    the case's output. A gate that is not finished has an error that says so, and one that could not judge for want of a
+    primary verdict too.
     """
     root = ElementTree.Element("testsuites")
     for gate in gates:
         suite = ElementTree.SubElement(root, "testsuite", name=_xml(f"gate {gate.title}"))
+        findings = {id(member): found for found in told(gate) for member in found.finding.members}
         for it in gate.verdicts:
+            if found := findings.get(id(it)):
+                # A finding stands where its worst figure would, and once.
+                if it is found.finding.worst:
+                    _finding(suite, found)
+                continue
             cell = ".".join(_parts(it.place))
             words = (
                 f"{it.reason}: new / old {_number(it.ratio)}, interval {_number(it.low)} to {_number(it.high)}, "
                 f"margin {it.margin:g}, {it.blocks} blocks. {it.detail}"
             )
             advisory = "" if it.primary else f"advisory, {it.verdict}: "
-            _case(suite, cell, it.what, _OUTCOMES.get(it.verdict, "") if it.primary else "", advisory + words)
+            _case(suite, cell, it.what, "", advisory + words)
         if gate.finished is False:
             _case(suite, "gate", "finished", "error", "the gate did not come to its end: --resume goes on with it")
         if gate.exit_status == 2 and not suite.findall("testcase/error"):
@@ -57,6 +66,13 @@ def junit(gates: Sequence[GateFile]) -> bytes:
     return text + b"\n"
 
 
+def _finding(suite: ElementTree.Element, found: Told) -> None:
+    it = found.finding.worst
+    several = len(found.members) > 1
+    about, name = ("finding", found.finding.cause.words) if several else (".".join(_parts(it.place)), it.what)
+    _case(suite, about, name, _OUTCOMES.get(found.outcome, ""), found.text)
+
+
 def _case(suite: ElementTree.Element, classname: str, name: str, outcome: str, words: str) -> None:
     case = ElementTree.SubElement(suite, "testcase", classname=_xml(classname), name=_xml(name))
     if outcome:
@@ -65,8 +81,8 @@ def _case(suite: ElementTree.Element, classname: str, name: str, outcome: str, w
 
 
 def markdown(gates: Sequence[GateFile]) -> bytes:
-    """Return the verdicts as markdown tables, e.g. for the summary of a GitHub Actions step."""
-    tables = []
+    """Return findings in words and all verdicts as markdown, e.g. for the summary of a GitHub Actions step."""
+    texts = []
     for gate in gates:
         rows = tuple(
             (it.name, _shown(it), _number(it.ratio), f"{_number(it.low)} to {_number(it.high)}", it.detail)
@@ -74,15 +90,33 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
         )
         header = ("what", "verdict", "new / old", "interval", "detail")
         notes = (f"differs: {'; '.join(gate.differences)}",) if gate.differences else ()
-        tables.append(Table(f"{gate.title}: exit status {gate.exit_status}", "Verdicts", header, rows, notes))
+        texts.append(f"## {escape_md(f'{gate.title}: exit status {gate.exit_status}')}\n\n{_findings(gate)}")
+        tables = [Table("", "Verdicts", header, rows, notes)]
         if gate.compatibility:
             header = ("what", "stage", "old", "new", "error")
             broken = tuple(
                 (f"{it.place.model} {it.place.recipe} {it.place.server}", it.stage, it.old, it.new, it.error or "")
                 for it in gate.compatibility
             )
-            tables.append(Table(tables[-1].heading, "Compatibility", header, broken))
-    return render(tables, "md").encode("utf-8", errors="backslashreplace")
+            tables.append(Table("", "Compatibility", header, broken))
+        texts.append(_folded("all verdicts", render(tables, "md")))
+    return "\n".join(texts).encode("utf-8", errors="backslashreplace")
+
+
+def _findings(gate: GateFile) -> str:
+    """Return a gate's findings in words, the members of each folded below it, then what else is to be said."""
+    parts = [escape_md(sentence(gate))]
+    for it in told(gate):
+        lines = [f"**{escape_md(it.title)}**", "", *(f"- {name}: {escape_md(words)}" for name, words in it.lines)]
+        parts.append("\n".join(lines))
+        if len(it.members) > 1:
+            parts.append(_folded("its figures", "".join(f"- {escape_md(member)}\n" for member in it.members)))
+    parts += [escape_md(remark) for remark in gate.remarks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
 
 
 def _parts(place: Place) -> list[str]:
@@ -90,7 +124,7 @@ def _parts(place: Place) -> list[str]:
 
 
 def _shown(verdict: Verdict) -> str:
-    return verdict.verdict if verdict.primary else f"{verdict.verdict} (advisory)"
+    return outcome(verdict) if verdict.primary else f"{verdict.verdict} (advisory)"
 
 
 def _number(value: float | None) -> str:

@@ -143,6 +143,62 @@ def test_a_metric_without_a_verdict_is_said_at_the_end_and_everything_is_written
     assert all(file.stat().st_size for file in files)
 
 
+def test_an_accepted_regression_fails_neither_this_gate_nor_the_next(
+    gates: Gates, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = gates.folder / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    gates.answer = lambda _: [speed(0.7)]
+    given = ("gate", "tiny==1", "tiny==2")
+    status, output, _ = command(*given)
+    assert status == 1
+    assert "accept: the same command with --resume last --accept generate_throughput:REASON" in output
+    status, output, _ = command(*given, "--accept", "generate_throughput:its fix is under way")
+    assert status == 0
+    assert "accepted: its fix is under way" in output
+    path = gates.folder / "results" / "accepted.json"
+    assert f"accepted,forgatestocome:{path}" in "".join(output.split())
+    assert command(*given)[0] == 0
+    gates.answer = lambda _: [speed(0.5)]
+    status, output, _ = command(*given)
+    assert status == 1
+    assert "is worse than was accepted" in " ".join(output.split())
+    text = summary.read_text(encoding="utf-8")
+    assert text.count("**regressed: ") == 2
+    assert text.count("**accepted: ") == 2
+    stored = sorted((gates.folder / "results" / "gates").glob("*/gate.json"))
+    assert [gatefile.load(it).exit_status for it in stored] == [1, 0, 0, 1]
+    reports = [it.with_name("report.md").read_text(encoding="utf-8") for it in stored]
+    assert ["its fix is under way" in it for it in reports] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--accept", "latency"), "say why"),
+        (("--accept", "speed:x"), "judged by no gate"),
+        (("--blocks", "0"), "1 or more"),
+    ],
+)
+def test_what_cannot_be_accepted_is_refused_before_anything_is_measured(
+    gates: Gates, command: Command, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    try:
+        status, _, errors = command("gate", "tiny==1", "tiny==2", *words)
+    except SystemExit as error:
+        status, errors = int(str(error.code)), capsys.readouterr().err
+    assert status == 2
+    assert said in errors
+    assert gates.asked == []
+
+
+def test_an_acceptance_of_what_has_not_regressed_is_said_and_not_kept(gates: Gates, command: Command) -> None:
+    status, output, _ = command("gate", "tiny==1", "tiny==2", "--accept", "latency:why not")
+    assert status == 0
+    assert "--accept latency: nothing to accept, it has not regressed in this gate" in output
+    assert not (gates.folder / "results" / "accepted.json").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [

@@ -106,7 +106,8 @@ def gate_job(folder: Path, old: str) -> tuple[list[int], str]:
             command = ["bash", "-e", "-c", step["run"]]
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
             statuses.append(done.returncode)
-    return statuses, (folder / "summary.md").read_text(encoding="utf-8")
+    summary = folder / "summary.md"
+    return statuses, summary.read_text(encoding="utf-8") if summary.exists() else ""
 
 
 def test_a_gate_that_never_began_shows_no_committed_one_as_its_own(tmp_path: Path) -> None:
@@ -118,14 +119,14 @@ def test_a_gate_that_never_began_shows_no_committed_one_as_its_own(tmp_path: Pat
     assert not list(tmp_path.glob("out/**/*.json")) + list(tmp_path.glob("out/**/*.html"))
 
 
-def test_a_gates_summary_and_page_are_of_what_it_wrote(tmp_path: Path) -> None:
-    """The summary of a gate that gave verdicts, here a committed one where the gate's step would have put its own."""
+def test_a_gates_page_is_of_what_it_wrote(tmp_path: Path) -> None:
+    """That of a gate that gave verdicts, here a committed one where the gate's step would have put its own."""
     (gate,) = sorted((WORKFLOWS[0].parents[2] / "results" / "gates").glob("*/gate.json"))[-1:]
     (tmp_path / "out" / "gate").mkdir(parents=True)
     shutil.copy(gate, tmp_path / "out" / "gate")
     statuses, summary = gate_job(tmp_path, old="torchao==")
     assert statuses == [2, 0]
-    assert ": exit status " in summary
+    assert summary == "", "a gate writes its own"
     page = (tmp_path / "out" / "gate.html").read_text(encoding="utf-8")
     reasons = [verdict["reason"] for verdict in json.loads(gate.read_text(encoding="utf-8"))["verdicts"]]
     assert len(reasons) > 30

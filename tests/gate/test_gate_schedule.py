@@ -232,14 +232,14 @@ def test_a_later_block_that_fails_is_an_error_and_no_recipe_that_stopped_working
 def test_one_block_is_enough_to_say_how_an_old_checkpoint_is_read(gate: Callable[..., Gate], kl: float) -> None:
     machine = Machine(kl={"new": kl})
     pair = fake_gate.apart()
-    outcome = gate(machine, budget=bisect.FIRST_BLOCKS, keyword=bisect.ON_THE_WAY, pair=pair)()
+    outcome = gate(machine, blocks=bisect.FIRST_BLOCKS, keyword=bisect.ON_THE_WAY, pair=pair)()
     assert bisect.answer_of(outcome.file, bisect.CHECKPOINT) == ("regressed" if kl else "pass")
     assert [(block, once) for _, block, once in machine.measured] == [(0, frozenset({"peak_memory"}))]
 
 
 def test_one_stage_is_enough_to_say_that_an_old_checkpoint_is_served(gate: Callable[..., Gate]) -> None:
     machine = Machine()
-    given = {"budget": bisect.FIRST_BLOCKS, "keyword": bisect.ON_THE_WAY}
+    given = {"blocks": bisect.FIRST_BLOCKS, "keyword": bisect.ON_THE_WAY}
     outcome = gate(machine, servers=("vllm",), **given)()
     assert bisect.answer_of(outcome.file, bisect.CHECKPOINT) == "pass"
     assert [(unit, block) for unit, block, _ in machine.measured] == [(f"{CELL}-vllm", 0)]
