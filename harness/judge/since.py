@@ -49,9 +49,9 @@ def _since(verdict: Verdict, gate: GateFile, alike: list[GateFile]) -> str:
         if at is not None and bad is not None and good is not None and good < at < bad and said == {"pass"}:
             good = at
     if bad is None or good is None:
-        return f"since {gate.new}; {gate.old} was better"
+        return f"{gate.new}; {gate.old} was better"
     still = f"{good} was still as before" if good != version(gate.old) else f"held against {good}"
-    return f"since {bad} at the latest; {still}"
+    return f"{bad} at the latest; {still}"
 
 
 def search(verdict: Verdict, gate: GateFile) -> str:

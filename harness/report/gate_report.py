@@ -31,9 +31,7 @@ def text(gate: GateFile, explain: Sequence[str] = ()) -> str:
     Findings come first, in words, then verdicts by severity, flips, what works, layers and kernels.
     """
     parts = [
-        gate_words.sentence(gate) + "\n",
-        *(f"{it.text}\n" for it in gate_words.told(gate)),
-        *(f"{it}\n" for it in gate.remarks),
+        gate_words.words(gate),
         render(
             [table for table in (_verdicts(gate), _flips(gate), _compatibility(gate), _changes(gate)) if table.rows],
             "md",

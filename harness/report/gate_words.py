@@ -17,6 +17,7 @@ from harness.judge.rules import REASONS
 from harness.judge.since import search
 from harness.judge.verdict import Verdict
 from harness.records.metrics import METRICS
+from harness.report.rendering import escape_md
 
 STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 _MOST_WORDS = 400
@@ -68,6 +69,23 @@ def sentence(gate: GateFile) -> str:
     return f"{gate.title}: {STATUS[gate.exit_status]}; {what}{', '.join(parts)}"
 
 
+def words(gate: GateFile) -> str:
+    """Return a gate's findings as markdown, the members of each folded below it, then what else is to be said."""
+    parts = [escape_md(sentence(gate))]
+    for it in told(gate):
+        lines = [f"**{escape_md(it.title)}**", "", *(f"- {name}: {escape_md(said)}" for name, said in it.lines)]
+        parts.append("\n".join(lines))
+        if len(it.members) > 1:
+            parts.append(folded("its figures", "".join(f"- {escape_md(member)}\n" for member in it.members)))
+    parts += [escape_md(remark) for remark in gate.remarks]
+    return "\n\n".join(parts) + "\n"
+
+
+def folded(title: str, text: str) -> str:
+    """Return markdown that is folded below a title, as GitHub shows it."""
+    return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
+
+
 def _told(finding: Finding, gate: GateFile) -> Told:
     members, first = finding.members, finding.worst
     count = f" ({len(members)} figures)" if len(members) > 1 else ""
@@ -82,15 +100,19 @@ def _told(finding: Finding, gate: GateFile) -> Told:
 
 def _regressed(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:
     metrics = list(dict.fromkeys(it.metric for it in finding.members))
-    accept = " ".join(f"--accept {shlex.quote(f'{metric}:REASON')}" for metric in metrics)
+    accept = " ".join(f"--accept {_quoted(f'{metric}:REASON')}" for metric in metrics)
     sought = search(finding.worst, gate)
-    since = finding.worst.since or f"since {gate.new}, held against {gate.old}"
+    since = finding.worst.since or f"{gate.new}, held against {gate.old}"
     return [
         ("worse", how_much(finding.members)),
         ("means", "; ".join(meaning(metric) for metric in metrics)),
         ("since", f"{since}; {sought} finds the release" if sought else since),
         ("accept", f"the same command with --resume last {accept}"),
     ]
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "'" in text else shlex.quote(text)
 
 
 def _error(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from harness.judge.findings import outcome
 from harness.judge.gatefile import GateFile
 from harness.judge.verdict import Verdict
 from harness.records.place import Place
-from harness.report.gate_words import Told, sentence, told
+from harness.report.gate_words import Told, folded, told, words
 from harness.report.rendering import Table, escape_md, render
 
 # What XML 1.0 cannot hold, not even escaped.
@@ -46,12 +46,12 @@ def junit(gates: Sequence[GateFile]) -> bytes:
                     _finding(suite, found)
                 continue
             cell = ".".join(_parts(it.place))
-            words = (
+            said = (
                 f"{it.reason}: new / old {_number(it.ratio)}, interval {_number(it.low)} to {_number(it.high)}, "
                 f"margin {it.margin:g}, {it.blocks} blocks. {it.detail}"
             )
             advisory = "" if it.primary else f"advisory, {it.verdict}: "
-            _case(suite, cell, it.what, "", advisory + words)
+            _case(suite, cell, it.what, "", advisory + said)
         if gate.finished is False:
             _case(suite, "gate", "finished", "error", "the gate did not come to its end: --resume goes on with it")
         if gate.exit_status == 2 and not suite.findall("testcase/error"):
@@ -90,7 +90,7 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
         )
         header = ("what", "verdict", "new / old", "interval", "detail")
         notes = (f"differs: {'; '.join(gate.differences)}",) if gate.differences else ()
-        texts.append(f"## {escape_md(f'{gate.title}: exit status {gate.exit_status}')}\n\n{_findings(gate)}")
+        texts.append(f"## {escape_md(f'{gate.title}: exit status {gate.exit_status}')}\n\n{words(gate)}")
         tables = [Table("", "Verdicts", header, rows, notes)]
         if gate.compatibility:
             header = ("what", "stage", "old", "new", "error")
@@ -99,24 +99,8 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
                 for it in gate.compatibility
             )
             tables.append(Table("", "Compatibility", header, broken))
-        texts.append(_folded("all verdicts", render(tables, "md")))
+        texts.append(folded("all verdicts", render(tables, "md")))
     return "\n".join(texts).encode("utf-8", errors="backslashreplace")
-
-
-def _findings(gate: GateFile) -> str:
-    """Return a gate's findings in words, the members of each folded below it, then what else is to be said."""
-    parts = [escape_md(sentence(gate))]
-    for it in told(gate):
-        lines = [f"**{escape_md(it.title)}**", "", *(f"- {name}: {escape_md(words)}" for name, words in it.lines)]
-        parts.append("\n".join(lines))
-        if len(it.members) > 1:
-            parts.append(_folded("its figures", "".join(f"- {escape_md(member)}\n" for member in it.members)))
-    parts += [escape_md(remark) for remark in gate.remarks]
-    return "\n\n".join(parts) + "\n"
-
-
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
 
 
 def _parts(place: Place) -> list[str]:

@@ -156,10 +156,10 @@ def test_the_version_that_it_is_worse_since_is_that_of_earlier_gates() -> None:
         gate(slower("int8dq"), new="torchao==0.17.2"),
     ]
     now = dated(gate(slower()), earlier)
-    assert now.verdicts[0].since == "since 0.17.3 at the latest; 0.17.1 was still as before"
-    assert dated(gate(slower()), []).verdicts[0].since == "since 0.18.0 at the latest; held against 0.17.0"
+    assert now.verdicts[0].since == "0.17.3 at the latest; 0.17.1 was still as before"
+    assert dated(gate(slower()), []).verdicts[0].since == "0.18.0 at the latest; held against 0.17.0"
     wheel = dated(gate(slower(), new="dist/torchao-0.19-py3-none-any.whl"), earlier).verdicts[0]
-    assert wheel.since == "since dist/torchao-0.19-py3-none-any.whl; torchao==0.17.0 was better"
+    assert wheel.since == "dist/torchao-0.19-py3-none-any.whl; torchao==0.17.0 was better"
 
 
 def test_the_release_is_searched_for_where_both_versions_are_releases() -> None:

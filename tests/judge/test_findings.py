@@ -169,7 +169,7 @@ def test_what_a_finding_says() -> None:
         "longer to 50.",
         "new / old of int8dq vllm batch_size=1 1.50",
         "means: a batch of prompts is answered later",
-        "since: since torchao==0.18.0, held against torchao==0.17.0; harness bisect torchao 0.17.0..0.18.0 -m cpu",
+        "since: torchao==0.18.0, held against torchao==0.17.0; harness bisect torchao 0.17.0..0.18.0 -m cpu",
         "accept: the same command with --resume last --accept latency:REASON",
         "of it: int8dq vllm batch_size=1, int8wo vllm batch_size=1",
         "| regressed ",
