@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.base.numbers import whole
@@ -12,6 +14,7 @@ from harness.records.metric import Words
 from harness.records.schema import Measurement
 from harness.report.lines import TableLine
 
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 DISTURBED = "†"
 """Marks a figure that was measured while the machine was doing something else too."""
 
@@ -88,11 +91,19 @@ def notes(records: list[Measurement]) -> list[str]:
         )
     if any(spread.too_wide(it) for it in records):
         found.append(f"{TOO_NOISY}: the rounds differ by more than {spread.MOST_SPREAD:.0%} (their logarithms' spread)")
-    kinds = dict.fromkeys(why for it in records for why in it.disturbed.split("; ") if why)
-    if kinds:
-        shown = "; ".join(list(kinds)[:3]) + (f"; and {len(kinds) - 3} more" if len(kinds) > 3 else "")
-        found.append(f"{DISTURBED}: the machine was not quiet: {shown}")
+    if why := disturbances(it.disturbed for it in records):
+        found.append(f"{DISTURBED}: the machine was not quiet: {'; '.join(why)}")
     return found
+
+
+def disturbances(told: Iterable[str]) -> list[str]:
+    """Return what disturbed some blocks, each kind once: the worst of those that differ in their numbers alone."""
+    worst: dict[str, tuple[list[float], str]] = {}
+    for why in (why for words in told for why in words.split("; ") if why):
+        kind = _NUMBER.sub("#", why)
+        numbers = [float(number.replace(",", "")) for number in _NUMBER.findall(why)]
+        worst[kind] = max(worst.get(kind, (numbers, why)), (numbers, why))
+    return [why for _, why in worst.values()]
 
 
 def _inverse(within: Range) -> Range:

@@ -8,6 +8,7 @@ from harness.base.text import one_line
 from harness.judge import spread
 from harness.judge.limits import TOO_NOISY, last
 from harness.records.schema import Judgement, Line, Measurement, describe
+from harness.report.claims import disturbances as disturbances_of
 from harness.report.lines import number_of
 
 
@@ -49,12 +50,14 @@ def figure(it: Measurement) -> str:
 def disturbances(found: Iterable[Line]) -> list[str]:
     """Say what the machine did besides while figures were measured, each kind once, with how many figures it was."""
     kept = standing(found)
-    why: dict[str, list[str]] = {}
-    for words in (words for it in kept for words in it.disturbed.split("; ") if words):
-        why.setdefault(words.partition(":")[0], []).append(words)
+    of: dict[str, list[str]] = {}
+    for it in kept:
+        for words in filter(None, it.disturbed.split("; ")):
+            of.setdefault(words.partition(":")[0], []).append(words)
     return [
-        f"{len(words)} of {len(kept)} figures were measured on a machine that was not quiet: {words[0]}"
-        for words in why.values()
+        f"{len(words)} of {len(kept)} figures were measured on a machine that was not quiet: "
+        f"{'; '.join(disturbances_of(words))}"
+        for words in of.values()
     ]
 
 

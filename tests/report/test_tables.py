@@ -29,7 +29,7 @@ from harness.records.metrics import METRICS
 from harness.records.published import Documented, Publication
 from harness.records.run import Run
 from harness.records.schema import Cell, Device, Failure, Header, Measurement, ModelIdentity, RecipeIdentity, Scalar
-from harness.report import tables
+from harness.report import claims, tables
 from harness.report.rendering import Format, Table, render
 from harness.report.spreadsheet import unquoted
 from harness.report.table_rows import ROWS, improvement, ratio_text
@@ -179,6 +179,12 @@ def test_a_range_of_both_is_shown_in_place_of_a_claim_and_explained() -> None:
     (line,) = [it for it in csv.DictReader(io.StringIO(render([table], "csv"))) if it["recipe"] == "int8wo"]
     assert line["disturbed"] == told["disturbed"]
     assert float(line["ratio_low"]) < 1 < float(line["ratio_high"])
+
+
+def test_of_disturbances_that_differ_in_their_numbers_the_worst_is_told() -> None:
+    told = ["shared: other processes used 1.2 of 2 processors", "", "throttled: thermal slowdown"]
+    told += [f"throttled: thermal slowdown; shared: other processes used {it} of 2 processors" for it in (1.6, 1.1)]
+    assert claims.disturbances(told) == [told[0].replace("1.2", "1.6"), "throttled: thermal slowdown"]
 
 
 def test_one_round_has_no_spread_and_no_interval() -> None:
