@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from harness.base.text import one_line
 from harness.judge import spread
 from harness.judge.limits import TOO_NOISY, last
+from harness.records.place import Place
 from harness.records.schema import Judgement, Line, Measurement, describe
 from harness.report.claims import disturbances as disturbances_of
 from harness.report.lines import number_of
@@ -61,8 +62,8 @@ def disturbances(found: Iterable[Line]) -> list[str]:
     ]
 
 
-def _of(it: Measurement | Judgement) -> tuple[object, ...]:
-    return it.metric, str(sorted(it.parameters.items())), it.cell.model_dump_json()
+def _of(it: Measurement | Judgement) -> Place:
+    return Place.of(it).without("definition")
 
 
 def _name(it: Measurement | Judgement) -> str:

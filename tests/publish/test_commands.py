@@ -67,8 +67,8 @@ def card(measurements: list[Measurement], **more: Any) -> str:
     return ModelCard(write_card(contents(measurements, **given), Documented())).text
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """Yield the words of each command in the shell's fences, the variables before it and ``$MODEL`` put in."""
+def commands(text: str, model: str = REPOSITORY) -> Iterator[list[str]]:
+    """Yield the words of each command in the shell's fences, with ``model`` for a ``$MODEL`` that none of them sets."""
     for token in MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(text):
         if token.type != "fence" or token.info != "Shell":
             continue
@@ -84,7 +84,7 @@ def commands(text: str) -> Iterator[list[str]]:
             if words[:1] == ["export"]:
                 variables |= dict([words[1].split("=", 1)])
             elif words:
-                yield [word.replace("$MODEL", variables["MODEL"] or REPOSITORY) for word in words]
+                yield [word.replace("$MODEL", variables["MODEL"] or model) for word in words]
         assert not held, f"a quotation without an end: {held}"
 
 
