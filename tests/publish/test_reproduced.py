@@ -34,7 +34,7 @@ SECONDS = 900
 
 
 class Reader:
-    """Somebody who has a card, and the models that it names as ``folders`` of this machine: its own, then the others."""
+    """Somebody who has a card, and the models that it names as ``folders`` here: its own, then the others."""
 
     def __init__(self, card: str, folders: Mapping[str, Path], home: Path) -> None:
         self.card, self.folders, self.home = card, folders, home
