@@ -54,19 +54,22 @@ def deviation(record: Measurement) -> float | None:
 def too_wide(record: Measurement) -> bool:
     """Return whether rounds are so far apart that the figure says nothing, whatever it is held against.
 
-    Requests of one round differ by what is asked of them too, so of them it is never said.
+    Requests of one round differ by what is asked of them too, so of them it is said by the rounds' medians alone.
     """
-    metric = METRICS.get(record.metric)
-    found = rounds(record) if metric and metric.samples == "rounds" else ()
-    return bool(found) and math.sqrt(_log_mean(found).variance * len(found)) > MOST_SPREAD
+    found, metric = rounds(record), METRICS.get(record.metric)
+    if not found or metric is None:
+        return False
+    if metric.samples == "requests":
+        return record.statistics.get("rounds_log_sd", 0.0) > MOST_SPREAD
+    return math.sqrt(_log_mean(found).variance * len(found)) > MOST_SPREAD
 
 
 def of_value(record: Measurement, confidence: float = CONFIDENCE) -> Range | None:
     """Return what a figure may be by its rounds, from the least to the most; None where they do not tell."""
-    found = rounds(record)
-    if not found or not record.value > 0:
+    if not rounds(record) or not record.value > 0:
         return None
-    return _factor(record.value, _log_mean(found), _NONE, math.exp(_log_mean(found).center), confidence)
+    found = _of(record)
+    return _factor(record.value, found, _NONE, math.exp(found.center), confidence)
 
 
 def of_ratio(record: Measurement, baseline: Measurement, confidence: float = CONFIDENCE) -> Range | None:
@@ -77,8 +80,8 @@ def of_ratio(record: Measurement, baseline: Measurement, confidence: float = CON
     mine, other = rounds(record), rounds(baseline)
     if not (mine or other) or not (record.value > 0 and baseline.value > 0):
         return None
-    new = _log_mean(mine) if mine else _Mean(math.log(record.value), 0.0, 0)
-    old = _log_mean(other) if other else _Mean(math.log(baseline.value), 0.0, 0)
+    new = _of(record) if mine else _Mean(math.log(record.value), 0.0, 0)
+    old = _of(baseline) if other else _Mean(math.log(baseline.value), 0.0, 0)
     center = math.exp(min(max(new.center - old.center, -_FARTHEST), _FARTHEST))
     return _factor(record.value / baseline.value, new, old, center, confidence)
 
@@ -143,6 +146,14 @@ def _mean(values: Sequence[float]) -> _Mean:
     center = math.fsum(values) / len(values)
     squares = math.fsum((value - center) ** 2 for value in values)
     return _Mean(center, squares / (len(values) - 1) / len(values), len(values) - 1)
+
+
+def _of(record: Measurement) -> _Mean:
+    """Return the mean of a record's logarithms; of requests no surer than the rounds' medians let it be."""
+    found = _log_mean(rounds(record))
+    count, sd = (record.statistics.get(name, 0.0) for name in ("rounds", "rounds_log_sd"))
+    between = sd**2 / count if count > 1 else 0.0
+    return _Mean(found.center, between, int(count) - 1) if between > found.variance else found
 
 
 def _log_mean(values: Sequence[float]) -> _Mean:

@@ -50,6 +50,18 @@ def percentiles(samples: Sequence[float]) -> dict[str, float]:
     return found
 
 
+def between_rounds(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return how many rounds there were and how far their medians are apart: the spread (n - 1) of their logarithms.
+
+    Requests of one round share what happened to it, so that many of them are no many rounds. Empty for one round, and
+    where a median has no logarithm.
+    """
+    medians = [statistics.median(values) for values in rounds if values]
+    if len(medians) < 2 or min(medians) <= 0:
+        return {}
+    return {"rounds": float(len(medians)), "rounds_log_sd": statistics.stdev(map(math.log, medians))}
+
+
 def thinned(samples: Sequence[float]) -> list[float]:
     """Return at most MAX_SAMPLES samples, evenly over all of them."""
     step = max(1, math.ceil(len(samples) / MAX_SAMPLES))

@@ -9,7 +9,7 @@ from harness.base.errors import WorkerError
 from harness.base.reading import json_file
 from harness.contract.tutorial import CHAT
 from harness.matrix.plan import Cell
-from harness.measure.figures import Figure, Timer, in_a_row, percentiles, thinned
+from harness.measure.figures import Figure, Timer, between_rounds, in_a_row, percentiles, thinned
 from harness.measure.flow import Flow
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
@@ -89,7 +89,8 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
         for name in times:
             samples = [value for answer in rounds for value in answer[name]]
             if samples:
-                found[name] = Figure(statistics.median(samples), thinned(samples), statistics=percentiles(samples))
+                told = percentiles(samples) | between_rounds([answer[name] for answer in rounds])
+                found[name] = Figure(statistics.median(samples), thinned(samples), statistics=told)
         return found
 
     parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}

@@ -126,6 +126,18 @@ def test_requests_differ_by_what_is_asked_of_them() -> None:
     assert spread.deviation(measured(samples, "ttft")) == pytest.approx(statistics.stdev(samples))
 
 
+def test_many_requests_of_two_rounds_are_no_surer_than_the_rounds() -> None:
+    """A thousand requests of rounds that were 10 and 20 % apart."""
+    samples = [1.0, 1.1] * 500
+    apart = {"rounds": 2.0, "rounds_log_sd": 0.1}
+    sure, unsure = measured(samples, "ttft"), measured(samples, "ttft").model_copy(update={"statistics": apart})
+    baseline = measured([1.3, 1.4] * 500, "ttft")
+    assert not spread.undecided(spread.of_ratio(sure, baseline), 1.0)
+    assert spread.undecided(spread.of_ratio(unsure, baseline), 1.0)
+    assert not spread.too_wide(unsure)
+    assert spread.too_wide(unsure.model_copy(update={"statistics": apart | {"rounds_log_sd": 0.3}}))
+
+
 def test_a_figure_of_nothing_has_no_ratio() -> None:
     none = measured([0.0, 0.0], value=0.0)
     assert spread.of_value(none) is None

@@ -25,7 +25,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import TaskOptions
 from harness.measure import recorder as recorder_module
-from harness.measure.figures import Figure, percentiles, split
+from harness.measure.figures import Figure, between_rounds, percentiles, split
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
 from harness.measure.recorder import Recorder
@@ -286,6 +286,7 @@ def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path,
         assert found.keys() == {"request_throughput", "output_throughput", "ttft"}
         assert found["request_throughput"].samples == [4.0, 4.0]
         assert found["ttft"].samples == [5.0, 7.0, 5.0, 7.0]
+        assert (found["ttft"].statistics["rounds"], found["ttft"].statistics["rounds_log_sd"]) == (2, 0)
     assert turns == [(2, 0)]
 
 
@@ -365,6 +366,16 @@ def test_what_was_too_noisy_for_its_limit_is_measured_again(
     for name in ("bf16", "int8wo", "int8dq"):
         resumed.generate(cells[name], repeat)
     assert flow.asked == 4 * again
+
+
+@given(st.lists(st.lists(st.floats(0.1, 100), max_size=9), max_size=5), st.floats(0.1, 10))
+def test_rounds_are_as_far_apart_in_any_unit(rounds: list[list[float]], factor: float) -> None:
+    found = between_rounds(rounds)
+    assert bool(found) == (sum(map(bool, rounds)) > 1)
+    if found:
+        scaled = between_rounds([[factor * it for it in values] for values in reversed(rounds)])
+        assert scaled == pytest.approx(found, abs=1e-9)
+        assert between_rounds([rounds[0] or [1.0]] * 3)["rounds_log_sd"] == pytest.approx(0, abs=1e-12)
 
 
 class RestlessWatch:
