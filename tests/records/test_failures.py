@@ -115,7 +115,7 @@ def test_the_tables_and_the_page_show_what_stands_once(tmp_path: Path, capsys: p
     run = written(
         tmp_path, [START, *overcome, *stays, ended(7, "error", OTHER), row(8), header(9), ended(10, "passed")]
     )
-    assert main(["table", str(run.folder)]) == 0
+    assert main(["table", str(run.folder), "--wide"]) == 0
     table = capsys.readouterr().out
     assert "was overcome" not in table
     (line,) = [line for line in table.splitlines() if "it stays" in line]
