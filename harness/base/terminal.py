@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 WIDTH = 100
@@ -116,6 +116,8 @@ class Folded:
 
     def __init__(self, stream: TextIO, wide: int) -> None:
         self.stream = stream
+        self.before: Callable[[], None] = lambda: None
+        """Called before anything is written."""
         self._folding = Folding(wide)
 
     @property
@@ -124,6 +126,7 @@ class Folded:
         return self._folding.column
 
     def write(self, text: str) -> int:
+        self.before()
         self.stream.write(self._folding(text))
         return len(text)
 

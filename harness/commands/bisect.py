@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     def answer(release: str) -> Ruling:
         try:
             asked = replace(wanted, old=first, new=f"{arguments.package}=={release}")
-            outcome = place.gate(asked, calibrated=arguments.metric != CHECKPOINT)
+            with gate.working(place):
+                outcome = place.gate(asked, calibrated=arguments.metric != CHECKPOINT)
         except BrokenEnvironment as error:
             print(f"{release}: passed over: {error}", flush=True)
             return "error"

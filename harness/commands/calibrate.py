@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
 from harness.base.reading import json_file
+from harness.base.terminal import columns
 from harness.commands import gate as gate_command
 from harness.gate.noise import device, summarise
 from harness.judge import gatefile
@@ -78,17 +79,19 @@ def run(arguments: argparse.Namespace) -> int:
     packages = place.base.packages()
     kept = _Kept(place.results, wanted, probe.device(place.matrix.hardware[wanted.hardware]).name)
     outcomes = kept.resume(packages) if arguments.resume else []
+    wide = None if arguments.wide else columns()
     lock = only_session(machine_lock(), place.progress)
     try:
         for index in range(len(outcomes), arguments.gates):
             place.progress(f"gate {index + 1} of {arguments.gates}, old against old")
             pair = Pair("none", place.base, place.base, ())
-            outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
+            with gate_command.working(place):
+                outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
             outcomes.append(outcome.file)
             kept.add(outcome.folder, packages)
     except KeyboardInterrupt:
         if outcomes:
-            print(written(summarise(outcomes, arguments.hardware, wanted.budget)), end="")
+            print(written(summarise(outcomes, arguments.hardware, wanted.budget), wide), end="")
         print(
             f"interrupted after {len(outcomes)} of {arguments.gates} gates; the same command with --resume goes on",
             file=sys.stderr,
@@ -97,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         lock.release()
     found = summarise(outcomes, arguments.hardware, wanted.budget)
-    print(written(found), end="")
+    print(written(found, wide), end="")
     print(f"calibration: {found.write(place.results)}")
     kept.path.unlink(missing_ok=True)
     return 0

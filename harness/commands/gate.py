@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root, write_text
+from harness.base.spoken import Spoken
 from harness.base.terminal import columns
 from harness.gate import margins as gate_margins
 from harness.gate.gate import Gate, GateResult
@@ -145,7 +145,7 @@ class Workplace:
 
 def workplace(arguments: argparse.Namespace) -> Workplace:
     """Return where the command line says gates run; of a group ``-m`` becomes the hardware of it that is here."""
-    progress = _Progress()
+    progress = Spoken(wide=arguments.wide)
     matrix = here.whole(load(arguments.matrix or shipped.matrix(Path.cwd()), registry.names()))
     hardware = here.of_group(matrix, arguments.hardware)
     if hardware is None:
@@ -161,19 +161,9 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
     return Workplace(store, arguments.results, matrix, base, progress)
 
 
-class _Progress:
-    """Writes a line about long work; the same kind of line at most every ten seconds."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._last: dict[str, float] = {}
-
-    def __call__(self, message: str) -> None:
-        kind, now = message.split(":")[0], time.monotonic()
-        if now - self._last.get(kind, -10.0) >= 10:
-            self._last[kind] = now
-            sys.stderr.write(f"  {now - self._started:6.0f} s  {message}\n")
-            sys.stderr.flush()
+def working(place: Workplace) -> contextlib.AbstractContextManager[None]:
+    """Let a workplace say within what it is at, again and again."""
+    return place.progress.working() if isinstance(place.progress, Spoken) else contextlib.nullcontext()
 
 
 def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
@@ -258,9 +248,11 @@ def run(arguments: argparse.Namespace) -> int:
     accept = accepted.parse(arguments.accept)
     acceptances = Acceptances.load(arguments.results)
     place = workplace(arguments)
+    wanted = options(arguments, arguments.old, arguments.new)
     lock = only_session(machine_lock(), place.progress)
     try:
-        outcome = place.gate(options(arguments, arguments.old, arguments.new), arguments.resume)
+        with working(place):
+            outcome = place.gate(wanted, arguments.resume)
     except KeyboardInterrupt:
         print("interrupted; what was measured is kept: the same command with --resume last goes on", file=sys.stderr)
         return 130

@@ -22,6 +22,7 @@ from harness.plugin.stash import (
     running_key,
     session_key,
 )
+from harness.plugin.terminal import foot
 from harness.records.run import Run
 from harness.records.schema import Line
 
@@ -57,9 +58,13 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     session.run.written = lambda line: hand_on(config, line, session.run)
     progress.plan([name_of(item) for item in request.session.items if claim_key in item.stash], session.estimate())
     progress.begin(name_of(config.stash[running_key]))
+    progress.foot = foot(config, progress)
     config.stash[progress_key] = progress
     config.stash[session_key] = session
     yield session
+    if progress.foot:
+        progress.foot.close()
+        progress.foot = None
     session.close()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.base.foot import Foot, Work
 from harness.base.secrets import without_secrets
 from harness.base.text import duration
 from harness.records.run import Run
@@ -72,6 +73,8 @@ class Progress:
         self._now = -1
         self._since = clock()
         self.estimate = Estimate({})
+        self.foot: Foot | None = None
+        """The line of a terminal that shows it all the time; then nothing else says what runs."""
 
     def plan(self, tests: Sequence[str], estimate: Estimate) -> None:
         """Take in which tests will run, in order, and what is known of their times."""
@@ -98,9 +101,23 @@ class Progress:
             self._last[kind] = now
             self._spoke = now
             self._write(without_secrets(" ".join(part for part in (message, self._place()) if part)))
+        if self.foot:
+            self.foot.show()
+
+    def work(self) -> Work | None:
+        """Return what runs now and how far the session is, for the line of a terminal."""
+        if self._now < 0:
+            return None
+        test, since = self._tests[self._now], self._clock() - self._since
+        usual = self.estimate.of(test)
+        told = f" of {duration(usual)}" if usual is not None else ""
+        return Work(test, f"{duration(since)}{told} {self._place()}", self._now, len(self._tests))
 
     def waiting(self) -> None:
         """Say what runs, if nothing was said for a while; called again and again while the session waits."""
+        if self.foot:
+            self.foot.show()
+            return
         now = self._clock()
         with self._lock:
             if self._write is None or self._now < 0 or now - max(self._spoke, self._since) < _HEARTBEAT:

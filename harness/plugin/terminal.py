@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from harness.base.foot import Foot
 from harness.base.terminal import Folded, columns, fold
 from harness.plugin.command_line import CommandLine
+from harness.plugin.progress import Progress
 
+_ANY_WIDTH = 10**9
 # Options of pytest-benchmark that ask for its own table.
 _OF_ITS_TABLE = ("columns", "compare", "cprofile", "group-by", "histogram", "name", "sort", "time-unit", "verbose")
 NOISY_STATUS = 8
@@ -33,12 +36,33 @@ def narrow(config: pytest.Config) -> None:
     """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     given = CommandLine.of(config)
-    if reporter is None or given.wide or (given.only_collect and config.option.verbose < 0):
+    if reporter is None or (given.only_collect and config.option.verbose < 0):
         return
     writer = reporter._tw
-    writer.fullwidth = min(writer.fullwidth, columns())
+    if not given.wide:
+        writer.fullwidth = min(writer.fullwidth, columns())
     if not isinstance(writer._file, Folded):
-        writer._file = Folded(writer._file, columns())
+        writer._file = Folded(writer._file, _ANY_WIDTH if given.wide else columns())
+
+
+def foot(config: pytest.Config, progress: Progress) -> Foot | None:
+    """Return a line at the foot of pytest's terminal that shows a session's progress; None where there is no terminal.
+
+    It is gone whenever pytest writes something.
+    """
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    stream = getattr(getattr(reporter, "_tw", None), "_file", None)
+    if capture is None or not isinstance(stream, Folded) or config.option.verbose < 0:
+        return None
+    # What a test prints is caught at standard output's descriptor, and this is not to be.
+    with capture.global_and_fixture_disabled():
+        if not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+            return None
+        own = open(os.dup(stream.fileno()), "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+    found = Foot(own, progress.work, lambda: stream.column)
+    stream.before = found.hide
+    return found
 
 
 def folded_errors(config: pytest.Config, error: pytest.UsageError) -> list[str]:

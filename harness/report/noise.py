@@ -6,8 +6,9 @@ from harness.judge import stats
 from harness.judge.calibration import Calibration, blocks_within
 from harness.judge.series import unit_of
 from harness.records.place import Place
+from harness.report import blocks
 from harness.report.gate_report import over
-from harness.report.rendering import Table, render
+from harness.report.rendering import Table
 
 # Shown in the table of what a verdict costs.
 MARGINS = (0.03, 0.05, 0.10)
@@ -88,5 +89,6 @@ def steady_table(found: Calibration) -> Table:
     )
 
 
-def written(found: Calibration) -> str:
-    return render([it for it in (table(found), steady_table(found)) if it.rows], "md")
+def written(found: Calibration, wide: int | None = None) -> str:
+    """Return the tables as markdown, of at most ``wide`` columns if that is given."""
+    return blocks.text([it for it in (table(found), steady_table(found)) if it.rows], wide, blocks=False)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,3 +157,36 @@ def test_verbose_shows_every_section_before(run: Run) -> None:
     assert max(width(line) for line in result.outlines) <= 100
     result.stdout.fnmatch_lines(["*= results =*", "### Performance", "*= where the time went =*", "*= summary =*"])
     assert len(summary(result)) <= 40
+
+
+def test_a_terminal_shows_at_its_foot_what_runs(run: Run, pytester: pytest.Pytester) -> None:
+    """The line is gone before pytest writes on, where it was: a test's dot stands behind its file's name."""
+    run("--co", "-q")
+    suite = pytester.path / "test_suite.py"
+    suite.write_text(suite.read_text().replace("timed(lambda: None, 2, 0)", "__import__('time').sleep(0.7)"))
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 120, 0, 0))
+    environ = {name: it for name, it in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm-256color"}
+    given = ["-p", "pytest_benchmark.plugin", "-p", "harness.plugin.plugin", "-p", "no:cacheprovider", "-m", "cpu"]
+    command = [sys.executable, "-m", "pytest", *given, "--cache=cache", "-k", "generate and bf16"]
+    with subprocess.Popen(command, cwd=pytester.path, env=environ, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        shown = b"".join(iter(lambda: read(leader), b""))
+    assert process.returncode == pytest.ExitCode.TESTS_FAILED
+    text = shown.decode()
+    foot = text.index("[test 1 of 1, time left unknown]")
+    assert "test_suite.py::test_generate[small-bf16" in text[:foot]
+    begun = text.index("test_suite.py \r\n")
+    assert begun < foot
+    back = text.index(f"\x1b[{len('test_suite.py ') + 1}G", foot)
+    assert "\x1b[1A" in text[foot:back], "one line up, and behind the file's name"
+    assert "F" in text[back : back + 40]
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[text.rindex("summary") :])
+    assert max(map(width, plain.splitlines())) <= 100, "also where the terminal is wider"
+
+
+def read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""  # the other side was closed

@@ -1,0 +1,74 @@
+"""What long work says of itself: no kind of line too often, and a heartbeat where nothing else is said."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from harness.base.spoken import Spoken
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_one_kind_of_line_at_most_every_ten_seconds(clock: Clock) -> None:
+    stream = io.StringIO()
+    said = Spoken(stream, clock)
+    for now, message in ((0, "block: 1"), (5, "block: 2"), (6, "other: 1"), (12, "block: 3")):
+        clock.now = now
+        said(message)
+    assert stream.getvalue().splitlines() == [
+        "       0 s  block: 1",
+        "       6 s  other: 1",
+        "      12 s  block: 3",
+    ]
+
+
+def test_a_heartbeat_says_what_is_done_how_long_and_what_is_left(clock: Clock) -> None:
+    stream = io.StringIO()
+    said = Spoken(stream, clock)
+    said.budget = 180.0
+    said("block 1 of a cell")
+    for now in (10.0, 29.0, 31.0, 40.0, 62.0):
+        clock.now = now
+        said.waiting()
+    assert stream.getvalue().splitlines()[1:] == [
+        "      31 s  block 1 of a cell: 31 s so far, 2 min of the budget left",
+        "      62 s  block 1 of a cell: 62 s so far, 2 min of the budget left",
+    ]
+
+
+def test_the_heart_beats_while_work_lasts_and_no_longer(clock: Clock) -> None:
+    stream = io.StringIO()
+    said = Spoken(stream, clock)
+    said("long work")
+    clock.now = 31.0
+    with said.working():
+        deadline = time.monotonic() + 5
+        while "so far" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert "long work: 31 s so far" in stream.getvalue()
+    before = stream.getvalue()
+    clock.now = 100.0
+    time.sleep(1.2)
+    assert stream.getvalue() == before
+
+
+def test_long_lines_go_on_below(clock: Clock) -> None:
+    stream = io.StringIO()
+    Spoken(stream, clock)("word " * 40)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 100
