@@ -14,6 +14,8 @@ WIDTH = 100
 """The most columns that are printed unless asked."""
 
 _NARROWEST = 40
+_WIDEST = 2
+"""Columns of the widest character."""
 _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PARTS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\n\r]|[^\S\n\r]+|(?:(?!\x1b\[)\S)+")
 
@@ -89,6 +91,9 @@ class Folding:
             lead = self._next()
         self._blank = False
         while width(word) > self._wide - self.column:
+            if self._wide - self.column < _WIDEST and self.column > self._indent:
+                lead += self._next()
+                continue
             head = self._head(word)
             lead += head + self._next()
             word = word[len(head) :]

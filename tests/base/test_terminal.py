@@ -37,6 +37,10 @@ def test_pieces_are_folded_as_one_text_is(pieces: list[str], wide: int) -> None:
     assert folded.column <= wide
 
 
+def test_a_word_after_a_full_line_begins_a_new_one() -> None:
+    assert max(map(width, fold(f" word {'x' * 70} {'x' * 70}", 40))) <= 40
+
+
 @given(text=st.text(st.characters(categories=["L", "N", "P"]), max_size=40))
 def test_what_fits_stays_as_it_is(text: str) -> None:
     assert Folding(200)(f"  {text} and so on\n") == f"  {text} and so on\n"
