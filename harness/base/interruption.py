@@ -46,7 +46,9 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         while self._former:
             number, former = self._former.popitem()
-            signal.signal(number, former)
+            ends = self.by and former in (signal.SIG_DFL, signal.default_int_handler)
+            # What was interrupted ends: Python's last steps are nothing that a further signal should tear up.
+            signal.signal(number, signal.SIG_IGN if ends else former)
         if self._errors != 2:
             os.close(self._errors)
             self._errors = 2

@@ -1,0 +1,165 @@
+"""Runs seeded faults one after another, keeps what each came to, and writes the table.
+
+Fault number N of a seed is the same wherever it runs: its kind and all that it draws come from that seed and N. What
+has run is not run again, so a campaign can be stopped at any time and gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_PLURALS = ("records lost", "orphans", "silent passes", "tracebacks", "not complete", "other")
+PROBLEMS = ("record lost", "orphan", "silent pass", "traceback", "not complete", "other")
+
+
+@dataclass
+class Fault:
+    """One fault as it ran: whether it hit, and what of the promises did not hold."""
+
+    draw: random.Random
+    folder: Path
+    what: str = ""
+    hit: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    def broken(self, kind: str, words: str) -> None:
+        """Note a promise that did not hold; ``kind`` is one of PROBLEMS."""
+        if kind not in PROBLEMS:
+            raise ValueError(f"{kind!r} is none of {PROBLEMS}")
+        self.problems.append(f"{kind}: {words}"[:600])
+
+
+Kind = Callable[[Fault], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A kind of fault: ``weight`` of it in a campaign, and whether it is quick enough for continuous integration."""
+
+    name: str
+    run: Kind
+    weight: int
+    quick: bool = True
+
+
+def chosen(seed: int, number: int, scenarios: Sequence[Scenario]) -> tuple[Scenario, random.Random]:
+    """Return the scenario of a fault and what it draws from."""
+    draw = random.Random(f"{seed}/{number}")
+    (scenario,) = draw.choices(scenarios, [it.weight for it in scenarios])
+    return scenario, draw
+
+
+def one(scenario: Scenario, draw: random.Random) -> dict[str, object]:
+    """Run one fault and return what it came to, as JSON."""
+    folder = Path(tempfile.mkdtemp(prefix="fault-"))
+    fault, started = Fault(draw, folder), time.monotonic()
+    try:
+        scenario.run(fault)
+    except Exception as error:
+        words = traceback.format_exc().strip().splitlines()
+        fault.broken("other", f"{type(error).__name__}: {error} ({' '.join(words[-3:-1])})")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    seconds = round(time.monotonic() - started, 3)
+    return {"kind": scenario.name, "what": fault.what, "hit": fault.hit, "problems": fault.problems, "seconds": seconds}
+
+
+def run(
+    seed: int, count: int, seconds: float, log: Path, scenarios: Sequence[Scenario], part: tuple[int, int] = (0, 1)
+) -> list[dict[str, object]]:
+    """Run faults 0 to ``count`` of a seed that ``log`` does not have yet, as far as the time reaches; return them all.
+
+    ``part`` is this process's share where several run at once: (which, of how many).
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    done = {int(str(it["number"])) for it in read([log], seed)}
+    deadline = time.monotonic() + seconds
+    for number in range(count):
+        if number % part[1] != part[0] or number in done:
+            continue
+        if time.monotonic() > deadline:
+            break
+        scenario, draw = chosen(seed, number, scenarios)
+        found = {"seed": seed, "number": number, **one(scenario, draw)}
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for problem in found["problems"] if isinstance(found["problems"], list) else []:
+            print(f"fault {number} ({scenario.name}: {found['what']}): {problem}", flush=True)
+    return read([log], seed)
+
+
+def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object]]:
+    """Return what logs have of a seed, or of all, each fault once."""
+    found: dict[tuple[object, object], dict[str, object]] = {}
+    for log in logs:
+        for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+            try:
+                it = json.loads(line)
+            except ValueError:
+                continue  # a campaign that was killed in the middle of a line
+            if seed is None or it["seed"] == seed:
+                found[it["seed"], it["number"]] = it
+    return list(found.values())
+
+
+def table(found: Sequence[dict[str, object]], fuzzed: dict[str, int], uncaught: int, commit: str) -> str:
+    """Return the table of what ran, as markdown."""
+    kinds = sorted({str(it["kind"]) for it in found})
+    head = ("kind of fault", "tried", "hit", "missed", *_PLURALS)
+    rows = [head, tuple("---" if index == 0 else "---:" for index in range(len(head)))]
+
+    def row(name: str, them: Sequence[dict[str, object]]) -> tuple[str, ...]:
+        hit = sum(bool(it["hit"]) for it in them)
+        counts = [
+            sum(str(words).startswith(f"{problem}:") for it in them for words in _list(it["problems"]))
+            for problem in PROBLEMS
+        ]
+        return (name, *map(str, (len(them), hit, len(them) - hit, *counts)))
+
+    rows += [row(kind, [it for it in found if it["kind"] == kind]) for kind in kinds]
+    rows.append(row("**all**", found))
+    lines = ["| " + " | ".join(it) + " |" for it in rows]
+    seeds = ", ".join(sorted({str(it["seed"]) for it in found}))
+    hours = sum(float(str(it["seconds"])) for it in found) / 3600
+    told = [f"- {it['kind']}, seed {it['seed']}, fault {it['number']} ({it['what']}): {words}"
+            for it in found for words in _list(it["problems"])]  # fmt: skip
+    examples = [f"| {name} | {count:,} |" for name, count in sorted(fuzzed.items())]
+    return "\n".join(
+        [
+            "# The fault campaign",
+            "",
+            "Written by `python -m tests.faults --table`, of what `tox run -e faults` really ran; see tests/faults.",
+            "A fault has missed where nothing was there to be hit any more, e.g. a process that had ended by itself.",
+            "",
+            f"Seeds {seeds}; {hours:.1f} hours of faults; at commit {commit}.",
+            "",
+            *lines,
+            "",
+            "What did not hold:" if told else "All promises held.",
+            "",
+            *told,
+            *(
+                ["", f"Fuzzed inputs; {uncaught} of them raised what is not the reader's own error:", ""]
+                if fuzzed
+                else []
+            ),
+            *(["| reader | inputs |", "| --- | ---: |", *examples] if fuzzed else []),
+            *([f"| **all** | {sum(fuzzed.values()):,} |"] if fuzzed else []),
+            "",
+        ]
+    )
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,244 @@
+"""Faults of commands: a gate, exports, pages, baselines and publishing, killed, out of disk or refused by the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.judge import gatefile
+from harness.records.run import Run, read
+from harness.records.schema import Header
+from harness.runtime.store import Store
+from tests.faults.campaign import Fault, Scenario
+from tests.faults.sessions import REPOSITORY, TRACEBACK
+from tests.hub_server import TOKEN, Hub, Repository, serving
+from tests.publish import test_publish as publishing
+
+# What a gate of small_gate comes to, however often it was interrupted.
+VERDICTS = re.compile(r"^verdicts (\d) (.*)$", re.MULTILINE)
+
+
+class Command:
+    """A process with its output."""
+
+    def __init__(self, folder: Path, *words: str, file_limit: int = 0, **variables: str) -> None:
+        self.output = folder / f"output-{time.monotonic_ns()}"
+        environ = {name: it for name, it in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+        environ |= {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "xdg"), **variables}
+
+        def limit() -> None:
+            if file_limit:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *words], env=environ, stdout=output, stderr=output, cwd=folder, preexec_fn=limit
+            )
+
+    @property
+    def told(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def end(self, timeout: float = 120) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return -1000
+
+    def strike(self, number: int) -> bool:
+        """Send a signal; False if it had ended."""
+        there = self.process.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        return there
+
+
+def _told(fault: Fault, command: Command, status: int) -> None:
+    if TRACEBACK in command.told:
+        fault.broken("traceback", command.told[command.told.index(TRACEBACK) :][-400:])
+    if status == -1000:
+        fault.broken("other", f"it did not end by itself: {command.told[-300:]}")
+
+
+# ----------------------------------------------------------------------------------------------------------------- gate
+
+
+def gate(fault: Fault) -> None:
+    """A gate is killed or interrupted, its disk fills, or its gate.json is torn; it goes on, and says what it would."""
+    how = fault.draw.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "disk"])
+    after, delay = fault.draw.randrange(6), fault.draw.random() * 0.08
+    fault.what = f"a gate: {how} after {after} blocks"
+    limit = fault.draw.randrange(2000, 30_000) if how == "disk" else 0
+    words = ("-m", "tests.faults.small_gate", str(fault.folder))
+    first = Command(fault.folder, *words, file_limit=limit)
+    if how != "disk":
+        deadline = time.monotonic() + 60
+        while (
+            (first.told.count("block ") < after or "started" not in first.told)
+            and first.process.poll() is None
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.005)
+        time.sleep(delay)
+        fault.hit = first.strike(getattr(signal, how))
+    status = first.end()
+    if how == "disk":
+        fault.hit = status != 1
+    _told(fault, first, status)
+    if fault.hit and status in (0, 1) and how != "SIGINT" and "verdicts" not in first.told:
+        fault.broken("silent pass", f"it ended with {status}: {first.told[-300:]}")
+    path = fault.folder / "run" / "gate.json"
+    before = set(_lines(fault.folder))
+    if path.exists():
+        try:
+            gatefile.load(path)
+        except HarnessError as error:
+            fault.broken("record lost", str(error))
+    again = Command(fault.folder, *words, "--resume")
+    status = again.end()
+    _told(fault, again, status)
+    found = VERDICTS.search(again.told)
+    if status != 1 or not found or "generate_throughput=regressed" not in found[2]:
+        fault.broken("not complete", f"--resume ended with {status}: {again.told[-300:]}")
+    if not before <= set(_lines(fault.folder)):
+        fault.broken("record lost", "lines of the gate's records are gone")
+
+
+def _lines(folder: Path) -> list[bytes]:
+    path = folder / "run" / "records.jsonl"
+    return [it for it in path.read_bytes().split(b"\n")[:-1] if it] if path.exists() else []
+
+
+# -------------------------------------------------------------------------------------------------------------- exports
+
+EXPORTS = {
+    "table": ("table", "{run}", "--layout", "all", "-o", "{out}"),
+    "csv": ("export", "{run}", "--format", "csv", "-o", "{out}"),
+    "parquet": ("export", "{run}", "--format", "parquet", "-o", "{out}"),
+    "database": ("export", "{run}", "--format", "pytorch-v3", "-o", "{out}"),
+    "page": ("report", "{run}", "-o", "{out}"),
+    "site": ("site", "{site}", "--runs", "{runs}"),
+    "baseline": ("baseline", "{run}", "{run}", "{run}", "--results", "{site}"),
+}
+
+
+def _prepared(folder: Path) -> tuple[Store, Run]:
+    """Return a cache with a quantized checkpoint, and a run with its records."""
+    store = Store(folder / "cache")
+    made = store.get("checkpoint", publishing.key(), publishing.fill, label="checkpoint")
+    run = Run(folder / "runs" / "20260101-000000")
+    run.append(Header(run=run.name, command=["pytest"], packages=publishing.PACKAGES, device=publishing.DEVICE))
+    size = float(made.facts["checkpoint_bytes"])
+    for recipe, scale in ((publishing.BASE, 2.0), (publishing.RECIPE, 1.0)):
+        of = publishing.cell(recipe)
+        run.append(publishing.measured("checkpoint_size", size * scale, of))
+        run.append(publishing.measured("peak_memory", 4 * scale, of, parameters={"max_new_tokens": 128}))
+        run.append(publishing.measured("perplexity", 10 + 1 / scale, of, parameters={"text": "ShareGPT answers"}))
+    return store, run
+
+
+def export(fault: Fault) -> None:
+    """An export is killed, or the disk takes no more: what stood there before stays, or the new one is whole."""
+    name = fault.draw.choice(list(EXPORTS))
+    how = fault.draw.choice(["SIGKILL", "SIGTERM", "disk"])
+    delay, limit = fault.draw.random() * 2.5, fault.draw.randrange(0, 3000)
+    fault.what = f"{name}: {how}" + (f" after {delay:.2f} s" if how != "disk" else f" of {limit} bytes")
+    _, run = _prepared(fault.folder)
+    records, out = run.path.read_bytes(), fault.folder / "out"
+    out.write_text("as it was")
+    given = {
+        "run": str(run.folder),
+        "runs": str(run.folder.parent),
+        "out": str(out),
+        "site": str(fault.folder / "site"),
+    }
+    words = ["-m", "harness", *(word.format(**given) for word in EXPORTS[name])]
+    first = Command(fault.folder, *words, file_limit=max(1, limit) if how == "disk" else 0)
+    if how != "disk":
+        time.sleep(delay)
+        fault.hit = first.strike(getattr(signal, how))
+    status = first.end()
+    if how == "disk":
+        fault.hit = status not in (0, -1000) and name != "baseline"
+    _told(fault, first, status)
+    after = out.read_bytes() if out.is_file() else b""
+    again = Command(fault.folder, *words)
+    status = again.end()
+    _told(fault, again, status)
+    if status not in (0, 2 if name == "baseline" else 0):
+        fault.broken("not complete", f"it ended with {status} afterwards: {again.told[-300:]}")
+    whole = after in (b"as it was", out.read_bytes()) or (name == "page" and after.rstrip().endswith(b"</html>"))
+    if not whole and name not in ("site", "baseline"):
+        fault.broken("record lost", f"half an export is there: {after[:40]!r} ... {after[-40:]!r}")
+    if run.path.read_bytes() != records or read(run.path)[1]:
+        fault.broken("record lost", "the records are others")
+
+
+# -------------------------------------------------------------------------------------------------------------- publish
+
+
+def publish(fault: Fault) -> None:
+    """Publishing is killed, or the hub refuses, loses, cuts off or forgets: the same command again puts it right."""
+    how = fault.draw.choice(["killed", "status", "status", "cut off", "answer lost"])
+    delay = fault.draw.uniform(0.5, 4)
+    store, run = _prepared(fault.folder)
+    with serving(Hub(fault.folder / "hub", part=1 << 17)) as hub:
+        hub.repositories["them/Tiny"] = Repository(private=False)
+        path = fault.draw.choice(["/commit/", "/preupload/", "repos/create", "lfs", "upload", "."])
+        method = fault.draw.choice(["POST", "PUT", "GET"])
+        more: dict[str, Any] = {}
+        if how == "status":
+            more = {"status": fault.draw.choice([400, 401, 403, 404, 409, 412, 429, 500, 502, 503])}
+            more["headers"] = {"Retry-After": "0"} if more["status"] == 429 else {}
+        elif how == "cut off":
+            more = {"cut_after": fault.draw.randrange(200_000)}
+        elif how == "answer lost":
+            more = {"lose_answer": True}
+        planted = hub.fault(method, path, **more) if more else None
+        fault.what = f"publish: {how} {more or f'after {delay:.1f} s'}" + (f" of {method} {path}" if more else "")
+        words = ("-m", "harness", "publish", "Tiny:int8wo", "--repo", publishing.REPOSITORY, "--cache", str(store.root))
+        words += ("--runs", str(run.folder.parent))
+        variables = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        variables["HF_HOME"] = str(fault.folder / "home")
+        first = Command(fault.folder, *words, **variables)
+        if planted is None:
+            time.sleep(delay)
+            fault.hit = first.strike(signal.SIGKILL)
+        status = first.end()
+        if planted is not None:
+            fault.hit = planted.times < 1
+        _told(fault, first, status)
+        if TOKEN in first.told:
+            fault.broken("other", "the token is shown")
+        hub.faults.clear()
+        again = Command(fault.folder, *words, **variables)
+        status = again.end()
+        _told(fault, again, status)
+        sent = hub.repositories.get(publishing.REPOSITORY)
+        if status != 0 or sent is None or not {"model.safetensors", "README.md"} <= set(sent.files):
+            fault.broken("not complete", f"it ended with {status} afterwards: {again.told[-300:]}")
+        elif hub.content(publishing.REPOSITORY, "model.safetensors") != _weights(store):
+            fault.broken("silent pass", "other weights than the checkpoint's were published")
+
+
+def _weights(store: Store) -> bytes:
+    (path,) = store.root.glob("checkpoint/*/model.safetensors")
+    return path.read_bytes()
+
+
+SCENARIOS = [
+    Scenario("gate: killed, interrupted, a full disk", gate, 2, quick=False),
+    Scenario("export, page, site, baseline: killed, a full disk", export, 3, quick=False),
+    Scenario("publish: killed, a hub that refuses, cuts off, loses", publish, 2, quick=False),
+]

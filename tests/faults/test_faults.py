@@ -1,0 +1,105 @@
+"""A part of the campaign, and the campaign itself: seeded, gone on with, counted, and able to find what is wrong."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults import campaign, damage, peers, sessions
+from tests.faults.campaign import Fault, Scenario
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+
+def tried(scenario: Scenario, count: int) -> list[dict[str, object]]:
+    found = [campaign.one(scenario, random.Random(f"tests/{scenario.name}/{number}")) for number in range(count)]
+    assert [(it["what"], it["problems"]) for it in found if it["problems"]] == []
+    return found
+
+
+@pytest.mark.parametrize("scenario", damage.SCENARIOS, ids=lambda it: it.name)
+def test_damaged_files_are_found_or_refused(scenario: Scenario) -> None:
+    found = tried(scenario, 12)
+    assert sum(bool(it["hit"]) for it in found) >= 8
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("scenario", "count"), [(peers.SCENARIOS[0], 5), (peers.SCENARIOS[1], 4)], ids=["server", "worker"]
+)
+def test_servers_and_workers_that_go_wrong_are_told_of(scenario: Scenario, count: int) -> None:
+    assert all(it["hit"] for it in tried(scenario, count))
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("scenario", [it for it in sessions.SCENARIOS if it.quick], ids=lambda it: it.name)
+def test_a_session_loses_nothing(scenario: Scenario) -> None:
+    tried(scenario, 1)
+
+
+def test_a_campaign_is_gone_on_with_and_its_faults_are_always_the_same(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    def misses(fault: Fault) -> None:
+        drawn.append(fault.draw.random())
+
+    def hits(fault: Fault) -> None:
+        drawn.append(fault.draw.random())
+        fault.what, fault.hit = "planted", True
+
+    scenarios = [Scenario("misses", misses, 1), Scenario("hits", hits, 3)]
+    first = campaign.run(5, 10, 60, tmp_path / "log", scenarios)
+    assert len(first) == len(drawn) == 10
+    with (tmp_path / "log").open("a") as log:
+        log.write('{"seed": 5, "num')
+    with (tmp_path / "log").open("a") as log:
+        log.write("\n")
+    assert campaign.run(5, 12, 60, tmp_path / "log", scenarios)[:10] == first
+    assert len(drawn) == 12, "what has run is not run again"
+    campaign.run(5, 12, 60, tmp_path / "other", scenarios)
+    assert drawn[12:] == drawn[:12]
+    assert campaign.run(5, 12, 60, tmp_path / "half", scenarios, (1, 2))[0]["number"] == 1
+    text = campaign.table(first, {"a reader": 1000}, 0, "abc")
+    hit = sum(it["kind"] == "hits" for it in first)
+    assert f"| hits | {hit} | {hit} | 0 | 0 |" in text
+    assert f"| **all** | 10 | {hit} | {10 - hit} |" in text
+    assert "All promises held." in text
+    assert "| a reader | 1,000 |" in text
+
+
+def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
+    def loses(fault: Fault) -> None:
+        fault.what, fault.hit = "planted", True
+        fault.broken("record lost", "unit 3")
+
+    def breaks(fault: Fault) -> None:
+        raise ZeroDivisionError("planted")
+
+    found = campaign.run(1, 6, 60, tmp_path / "log", [Scenario("loses", loses, 1), Scenario("breaks", breaks, 1)])
+    text = campaign.table(found, {}, 0, "abc")
+    assert "record lost: unit 3" in text
+    assert "other: ZeroDivisionError: planted" in text
+    assert "All promises held." not in text
+
+
+@pytest.mark.models
+def test_the_campaign_finds_an_orphan_and_a_lost_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promise that cannot fail would be none."""
+    fault = Fault(random.Random(1), tmp_path)
+    session = sessions.Session(tmp_path, "--seconds", "5")
+    assert session.wait_kept(0)
+    while not session.victim("worker"):
+        assert session.process.poll() is None
+    session.process.send_signal(signal.SIGSTOP)
+    session.output.write_text("kept 5\n", encoding="utf-8")
+    monkeypatch.setattr(sessions, "kept", lambda _: {0: 99.0})
+    sessions.orphans(fault, session)
+    session.process.kill()
+    session.process.wait()
+    assert [it.split(":")[0] for it in fault.problems] == ["orphan"]
+    sessions.values(fault, sessions.kept(tmp_path))
+    assert fault.problems[-1] == "silent pass: wrong values were recorded: {0: 99.0}"
