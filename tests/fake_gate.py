@@ -13,7 +13,7 @@ import pytest
 from harness.base.errors import HarnessError
 from harness.gate import blocks, schedule
 from harness.gate.gate import Gate
-from harness.gate.plan import Unit
+from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget
 from harness.judge import gatefile
 from harness.judge.gatefile import Options
@@ -168,6 +168,7 @@ def make(
         pair=pair or Pair("none", Environment(), Environment(), ()),
         base=Environment(),
         progress=lambda _: None,
+        wanted=units(matrix, options),
     )
     gate.run.append(Header(run="run", command=["gate"], packages={}, device=Device(name="d")))
     gate.budget = Budget(options.budget, started=machine.now)

@@ -11,7 +11,6 @@ from harness.base.errors import BrokenEnvironment, HarnessError, nearest
 from harness.commands import gate
 from harness.commands.gate import Workplace
 from harness.gate.bisect import CHECKPOINT, FIRST_BLOCKS, ON_THE_WAY, answer_of, search, tells
-from harness.gate.plan import units
 from harness.judge.rules import RULES
 from harness.judge.verdict import Ruling
 from harness.machine.lock import machine_lock, only_session
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.metric == CHECKPOINT:
         wanted = replace(wanted, blocks=FIRST_BLOCKS)
     # Raises where nothing is left to be measured.
-    chosen = units(place.matrix, wanted, place.absent(wanted))
+    chosen = place.units(wanted)
     if arguments.metric == CHECKPOINT and all(unit.cell.recipe.baseline for unit in chosen):
         raise HarnessError(f"--metric {CHECKPOINT}: none of these cells has a quantized checkpoint; choose a --recipe")
     known = environment_pair.releases(arguments.package, place.base)

@@ -61,13 +61,12 @@ class Workplace:
         """
         # The environments that are made count.
         budget = Budget(options.budget)
-        absent = self.absent(options)
-        wanted = units(self.matrix, options, absent)
+        wanted = self.units(options)
+        device = probe.device(self.matrix.hardware[options.hardware])
         gates = self.results / "gates"
         earlier = Run.open(gates, resume) if resume else None
         if calibrated:
-            self._check_margins(options, wanted)
-        device = probe.device(self.matrix.hardware[options.hardware])
+            self._check_margins(options, wanted, device.name)
         known = Known.load(self.results, options.hardware, device.name)
         self.progress(f"expected: {known.estimate(wanted, options.budget)}")
         if pair is None:
@@ -83,7 +82,7 @@ class Workplace:
             pair=pair,
             base=self.base,
             progress=self.progress,
-            absent=absent,
+            wanted=wanted,
             budget=budget,
             known=known,
         )
@@ -101,18 +100,21 @@ class Workplace:
         )
         return gate()
 
-    def absent(self, options: Options) -> list[str]:
-        """Return the servers that are left out, since they need an environment of their own and this one is not it.
+    def units(self, options: Options) -> list[Unit]:
+        """Return what is to be measured, less the servers that need another environment than this one.
 
-        One that the command line names is not left out in silence.
+        One that the command line names is not left out in silence. Raises HarnessError where nothing is left.
         """
-        found, asked = [], {unit.cell.server for unit in units(self.matrix, options)}
+        every = units(self.matrix, options)
+        asked, absent = {unit.cell.server for unit in every}, set()
         for name, server in SERVERS.items():
             lacking = self.base.lacking(*server.distributions)
             if name in asked and server.own_environment and lacking and name not in options.servers:
                 self.progress(f"left out: {name}: {lacking}; gate it by itself: --server {name} --python ITS_PYTHON")
-                found.append(name)
-        return found
+                absent.add(name)
+        if left := [unit for unit in every if unit.cell.server not in absent]:
+            return left
+        raise HarnessError(f"nothing to gate: {', '.join(sorted(absent))} cannot be asked here")
 
     def _check_servers(self, options: Options, pair: Pair) -> None:
         """Refuse a server that the command line names and neither side has, before anything is measured."""
@@ -122,11 +124,9 @@ class Workplace:
                 if all(lacking):
                     raise HarnessError(f"--server {name}: {lacking[0]}; name an interpreter that has it with --python")
 
-    def _check_margins(self, options: Options, wanted: list[Unit]) -> None:
+    def _check_margins(self, options: Options, wanted: list[Unit], device: str) -> None:
         margins = Margins(options.margins)
-        calibration = Calibration.find(
-            self.results, options.hardware, probe.device(self.matrix.hardware[options.hardware]).name
-        )
+        calibration = Calibration.find(self.results, options.hardware, device)
         if calibration is None:
             self.progress(f"this machine is not calibrated: python -m harness calibrate -m {options.hardware}")
         elif calibration.threads != worker_threads():

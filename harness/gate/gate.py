@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from harness.gate.bench import Bench
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.compatibility import Compatibility, verdict_of
 from harness.gate.pace import Known, Pace
-from harness.gate.plan import Unit, units
+from harness.gate.plan import Unit
 from harness.gate.schedule import Budget, block_order
 from harness.judge import gatefile
 from harness.judge.gatefile import GateFile, Options, UnitState
@@ -66,7 +66,7 @@ class Gate:
         pair: Pair,
         base: Environment,
         progress: Callable[[str], None],
-        absent: Collection[str] = (),
+        wanted: list[Unit],
         budget: Budget | None = None,
         known: Known | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Gate:
         self.runner = BlockRunner(self.bench, lambda seconds: self.budget.allows(seconds))
         self.compatibility = Compatibility(self.bench)
         self.hardware = matrix.hardware[options.hardware]
-        self.units = units(matrix, options, absent)
+        self.units = wanted
         self.ledger = Ledger(
             self.margins,
             frozenset().union(*(unit.metrics for unit in self.units)) | SIZES,

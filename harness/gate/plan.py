@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from harness.base.errors import HarnessError
@@ -17,11 +16,11 @@ from harness.records.metrics import SIZES, TASKS
 from harness.records.place import Place
 
 
-def units(matrix: Matrix, options: Options, absent: Collection[str] = ()) -> list[Unit]:
+def units(matrix: Matrix, options: Options) -> list[Unit]:
     """Return what is to be measured: every chosen cell through every chosen server, with the chosen metrics.
 
-    What the matrix does not send through a server, or not through all of its stages, is not gated there either, nor
-    is anything through those that are ``absent``.
+    What the matrix does not send through a server, or not through all of its stages, is not gated there either.
+    Raises HarnessError where nothing is left.
     """
     chosen = [
         cell
@@ -34,7 +33,7 @@ def units(matrix: Matrix, options: Options, absent: Collection[str] = ()) -> lis
     found = []
     for cell in chosen:
         for server, stages in gated(cell).items():
-            if server in absent or (options.servers and server not in options.servers):
+            if options.servers and server not in options.servers:
                 continue
             through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
             for stage, measured in stages.items():

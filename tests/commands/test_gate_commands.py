@@ -501,9 +501,9 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     work = Workplace(Store(tmp_path / "cache"), tmp_path, suites_matrix, Environment(), told.append)
     options = Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",), budget=100)
     with pytest.raises(HarnessError, match="cannot hold these margins"):
-        work._check_margins(options, units(suites_matrix, options))
+        work._check_margins(options, units(suites_matrix, options), DEVICE)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    work._check_margins(options, units(suites_matrix, options))
+    work._check_margins(options, units(suites_matrix, options), DEVICE)
     assert "calibrated for 1 threads a worker and this gate runs 2" in told[-1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     made = Calibration.find(tmp_path, "cpu", DEVICE)
@@ -512,7 +512,7 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     margins.check(quiet, Margins(), units(suites_matrix, options), 100)
     told.clear()
     strict = replace(options, margins=("token_flips=0.02", "0.9"))
-    work._check_margins(strict, units(suites_matrix, strict))
+    work._check_margins(strict, units(suites_matrix, strict), DEVICE)
     (line,) = told
     assert "--margin: taken as given, since the calibration of this machine says nothing of token_flips of" in line
     unsteady = [it.model_copy(update={"differs": 0.5}) for it in quiet.steady]
