@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from packaging.version import InvalidVersion, Version
 from harness.base.errors import HarnessError, nearest
 from harness.base.reading import toml_value
 
+DISTRIBUTION = "torchao-harness"
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
@@ -121,7 +123,7 @@ def read_settings(path: Path, *extras: str) -> Settings:
 
 def named_extras(pyproject: Path, extra: str) -> list[str]:
     """Return an extra and those of the same project that it names, as ``harness[a,b]``, and that these name."""
-    project = _read_toml(pyproject).get("project", {})
+    project = _project(pyproject)
     own = canonicalize_name(project.get("name", ""))
     found = [canonicalize_name(extra)]
     for name in found:
@@ -139,7 +141,7 @@ def read_requirements(pyproject: Path, extra: str, environment: Mapping[str, str
     An extra may name others of the same project (``harness[a,b]``). Raises BundleError for a missing file, a broken
     one, an unknown extra (with the nearest names) and a requirement that cannot be read.
     """
-    project = _read_toml(pyproject).get("project", {})
+    project = _project(pyproject)
     extras = {canonicalize_name(name): lines for name, lines in project.get("optional-dependencies", {}).items()}
     pending, seen, found = [("", line) for line in project.get("dependencies", [])], {extra}, []
 
@@ -190,6 +192,26 @@ def read_runner(path: Path) -> dict[str, Version | None]:
         except InvalidVersion as error:
             raise BundleError(f"{path}, line {number}: {line!r} is not of the form name==version or name") from error
     return packages
+
+
+def _project(pyproject: Path) -> dict[str, Any]:
+    """Return the ``project`` table of a file; of the harness itself what is installed says the same."""
+    if pyproject != PROJECT or pyproject.is_file():
+        return dict(_read_toml(pyproject).get("project", {}))
+    try:
+        said = metadata.metadata(DISTRIBUTION)
+    except metadata.PackageNotFoundError as error:
+        raise BundleError(f"{DISTRIBUTION} is not installed and {pyproject} is not there: give --pyproject") from error
+    table: dict[str, Any] = {"name": DISTRIBUTION, "dependencies": [], "optional-dependencies": {}}
+    table["optional-dependencies"] = {name: [] for name in said.get_all("Provides-Extra") or []}
+    for line in said.get_all("Requires-Dist") or []:
+        marker = Requirement(line).marker
+        asked = re.findall(r'extra == "([^"]+)"', str(marker or ""))
+        for name in asked:
+            table["optional-dependencies"].setdefault(name, []).append(line)
+        if not asked:
+            table["dependencies"].append(line)
+    return table
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

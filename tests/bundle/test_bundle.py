@@ -200,6 +200,26 @@ def test_an_extra_may_name_another_of_the_same_project(shop: Path) -> None:
     assert sorted(map(str, found)) == ["engine==2.0", "numbers-lib", "plain>=1", "torch>=2"]
 
 
+def test_an_installed_harness_needs_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "torchao_harness-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchao-harness\nVersion: 1.0\nProvides-Extra: gpu\nProvides-Extra: old-gpu\n"
+        "Requires-Dist: plain>=1\nRequires-Dist: engine<3; python_version >= '3.8' and extra == 'gpu'\n"
+        "Requires-Dist: never; python_version < '3.8' and extra == 'gpu'\n"
+        "Requires-Dist: torchao-harness[gpu]; extra == 'old-gpu'\nRequires-Dist: torch<2.12; extra == 'old-gpu'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(bundle_asked, "PROJECT", tmp_path / "pyproject.toml")
+    found = bundle_asked.read_requirements(bundle_asked.PROJECT, "old-gpu", HERE.environment())
+    assert sorted(map(str, found)) == ["engine<3", "plain>=1", "torch<2.12"]
+    assert bundle_asked.named_extras(bundle_asked.PROJECT, "old-gpu") == ["old-gpu", "gpu"]
+    with pytest.raises(BundleError, match=r"no extra 'gpus'; did you mean gpu"):
+        bundle_asked.read_requirements(bundle_asked.PROJECT, "gpus", HERE.environment())
+    with pytest.raises(BundleError, match=r"elsewhere.toml"):
+        bundle_asked.read_requirements(tmp_path / "elsewhere.toml", "gpu", HERE.environment())
+
+
 def test_the_runner_is_read_from_a_freeze(tmp_path: Path) -> None:
     path = tmp_path / "freeze.txt"
     path.write_text("# ours\nTorch==2.11.0+cu130\nbare_name\nmine @ file:///x\n-e git+https://x\n\n", encoding="utf-8")
