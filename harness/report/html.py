@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.base.errors import HarnessError
 from harness.base.reading import json_value
 from harness.base.text import redact
+from harness.judge.findings import outcome
 from harness.judge.gatefile import GateFile
 from harness.judge.verdict import Verdict
 from harness.records.failures import counted
@@ -23,7 +24,7 @@ from harness.records.place import Parameters, Place
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
-from harness.report import history, judged, plots, tables, tradeoffs, unsteady
+from harness.report import gate_words, history, judged, plots, tables, tradeoffs, unsteady
 from harness.report.headline import Flags, headline
 from harness.report.layout import SECTIONS, Layout, Subject
 from harness.report.rendering import Table
@@ -159,13 +160,13 @@ def _verdicts(found: Sequence[Verdict]) -> dict[str, Any]:
         (
             (it.name.removeprefix(f"{it.place.model} ") if one_model else it.name)
             + ("" if it.primary else " (told beside)"),
-            it.verdict,
+            outcome(it),
             "" if it.ratio is None else f"{it.ratio:.4f}",
             "" if it.low is None or it.high is None else f"{it.low:.4f} to {it.high:.4f}",
             f"{it.margin:.3g}" if it.margin else "",
             str(it.blocks),
             it.reason,
-            it.detail,
+            f"accepted: {it.accepted}; {it.detail}" if it.accepted else it.detail,
         )
         for it in found
     ]
@@ -181,6 +182,7 @@ def _gate(gate: GateFile) -> dict[str, Any]:
               for it in gate.compatibility]  # fmt: skip
     return _verdicts(gate.verdicts) | {
         "gate": gate,
+        "findings": gate_words.told(gate),
         "plot": plots.verdicts(gate),
         "changed": [row for row in broken if row[4] != row[5]],
         "same": [row for row in broken if row[4] == row[5]],

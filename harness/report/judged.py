@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.base.reading import json_file
+from harness.judge.findings import outcome
 from harness.judge.gatefile import VERDICT, GateFile
 from harness.judge.limits import TOO_NOISY, last
 from harness.judge.verdict import Verdict
@@ -117,14 +118,21 @@ def sentence(found: Limits, failures: int, gates: Sequence[GateFile] = (), again
     tone: Tone = "good" if parts else "none"
     if found.failed or failures or any(it.worse for it in against) or any(gate.exit_status == 1 for gate in gates):
         tone = "bad"
-    elif found.known or found.noisy or any(gate.exit_status or gate.finished is False for gate in gates):
+    elif found.known or found.noisy or any(map(_is_open, gates)):
         tone = "known"
     return Sentence("; ".join(parts) + "." if parts else "Nothing was held against a limit.", tone)
 
 
+def _is_open(gate: GateFile) -> bool:
+    """Return whether a gate that has not regressed is no plain pass either."""
+    accepted = any(it.accepted for it in gate.verdicts if it.primary)
+    return bool(gate.exit_status) or gate.finished is False or accepted
+
+
 def _counts(verdicts: Iterable[Verdict]) -> str:
-    count = Counter(it.verdict for it in verdicts if it.primary)
-    told = [f"{count[name]} {name}" for name in ("regressed", "error", "inconclusive", "pass") if count[name]]
+    count: Counter[str] = Counter(outcome(it) for it in verdicts if it.primary)
+    names = ("regressed", "error", "inconclusive", "accepted", "pass")
+    told = [f"{count[name]} {name}" for name in names if count[name]]
     return ", ".join(told) or "nothing was judged"
 
 
