@@ -67,9 +67,9 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
         raise pytest.UsageError(*folded_errors(config, error)) from error
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    narrow(session.config)
+def pytest_plugin_registered(plugin: object, plugin_name: str) -> None:
+    if plugin_name == "terminalreporter":
+        narrow(plugin)
 
 
 # ---------------------------------------------------------------------------------------------------- collecting

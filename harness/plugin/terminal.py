@@ -11,7 +11,6 @@ import pytest
 
 from harness.base.foot import Foot
 from harness.base.terminal import Folded, columns, fold
-from harness.plugin.command_line import CommandLine
 from harness.plugin.progress import Progress
 
 _ANY_WIDTH = 10**9
@@ -29,20 +28,20 @@ _WORDS: dict[int, tuple[str, str]] = {
 _COUNTED = ("passed", "failed", "error", "xfailed", "xpassed", "noisy", "skipped")
 
 
-def narrow(config: pytest.Config) -> None:
+def narrow(reporter: Any) -> None:
     """Let pytest write no line wider than the terminal, or than 100 columns, unless --wide is given.
 
     The names of tests that are only listed stay whole with -q: other programs read them.
     """
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    given = CommandLine.of(config)
-    if reporter is None or (given.only_collect and config.option.verbose < 0):
+    option = reporter.config.getoption
+    wide = option("--wide", False)
+    if option("collectonly", False) and reporter.config.option.verbose < 0:
         return
     writer = reporter._tw
-    if not given.wide:
+    if not wide:
         writer.fullwidth = min(writer.fullwidth, columns())
     if not isinstance(writer._file, Folded):
-        writer._file = Folded(writer._file, _ANY_WIDTH if given.wide else columns())
+        writer._file = Folded(writer._file, _ANY_WIDTH if wide else columns())
 
 
 def foot(config: pytest.Config, progress: Progress) -> Foot | None:
