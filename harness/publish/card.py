@@ -243,7 +243,8 @@ def _transformers(contents: Contents) -> list[str]:
 
 def _recipe(contents: Contents) -> list[str]:
     try:
-        code = recipe_code.quantization(contents.recipe.config, contents.base_name, contents.repository.split("/")[1])
+        output = contents.repository.split("/")[1]
+        code = recipe_code.quantization(contents.recipe.config, contents.base_name, output, contents.config)
     except ValueError:
         return []
     return ["## Quantization Recipe", _code("Shell", reproduction.pip(contents.own, *_TRANSFORMERS)), _code("Py", code)]

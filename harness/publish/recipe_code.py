@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.base.text import one_line
-from harness.contract import notation
+from harness.contract import notation, quantized
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -25,6 +25,15 @@ head = untied.get_output_embeddings()
 head.weight = torch.nn.Parameter(head.weight.detach().clone())
 untied.save_pretrained("untied")
 model_to_quantize = "untied"
+"""
+
+_KEEP = """
+# Whoever loads it computes the experts one by one, which is what takes quantized ones.
+import json
+from pathlib import Path
+
+file = Path({output}, "config.json")
+file.write_text(json.dumps({{**json.loads(file.read_text()), "experts_implementation": "eager"}}, indent=2))
 """
 
 
@@ -87,18 +96,42 @@ def expression(config: Mapping[str, Any]) -> str:
     return _Expression().config(config)
 
 
-def quantization(config: Mapping[str, Any], model: str, output: str) -> str:
+def _by_name(config: Mapping[str, Any], stored: Any) -> Mapping[str, Any]:
+    """Return a recipe's config with the names that a checkpoint's own has besides, which are for the recipe's default.
+
+    Experts, which are in no linear layer, are reached by name alone.
+    """
+    names = quantized.named_configs(stored.get("default", stored) if isinstance(stored, Mapping) else None)
+    arguments = config.get("arguments") or {}
+    own = arguments.get("fqn_to_config") if config["config"] == quantized.BY_NAME else None
+    table = own if isinstance(own, Mapping) else {"_default": {"config": config["config"], "arguments": arguments}}
+    if not names or set(names) <= set(table) or not ({"_default"} & set(table)):
+        return config
+    named = {key: table.get(key, table["_default"]) for key in names}
+    return {"config": quantized.BY_NAME, "arguments": {"fqn_to_config": named}}
+
+
+def quantization(
+    config: Mapping[str, Any], model: str, output: str, checkpoint: Mapping[str, Any] | None = None
+) -> str:
     """Return a script that quantizes ``model`` as the harness does and saves it to the folder ``output``.
 
-    ``config`` is that of a :class:`harness.records.schema.RecipeIdentity`. Raises ValueError where it names a class or
-    an argument that is no Python name.
+    ``config`` is that of a :class:`harness.records.schema.RecipeIdentity`, ``checkpoint`` the config.json of what the
+    recipe made of the model: which of its modules stay plain, and what is quantized by name. Raises ValueError where it
+    names a class or an argument that is no Python name.
     """
     found = _Expression()
-    made = found.config(config)
+    held = (checkpoint or {}).get("quantization_config") or {}
+    made = found.config(_by_name(config, held.get("quant_type")))
     options = dict(config.get("transformers_options") or {})
     if {"embedding", "head"} & set(config.get("quantizes") or []):
         options = {"include_input_output_embeddings": True, "modules_to_not_convert": []} | options
+    if held.get("modules_to_not_convert"):
+        options["modules_to_not_convert"] = held["modules_to_not_convert"]
     _check(*options)
+    one_by_one = (checkpoint or {}).get("experts_implementation") == "eager"
+    how = ',\n    experts_implementation="eager"' if one_by_one else ""
+    keep = _KEEP.format(output=json.dumps(output)) if one_by_one else ""
     given = "".join(f", {name}={found.of(value)}" for name, value in options.items())
     untie = f"\n{_UNTIE}" if config.get("untie_embeddings") else ""
     return f"""\
@@ -112,10 +145,10 @@ model_to_quantize = model_id
 quant_config = {made}
 quantization_config = TorchAoConfig(quant_type=quant_config{given})
 quantized_model = AutoModelForCausalLM.from_pretrained(
-    model_to_quantize, dtype=torch.bfloat16, device_map="auto", quantization_config=quantization_config
+    model_to_quantize, dtype=torch.bfloat16, device_map="auto", quantization_config=quantization_config{how}
 )
 tokenizer = AutoTokenizer.from_pretrained(model_id)
 
 quantized_model.save_pretrained({json.dumps(output)})
 tokenizer.save_pretrained({json.dumps(output)})
-"""
+{keep}"""

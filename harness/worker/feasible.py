@@ -56,7 +56,10 @@ def _transposed(meant: Mapping[str, Parameter]) -> _Wrong:
     names = [name for name, parameter in meant.items() if parameter.transposed]
     if not names:
         return None
-    why = "their matrices are held as (in, out), and torchao has no product that takes quantized ones so"
+    why = (
+        "their matrices are held as (in, out), or multiplied by code of the model's own, and torchao has no product "
+        "that takes quantized ones so"
+    )
     return names, why, "Such layers can be quantized only once the model holds them as nn.Linear."
 
 

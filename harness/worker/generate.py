@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import evaluate, loading, tasks, tensors, texts
+from harness.worker import evaluate, loading, parameters, tasks, tensors, texts
 from harness.worker.backend import Backend
 
 
@@ -31,7 +31,7 @@ class Generate(Backend):
         self.trust_remote_code = trust_remote_code
         return {
             "weight_bytes": tensors.weight_bytes(self.model),
-            "linear": tensors.linear_weights(self.model),
+            "linear": parameters.multiplied(self.model),
             "threads": torch.get_num_threads(),
         }
 

@@ -102,6 +102,29 @@ def survey(model: torch.nn.Module) -> dict[str, Parameter]:
     }
 
 
+def multiplied(model: torch.nn.Module) -> dict[str, int]:
+    """Return bytes and number of the weights that a token is multiplied by: linear layers, output head, its experts.
+
+    Of the experts they are those of as many as a token is given to, which is what a step of one token reads, and the
+    least that one of more does.
+    """
+    found = tensors.linear_weights(model)
+    taken = experts_per_token(model.config)
+    for one in survey(model).values():
+        if one.kind == EXPERTS:
+            share = min(1.0, taken / one.shape[0]) if taken else 1.0
+            found["bytes"] += round(share * one.bytes)
+            found["weights"] += round(share * one.size)
+    return found
+
+
+def experts_per_token(config: Any) -> int | None:
+    """Return how many experts a token is given to, or None where a configuration does not say."""
+    written = config.get_text_config().to_dict()
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k")
+    return next((written[name] for name in names if isinstance(written.get(name), int) and written[name] > 0), None)
+
+
 def expert_counts(config: Any) -> frozenset[int]:
     """Return how many experts a configuration may mean: its numbers of more than one whose names speak of experts."""
     found: dict[str, Any] = {}

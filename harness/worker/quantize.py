@@ -251,7 +251,7 @@ def _facts(
         "unpredicted": unpredicted,
         "parameters": sum(parameter.size for parameter in found.values()),
         "weights": proof.table(found, plan),
-        "linear": tensors.linear_weights(model),
+        "linear": parameters.multiplied(model),
         "quantization_config": saved.get("quantization_config", {}),
         "architecture": type(model).__name__,
         "finite": loading.check_sound(model, output, trust_remote_code, words),

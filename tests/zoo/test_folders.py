@@ -96,7 +96,7 @@ def test_what_is_no_whole_model_is_refused_by_what_it_lacks(worker: Worker, fold
 def session(repository: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``session(*arguments)`` runs the suites' checkpoint tests, as a user would, with options."""
     command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "-k", "checkpoint", "-p", "no:cacheprovider"]
-    command += ["--recipe=int8wo", "--cache", str(tmp_path / "cache"), "--results", str(tmp_path / "results")]
+    command += ["--recipe=int8wo", "--wide", "--cache", str(tmp_path / "cache"), "--results", str(tmp_path / "results")]
     asked = {"cwd": repository, "capture_output": True, "text": True, "timeout": 600, "check": False}
     return lambda *arguments: subprocess.run([*command, *arguments], **asked)
 

@@ -19,6 +19,7 @@ from harness.base.errors import WorkerError
 from harness.base.files import file_digest
 from harness.matrix.config_text import with_rules
 from harness.matrix.plan import Matrix
+from harness.publish import recipe_code
 from harness.records.coverage import Coverage
 from harness.runtime.environment import Environment
 from harness.runtime.job import Worker
@@ -114,6 +115,15 @@ def kinds(facts: dict[str, Any], quantized: bool) -> set[str]:
     return {str(one["kind"]) for one in facts["weights"].values() if one["quantized"] is quantized}
 
 
+def tensors_of(file: Path) -> dict[str, bytes]:
+    """Return the bytes of every tensor of a safetensors file."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return {name: data[8 + length :][slice(*entry["data_offsets"])] for name, entry in header.items()}
+
+
 # ------------------------------------------------------------------------------------------------ what is quantized
 
 
@@ -197,6 +207,33 @@ def test_a_folder_that_only_says_that_it_is_quantized_is_refused(
     with pytest.raises(WorkerError, match=r"says that it is quantized with torchao, and its files tell of no") as it:
         worker.ask("facts", 300, checkpoint=str(folder), trust_remote_code=False, **taken)
     assert it.value.kind == "refused"
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("qwen3_moe", "int8wo"), ("vision", "8da4w"), ("shared_expert", "int8wo"), ("dense", "int8wo")]
+)
+def test_the_script_of_a_card_makes_the_same_weights(
+    quantize: Quantize, zoo: Path, tmp_path: Path, run_code: Any, name: str, recipe: str
+) -> None:
+    """Experts too, and with the same modules left plain."""
+    made = quantize(name, recipe)
+    held = json.loads((made["folder"] / "config.json").read_text())
+    done = run_code(recipe_code.quantization(made["recipe"], str(zoo / name), str(tmp_path), held))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert tensors_of(tmp_path / "model.safetensors") == tensors_of(made["folder"] / "model.safetensors")
+    for key in ("quantization_config", "experts_implementation"):
+        assert json.loads((tmp_path / "config.json").read_text()).get(key) == held.get(key)
+
+
+def test_a_token_is_multiplied_by_the_experts_that_it_is_given_to(quantize: Quantize) -> None:
+    """Two of four."""
+    made = quantize("qwen3_moe", "int8wo")
+    for told, size in (("bytes", "bytes"), ("weights", "shape")):
+        whole = dict.fromkeys(("linear", "head", "experts"), 0)
+        for one in made["weights"].values():
+            if one["kind"] in whole:
+                whole[one["kind"]] += math.prod(one[size]) if size == "shape" else one[size]
+        assert made["linear"][told] == whole["linear"] + whole["head"] + whole["experts"] // 2
 
 
 def test_a_vision_tower_stays_plain_and_is_said_to_unless_it_is_asked_for(quantize: Quantize) -> None:
