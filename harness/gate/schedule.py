@@ -137,7 +137,7 @@ class Budget:
 
     seconds: float
     spent_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def spent(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.base.errors import WorkerError
+from harness.commands import gate as gate_command
+from harness.commands.gate import Workplace
+from harness.gate import schedule
 from harness.gate.gate import Gate
 from harness.gate.pace import Known, Pace
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget
 from harness.judge.gatefile import GateFile, Options, UnitState
 from harness.matrix.plan import Matrix
+from harness.runtime.environment import Environment
+from harness.runtime.environment_pair import Pair
+from harness.runtime.store import Store
 from tests import fake_gate
 from tests.fake_gate import Machine
 
@@ -185,3 +192,29 @@ def test_work_of_which_nothing_is_known_may_begin_as_long_as_anything_is_left() 
     assert Budget(10.0, spent_before=9.0).allows(None)
     assert not Budget(10.0, spent_before=11.0).allows(None)
     assert not Budget(10.0, spent_before=9.0).allows(None, 5.0)
+
+
+def test_the_environments_count_and_the_estimate_is_said_before_they_are_made(
+    tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said, spent = [0.0], [], []
+
+    def make(*given: Any) -> Pair:
+        said.append("made")
+        now[0] += 90.0
+        return Pair("none", Environment(), Environment(), ())
+
+    def gate(options: Options, *, budget: Budget, **more: Any) -> Any:
+        spent.append(budget.spent)
+        return lambda: None
+
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(gate_command, "make", make)
+    monkeypatch.setattr(gate_command, "Gate", gate)
+    place = Workplace(Store(tmp_path / "cache"), tmp_path / "results", suites_matrix, Environment(), said.append)
+    wanted = Options("a==1", "a==2", "cpu", models=(fake_gate.MODEL,), recipes=("int8wo",), servers=("transformers",))
+    place.gate(wanted, calibrated=False)
+    assert spent == [90.0]
+    expected = next(line for line in said if line.startswith("expected: how long it takes is not known"))
+    assert "at most the budget of 30 min" in expected
+    assert said.index(expected) < said.index("made")
