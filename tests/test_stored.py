@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.__main__ import main
 from harness.base.errors import HarnessError, MatrixError
 from harness.base.reading import MOST_DEPTH, json_value, toml_value
 from harness.judge import baseline, gatefile
@@ -18,10 +19,12 @@ from harness.judge.rules import Margins
 from harness.judge.series import Series
 from harness.judge.verdict import judge
 from harness.matrix.load import load
+from harness.plugin.summary import Summary
+from harness.records.metrics import METRICS
 from harness.records.place import Place
 from harness.records.published import Documented
 from harness.records.run import Run, read
-from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
+from harness.records.schema import Cell, Device, Header, Measurement, ModelIdentity, RecipeIdentity
 from harness.report.limited import limited_by
 from harness.report.tables import tables_of
 from harness.runtime.store import problem
@@ -35,6 +38,9 @@ CELL = Cell(
 DEEP = "[" * 100_000
 DEEP_OBJECT = '{"a":' * 50_000
 NESTED = "[" * (MOST_DEPTH + 10) + "]" * (MOST_DEPTH + 10)
+# Nothing else to say at a session's end.
+_SAID = ("failures", "known", "unjudged", "shown", "skipped", "comparison", "problems")
+NOTHING: dict[str, Any] = {name: [] for name in _SAID}
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -303,3 +309,36 @@ def test_a_limit_without_its_statistics_is_shown_without_what_limits_it() -> Non
     lone = latency(0.5, metric="limit_fraction", unit="fraction", direction="higher", definition=2)
     made = tables_of("all", [lone.model_copy(update={"statistics": {"measured_seconds": 1.0}})], Documented())
     assert "0.5" in str(made)
+
+
+def test_a_figure_that_nothing_can_have_measured_breaks_no_page(tmp_path: Path) -> None:
+    """Records of others may hold any number, for any metric, without parameters and statistics."""
+    run = Run(tmp_path / "runs" / "20260101-000000")
+    run.append(Header(run=run.name, command=[], packages={}, device=Device(name="d")))
+    base = CELL.model_copy(update={"recipe": RecipeIdentity(name="bf16", hash="3", config={}, baseline=True)})
+    for name, known in METRICS.items():
+        for cell, value in ((base, 1e-300), (CELL, 1e300)):
+            more = {"metric": name, "unit": known.unit, "direction": known.direction, "definition": known.version}
+            run.append(latency(value, cell=cell, **more))
+    run.append(latency(1.0, metric="speed"))
+    page = str(tmp_path / "page.html")
+    assert main(["report", str(run.folder), "-o", page]) == 0
+    assert main(["site", str(tmp_path / "site"), "--runs", str(run.folder.parent)]) == 0
+    for layout in ("all", "main"):
+        assert main(["table", str(run.folder), "--layout", layout, "-o", str(tmp_path / "table")]) == 0
+    assert main(["cost", str(run.folder)]) in (0, 1)
+    assert Summary.of(run, Documented(), seconds=1, planner=1).sections(tmp_path / "tables", **NOTHING)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"kernels": 1}', '{"kernels": [[1]], "weights": {"a": 1}}', DEEP])
+def test_a_damaged_attachment_costs_its_line_of_the_summary_alone(tmp_path: Path, text: str) -> None:
+    run = Run(tmp_path / "run")
+    for name in ("kernel_time", "quantized_parameters"):
+        known = METRICS[name]
+        more = {"metric": name, "unit": known.unit, "direction": known.direction, "definition": known.version}
+        run.append(latency(1.0, attachment=run.attach(name, {}), **more))
+        (run.attachments / f"{name}.json").write_text(text, encoding="utf-8")
+    sections = dict(Summary.of(run, Documented(), seconds=1, planner=1).sections(tmp_path / "tables", **NOTHING))
+    assert "kernels that took longest" not in sections
+    with pytest.raises(HarnessError, match="cannot be read"):
+        run.attached("no such file")

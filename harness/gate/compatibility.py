@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.base.errors import HarnessError, Unsuitable, WorkerError
-from harness.base.reading import json_file
 from harness.gate.bench import Bench
 from harness.gate.blocks import REPEATS, of_the_machine, was_lost
 from harness.gate.plan import Unit
@@ -258,8 +257,8 @@ class Compatibility:
         """Take a record in: the recipe's kernels, where they are not the same before and after, from its profiles."""
         if not isinstance(line, Measurement) or line.metric != "quantized_kernel_share" or "side" not in line.flags:
             return
-        pattern, attached = str(line.parameters["pattern"]), self.bench.run.folder / line.attachment
-        ran = json_file(attached)["kernels"]
+        pattern = str(line.parameters["pattern"])
+        ran = self.bench.run.attached(line.attachment)["kernels"]
         place = _anywhere(Place.of(line))
         sides = self._kernels.setdefault(place, {})
         sides[str(line.flags["side"])] = {name for name, _, _ in ran if re.search(pattern, name)}

@@ -129,7 +129,10 @@ def _seconds(it: Verdict, value: float) -> float:
     if it.unit == "s":
         return value
     worth = "num_prompts" if it.metric == "request_throughput" else "max_new_tokens"
-    return float(it.place.parameters[worth]) / value
+    count = it.place.parameters.get(worth)
+    if not count or not value:
+        raise HarnessError(f"a gate's verdict on {it.place} does not say how many {worth} a round had: leave it out")
+    return float(count) / value
 
 
 def _steady(it: Verdict) -> Steady:

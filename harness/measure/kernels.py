@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from harness.base.errors import WrongKernels
-from harness.base.reading import json_file
+from harness.base.errors import HarnessError, WrongKernels
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.recorder import Recorder
@@ -70,6 +69,9 @@ def _check(recorder: Recorder, cell: Cell, pattern: str, found: Mapping[str, Mea
             "kernels), so that none can be told from a fallback; what ran"
         )
     attached = recorder.run.folder / found["kernel_time"].attachment
-    ran = json_file(attached)["kernels"] if attached.is_file() else []
-    longest = ", ".join(f"{name[:80]} ({calls} calls, {seconds * 1e3:.2f} ms)" for name, seconds, calls in ran[:5])
+    try:
+        ran = recorder.run.attached(found["kernel_time"].attachment)["kernels"][:5]
+        longest = ", ".join(f"{name[:80]} ({calls} calls, {seconds * 1e3:.2f} ms)" for name, seconds, calls in ran)
+    except (HarnessError, ValueError, KeyError, TypeError):
+        longest = ""  # A resumed run that is kept without its attachments.
     raise WrongKernels(f"{cell.id}: {wrong}, longest first: {longest or f'see {attached}'}", cell.recipe.known_fallback)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from harness.base.errors import WorkerError
-from harness.base.reading import json_file
+from harness.base.errors import HarnessError, WorkerError
 from harness.contract.tutorial import CHAT
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure, Timer, between_rounds, in_a_row, percentiles, thinned
@@ -55,11 +54,12 @@ def chat(recorder: Recorder, cell: Cell) -> dict[str, Any]:
         return taken["chat_tokens"]
 
     found = ask()
-    if not (recorder.run.folder / found.attachment).is_file():
-        # A resumed run that is kept without its attachments.
+    try:
+        answer: dict[str, Any] = recorder.run.attached(found.attachment)
+    except HarnessError:
+        # A resumed run that is kept without its attachments, or with damaged ones.
         recorder.forget(found)
-        found = ask()
-    answer: dict[str, Any] = json_file(recorder.run.folder / found.attachment)
+        answer = recorder.run.attached(ask().attachment)
     return answer
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
-from harness.base.reading import json_file
 from harness.base.terminal import fold
 from harness.base.text import duration
 from harness.judge import limits
@@ -191,30 +190,30 @@ class Summary:
         """Say of each checkpoint how much of it is quantized, what is plain and why, and how its size was predicted."""
         found: dict[str, list[str]] = {}
         for row in self.measurements:
-            attached = self.run.folder / row.attachment
             of = f"{row.cell.model.name} {row.cell.recipe.name} on {row.cell.hardware}"
             if row.cell.recipe.baseline or row.discarded:
                 continue
             if row.metric == "quantized_parameters":
                 try:
-                    weights = json_file(attached)["weights"]
-                except (OSError, ValueError):
-                    continue  # A run whose attachments were taken away.
-                first, *rest = Coverage.of(weights).lines()
+                    first, *rest = Coverage.of(self.run.attached(row.attachment)["weights"]).lines()
+                except (HarnessError, ValueError, KeyError, TypeError, AttributeError):
+                    continue  # A run whose attachments were taken away, or damaged.
                 found[of] = [f"{of}: {first}", *(f"  {line}" for line in rest)]
-            elif row.metric == "size_deviation" and of in found:
+            elif row.metric == "size_deviation" and of in found and {"measured", "predicted"} <= row.statistics.keys():
                 sizes = " B, predicted ".join(f"{row.statistics[name]:,.0f}" for name in ("measured", "predicted"))
-                found[of].append(f"  size of the {row.parameters['of']}: {sizes} B")
+                found[of].append(f"  size of the {row.parameters.get('of', 'checkpoint')}: {sizes} B")
         return [line for lines in found.values() for line in lines]
 
     def _kernels(self) -> list[str]:
         """Name the kernels that took most of each cell's profiled batch, with their share of it."""
         lines: dict[str, str] = {}
         for row in self.measurements:
-            attached = self.run.folder / row.attachment
-            if row.metric == "kernel_time" and attached.is_file():
-                ran = json_file(attached)["kernels"]
-                longest = ", ".join(f"{name[:60]} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran[:3])
+            if row.metric == "kernel_time" and row.value:
+                try:
+                    ran = self.run.attached(row.attachment)["kernels"][:3]
+                    longest = ", ".join(f"{name[:60]} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran)
+                except (HarnessError, ValueError, KeyError, TypeError):
+                    continue  # As above.
                 of = f"{row.cell.model.name} {row.cell.recipe.name} through {row.cell.server} on {row.cell.hardware}"
                 lines[of] = f"{of}: {longest}"
         return list(lines.values())
@@ -274,7 +273,7 @@ def speed_of_light(measurements: Sequence[Measurement]) -> list[str]:
             cell = row.cell
             of = (
                 f"{cell.model.name} {cell.recipe.name} through {cell.server} on {cell.hardware}, "
-                f"batch {row.parameters['batch_size']}, {row.parameters['phase']}"
+                f"batch {row.parameters.get('batch_size', '?')}, {row.parameters.get('phase', 'a step')}"
             )
             by = limited.limited_by(row.statistics)
             lines[of] = f"{of}: {row.value:.0%} of the limit" + (f", limited by {by}" if by else "")

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.base.errors import RecordError
-from harness.base.reading import json_value
+from harness.base.reading import json_file, json_value
 from harness.base.secrets import cleaned
 from harness.base.text import file_name
 from harness.records.migrations import migrate
@@ -155,6 +155,14 @@ class Run:
                     temporary.unlink(missing_ok=True)
                 raise
         return str(target.relative_to(self.folder))
+
+    def attached(self, name: str) -> Any:
+        """Return what :meth:`attach` has written; RecordError names the file where it is gone or damaged."""
+        path = self.folder / name
+        try:
+            return json_file(path)
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path}: this detail of a record cannot be read ({error})") from error
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def _rounds(row: Measurement) -> float:
     if row.metric == "latency":
         return TUTORIAL_ITERATIONS * row.value
     if row.metric == "request_throughput":
-        return float(row.parameters["num_prompts"]) / row.value
+        return float(row.parameters.get("num_prompts", 0)) / row.value if row.value else 0.0
     return row.statistics.get("seconds", 0.0)
 
 

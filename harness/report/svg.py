@@ -56,6 +56,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 and value == int(value) else f"{value:.4g}"
 
 
+_DRAWN = 1e100
+
+
 @dataclass(frozen=True)
 class Scale:
     """From values to pixels; ``start`` is the pixel of ``low``: the far end turns an axis around."""
@@ -69,7 +72,8 @@ class Scale:
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float, *, log: bool = False, pad: float = 0.06) -> Scale:
         """Return the scale that holds all values, with a little room at both ends."""
-        found = [it for it in values if math.isfinite(it) and (it > 0 or not log)] or [1.0]
+        # What nothing can have measured lies at an end of the axis, which would hold nothing else otherwise.
+        found = [it for it in values if abs(it) < _DRAWN and (it > 1 / _DRAWN or not log)] or [1.0]
         low, high = min(found), max(found)
         if log:
             low, high = math.log(low), math.log(high)
