@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write gate.json here too")
 
 
+def _so_far(gates: Path, started: float) -> GateFile | None:
+    """Return what a gate that was interrupted has judged, or None where it came to no verdict."""
+    files = [path for path in gates.glob("*/gate.json") if path.stat().st_mtime >= started - 1]
+    if not files:
+        return None
+    try:
+        found = gatefile.load(max(files, key=lambda path: path.stat().st_mtime))
+    except HarnessError:
+        return None
+    return found if found.verdicts else None
+
+
 def run(arguments: argparse.Namespace) -> int:
     gate_report.check_explained(arguments.explain)
     accept = accepted.parse(arguments.accept)
@@ -250,10 +263,13 @@ def run(arguments: argparse.Namespace) -> int:
     place = workplace(arguments)
     wanted = options(arguments, arguments.old, arguments.new)
     lock = only_session(machine_lock(), place.progress)
+    started = time.time()
     try:
         with working(place):
             outcome = place.gate(wanted, arguments.resume)
     except KeyboardInterrupt:
+        if (so_far := _so_far(place.results / "gates", started)) is not None:
+            print(gate_report.text(so_far), end="", flush=True)
         print("interrupted; what was measured is kept: the same command with --resume last goes on", file=sys.stderr)
         return 130
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
@@ -197,6 +198,43 @@ def test_an_acceptance_of_what_has_not_regressed_is_said_and_not_kept(gates: Gat
     assert status == 0
     assert "--accept latency: nothing to accept, it has not regressed in this gate" in output
     assert not (gates.folder / "results" / "accepted.json").exists()
+
+
+def test_an_interrupted_gate_tells_what_it_has_judged(gates: Gates, command: Command) -> None:
+    """The gate of before, which came to its end, is not told of again."""
+    old = gates.folder / "results" / "gates" / "before"
+    gates.answer = lambda _: [speed(1.0)]
+    assert command("gate", "a==1", "a==2")[0] == 0
+    (gates.folder / "results" / "gates" / "0").rename(old)
+    os.utime(old / "gate.json", (1, 1))
+
+    def interrupted(options: Options) -> list[Verdict]:
+        verdicts = [speed(0.7)]
+        folder = gates.folder / "results" / "gates" / "unfinished"
+        folder.mkdir()
+        text = (old / "gate.json").read_text(encoding="utf-8")
+        data = json.loads(text) | {"verdicts": json.loads(gate_text(verdicts))["verdicts"], "finished": False}
+        (folder / "gate.json").write_text(json.dumps(data | {"exit_status": 1}), encoding="utf-8")
+        raise KeyboardInterrupt
+
+    gates.answer = interrupted
+    status, output, errors = command("gate", "a==1", "a==2")
+    assert status == 130
+    assert "regressed" in output
+    assert "not finished" in output
+    assert "--resume last goes on" in errors
+    (gates.folder / "results" / "gates" / "unfinished" / "gate.json").write_text("{", encoding="utf-8")
+    gates.answer = raises
+    assert command("gate", "a==1", "a==2") == (130, "", errors)
+
+
+def gate_text(verdicts: list[Verdict]) -> str:
+    told = {"package": "a", "old": "a", "new": "b", "hardware": "cpu", "created": "", "seconds": 1.0}
+    return GateFile.model_validate(told | {"verdicts": verdicts, "exit_status": 1}).text()
+
+
+def raises(_: Options) -> list[Verdict]:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
