@@ -107,7 +107,7 @@ def gates(
     command = [sys.executable, "-m", "harness", "gate", str(planted.same(folder)), str(planted.worse(folder))]
     command += ["-m", "cpu", "--model", str(tiny_model.folder), "--recipe", "int8wo", "--server", "transformers"]
     command += ["--data", str(sharegpt_folder), "--cache", str(kept_store.root), "--results", str(folder / "results")]
-    return Gates(folder, [*command, "--matrix", str(folder / "suites" / "matrix.toml"), "--blocks", "1"])
+    return Gates(folder, [*command, "--matrix", str(folder / "suites" / "matrix.toml"), "--blocks", "1", "--wide"])
 
 
 def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
