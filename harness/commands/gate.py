@@ -262,6 +262,7 @@ def run(arguments: argparse.Namespace) -> int:
     acceptances = Acceptances.load(arguments.results)
     place = workplace(arguments)
     wanted = options(arguments, arguments.old, arguments.new)
+    wide = None if arguments.wide else columns()
     lock = only_session(machine_lock(), place.progress)
     started = time.time()
     try:
@@ -269,7 +270,7 @@ def run(arguments: argparse.Namespace) -> int:
             outcome = place.gate(wanted, arguments.resume)
     except KeyboardInterrupt:
         if (so_far := _so_far(place.results / "gates", started)) is not None:
-            print(gate_report.text(so_far), end="", flush=True)
+            print(gate_report.brief(so_far, str(place.results / "gates"), wide), end="", flush=True)
         print("interrupted; what was measured is kept: the same command with --resume last goes on", file=sys.stderr)
         return 130
     finally:
@@ -284,7 +285,6 @@ def run(arguments: argparse.Namespace) -> int:
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("ab") as file:
             file.write(junit.markdown([gate]))
-    wide = None if arguments.wide else columns()
     print(gate_report.brief(gate, str(outcome.folder), wide, arguments.explain, coloured=sys.stdout.isatty()), end="")
     return gate.exit_status
 
