@@ -2,7 +2,7 @@
 
 The mark comes by itself with every fixture that has a worker or a model; a test that starts one otherwise, e.g. in a
 session of the suites, has to say so. Every Python process of the tests notes when it loads torch, and for which test.
-What waits for another large program is marked ``programs`` likewise.
+What waits for another large program, or for much data, is marked ``programs`` likewise.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIXTURES = {
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         f"{MARK}: loads a model, or starts a worker or a server that does; left out by tox run -e quick",
-        f"{PROGRAMS}: runs pip, a browser, a compiler or whole sessions, seconds each; left out by tox run -e quick",
+        f"{PROGRAMS}: waits for pip, a browser, a compiler, whole sessions or all committed records; quick leaves it out",
     ):
         config.addinivalue_line("markers", line)
     handle, notes = tempfile.mkstemp(prefix="harness-tests-")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
@@ -53,6 +54,7 @@ _AFTER = [
 _HINT = re.compile(rf"_|-|://|bearer|authorization|AIza|ya29|eyJ|{_NAMES}|A[3KSGIRN][TIPDOV]", re.I)
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Return whether an environment variable of that name holds a credential, by its name."""
     return name in TOKENS or bool(_SECRET_NAME.search(name))
@@ -72,9 +74,12 @@ def without_secrets(text: str, *secrets: str) -> str:
     Those are tokens of hubs, forges, clouds and package indexes by their forms, what follows ``Bearer`` or stands under
     a name such as ``password``, and names with passwords in addresses; upper or lower case.
     """
-    for value in (*secrets, *_values()):
-        if value:
-            text = text.replace(value, REMOVED)
+    return _without(text, [value for value in (*secrets, *_values()) if value])
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for value in secrets:
+        text = text.replace(value, REMOVED)
     if not _HINT.search(text):
         return text
     for pattern in _PATTERNS:
@@ -86,15 +91,20 @@ def without_secrets(text: str, *secrets: str) -> str:
 
 def cleaned(value: Any) -> Any:
     """Return JSON data with :func:`without_secrets` of each of its texts; the very same where nothing is taken out."""
+    # The environment is looked through once, not for each of the texts.
+    return _cleaned(value, list(_values()))
+
+
+def _cleaned(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, str):
-        found = without_secrets(value)
+        found = _without(value, secrets)
         return value if found == value else found
     if isinstance(value, dict):
-        parts = {name: cleaned(part) for name, part in value.items()}
+        parts = {name: _cleaned(part, secrets) for name, part in value.items()}
         return parts if any(parts[name] is not value[name] for name in parts) else value
     if isinstance(value, (list, tuple)):
         if all(isinstance(part, (int, float)) for part in value):
             return value
-        items = [cleaned(part) for part in value]
+        items = [_cleaned(part, secrets) for part in value]
         return items if any(now is not then for now, then in zip(items, value, strict=True)) else value
     return value

@@ -369,6 +369,7 @@ def test_what_only_a_left_out_package_needs_is_not_carried() -> None:
 # ---------------------------------------------------------------- a bundle, made and installed
 
 
+@pytest.mark.programs
 def test_the_parts_carry_what_the_runner_lacks(made: Path) -> None:
     manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
     # numbers-lib 3.5 of the runner goes with helper 1.0, not with 2.0; kernels is left out, and orphan with it
@@ -526,6 +527,7 @@ def bundle_command(shop: Path, out: Path, *more: str) -> int:
     return command_line.main(["bundle", *options, str(out)])
 
 
+@pytest.mark.programs
 def test_the_command_replaces_a_bundle_and_nothing_else(
     shop: Path,
     parts: Path,
@@ -582,6 +584,7 @@ def test_parts_too_small_are_refused(shop: Path, made: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_only_these_wheels")
+@pytest.mark.programs
 def test_a_full_disk_leaves_nothing_half_made(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

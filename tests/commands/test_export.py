@@ -115,6 +115,7 @@ def exported(run: Path, format: str, file: str = "out") -> Path:
     return target
 
 
+@pytest.mark.programs
 def test_every_real_record_meets_the_schema_field_by_field(repository: Path, tmp_path: Path) -> None:
     for run in sorted(path.parent for path in (repository / "results" / "reference").glob("*/records.jsonl")):
         target = tmp_path / run.name

@@ -12,6 +12,7 @@ from harness.__main__ import main
 from harness.records.run import Run
 
 
+@pytest.mark.programs
 def test_the_committed_tables_are_those_of_the_committed_records(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

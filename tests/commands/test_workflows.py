@@ -119,6 +119,7 @@ def test_a_gate_that_never_began_shows_no_committed_one_as_its_own(tmp_path: Pat
     assert not list(tmp_path.glob("out/**/*.json")) + list(tmp_path.glob("out/**/*.html"))
 
 
+@pytest.mark.programs
 def test_a_gates_page_is_of_what_it_wrote(tmp_path: Path) -> None:
     """That of a gate that gave verdicts, here a committed one where the gate's step would have put its own."""
     (gate,) = sorted((WORKFLOWS[0].parents[2] / "results" / "gates").glob("*/gate.json"))[-1:]

@@ -135,6 +135,7 @@ def test_ssh_a_copy_that_is_cut_off(sshd: str, kept_store: Store, pte: Path, thr
     assert device.run(pte, REQUEST, None, 60).tokens
 
 
+@pytest.mark.programs
 def test_ssh_a_full_disk(
     sshd: str, kept_store: Store, through: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

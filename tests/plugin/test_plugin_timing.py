@@ -99,6 +99,7 @@ def test_every_round_runs_where_pytest_benchmark_is_disabled(
     assert calls(pytester.path) == EVERY_ROUND
 
 
+@pytest.mark.programs
 def test_several_workers_measure_nothing_say_so_once_and_run_the_rest(run: Run, pytester: pytest.Pytester) -> None:
     result = run("-n", "2", "-m", "not h100")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -171,6 +171,7 @@ print("done")
 """
 
 
+@pytest.mark.programs
 def test_a_run_is_read_while_another_process_writes_it(tmp_path: Path, cache: Path) -> None:
     run = written(tmp_path, [LATENCY])
     (tmp_path / "line.json").write_text(LATENCY.model_dump_json())
