@@ -35,7 +35,7 @@ FIXTURES = {
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         f"{MARK}: loads a model, or starts a worker or a server that does; left out by tox run -e quick",
-        f"{PROGRAMS}: waits for pip, a browser, a compiler, whole sessions or all records; left out by tox run -e quick",
+        f"{PROGRAMS}: waits for pip, a browser, a compiler, whole sessions, all records; left out by tox run -e quick",
     ):
         config.addinivalue_line("markers", line)
     handle, notes = tempfile.mkstemp(prefix="harness-tests-")
