@@ -21,6 +21,9 @@ NOT_ASKED = ("ConnectionError", "ServiceError", "Max retries", "Failed to upgrad
 
 def audit(python: str) -> int:
     """Say what is known of the packages of one interpreter; return 1 where something is."""
+    if not Path(python).exists():
+        print(f"audit of {python}: skipped: it is not there")
+        return 0
     sites: list[str] = json.loads(subprocess.run([python, "-c", SITES], capture_output=True, check=True).stdout)
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "audit.json"

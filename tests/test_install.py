@@ -200,6 +200,8 @@ def test_an_audit_that_cannot_be_made_says_so(repository: Path, tmp_path: Path) 
     assert (told.returncode, "skipped: " in told.stdout, "Max retries" in told.stdout) == (0, True, True)
     (tmp_path / "pip_audit.py").write_text('raise SystemExit("something else is wrong")')
     assert audited(repository, tmp_path).returncode == 1
+    told = audited(repository, tmp_path, "/no/such/python")
+    assert (told.returncode, told.stdout) == (0, "audit of /no/such/python: skipped: it is not there\n")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_an_audit_says_what_is_known(
     assert (told.returncode, said in told.stdout) == (status, True)
 
 
-def audited(repository: Path, modules: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(repository / "requirements" / "audit.py"), sys.executable]
+def audited(repository: Path, modules: Path, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(repository / "requirements" / "audit.py"), python]
     environment = os.environ | {"PYTHONPATH": str(modules)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
