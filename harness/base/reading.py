@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,22 +16,29 @@ MOST_DEPTH = 100
 
 _LARGEST = 1 << 1000
 _LONG = b"0" * len(str(_LARGEST))
+# Half of a character: alone it can be written nowhere.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 def json_value(text: str | bytes, *, finite: bool = False) -> Any:
     """Return what a JSON text holds.
 
-    Raises ValueError for what is not JSON or not UTF-8, is nested more than :data:`MOST_DEPTH` deep, or has an integer
+    Raises ValueError for what is no JSON or no UTF-8, is nested more than :data:`MOST_DEPTH` deep, or has an integer
     of more than 1000 bits; with ``finite`` also for a number that is not finite, by its dotted name.
     """
-    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    data = text.encode() if isinstance(text, str) else text.removeprefix(codecs.BOM_UTF8)
     try:
-        found = json.loads(text)
+        found = json.loads(data.decode())
     except RecursionError:
         raise ValueError(f"nested more than {MOST_DEPTH} deep") from None
     # Nothing is nested deeper than it has brackets, and no number is longer than its digits.
-    if finite or data.count(b"{") + data.count(b"[") > MOST_DEPTH or _LONG in data.translate(_AS_ZEROS):
+    if (
+        finite
+        or data.count(b"{") + data.count(b"[") > MOST_DEPTH
+        or _LONG in data.translate(_AS_ZEROS)
+        or _SURROGATE.search(data)
+    ):
         _check(found, finite)
     return found
 
@@ -53,10 +62,20 @@ def _check(data: Any, finite: bool) -> None:
     for name, depth, value in _parts(data):
         if depth > MOST_DEPTH:
             raise ValueError(f"nested more than {MOST_DEPTH} deep")
+        for text in (value, *value) if isinstance(value, dict) else (value,):
+            if isinstance(text, str) and not text.isascii():
+                _encoded(name, text)
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"{_told(name)} is an integer of {value.bit_length()} bits; at most 1000 are read")
         if finite and isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{_told(name)} is {value}: not a finite number")
+
+
+def _encoded(name: tuple[Any, ...], text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{_told(name)} holds half of a character") from None
 
 
 def _told(name: tuple[Any, ...]) -> str:

@@ -66,12 +66,12 @@ def _fuzz(count: int, seconds: float, log: Path) -> int:
 def _table(path: Path) -> int:
     found = campaign.read(sorted(LOGS.glob("seed-*.jsonl")))
     counts: Counter[str] = Counter()
-    uncaught = 0
+    uncaught: list[str] = []
     for log in LOGS.glob("fuzz-*.jsonl"):
         for line in log.read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
             counts.update(told["counts"])
-            uncaught += len(told["problems"])
+            uncaught += [f"- {words}"[:200].replace("\n", " ") for words in told["problems"]]
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
     path.write_text(campaign.table(found, dict(counts), uncaught, commit.stdout.strip() or "unknown"), encoding="utf-8")
     print(f"{path}: {len(found)} faults, {sum(counts.values()):,} fuzzed inputs")

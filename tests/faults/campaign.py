@@ -113,7 +113,7 @@ def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object
     return list(found.values())
 
 
-def table(found: Sequence[dict[str, object]], fuzzed: dict[str, int], uncaught: int, commit: str) -> str:
+def table(found: Sequence[dict[str, object]], fuzzed: dict[str, int], uncaught: Sequence[str], commit: str) -> str:
     """Return the table of what ran, as markdown."""
     kinds = sorted({str(it["kind"]) for it in found})
     head = ("kind of fault", "tried", "hit", "missed", *_PLURALS)
@@ -150,7 +150,13 @@ def table(found: Sequence[dict[str, object]], fuzzed: dict[str, int], uncaught: 
             "",
             *told,
             *(
-                ["", f"Fuzzed inputs; {uncaught} of them raised what is not the reader's own error:", ""]
+                [
+                    "",
+                    f"Fuzzed inputs; {len(uncaught)} of them raised what is not the reader's own error:",
+                    "",
+                    *uncaught,
+                    "",
+                ]
                 if fuzzed
                 else []
             ),

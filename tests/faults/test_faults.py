@@ -63,7 +63,7 @@ def test_a_campaign_is_gone_on_with_and_its_faults_are_always_the_same(tmp_path:
     campaign.run(5, 12, 60, tmp_path / "other", scenarios)
     assert drawn[12:] == drawn[:12]
     assert campaign.run(5, 12, 60, tmp_path / "half", scenarios, (1, 2))[0]["number"] == 1
-    text = campaign.table(first, {"a reader": 1000}, 0, "abc")
+    text = campaign.table(first, {"a reader": 1000}, [], "abc")
     hit = sum(it["kind"] == "hits" for it in first)
     assert f"| hits | {hit} | {hit} | 0 | 0 |" in text
     assert f"| **all** | 10 | {hit} | {10 - hit} |" in text
@@ -80,7 +80,7 @@ def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
         raise ZeroDivisionError("planted")
 
     found = campaign.run(1, 6, 60, tmp_path / "log", [Scenario("loses", loses, 1), Scenario("breaks", breaks, 1)])
-    text = campaign.table(found, {}, 0, "abc")
+    text = campaign.table(found, {}, [], "abc")
     assert "record lost: unit 3" in text
     assert "other: ZeroDivisionError: planted" in text
     assert "All promises held." not in text
