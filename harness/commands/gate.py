@@ -262,6 +262,8 @@ def run(arguments: argparse.Namespace) -> int:
     acceptances = Acceptances.load(arguments.results)
     place = workplace(arguments)
     wanted = options(arguments, arguments.old, arguments.new)
+    if isinstance(place.progress, Spoken):
+        place.progress.budget = wanted.budget
     wide = None if arguments.wide else columns()
     lock = only_session(machine_lock(), place.progress)
     started = time.time()
