@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.base.errors import HarnessError
+
 LIKELIEST = 20
 """How many tokens are asked for at each position: the most that vLLM returns by default."""
 
@@ -27,9 +29,20 @@ class Agreement:
 
 
 def hold(reference: Sequence[Sequence[Position]], served: Sequence[Sequence[Position]]) -> Agreement:
-    """Hold a server's predictions against the reference's, window by window; raises ValueError if one lacks any."""
+    """Hold a server's predictions against the reference's, window by window; raises ValueError if one lacks any.
+
+    Raises HarnessError for predictions that are no numbers: a server may serve a model that it does not compute.
+    """
     if [len(window) for window in reference] != [len(window) for window in served]:
         raise ValueError("the server did not answer for every position of the text")
+    for who, windows in (("Transformers'", reference), ("the server's", served)):
+        rows = [row for window in windows for row in window]
+        # A worker's answer is JSON, which has None for what is no number.
+        if broken := sum(any(value is None or math.isnan(value) for value in row.values()) for row in rows):
+            raise HarnessError(
+                f"{who} predictions are not finite (NaN) at {broken} of {len(rows)} positions of ordinary text, so no "
+                "figure of it means anything: it cannot compute this model with this recipe here"
+            )
     pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(reference, served, strict=True)]
     return Agreement(
         kl=[statistics.fmean(divergence(ours, theirs) for ours, theirs in window) for window in pairs],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.base.errors import HarnessError
 from harness.measure.agreement import LIKELIEST, divergence, hold
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=4, max_size=12)
@@ -122,3 +124,12 @@ def test_windows_are_held_one_by_one() -> None:
 def test_a_position_that_is_not_answered_is_an_error() -> None:
     with pytest.raises(ValueError, match="did not answer for every position"):
         hold([[{1: 0.0}, {1: 0.0}]], [[{1: 0.0}]])
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_predictions_that_are_no_numbers_are_told_and_whose_they_are(nothing: Any) -> None:
+    sound, broken = {1: 0.0}, {1: nothing}
+    with pytest.raises(HarnessError, match=r"^the server's predictions are not finite \(NaN\) at 1 of 2 positions"):
+        hold([[sound, sound]], [[sound, broken]])
+    with pytest.raises(HarnessError, match=r"^Transformers' predictions"):
+        hold([[broken]], [[sound]])
