@@ -34,18 +34,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for proce
 TOKEN = "hf_secretsecret123"
 SELECTED = "peak_memory or generate or checkpoint"
 # What a whole session of SELECTED measures, in order.
-WHOLE = [
-    ("bf16", "checkpoint_size"),
-    ("bf16", "weight_size"),
-    ("bf16", "quantized_layers"),
-    ("bf16", "peak_memory"),
-    ("bf16", "generate_throughput"),
-    ("int8wo", "checkpoint_size"),
-    ("int8wo", "weight_size"),
-    ("int8wo", "quantized_layers"),
-    ("int8wo", "peak_memory"),
-    ("int8wo", "generate_throughput"),
-]
+SIZES = ["checkpoint_size", "weight_size", "quantized_layers", "quantized_parameters", "quantized_bytes"]
+SIZES += ["size_deviation", "size_deviation"]  # of the weights, and of all the files
+WHOLE = [(recipe, metric) for recipe in ("bf16", "int8wo") for metric in (*SIZES, "peak_memory", "generate_throughput")]
 LONG_GENERATE = "generate = { max_new_tokens = 64, warmup = 1, rounds = 5000 }"
 # One call that no worker gets through before somebody looks for it.
 LONG_CALL = "generate = { max_new_tokens = 3900, warmup = 1, rounds = 3 }"
@@ -331,6 +322,7 @@ def test_resuming_a_finished_session_measures_nothing(again: NewSession, finishe
 def test_a_limit_that_does_not_hold_is_shown_with_what_was_measured_and_published(again: NewSession) -> None:
     session = again(
         '[[thresholds]]\nmetric = "generate_throughput"\nrecipes = ["int8wo"]\nmin_ratio = 1000.0\norigin = "a test"\n'
+        "every_model = true\n"
     )
     status, output = session.run(SELECTED, "--resume")
     assert status == 1
