@@ -89,7 +89,7 @@ def config_class(folder: Path) -> str:
     name = _RENAMED.get(name, name)
     named = named_configs(found) if name == BY_NAME else {}
     inner = [config for config in named.values() if config is not None]
-    if "_default" in named and inner and all(config == inner[0] for config in inner):
+    if named.get("_default") is not None and all(config == inner[0] for config in inner):
         return str(inner[0].get("_type", name)) if isinstance(inner[0], dict) else name
     return name
 

@@ -66,7 +66,8 @@ def test_the_heart_beats_while_work_lasts_and_no_longer(clock: Clock) -> None:
     assert stream.getvalue() == before
 
 
-def test_long_lines_go_on_below(clock: Clock) -> None:
+def test_long_lines_go_on_below(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     stream = io.StringIO()
     Spoken(stream, clock)("word " * 40)
     lines = stream.getvalue().splitlines()

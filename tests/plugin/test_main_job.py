@@ -46,7 +46,7 @@ def test_the_tables_are_in_the_published_layout(job: tuple[Path, str]) -> None:
     assert "| Benchmark        | SmolLM2-135M-Instruct | SmolLM2-135M-Instruct-int8wo |" in table
     assert "weights from a 4-bit GGUF" in table
     assert "| Weight Size      | 269.03 MB             | 163.64 MB (39% reduction)    |" in table
-    assert "limits held: 6 of 6" in printed
+    assert re.search(r"limits held: (\d\d) of \1\b", printed)
     whole = (results / "latest" / "summary.txt").read_text(encoding="utf-8")
     assert re.search(r"\| Weight Size +\| 269\.03 MB +\| 163\.64 MB \(39% reduction\) +\|", whole)
     assert re.search(r"\| Benchmark +\| SmolLM2-135M-Instruct +\| int8wo +\|", whole), "the model's name once"
