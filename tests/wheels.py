@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pytest
 
 
 def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, str], requires: Sequence[str] = ()) -> Path:
@@ -23,3 +26,12 @@ def write_wheel(folder: Path, name: str, version: str, files: Mapping[str, str],
         for member, text in members.items():
             archive.writestr(member, text)
     return path
+
+
+def only_from(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Have pip find packages in a folder and nowhere else, however this machine sets it up."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        patch.delenv(name)
+    patch.setenv("PIP_CONFIG_FILE", os.devnull)
+    patch.setenv("PIP_NO_INDEX", "1")
+    patch.setenv("PIP_FIND_LINKS", str(folder))

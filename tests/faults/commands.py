@@ -19,7 +19,7 @@ from harness.records.run import Run, read
 from harness.records.schema import Header
 from harness.runtime.store import Store
 from tests.faults.campaign import Fault, Scenario
-from tests.faults.sessions import REPOSITORY, TRACEBACK
+from tests.faults.sessions import REPOSITORY, STUCK, TRACEBACK, ended
 from tests.hub_server import TOKEN, Hub, Repository, serving
 from tests.publish import test_publish as publishing
 
@@ -49,12 +49,7 @@ class Command:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def end(self, timeout: float = 120) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return -1000
+        return ended(self.process, timeout)
 
     def strike(self, number: int) -> bool:
         """Send a signal; False if it had ended."""
@@ -67,7 +62,7 @@ class Command:
 def _told(fault: Fault, command: Command, status: int) -> None:
     if TRACEBACK in command.told:
         fault.broken("traceback", command.told[command.told.index(TRACEBACK) :][-400:])
-    if status == -1000:
+    if status == STUCK:
         fault.broken("other", f"it did not end by itself: {command.told[-300:]}")
 
 
@@ -170,7 +165,7 @@ def export(fault: Fault) -> None:
         fault.hit = first.strike(getattr(signal, how))
     status = first.end()
     if how == "disk":
-        fault.hit = status not in (0, -1000) and name != "baseline"
+        fault.hit = status not in (0, STUCK) and name != "baseline"
     _told(fault, first, status)
     after = out.read_bytes() if out.is_file() else b""
     again = Command(fault.folder, *words)

@@ -28,6 +28,20 @@ TRACEBACK = "Traceback (most recent call last)"
 UNITS = 6
 
 
+# The status of a process that did not end by itself.
+STUCK = -1000
+
+
+def ended(process: subprocess.Popen[bytes], timeout: float) -> int:
+    """Return the status of a process, which is killed where it does not end in time."""
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return STUCK
+
+
 class Session:
     """One process of a small session, and all that it started, by a mark in their environments."""
 
@@ -67,12 +81,7 @@ class Session:
         return "started" in self.told
 
     def end(self, timeout: float = 90) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return -1000
+        return ended(self.process, timeout)
 
     def children(self) -> Iterator[tuple[int, str]]:
         """Yield the ids and command lines of all that the session started and that still runs, wherever it hangs."""
@@ -123,7 +132,7 @@ def check(fault: Fault, session: Session, status: int, *, at: Path | None = None
         fault.broken("silent pass", told[-300:])
     if ends and status not in ends:
         fault.broken("other", f"it ended with {status}, not with {ends}: {told[-300:]}")
-    if status == -1000:
+    if status == STUCK:
         fault.broken("other", f"it did not end by itself: {told[-300:]}")
     orphans(fault, session)
     held = kept(folder)
@@ -298,7 +307,7 @@ def full(fault: Fault) -> None:
                 remount(folder, "ro")
         status = session.end()
         told = session.told
-        fault.hit = status not in (0, -1000)
+        fault.hit = status not in (0, STUCK)
         if fault.hit and which == "cache" and "--cache" not in told:
             fault.broken("other", f"it does not name --cache: {told[-300:]}")
         if fault.hit and str(folder) not in told and "failed" not in told:
@@ -320,7 +329,7 @@ def memory(fault: Fault) -> None:
 
             resource.prlimit(session.process.pid, resource.RLIMIT_AS, (limit << 20, limit << 20))
     status = session.end()
-    fault.hit = status not in (0, -1000)
+    fault.hit = status not in (0, STUCK)
     if fault.hit and "MemoryError" in session.told:
         # Python's own last words, where there is no memory for any of ours.
         session.output.write_text(session.told.replace(TRACEBACK, "out of memory"), encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 from harness.base.errors import BrokenEnvironment
 from harness.runtime.environment import Environment, overlay
 from harness.runtime.store import Store
-from tests.wheels import write_wheel
+from tests.wheels import only_from, write_wheel
 
 ASK = "import tiny_pkg; print(tiny_pkg.VERSION)"
 
@@ -27,11 +27,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder that pip finds packages in; tiny_pkg 1.0 is installed, 2.0 is there to be had."""
     folder = tmp_path / "wheels"
     write_wheel(folder, "tiny_pkg", "2.0", {"tiny_pkg/__init__.py": "VERSION = '2.0'\n"})
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    only_from(folder, monkeypatch)
     installed = tmp_path / "installed"
     (installed / "tiny_pkg").mkdir(parents=True)
     (installed / "tiny_pkg" / "__init__.py").write_text("VERSION = '1.0'\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from harness.base.errors import BrokenEnvironment
 from harness.runtime import environment_pair
 from harness.runtime.environment import Environment
 from harness.runtime.store import Store
-from tests.wheels import write_wheel
+from tests.wheels import only_from, write_wheel
 
 pytestmark = pytest.mark.programs
 
@@ -34,11 +33,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for version, needs in (("1.0", "tiny_pkg==1.0"), ("2.0", "tiny_pkg==2.0"), ("3.0", "no_such_pkg>=1")):
         source = "import tiny_pkg\nVERSION = tiny_pkg.VERSION\n"
         write_wheel(folder, "needy_pkg", version, {"needy_pkg.py": source}, requires=[needs])
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    only_from(folder, monkeypatch)
     return folder
 
 

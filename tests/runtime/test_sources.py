@@ -31,7 +31,7 @@ from harness.runtime.sources import (
     sharegpt,
 )
 from harness.runtime.store import Store
-from tests.wheels import write_wheel
+from tests.wheels import only_from, write_wheel
 
 TURNS = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]), "value": st.text(max_size=8)})
 CONVERSATIONS = st.lists(
@@ -85,11 +85,7 @@ def test_prompts_are_read_from_the_data_folder(tmp_path: Path, store: Store) -> 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder that pip finds packages in."""
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    only_from(tmp_path / "wheels", monkeypatch)
     return tmp_path / "wheels"
 
 
