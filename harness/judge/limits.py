@@ -98,9 +98,10 @@ class Judge:
             return
         measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
         word = "within" if holds(threshold.comparison, measured, threshold.limit) else "beyond"
+        chosen = " and ".join(threshold.chosen_on or ()) or f"the models of {self.matrix.path.name}"
         self.shown.append(
             f"{describe(measurement)} of {cell.id}: {threshold.comparison} {measured:.4g}, {word} the "
-            f"{threshold.limit:g} of the models of {self.matrix.path.name} ({threshold.origin})"
+            f"{threshold.limit:g} of {chosen} ({threshold.origin})"
         )
 
     def _unjudged(self, cell: Cell, measurement: Measurement, threshold: Threshold) -> str:

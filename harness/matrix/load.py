@@ -148,6 +148,7 @@ def _misnamed(matrix: Matrix, file: _File, where: _Place) -> Iterator[str]:
     for index, threshold in enumerate(matrix.thresholds):
         for kind, known in defined.items():
             yield from where.unknown(("thresholds", index, kind), getattr(threshold, kind) or (), known)
+        yield from where.unknown(("thresholds", index, "chosen_on"), threshold.chosen_on or (), matrix.models)
         parameters = METRICS[threshold.metric].parameters
         for name in threshold.parameters:
             if name not in parameters:

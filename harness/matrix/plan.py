@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -278,26 +278,29 @@ class Matrix:
         """Return the thresholds that are asked of ``metric`` of ``cell``; the baseline has only absolute ones.
 
         Of a model with ``random`` weights some say nothing: those that are for pretrained ones are left out. Of a model
-        that the matrix does not have those are asked that name it or are for every model.
+        that the matrix does not have those are asked that name it or are for every model; one that was chosen on other
+        models is not asked.
 
         Of equal limits one that is known not to hold stands alone, so that it may be so for a part of what the other is
         for.
         """
-        return [one for one in self._for(cell, metric, parameters, random) if self._asks(one, cell)]
+        return _once(one for one in self._for(cell, metric, parameters, random) if self._asks(one, cell))
 
     def others(self, cell: Cell, metric: str, parameters: dict[str, Any], *, random: bool = False) -> list[Threshold]:
-        """Return the thresholds that would be asked of ``metric`` of ``cell`` if the matrix had its model."""
-        return [one for one in self._for(cell, metric, parameters, random) if not self._asks(one, cell)]
+        """Return the thresholds that would be asked of ``metric`` of ``cell`` if they had been chosen for its model."""
+        return _once(one for one in self._for(cell, metric, parameters, random) if not self._asks(one, cell))
 
     def has(self, model: Model) -> bool:
         """Return whether a model is one of the matrix, and not one of the same name that a command line named."""
         return self.models.get(model.name) == model
 
     def _asks(self, threshold: Threshold, cell: Cell) -> bool:
+        if threshold.chosen_on is not None and cell.model.name not in threshold.chosen_on:
+            return False
         return threshold.every_model or threshold.models is not None or self.has(cell.model)
 
     def _for(self, cell: Cell, metric: str, parameters: dict[str, Any], random: bool) -> list[Threshold]:
-        found = [
+        return [
             threshold
             for threshold in (*self.thresholds, *OF_ARITHMETIC)
             if threshold.metric == metric
@@ -309,8 +312,12 @@ class Matrix:
             and not (threshold.needs_baseline and cell.recipe.baseline)
             and not (threshold.pretrained and random)
         ]
-        known = {(one.comparison, one.limit) for one in found if one.known_failure}
-        return [one for one in found if one.known_failure or (one.comparison, one.limit) not in known]
+
+
+def _once(thresholds: Iterable[Threshold]) -> list[Threshold]:
+    found = list(thresholds)
+    known = {(one.comparison, one.limit) for one in found if one.known_failure}
+    return [one for one in found if one.known_failure or (one.comparison, one.limit) not in known]
 
 
 def _lists(entry: CellEntry, model: str = "", recipe: str = "") -> bool:

@@ -275,6 +275,11 @@ class Threshold(_Table):
 
     metric: str
     models: list[str] | None = None
+    chosen_on: list[str] | None = Field(
+        default=None,
+        description="The models that its number was chosen on, whose it is to keep; every other is shown it alone. "
+        "`models` are those that it is about: of others it says nothing.",
+    )
     recipes: list[str] | None = None
     hardware: list[str] | None = None
     servers: list[str] | None = None
@@ -301,6 +306,8 @@ class Threshold(_Table):
     def _is_one_limit(self) -> Threshold:
         if self.metric not in METRICS:
             raise ValueError(f"metric {self.metric!r} does not exist; {nearest(self.metric, METRICS)}")
+        if self.every_model and self.chosen_on is not None:
+            raise ValueError("every_model and chosen_on exclude each other: it is asked of every model, or of those")
         given = [name for name in COMPARISONS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(COMPARISONS)}; it has {', '.join(given) or 'none'}")

@@ -160,6 +160,27 @@ def test_random_weights_are_not_held_to_what_they_cannot_fail(bench: Bench, quan
         judge(quantized, bench.measured("float8dq", 0.5, "served_kl"))
 
 
+def test_a_limit_that_was_chosen_on_other_models_is_shown_and_fails_nothing(bench: Bench, quantized: Cell) -> None:
+    bench.measured("bf16", 8.0)
+    limit = {"metric": "peak_memory", "max_ratio": 0.7}
+    judge = bench.judge({**limit, "chosen_on": ["SmolLM2-135M-Instruct"]})
+    judge(quantized, bench.measured("float8dq", 6.0))
+    assert (bench.judgements(), judge.failures) == ([], [])
+    words = "max_ratio 0.75, beyond the 0.7 of SmolLM2-135M-Instruct (chosen: for this test)"
+    assert judge.shown == [f"peak_memory of {quantized.id}: {words}"]
+    with pytest.raises(ThresholdFailure, match=r"limit 0\.7"):
+        bench.judge({**limit, "chosen_on": [quantized.model.name]})(quantized, bench.measured("float8dq", 6.0))
+
+
+def test_a_known_failure_of_other_models_takes_no_limits_place(bench: Bench, quantized: Cell) -> None:
+    bench.measured("bf16", 8.0)
+    limit = {"metric": "peak_memory", "max_ratio": 0.7}
+    judge = bench.judge({**limit, "chosen_on": ["SmolLM2-135M-Instruct"], "known_failure": "it is small"}, limit)
+    with pytest.raises(ThresholdFailure, match=r"limit 0\.7") as raised:
+        judge(quantized, bench.measured("float8dq", 6.0))
+    assert raised.value.known == ""
+
+
 def test_where_nothing_was_published_it_says_so(bench: Bench, quantized: Cell) -> None:
     judge = bench.judge({"metric": "engine_start", "max": 60.0, "unit": "s"})
     with pytest.raises(ThresholdFailure, match="measured 61 s, max 61, limit 60, published nothing"):

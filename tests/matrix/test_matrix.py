@@ -710,6 +710,32 @@ def test_a_limit_for_pretrained_weights_says_nothing_of_random_ones(suites_matri
     assert suites_matrix.limits(cell, "peak_memory", {}, random=True) == suites_matrix.limits(cell, "peak_memory", {})
 
 
+@pytest.mark.parametrize("model", ["gemma-3-270m", "owner/other"])
+@pytest.mark.parametrize("recipe", ["int8wo", "8da4w", "8da4w-int8emb"])
+def test_a_limit_whose_number_was_seen_on_some_models_is_shown_to_the_others(
+    suites_matrix: Matrix, model: str, recipe: str
+) -> None:
+    for cell in suites_matrix.cells([model], [recipe]):
+        for metric in METRICS:
+            asked = suites_matrix.limits(cell, metric, {})
+            assert not [
+                one for one in asked if "135M" in one.origin or "was seen" in one.origin and not one.every_model
+            ]
+            assert not [one for one in asked if one.known_failure], "what is known of one model excuses no other"
+    (here,) = [it for it in suites_matrix.cells([model], ["8da4w"]) if it.id.endswith("8da4w-cpu")]
+    (shown,) = suites_matrix.others(here, "perplexity", {})
+    assert shown.chosen_on == ["SmolLM2-135M-Instruct", "Phi-4-mini-instruct"]
+    assert suites_matrix.limits(here, "perplexity", {}) == []
+
+
+def test_a_limit_is_asked_of_every_model_or_of_those_that_it_was_chosen_on(tmp_path: Path) -> None:
+    text = TEXT.replace('origin = "chosen"', 'origin = "chosen"\nevery_model = true\nchosen_on = ["small"]')
+    with pytest.raises(MatrixError, match="every_model and chosen_on exclude each other"):
+        load(written(tmp_path, text))
+    with pytest.raises(MatrixError, match="'smal' is not defined; did you mean small"):
+        load(written(tmp_path, TEXT.replace('origin = "chosen"', 'origin = "chosen"\nchosen_on = ["smal"]')))
+
+
 def test_a_recipe_alone_keeps_to_the_tables_that_list_it(suites_matrix: Matrix) -> None:
     found = {(cell.hardware.name, cell.model.name) for cell in suites_matrix.cells(recipes=["int8dq"])}
     assert ("h100", "SmolLM2-135M-Instruct") in found
