@@ -719,7 +719,7 @@ def test_a_limit_whose_number_was_seen_on_some_models_is_shown_to_the_others(
         for metric in METRICS:
             asked = suites_matrix.limits(cell, metric, {})
             assert not [
-                one for one in asked if "135M" in one.origin or "was seen" in one.origin and not one.every_model
+                one for one in asked if "135M" in one.origin or ("was seen" in one.origin and not one.every_model)
             ]
             assert not [one for one in asked if one.known_failure], "what is known of one model excuses no other"
     (here,) = [it for it in suites_matrix.cells([model], ["8da4w"]) if it.id.endswith("8da4w-cpu")]
