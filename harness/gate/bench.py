@@ -33,11 +33,10 @@ class Bench:
     progress: Callable[[str], None] = lambda _: None
     _forks: dict[Side, Forks] = field(default_factory=dict)
 
-    def flow(self, side: Side, *, whole: bool = True, checkpoints: Checkpoints | None = None) -> Flow:
+    def flow(self, side: Side, *, checkpoints: Checkpoints | None = None) -> Flow:
         """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share.
 
-        With ``whole`` Transformers runs in a whole process where its memory is that process's. ``checkpoints`` are
-        those of another flow, which may live in another environment, in place of its own.
+        ``checkpoints`` are those of another flow, which may live in another environment, in place of its own.
         """
         return Flow.open(
             self.store,
@@ -51,7 +50,6 @@ class Bench:
             side=side,
             # The cache would give what the other side has just found: evaluated anew, it says what it differs by.
             block=1 if side == "new" and self.pair.alike else 0,
-            whole=whole,
             models=self.base.checkpoints.models,
             forks=self._forks.setdefault(side, Forks()),
             checkpoints=checkpoints,

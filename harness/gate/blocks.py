@@ -84,7 +84,7 @@ class BlockRunner:
     ) -> dict[Side, HarnessError | None]:
         turns = Turns(order, unit.cell.measurements.blocks.gate_seconds)
         self._once = dict.fromkeys(SIDES, 0.0)
-        flows = {side: self.bench.flow(side, whole="peak_memory" in unit.once) for side in SIDES}
+        flows = {side: self.bench.flow(side) for side in SIDES}
         take = {"transformers": self._transformers, "engine": self._engine, "server": self._server}[unit.stage]
 
         def work(side: Side) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError, Unsuitable
+from harness.base.reading import json_file
 from harness.contract import quantized, versions
 from harness.machine import probe
 from harness.matrix.hardware import Hardware
@@ -29,6 +31,12 @@ _EXPORTERS = ("executorch",)
 # What an export may come to hold: SmolLM2-135M's take 3.5 to 5.1 GB, most of it for the graph of 30 layers.
 _EXPORT_BYTES = 5e9
 _EXPORT_BYTES_A_PARAMETER = 4
+# Logits as models of bfloat16 give them, and what of them is worth keeping: SmolLM2's are 0.4 GB, those of models with
+# a vocabulary of 200,000 are many times as much, on GPUs that have computed them in a second.
+_REFERENCE = "logits.safetensors"
+_LOGIT_BYTES = 2
+_MOST_REFERENCE_BYTES = 1 << 30
+_LEAST_FREE = 4
 
 Program = tuple[Cell, str]
 """A cell's ExecuTorch program, by one of the export's routes."""
@@ -247,6 +255,29 @@ class Checkpoints:
 
         return self._workers.store.get("evaluation", key, build, label=f"{what} of {cell.id}")
 
+    def reference(
+        self, cell: Cell, text: str, windows: int, tokens: int, predict: Callable[[Path, Path], dict[str, Any]]
+    ) -> Path | None:
+        """Return the file of what a cell's baseline predicts over windows of a text, computed once for all recipes.
+
+        ``text`` is the text's key; ``predict(checkpoint, output)`` writes the file. None where it would be too large
+        to be kept, or where blocks must not share it: then each recipe has it computed anew.
+        """
+        baseline = self.plain(cell.model, cell.hardware)
+        size = windows * tokens * vocabulary(baseline.folder) * _LOGIT_BYTES
+        root = self._workers.store.root
+        if self._block or not 0 < size <= _MOST_REFERENCE_BYTES or shutil.disk_usage(root).free < _LEAST_FREE * size:
+            return None
+        key = {"checkpoint": baseline.key, "text": text, "windows": windows, "tokens": tokens}
+        key |= {"hardware": cell.hardware.name, "device": probe.device(cell.hardware).name, **self._keys.packages()}
+
+        def build(folder: Path) -> dict[str, Any]:
+            with self._clock.timed("evaluate", cell):
+                return predict(baseline.folder, folder / _REFERENCE)
+
+        label = f"reference predictions of {cell.model.name}"
+        return self._workers.store.get("reference", key, build, label=label).folder / _REFERENCE
+
     def prompt(self, cell: Cell, route: str, tokens: int, ask: Callable[[], dict[str, Any]]) -> Artifact:
         """Return a prompt of so many tokens for a cell's program."""
         key = {
@@ -266,3 +297,9 @@ class Checkpoints:
             yield
         finally:
             self._block -= 1
+
+
+def vocabulary(folder: Path) -> int:
+    """Return how many tokens a model of a folder tells apart by its config.json; 0 where that does not say."""
+    config = json_file(folder / "config.json")
+    return int(config.get("text_config", config).get("vocab_size") or 0)

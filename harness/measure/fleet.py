@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from harness.servers.registry import SERVERS
 
 _SERVING = ("engine", "server")
 _KINDS = ("transformers", *_SERVING)
+# Whose memory is measured, a process of its own. While it generates, engine and server start beside it: threads that
+# wait for work by spinning, as OpenMP's do by default, would take the processors from one another (on two cores one
+# that wants 10 s of processor time was seen to take 68 s, in 96 s), so these sleep. The memory is the same.
+_MEMORY = "memory"
+_SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Fleet:
@@ -32,7 +38,6 @@ class Fleet:
     ``environments`` are those of servers that have one of their own. ``plan`` lists in order which kind of worker each
     coming test needs, as (cell id without server, kind): where the machine can hold them, all workers of a cell are
     started at once, so that their imports overlap, and each waits, idle, for its turn; otherwise one lives at a time.
-    With ``whole`` Transformers is a whole process where its memory is that process's, which a fork would share.
     ``data`` is a folder with tasks' documents.
     """
 
@@ -44,7 +49,6 @@ class Fleet:
         *,
         environments: Mapping[str, Environment] | None = None,
         plan: Sequence[tuple[Place, str]] = (),
-        whole: bool = True,
         data: Path | None = None,
     ) -> None:
         self._workers = workers
@@ -52,21 +56,35 @@ class Fleet:
         self._clock = clock
         self._environments = dict(environments or {})
         self._plan = plan
-        self._whole = whole
         self._data = data
         self._failed = Failed()
         self._client: Worker | None = None
 
     # ------------------------------------------------------------------------------------------------- workers
 
-    def transformers(self, cell: Cell, *, settled: bool = True) -> Worker:
-        """Return the Transformers worker of a cell, ready.
-
-        ``settled`` waits until all other workers that were started ahead are idle; what takes no time need not wait.
-        """
-        worker = self._get(cell, "transformers", settled)
+    def transformers(self, cell: Cell) -> Worker:
+        """Return the Transformers worker of a cell, ready, once all others that were started ahead are idle."""
+        worker = self._get(cell, "transformers")
         assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
         return worker
+
+    @contextlib.contextmanager
+    def memory(self, cell: Cell) -> Iterator[Worker]:
+        """Yield a Transformers worker that has done nothing yet, to measure its memory; others may start beside it.
+
+        Where its memory is that of a process, it is a whole one, since a fork shares what it inherits, and ends after.
+        """
+        kind = _MEMORY if cell.hardware.whole_processes else "transformers"
+        worker = self._get(cell, kind, settled=False)
+        if isinstance(worker, Worker) and worker.asked:
+            self.renew(cell, kind)
+            worker = self._get(cell, kind, settled=False)
+        assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
+        try:
+            yield worker
+        finally:
+            if kind == _MEMORY:
+                self.renew(cell, kind)
 
     def engine(self, cell: Cell) -> Worker:
         """Return the offline engine of a cell, ready."""
@@ -94,6 +112,12 @@ class Fleet:
         with self._clock.timed("setup", cell):
             self._client.wait_ready(cell.measurements.time_limits.start)
         return self._client
+
+    def recipes_follow(self, cell: Cell) -> bool:
+        """Return whether a coming test asks Transformers for another recipe of a cell's model on its hardware."""
+        own = cell.base.without("recipe", "recipe_hash")
+        others = {other for other, kind in self._plan if kind == "transformers" and other != cell.base}
+        return any(other.without("recipe", "recipe_hash") == own for other in others)
 
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
@@ -174,7 +198,7 @@ class Fleet:
         if not worker.ready:
             self._workers.progress(f"starting {kind} of {cell.base} ...")
         try:
-            with self._clock.timed("engine start" if kind != "transformers" else "setup", cell):
+            with self._clock.timed("engine start" if kind not in ("transformers", _MEMORY) else "setup", cell):
                 self._wait(worker, cell)
                 if together and settled:
                     self._settle(cell, key[0])
@@ -208,8 +232,8 @@ class Fleet:
                 self._client = None
 
     def _launch(self, cell: Cell, kind: str) -> Worker | Server:
-        if kind == "transformers":
-            return self._launch_transformers(cell)
+        if kind in ("transformers", _MEMORY):
+            return self._launch_transformers(cell, kind)
         if kind.startswith("executorch"):
             return self._launch_program(cell, kind)
         cell = _serving(cell)
@@ -235,20 +259,20 @@ class Fleet:
             family=backend.family,
         )
 
-    def _launch_transformers(self, cell: Cell) -> Worker:
+    def _launch_transformers(self, cell: Cell, kind: str) -> Worker:
         specification = {
             "checkpoint": str(self._checkpoints.of(cell).folder),
             "device": cell.hardware.torch_device,
             "trust_remote_code": cell.model.trust_remote_code,
         }
-        whole = self._whole and cell.hardware.whole_processes
+        alone = kind == _MEMORY
         return self._workers.start(
             "generate",
             specification,
-            "transformers",
+            kind,
             of=cell.id,
-            variables=self._online(),
-            family="" if whole else None,
+            variables=_SLEEPING if alone else self._online(),
+            family="" if alone else None,
         )
 
     def _launch_program(self, cell: Cell, kind: str) -> Worker:
@@ -306,4 +330,4 @@ def _serving(cell: Cell) -> Cell:
 
 def _key(cell: Cell, kind: str) -> Key:
     """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
-    return (cell.base, kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")
+    return (cell.base, kind if kind in ("transformers", _MEMORY) else f"{kind} of {_serving(cell).server}")

@@ -52,7 +52,6 @@ class Flow:
         waiting: Callable[[], None] = lambda: None,
         plan: Sequence[tuple[Place, str]] = (),
         programs: Callable[[], Sequence[Program]] = tuple,
-        whole: bool = True,
         apart: Mapping[str, str | None] | None = None,
         side: str = "",
         block: int = 0,
@@ -75,7 +74,7 @@ class Flow:
         made = checkpoints or Checkpoints(
             workers, models, keys, clock, matrix, run.name, data=data, programs=programs, block=block
         )
-        fleet = Fleet(workers, made, clock, environments=environments, plan=plan, whole=whole, data=data)
+        fleet = Fleet(workers, made, clock, environments=environments, plan=plan, data=data)
         return cls(workers, made, fleet, clock, data, limit, matrix.task_options)
 
     def identity(self, cell: Cell) -> CellIdentity:

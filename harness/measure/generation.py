@@ -16,12 +16,8 @@ def peak_memory(recorder: Recorder, cell: Cell) -> Measurement:
     tokens, fleet = cell.measurements.memory.max_new_tokens, recorder.flow.fleet
 
     def take() -> dict[str, Figure]:
-        # A process's memory is its own, whatever starts beside it.
-        worker = fleet.transformers(cell, settled=False)
-        if worker.asked:
-            fleet.renew(cell, "transformers")
-            worker = fleet.transformers(cell, settled=False)
-        answer = worker.ask("peak_memory", cell.measurements.time_limits.measure, max_new_tokens=tokens)
+        with fleet.memory(cell) as worker:
+            answer = worker.ask("peak_memory", cell.measurements.time_limits.measure, max_new_tokens=tokens)
         gigabytes = answer["peak_bytes"] / 1e9
         recorder.note(cell, {"kind": "transformers"}, "engine_start", Figure(worker.start_seconds))
         told = {"new_tokens": float(answer["new_tokens"]), "seconds": answer["seconds"]}

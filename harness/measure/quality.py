@@ -38,16 +38,28 @@ def text_quality(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     text = flow.checkpoints.prompts()
     key: dict[str, Any] = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens}
     key |= {"definition": METRICS["perplexity"].version, "baseline": baseline.key if baseline else None}
+    asked = {
+        "text": str(text.folder / "text.txt"),
+        "windows": wanted.windows,
+        "window_tokens": wanted.window_tokens,
+    }
 
     def ask() -> dict[str, Any]:
+        kept = None
+        # The baseline alone needs no reference, which is large.
+        if baseline or (cell.recipe.baseline and flow.fleet.recipes_follow(cell)):
+            kept = flow.checkpoints.reference(cell, text.key, wanted.windows, wanted.window_tokens, predict)
         return flow.fleet.transformers(cell).ask(
             "text_quality",
             cell.measurements.time_limits.evaluate,
-            text=str(text.folder / "text.txt"),
-            windows=wanted.windows,
-            window_tokens=wanted.window_tokens,
             baseline=str(baseline.folder) if baseline else None,
+            kept=str(kept) if kept else None,
+            **asked,
         )
+
+    def predict(checkpoint: Path, output: Path) -> dict[str, Any]:
+        worker, limit = flow.fleet.transformers(cell), cell.measurements.time_limits.evaluate
+        return worker.ask("reference", limit, checkpoint=str(checkpoint), output=str(output), **asked)
 
     def take() -> dict[str, Figure]:
         return _over_windows(flow.checkpoints.evaluated(cell, "text quality", {"text_quality": key}, ask))

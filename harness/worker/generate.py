@@ -5,20 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import evaluate, loading, parameters, tasks, tensors, texts
+from harness.worker import evaluate, loading, parameters, reference, tasks, tensors, texts
 from harness.worker.backend import Backend
 
 
 class Generate(Backend):
     """A checkpoint loaded once through AutoModelForCausalLM."""
 
-    commands: ClassVar[tuple[str, ...]] = ("peak_memory", "generate", "text_quality", "predictions", "tasks")
+    commands: ClassVar[tuple[str, ...]] = (
+        "peak_memory",
+        "generate",
+        "reference",
+        "text_quality",
+        "predictions",
+        "tasks",
+    )
 
     def open(self, checkpoint: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
         self.checkpoint = checkpoint
@@ -69,16 +77,28 @@ class Generate(Backend):
         new = output[0][inputs["input_ids"].shape[1] :].tolist()
         return {"seconds": seconds, "tokens": new, "text": self.tokenizer.decode(new, skip_special_tokens=True)}
 
-    def text_quality(self, text: str, windows: int, window_tokens: int, baseline: str | None) -> dict[str, Any]:
-        """Compare this model with the text, and with the baseline checkpoint over the same text."""
+    def reference(self, checkpoint: str, text: str, windows: int, window_tokens: int, output: str) -> dict[str, Any]:
+        """Write what a checkpoint predicts over windows of a text to the file ``output``, for :meth:`text_quality`."""
         self.used = True
-        reference = None
-        if baseline is not None:
-            reference = loading.model(baseline, device_map=self.device, trust_remote_code=self.trust_remote_code)
         wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
-        found: dict[str, Any] = evaluate.text_quality(
-            self.model, reference, wanted, lambda done: self.report({"done": done, "of": windows})
-        )
+        model = self.model if checkpoint == self.checkpoint else self._load(checkpoint)
+        reference.keep(model, wanted, Path(output), self._progress(windows))
+        return {}
+
+    def text_quality(
+        self, text: str, windows: int, window_tokens: int, baseline: str | None, kept: str | None = None
+    ) -> dict[str, Any]:
+        """Compare this model with the text, and with the baseline checkpoint over the same text.
+
+        ``kept`` is what :meth:`reference` has written of the baseline; where this is the baseline itself, it is what
+        this model predicts, and nothing is computed twice.
+        """
+        self.used = True
+        wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
+        known = reference.Kept(Path(kept), self.model.device) if kept else None
+        model = known if known and baseline is None else self.model
+        against = None if baseline is None else known or self._load(baseline)
+        found: dict[str, Any] = evaluate.text_quality(model, against, wanted, self._progress(windows))
         return found
 
     def predictions(self, text: str, windows: int, window_tokens: int, top: int) -> dict[str, Any]:
@@ -105,6 +125,12 @@ class Generate(Backend):
 
         model = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device)
         return tasks.evaluate(model, names, data, limit, options, self.report)
+
+    def _load(self, checkpoint: str) -> Any:
+        return loading.model(checkpoint, device_map=self.device, trust_remote_code=self.trust_remote_code)
+
+    def _progress(self, of: int) -> Callable[[int], None]:
+        return lambda done: self.report({"done": done, "of": of})
 
     def _inputs(self, messages: list[dict[str, str]]) -> dict[str, torch.Tensor]:
         ids = texts.chat(self.tokenizer, messages)

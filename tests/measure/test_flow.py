@@ -6,6 +6,7 @@ And what a model that came quantized is taken for.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import threading
 from dataclasses import replace
@@ -337,3 +338,52 @@ def test_a_server_that_quantizes_as_it_loads_is_given_a_plain_model(came: Any) -
     flow = came()
     assert flow.checkpoints.served(flow.cell("float8dq", "h100", "sglang")).folder == flow.model
     assert [command for command, _ in flow.asked] == ["facts"], "SGLang would not tell what is missing"
+
+
+# ------------------------------------------------------------------------------------------------- shared predictions
+
+
+@pytest.fixture
+def reference(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``reference(tokens, recipe)`` asks for a reference over one window of a model with 1,000 tokens."""
+    cells = {one.recipe.name: one for one in suites_matrix.cells() if one.hardware.name == "cpu"}
+    (tmp_path / "config.json").write_text('{"vocab_size": 1000}', encoding="utf-8")
+    identity = ModelIdentity(name="SmolLM2-135M-Instruct", source="folder", revision="1", weights="pretrained")
+    written: list[Path] = []
+
+    def predict(checkpoint: Path, output: Path) -> dict[str, Any]:
+        assert checkpoint == tmp_path
+        output.write_bytes(b"logits")
+        written.append(output)
+        return {}
+
+    def ask(tokens: int, recipe: str = "int8wo", block: int = 0) -> Path | None:
+        store = Store(tmp_path / "cache")
+        store.root.mkdir(exist_ok=True)
+        run = Run(tmp_path)
+        flow = Flow.open(store, run, suites_matrix, environment=Environment(), block=block)
+        monkeypatch.setattr(flow.checkpoints, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
+        return flow.checkpoints.reference(cells[recipe], "text/0", 1, tokens, predict)
+
+    ask.written = written  # type: ignore[attr-defined]
+    return ask
+
+
+def test_what_the_baseline_predicts_is_kept_for_all_recipes(reference: Any) -> None:
+    found = reference(256)
+    assert found.read_bytes() == b"logits"
+    assert reference(256, "int8dq") == found
+    assert len(reference.written) == 1
+    assert reference(128) != found, "other windows are another reference"
+    assert len(reference.written) == 2
+
+
+def test_predictions_that_are_too_large_or_of_a_block_are_not_kept(
+    reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reference(600_000) is None
+    assert reference(256, block=1) is None
+    usage = shutil.disk_usage("/")._replace(free=1_500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert reference(256) is None
+    assert reference.written == []

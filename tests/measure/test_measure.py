@@ -120,8 +120,12 @@ class StubFlow:
             server=cell.server,
         )
 
-    def transformers(self, cell: Cell, settled: bool = True) -> StubFlow:
+    def transformers(self, cell: Cell) -> StubFlow:
         return self
+
+    @contextlib.contextmanager
+    def memory(self, cell: Cell) -> Iterator[StubFlow]:
+        yield self
 
     def renew(self, cell: Cell, kind: str) -> None:
         self.renewed.append(kind)
@@ -297,6 +301,8 @@ class PredictingFlow(BenchmarkFlow):
         super().__init__(folder)
         self.why = why
         self.against: list[str | None] = []
+        self.follow = False
+        self.asked_for: list[tuple[str, Any]] = []
 
     def alone(self, cell: Cell) -> str:
         return self.why
@@ -307,7 +313,17 @@ class PredictingFlow(BenchmarkFlow):
     def evaluated(self, cell: Cell, what: str, key: Any, ask: Callable[[], dict[str, Any]]) -> SimpleNamespace:
         return SimpleNamespace(facts=ask(), made=True)
 
+    def recipes_follow(self, cell: Cell) -> bool:
+        return self.follow
+
+    def reference(self, cell: Cell, text: str, windows: int, tokens: int, predict: Callable[..., Any]) -> Path:
+        predict(Path("plain"), Path("logits"))
+        return Path("logits")
+
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+        self.asked_for.append((command, arguments.get("kept") or arguments.get("output")))
+        if command == "reference":
+            return {}
         self.against.append(arguments["baseline"])
         beside = [0.1, 0.2] if arguments["baseline"] else []
         return {"windows": {"nll": [1.0, 1.2], "kl": beside, "top1": beside, "flips": beside}}
@@ -322,6 +338,25 @@ def test_text_is_held_against_the_baseline_if_there_is_one(
     assert flow.against == [against]
     others = {"kl_divergence", "top1_agreement", "token_flips"} if against else set()
     assert found.keys() == {"perplexity"} | others
+
+
+@pytest.mark.parametrize(
+    ("recipe", "follow", "why", "kept"),
+    [
+        ("int8wo", False, "", True),
+        ("int8wo", False, "it came quantized", False),
+        ("bf16", True, "", True),
+        ("bf16", False, "", False),
+    ],
+)
+def test_what_the_baseline_predicts_is_computed_once_where_a_recipe_is_held_against_it(
+    tmp_path: Path, cells: dict[str, Cell], recipe: str, follow: bool, why: str, kept: bool
+) -> None:
+    flow = PredictingFlow(tmp_path, why)
+    flow.follow = follow
+    Measure(Recorder(flow, Run(tmp_path))).text_quality(cells[recipe])  # type: ignore[arg-type]
+    asked = [("reference", "logits"), ("text_quality", "logits")] if kept else [("text_quality", None)]
+    assert flow.asked_for == asked
 
 
 def test_a_chat_whose_answer_is_gone_is_asked_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
@@ -546,15 +581,6 @@ def test_a_baseline_of_elsewhere_is_none(tmp_path: Path, cells: dict[str, Cell],
     assert measure.recorder.baseline_of(found.model_copy(update={"metric": "latency"})) is None
     elsewhere = found.cell.model_copy(update={field: "elsewhere"})
     assert measure.recorder.baseline_of(found.model_copy(update={"cell": elsewhere})) is None
-
-
-def test_peak_memory_is_taken_in_a_process_that_has_done_nothing_else(tmp_path: Path, cells: dict[str, Cell]) -> None:
-    flow = StubFlow(1.0)
-    measure = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
-    assert measure.peak_memory(cells["bf16"]).value == 6.0
-    assert flow.renewed == []
-    measure.peak_memory(cells["int8wo"])
-    assert flow.renewed == ["transformers"]
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels

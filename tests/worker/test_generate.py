@@ -65,6 +65,22 @@ def test_a_quantized_model_differs_from_its_baseline(generating, tiny_model, qua
     assert all(flips <= 1 - top1 + 1e-6 for flips, top1 in zip(windows["flips"], windows["top1"], strict=True))
 
 
+def test_a_kept_reference_gives_the_same_numbers_bit_by_bit(generating, tiny_model, quantizing, tmp_path: Path):
+    asked = {"text": tiny_model.reference["text"], "windows": WINDOWS, "window_tokens": WINDOW_TOKENS}
+    other = str(quantizing.by("8da4w").folder)
+    for checkpoint in (other, str(tiny_model.folder)):
+        kept = str(tmp_path / f"{len(checkpoint)}.safetensors")
+        generating.ask("reference", checkpoint=checkpoint, output=kept, **asked)
+        anew = generating.ask("text_quality", baseline=checkpoint, **asked)
+        assert generating.ask("text_quality", baseline=checkpoint, kept=kept, **asked) == anew
+    # Of the baseline itself: what it predicts is not computed twice.
+    assert generating.ask("text_quality", baseline=None, kept=kept, **asked) == generating.ask(
+        "text_quality", baseline=None, **asked
+    )
+    with pytest.raises(WorkerError, match="holds no predictions of this window"):
+        generating.ask("text_quality", baseline=other, kept=kept, **(asked | {"window_tokens": 32}))
+
+
 def test_predictions_that_are_not_finite_are_an_error(generating, tiny_model):
     with pytest.raises(WorkerError, match="not finite"):
         generating.ask(
