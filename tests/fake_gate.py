@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, OutOfTime
 from harness.gate import blocks, schedule
+from harness.gate.cutoff import CutOff
 from harness.gate.gate import Gate
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget
@@ -108,7 +110,8 @@ class Machine:
     ) -> dict[Side, HarnessError | None]:
         block = int(tags["block"])
         self.measured.append((unit.id, block, unit.once))
-        self.now += self.block_seconds(unit)
+        if self.cuts_off(gate, self.block_seconds(unit)):
+            return dict.fromkeys(order, OutOfTime("cut off"))
         found: dict[Side, HarnessError | None] = {}
         for side in order:
             found[side] = self.fault(unit, side, block)
@@ -123,6 +126,12 @@ class Machine:
             if self.stop_after == task:
                 raise KeyboardInterrupt
         return found
+
+    def cuts_off(self, gate: Gate, seconds: float) -> bool:
+        """Let so many seconds pass, or those that are left of the budget; returns whether work was cut off there."""
+        gate.bench.cut_off.happened = seconds > gate.budget.left
+        self.now += min(seconds, gate.budget.left)
+        return gate.bench.cut_off.happened
 
     def _records(self, gate: Gate, unit: Unit, side: Side, tags: dict[str, Any]) -> None:
         flags = {"side": side, **tags}
@@ -158,6 +167,7 @@ def make(
     for load in ("transformers", "engine", "server"):
         monkeypatch.setattr(Fleet, load, lambda fleet, cell: machine.once(fleet._workers, "generate", {}, "load", cell))
     clock = SimpleNamespace(monotonic=lambda: machine.now)
+    monkeypatch.setattr(CutOff, "watching", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(blocks, "time", clock)
     monkeypatch.setattr(schedule, "time", clock)
     gate = Gate(

@@ -46,6 +46,10 @@ class DiscardedBlocks(HarnessError):
     """Every block of a measurement had to be discarded: the machine was throttled, or shared with others."""
 
 
+class OutOfTime(HarnessError):
+    """Work was cut off where its budget of time ended; it says nothing of what was measured."""
+
+
 class ThresholdFailure(HarnessError):
     """At least one measurement lies beyond its limit.
 

@@ -19,6 +19,19 @@ _WIDEST = 2
 _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PARTS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\n\r]|[^\S\n\r]+|(?:(?!\x1b\[)\S)+")
 
+_COMMAND = re.compile(
+    r"\s*(?:\d+ s\s+)?(?:"
+    r"(?:->|(?P<whole>go on with:)|(?:find it|accept it|next|Next):)\s+(?:[A-Z_]+=\S+\s+)*"
+    r"(?:python3?|harness|pytest|pip|uv|tox|apt-get|vllm|cd)"
+    r"|python3?\s+-m\s+(?:harness|pytest)"
+    r")"
+)
+"""How a line begins that is a command to be pasted: it goes on below as a shell reads it, or stays whole."""
+_SHELL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\n\r]|[^\S\n\r]+|(?:\"[^\"\n]*\"|'[^'\n]*'|\\.|(?!\x1b\[)\S)+")
+"""As _PARTS, what is quoted being one word."""
+_GOES_ON = " \\"
+_LONGEST_BEGINNING = 60
+
 
 def columns() -> int:
     """Return how wide lines may be: as wide as the terminal, or as $COLUMNS says, and never over WIDTH."""
@@ -46,7 +59,8 @@ def fold(text: str, wide: int, *, hang: int = 2) -> list[str]:
 class Folding:
     """Breaks lines that are longer than ``wide`` columns, at a space where there is one; texts may come in pieces.
 
-    What goes on below stands ``hang`` columns further in than its line begins. Control sequences take no room.
+    What goes on below stands ``hang`` columns further in than its line begins. Control sequences take no room. A line
+    that is a command to be pasted is broken as a shell reads it, and not at all if it says how to go on.
     """
 
     def __init__(self, wide: int, hang: int = 2) -> None:
@@ -58,10 +72,14 @@ class Folding:
         self.column = 0
         self._indent = self._hang
         self._blank = True
+        self._line = ""
+        self._command = self._whole = False
 
     def __call__(self, text: str) -> str:
         found: list[str] = []
-        for part in _PARTS.findall(text):
+        at = 0
+        while matched := (_SHELL if self._command else _PARTS).match(text, at):
+            part, at = matched.group(), matched.end()
             if part in "\n\r":
                 found.append(part)
                 self._begin()
@@ -78,14 +96,24 @@ class Folding:
         if self._blank and not self.column:
             part = part[: self._wide // 2]
             self._indent = min(len(part), self._wide // 3) + self._hang
-        elif self.column + len(part) > self._wide:
+        elif not self._command and self.column + len(part) > self._wide:
             part = part[: max(0, self._wide - self.column)]
         self.column += len(part)
+        self._line += part
         return part
 
     def _word(self, word: str) -> str:
         lead = ""
         size = width(word)
+        if self._command:
+            if not self._whole and self._indent < self.column > self._wide - size - len(_GOES_ON):
+                lead = _GOES_ON[1:] + self._next()
+            self.column += size
+            return lead + word
+        if len(self._line) <= _LONGEST_BEGINNING:
+            self._line += word
+            if begins := _COMMAND.fullmatch(self._line):
+                self._command, self._whole = True, bool(begins["whole"])
         # What no line has room for is broken where it stands.
         if self.column + size > self._wide and size <= self._wide - self._indent:
             lead = self._next()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def one_line(text: str) -> str:
     """Put spaces for line breaks, control and invisible formatting characters (direction overrides among them)."""
     kept = (" " if unicodedata.category(it) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else it for it in text)
     return " ".join("".join(kept).split())
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it: with an apostrophe in it between double quotes, which people can read."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.network import hub_answers
 from harness.base.reading import toml_value
+from harness.base.terminal import fold
 from harness.machine import here, probe
 from harness.matrix.hardware import Hardware
 from harness.matrix.load import load
@@ -43,7 +44,10 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: ``problem`` is empty where it is as it should be, ``fix`` a command or advice."""
+    """One thing that was looked at: ``problem`` is empty where it is as it should be, ``fix`` advice or commands.
+
+    Of a fix each line is shown by itself, so that a command stays whole.
+    """
 
     group: str
     name: str
@@ -93,15 +97,9 @@ def rendered(findings: Iterable[Finding]) -> list[str]:
         head = f"  {'no ' if it.problem else 'ok '} {it.name:<24}"
         texts = [(head, it.problem or it.found)]
         if it.problem and it.fix:
-            texts.append((f"{_INDENT} ->", it.fix))
+            texts += [(f"{_INDENT} ->", line) for line in it.fix.splitlines()]
         for start, text in texts:
-            lines += textwrap.wrap(
-                f"{start} {text}",
-                WIDTH,
-                subsequent_indent=f"{_INDENT} ",
-                break_on_hyphens=False,
-                replace_whitespace=False,
-            )
+            lines += fold(f"{start} {text}", WIDTH, hang=len(_INDENT) - len(start) + len(start.lstrip()) + 1)
     return lines
 
 
@@ -146,7 +144,7 @@ def devices(matrix: Matrix) -> list[Finding]:
 
 
 def _device_fix(hardware: Hardware) -> str:
-    there = "run on a machine that has one, with its driver, then " if hardware.is_gpu else ""
+    there = "run on a machine that has one, with its driver, and there:\n" if hardware.is_gpu else ""
     return there + hardware.install
 
 
@@ -254,10 +252,11 @@ def _install(extra: str) -> str:
     """Return how an extra is installed; that of a server with pins of its own goes into an environment of its own."""
     if extra in SERVERS and SERVERS[extra].own_environment:
         return (
-            f"python -m venv ENV && ENV/bin/pip install -e '.[{extra}]', since it pins packages that the others have "
-            f"otherwise; then pytest --environment {extra}=ENV/bin/python"
+            f"in an environment of its own, since it pins packages that the others have otherwise:\n"
+            f"python -m venv ENV && ENV/bin/pip install -e '.[{extra}]'\n"
+            f"pytest --environment {extra}=ENV/bin/python"
         )
-    return f"pip install -e '.[{extra}]'" + (f", or tox run -e {extra}" if extra in _TOX else "")
+    return f"pip install -e '.[{extra}]'" + (f"\nor: tox run -e {extra}" if extra in _TOX else "")
 
 
 # The extras that tox.ini has an environment for.

@@ -9,11 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from harness.base import shipped
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, OutOfTime
 from harness.base.files import default_root, write_text
 from harness.base.spoken import Spoken
 from harness.base.terminal import columns
@@ -25,7 +27,7 @@ from harness.gate.schedule import Budget, parse_budget
 from harness.judge import accepted, gatefile
 from harness.judge.accepted import Acceptances
 from harness.judge.calibration import Calibration
-from harness.judge.gatefile import GateFile, Options
+from harness.judge.gatefile import EXIT, GateFile, Options
 from harness.judge.rules import Margins
 from harness.judge.since import dated
 from harness.machine import here, probe
@@ -41,6 +43,10 @@ from harness.runtime.store import Store
 from harness.servers import registry
 from harness.servers.registry import SERVERS
 
+_RESULTS = Path("results")
+_STARTUP = 5.0
+"""A process that is older has done more than start a command."""
+
 
 @dataclass(frozen=True)
 class Workplace:
@@ -51,9 +57,16 @@ class Workplace:
     matrix: Matrix
     base: Environment
     progress: Callable[[str], None]
+    startup: float = 0.0
+    """Seconds that starting the command took, which count."""
 
     def gate(
-        self, options: Options, resume: str | None = None, pair: Pair | None = None, *, calibrated: bool = True
+        self,
+        options: Options,
+        resume: str | None = None,
+        pair: Pair | None = None,
+        *,
+        calibrated: bool = True,
     ) -> GateResult:
         """Run one gate and return its outcome; the caller holds the machine.
 
@@ -62,6 +75,7 @@ class Workplace:
         """
         # The environments that are made count.
         budget = Budget(options.budget)
+        budget = replace(budget, started=budget.started - self.startup)
         wanted = self.units(options)
         device = probe.device(self.matrix.hardware[options.hardware])
         gates = self.results / "gates"
@@ -72,7 +86,7 @@ class Workplace:
         self.progress(f"expected: {known.estimate(wanted, options.budget)}")
         if pair is None:
             self.progress(f"making the environments of {options.old} and {options.new} ...")
-            pair = make(self.store, options.old, options.new, self.base)
+            pair = make(self.store, options.old, options.new, self.base, lambda: budget.until_cut)
         self._check_servers(options, pair)
         run = earlier or Run.create(gates)
         gate = Gate(
@@ -129,7 +143,7 @@ class Workplace:
         margins = Margins(options.margins)
         calibration = Calibration.find(self.results, options.hardware, device)
         if calibration is None:
-            self.progress(f"this machine is not calibrated: python -m harness calibrate -m {options.hardware}")
+            self.progress(f"this machine is not calibrated\nnext: python -m harness calibrate -m {options.hardware}")
         elif calibration.threads != worker_threads():
             self.progress(
                 f"this machine is calibrated for {calibration.threads} threads a worker and this gate runs "
@@ -159,7 +173,8 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
         store.root.mkdir(parents=True, exist_ok=True)
     passed = (*matrix.pass_env, *arguments.pass_env)
     base = Environment(python=arguments.python or sys.executable, passed=passed)
-    return Workplace(store, arguments.results, matrix, base, progress)
+    startup = min(_STARTUP, time.time() - psutil.Process().create_time())
+    return Workplace(store, arguments.results, matrix, base, progress, startup)
 
 
 def working(place: Workplace) -> contextlib.AbstractContextManager[None]:
@@ -224,7 +239,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where gates are written")
+    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="DIR", help="where gates are written")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -256,6 +271,21 @@ def _so_far(gates: Path, started: float) -> GateFile | None:
     return found if found.verdicts else None
 
 
+def _command(arguments: argparse.Namespace, wanted: Options) -> str:
+    """Return the command that asks for a gate, with where it is to look and to write."""
+    words = [word for name in arguments.pass_env for word in ("--pass-env", name)]
+    for option in ("python", "matrix", "cache"):
+        if value := getattr(arguments, option):
+            words += [f"--{option}", str(value)]
+    if arguments.results != _RESULTS:
+        words += ["--results", str(arguments.results)]
+    return wanted.command(*words)
+
+
+def _latest(gates: Path) -> str:
+    return max((it.parent.name for it in gates.glob("*/gate.json")), default="last")
+
+
 def run(arguments: argparse.Namespace) -> int:
     gate_report.check_explained(arguments.explain)
     accept = accepted.parse(arguments.accept)
@@ -270,14 +300,19 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with working(place):
             outcome = place.gate(wanted, arguments.resume)
+    except OutOfTime as error:
+        print(f"{error}: give more --budget", file=sys.stderr)
+        return EXIT["inconclusive"]
     except KeyboardInterrupt:
         if (so_far := _so_far(place.results / "gates", started)) is not None:
             print(gate_report.brief(so_far, str(place.results / "gates"), wide), end="", flush=True)
-        print("interrupted; what was measured is kept: the same command with --resume last goes on", file=sys.stderr)
+        print("interrupted; what was measured is kept: --resume last goes on", file=sys.stderr)
+        print(f"go on with: {_command(arguments, wanted)} --resume {_latest(place.results / 'gates')}", file=sys.stderr)
         return 130
     finally:
         lock.release()
     gate = _judged(outcome, place.results, accept, acceptances)
+    gate = gate.model_copy(update={"command": _command(arguments, wanted)})
     write_text(outcome.folder / "gate.json", gate.text())
     write_text(outcome.folder / "report.md", gate_report.text(gate))
     if arguments.junit:

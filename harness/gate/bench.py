@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError, RecordError
+from harness.gate.cutoff import CutOff
 from harness.judge.series import SIDES, Side
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.checkpoints import Checkpoints
@@ -31,14 +33,21 @@ class Bench:
     data: Path | None = None
     limit: int | None = None
     progress: Callable[[str], None] = lambda _: None
+    until_cut: Callable[[], float] = lambda: float("inf")
+    """The seconds until what is at work is cut off."""
+    cut_off: CutOff = field(init=False)
     _forks: dict[Side, Forks] = field(default_factory=dict)
+    _flows: weakref.WeakSet[Flow] = field(default_factory=weakref.WeakSet)
+
+    def __post_init__(self) -> None:
+        self.cut_off = CutOff(lambda: self.until_cut(), self.end_at_once)
 
     def flow(self, side: Side, *, checkpoints: Checkpoints | None = None) -> Flow:
         """Return a flow of one side that knows no worker yet, and starts from the weights that both sides share.
 
         ``checkpoints`` are those of another flow, which may live in another environment, in place of its own.
         """
-        return Flow.open(
+        found = Flow.open(
             self.store,
             self.run,
             self.matrix,
@@ -54,6 +63,8 @@ class Bench:
             forks=self._forks.setdefault(side, Forks()),
             checkpoints=checkpoints,
         )
+        self._flows.add(found)
+        return found
 
     def ask_once(self, side: Side, maker: Flow, cell: Cell, command: str, **arguments: Any) -> dict[str, Any]:
         """Ask one side about the predictions of a checkpoint of ``maker``; see harness.worker.compatibility."""
@@ -70,12 +81,17 @@ class Bench:
             forks.close()
         self.base.close()
 
+    def end_at_once(self) -> None:
+        """End whatever process of either side is at work, however far it is."""
+        for flow in [*self._flows, self.base]:
+            flow.workers.kill()
+
     def guarded(self, work: Callable[[Side], Any], side: Side) -> Any:
         """Do something on one side; returns its result, or the HarnessError that it raised."""
         try:
             return work(side)
         except HarnessError as error:
-            return error
+            return self.cut_off.instead(error)
         except OSError as error:
             return RecordError(f"{self.run.folder}: {error}")
 

@@ -14,6 +14,7 @@ from harness.base.errors import (
     DiscardedBlocks,
     HarnessError,
     MatrixError,
+    OutOfTime,
     RecordError,
     WorkerError,
     WrongKernels,
@@ -29,7 +30,7 @@ from harness.records.metrics import TEXT_QUALITY
 from harness.records.schema import Failure, Scalar
 
 # What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.
-_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, RecordError)
+_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, OutOfTime, RecordError)
 
 
 _FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))

@@ -145,8 +145,8 @@ class Compatibility:
         try:
             work()
         except HarnessError as error:
-            if of_the_machine(error):
-                raise
+            if of_the_machine(error := self.bench.cut_off.instead(error)):
+                raise error from None
             self.note(cell, stage, side, error)
         else:
             self.note(cell, stage, side, None)
@@ -223,7 +223,7 @@ class Compatibility:
             try:
                 return ask()
             except WorkerError as error:
-                if not was_lost(error):
+                if not was_lost(error) or self.bench.cut_off.happened:
                     raise
                 self.bench.progress(f"{what} lost its worker: repeated")
         return ask()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError, RecordError, Unsuitable
+from harness.base.errors import HarnessError, OutOfTime, RecordError, Unsuitable
 from harness.base.files import write_text
 from harness.base.reading import json_value
 from harness.base.text import duration
@@ -85,6 +85,7 @@ class Gate:
             run=run,
             matrix=matrix,
             base=Flow.open(store, run, matrix, environment=base, **common),
+            until_cut=lambda: self.budget.until_cut,
             **common,
         )
         self.runner = BlockRunner(self.bench, lambda seconds: self.budget.allows(seconds))
@@ -136,8 +137,9 @@ class Gate:
         self.write()
         finished = False
         try:
-            self._survey()
-            self._rounds()
+            with self.bench.cut_off.watching():
+                self._survey()
+                self._rounds()
             finished = True
         finally:
             result = self.write(finished=finished)
@@ -145,32 +147,49 @@ class Gate:
         return result
 
     def _survey(self) -> None:
-        """Quantize everywhere, run each recipe's first block, and carry old checkpoints over.
+        """Quantize everywhere, run each recipe's first block, and carry old checkpoints over: what is cheap first.
 
         Raises HarnessError if the models suit none of what was asked for.
         """
         cells: dict[Place, list[Unit]] = {}
         for unit in self.units:
-            cells.setdefault(unit.place.without("server", "stage"), []).append(unit)
-        for through in cells.values():
-            if pending := [unit for unit in through if not unit.closed]:
-                new = [unit for unit in pending if not unit.done]
-                if new and not self._time_for(new, self.pace.making(), self.pace.block(new[0]) if new[0].runs else 0.0):
-                    continue
-                before = self.budget.spent
-                errors = self.compatibility.checkpoints([unit.cell for unit in pending])
-                self.pace.made(self.budget.spent - before)
-                for unit in pending:
-                    try:
-                        self._try(unit, errors)
-                    except HarnessError as error:
-                        if not of_the_machine(error):
-                            raise
-                        unit.close("machine-trouble", str(error))
-                    self.write()
+            if not unit.closed:
+                cells.setdefault(unit.place.without("server", "stage"), []).append(unit)
+        made: dict[Place, dict[Side, HarnessError | None]] = {}
+        for unit in sorted((it for them in cells.values() for it in them), key=self.pace.cost):
+            begun = self.budget.spent
+            try:
+                self._begin(unit, cells[unit.place.without("server", "stage")], made)
+            except HarnessError as error:
+                if isinstance(error := self.bench.cut_off.instead(error), OutOfTime):
+                    self._cut(unit, self.budget.spent - begun)
+                elif of_the_machine(error):
+                    unit.close("machine-trouble", str(error))
+                else:
+                    raise error from None
+            self.write()
         left_out = [unit.problem for unit in self.units if unit.problem and not unit.reason]
         if len(left_out) == len(self.units):
             raise HarnessError(f"nothing to gate: {'; '.join(dict.fromkeys(left_out))}")
+
+    def _begin(self, unit: Unit, through: list[Unit], made: dict[Place, dict[Side, HarnessError | None]]) -> None:
+        """Make the checkpoints of a unit's cell, unless they are ``made``, and run its first block."""
+        cell = unit.place.without("server", "stage")
+        if cell not in made:
+            first = self.pace.block(unit) if unit.runs else 0.0
+            if not unit.done and not self._time_for([unit], self.pace.making(), first):
+                return
+            before = self.budget.spent
+            made[cell] = self.compatibility.checkpoints([it.cell for it in through])
+            self.pace.made(self.budget.spent - before)
+        self._try(unit, made[cell])
+
+    def _cut(self, unit: Unit, seconds: float) -> None:
+        """Note of what was at work when the budget ended that it was cut off."""
+        words = f"cut off after {duration(seconds)}, where the budget of {duration(self.options.budget)} ended"
+        self.progress(f"no time for {unit.id}: {words}")
+        if not unit.done:
+            self.unmeasured[unit.id] = event(_about(unit), "inconclusive", "budget-spent", f"not measured: {words}")
 
     def _try(self, unit: Unit, errors: Mapping[Side, HarnessError | None]) -> None:
         """Run a unit's first block, or what can be run of it after ``errors`` of quantization."""
@@ -189,8 +208,9 @@ class Gate:
                     return
                 before = self.budget.spent
                 self._block(unit)
-                self.pace.took(unit, self.budget.spent - before)
-            if not unit.reason:
+                if unit.done:
+                    self.pace.took(unit, self.budget.spent - before)
+            if unit.done and not unit.reason:
                 self._old_checkpoint(unit)
             return
         for side in SIDES:
@@ -250,7 +270,13 @@ class Gate:
         first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
+        seconds, begun = unit.seconds, self.budget.spent
         errors = self.runner(unit, order)
+        if any(isinstance(error, OutOfTime) for error in errors.values()):
+            # It is measured again under its own number when the gate is resumed.
+            unit.done, unit.seconds = unit.done - 1, seconds
+            self._cut(unit, self.budget.spent - begun)
+            return False
         found = [f"{side} side, block {unit.done}: {error}" for side, error in errors.items() if error]
         if any(map(of_the_machine, errors.values())):
             # Says nothing of the recipe: the block is measured again when the gate is resumed.
@@ -332,7 +358,7 @@ class Gate:
             verdicts=verdicts,
             compatibility=list(self.compatibility.rows.values()),
             kernels=self.compatibility.changes,
-            exit_status=gatefile.exit_status(verdicts),
+            exit_status=gatefile.exit_status(verdicts, finished=finished),
             options=self.options,
             units={unit.id: _state(unit) for unit in self.units},
         )

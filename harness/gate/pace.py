@@ -15,9 +15,12 @@ from harness.judge.calibration import Calibration
 from harness.judge.gatefile import GateFile
 from harness.judge.series import unit_of
 from harness.judge.stats import MINIMUM_BLOCKS
+from harness.records.metric import Stage
 from harness.records.place import Place
 
 _GATES = 30
+_STAGES: tuple[Stage, ...] = ("transformers", "engine", "server")
+"""The cheapest first: an engine takes longer to start than a model to load, and a server an engine's time and more."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class Pace:
         alike = self._first.get((unit.cell.server, unit.stage)) or [it for them in self._first.values() for it in them]
         known = [it for it in (self._known.blocks.get(place), max(alike, default=None)) if it is not None]
         return max(known, default=None)
+
+    def cost(self, unit: Unit) -> tuple[int, float]:
+        """Return what a unit's first block costs beside others': by its stage, then by what earlier gates took."""
+        return _STAGES.index(unit.stage), self._known.first.get(unit.place.named, float("inf"))
 
     def making(self) -> float | None:
         """Return the seconds that a cell's checkpoints should take on both sides."""

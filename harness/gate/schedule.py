@@ -18,6 +18,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 # A median of two is a mean, which one slow round spoils.
 FEWEST_ROUNDS = 3
 
+_RESERVE = 5.0
+
 
 def block_order(seed: int, what: str, index: int) -> tuple[Side, Side]:
     """Return which side goes first in one block: drawn at random, and turned round in every second block.
@@ -146,6 +148,16 @@ class Budget:
     @property
     def left(self) -> float:
         return max(0.0, self.seconds - self.spent)
+
+    @property
+    def reserve(self) -> float:
+        """The seconds at a budget's end that are kept for ending workers, judging and writing."""
+        return min(_RESERVE, self.seconds / 20)
+
+    @property
+    def until_cut(self) -> float:
+        """The seconds until whatever is at work is cut off."""
+        return max(0.0, self.seconds - self.reserve - self.spent)
 
     def allows(self, *expected: float | None) -> bool:
         """Return whether work that is expected to take so long would still end in time.

@@ -113,9 +113,10 @@ class Acceptances(BaseModel):
     def applied(self, gate: GateFile) -> GateFile:
         """Return a gate whose accepted regressions are marked, with remarks on what matches nothing any more."""
         verdicts = [replace(it, accepted=self._reason(gate, it)) for it in gate.verdicts]
+        status = exit_status(verdicts, finished=gate.finished is not False)
         remarks = [said for one in self.accepted if (said := _unmatched(one, gate))]
         return gate.model_copy(
-            update={"verdicts": verdicts, "exit_status": exit_status(verdicts), "remarks": [*gate.remarks, *remarks]}
+            update={"verdicts": verdicts, "exit_status": status, "remarks": [*gate.remarks, *remarks]}
         )
 
     def _reason(self, gate: GateFile, verdict: Verdict) -> str:

@@ -102,7 +102,7 @@ def load(path: Path) -> Baseline:
         return found
     except FileNotFoundError as error:
         raise BaselineError(
-            f"there is no baseline {path}: make one from {MINIMUM_RUNS} runs or more with "
+            f"there is no baseline {path}: make one from {MINIMUM_RUNS} runs or more:\n"
             "python -m harness baseline RUN RUN RUN"
         ) from error
     except ValidationError as error:
@@ -273,7 +273,7 @@ def refuse_other(baseline: Baseline, path: Path, device: Device) -> None:
     if baseline.device.name != device.name:
         raise BaselineError(
             f"{path} was measured on {baseline.device.name}, and this is {device.name}: figures of different hardware "
-            "are not compared; make a baseline here with python -m harness baseline RUN RUN RUN"
+            "are not compared; make a baseline here:\npython -m harness baseline RUN RUN RUN"
         )
     for entry in baseline.entries:
         if problem := disagreement(entry.place.metric, definition=entry.place.definition):

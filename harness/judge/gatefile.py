@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from harness.base.errors import HarnessError
 from harness.base.files import json_finite
 from harness.base.reading import json_file
+from harness.base.text import quoted, redact
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
 from harness.judge.verdict import Verdict
 from harness.records.place import OF_CELL, Place, gather, spread
@@ -49,6 +50,17 @@ class Options:
     """The most blocks of each unit."""
     margins: tuple[str, ...] = ()
     seed: int = 0
+
+    def command(self, *more: str) -> str:
+        """Return the command that asks for a gate like this one, and ``more`` beside it."""
+        words = ["python", "-m", "harness", "gate", self.old, self.new, "-m", self.hardware]
+        several = {"--model": self.models, "--recipe": self.recipes, "--server": self.servers, "--task": self.tasks}
+        for option, values in (several | {"--margin": self.margins}).items():
+            words += [word for value in values for word in (option, value)]
+        once = {"-k": self.keyword, "--data": self.data, "--limit": self.limit, "--blocks": self.blocks}
+        for name, value in (once | {"--seed": self.seed, "--budget": f"{self.budget:g}s"}).items():
+            words += [name, str(value)] if value else []
+        return " ".join(quoted(redact(word)) for word in (*words, *more))
 
     def changed(self, stored: Options) -> list[str]:
         """Return what differs from a stored gate's options; more time or blocks are no difference."""
@@ -167,6 +179,7 @@ class GateFile(BaseModel):
     exit_status: int = Field(ge=0, le=3, description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
     options: Options | None = None
     units: dict[str, StoredUnit] = {}
+    command: str = Field("", description="The command that asks for this gate, as a shell takes it.")
     remarks: list[str] = Field([], description="What else is to be said: of acceptances that match nothing any more.")
 
     @property
@@ -214,16 +227,23 @@ def parse(data: Any, where: str) -> GateFile:
         raise GateError(f"{where}: {error}") from error
     if found.exit_status == 0 != (due := exit_status(found.verdicts)):
         raise GateError(f"{where}: exit_status: 0, a pass, and its verdicts come to {due}; run the gate anew")
+    if found.finished is False and found.exit_status == 0:
+        # Of older harnesses, which took what an interrupted gate had judged for all of it.
+        return found.model_copy(update={"exit_status": EXIT["inconclusive"]})
     return found
 
 
-def exit_status(verdicts: Iterable[Verdict]) -> int:
+def exit_status(verdicts: Iterable[Verdict], *, finished: bool = True) -> int:
     """Return 0 pass, 1 regressed, 2 could not be judged, 3 inconclusive: the worst of the primary verdicts.
 
-    A gate without a single primary verdict has judged nothing: 2. A regression that was accepted fails no gate.
+    A gate without a single primary verdict has judged nothing: 2. A regression that was accepted fails no gate. One
+    that is not ``finished`` is no pass, whatever it has judged.
     """
     found: set[str] = {"pass" if verdict.accepted else verdict.verdict for verdict in verdicts if verdict.primary}
-    return EXIT[next(worst for worst in _WORST if worst in found)] if found else EXIT["error"]
+    if not found:
+        return EXIT["error"]
+    worst = next(worst for worst in _WORST if worst in found)
+    return EXIT["inconclusive" if worst == "pass" and not finished else worst]
 
 
 def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from harness.base.text import quoted
 from harness.judge.gatefile import GateFile
 from harness.judge.rules import LOGITS, OLD_CHECKPOINT, RULES
 from harness.judge.verdict import Verdict
@@ -60,8 +61,8 @@ def search(verdict: Verdict, gate: GateFile) -> str:
     metric = _OLD_CHECKPOINT if verdict.metric in (LOGITS, f"works: {OLD_CHECKPOINT}") else verdict.metric
     if old is None or new is None or metric not in (*RULES, _OLD_CHECKPOINT):
         return ""
-    words = f"harness bisect {gate.package} {old}..{new} -m {gate.hardware} --metric {metric}"
-    return f"{words} --recipe {verdict.place.recipe}" if verdict.place.recipe else words
+    words = f"python -m harness bisect {gate.package} {old}..{new} -m {gate.hardware} --metric {metric}"
+    return f"{words} --recipe {quoted(verdict.place.recipe)}" if verdict.place.recipe else words
 
 
 def version(requirement: str) -> Version | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ class Workers:
         self._forks = forks or Forks()
         self._waiting = waiting
         self._once: list[Worker] = []
+        self._processes: weakref.WeakSet[Process] = weakref.WeakSet()
 
     def start(
         self,
@@ -132,7 +134,7 @@ class Workers:
         environment = environment or self.environment
         if family is None:
             family = TRANSFORMERS if backend in _WITH_TRANSFORMERS else ""
-        return Worker(
+        worker = Worker(
             Job(backend=backend, specification=specification),
             environment=environment,
             store=self.store,
@@ -144,6 +146,8 @@ class Workers:
             progress=lambda value: self.progress(f"{label}: {_in_words(value)}"),
             waiting=self._waiting,
         )
+        self._processes.add(worker.process)
+        return worker
 
     def serve(
         self,
@@ -161,9 +165,11 @@ class Workers:
         given, log = arguments(port), self.log(label)
         forks = self._fork_server(family, variables, environment)
         if forks:
-            return Server(forks.start(module, given, log=log), port=port, label=label, role=role)
-        command = [environment.python, "-m", module, *given]
-        process = Process(command, environ=environment.environ(self.store, variables), log=log)
+            process: Process = forks.start(module, given, log=log)
+        else:
+            command = [environment.python, "-m", module, *given]
+            process = Process(command, environ=environment.environ(self.store, variables), log=log)
+        self._processes.add(process)
         return Server(process, port=port, label=label, role=role)
 
     def once(
@@ -189,6 +195,15 @@ class Workers:
         """End the workers that :meth:`once` waits for in other threads, which then raise WorkerError."""
         for worker in list(self._once):
             worker.process.end()
+
+    def kill(self) -> None:
+        """End every worker and server, and what they are forked from, from another thread and with no time to lose.
+
+        Whoever waits for one raises WorkerError.
+        """
+        for process in list(self._processes):
+            process.end()
+        self._forks.close()
 
     def end_lasting(self) -> None:
         """End what lasts for a cell.

@@ -125,7 +125,7 @@ def _verdicts(gate: GateFile) -> Table:
             f"both sides' rounds were taken in turns, which cancels the machine's drift: {', '.join(cancelled)}"
         )
     return Table(
-        f"{gate.title}: {gate_words.STATUS[gate.exit_status]}",
+        f"{gate.title}: {gate_words.status(gate)}",
         ", ".join(models),
         ("verdict", "cell", "metric", "new / old", "margin", "over", "reason"),
         tuple(rows),
@@ -223,7 +223,7 @@ def _summary(gate: GateFile) -> str:
             if lost
             else ""
         ),
-        f"exit status {gate.exit_status}: {gate_words.STATUS[gate.exit_status]}",
+        gate_words.ending(gate),
     ]
     left_out: dict[str, list[str]] = {}
     for name, unit in gate.units.items():

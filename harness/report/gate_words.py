@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.base.text import one_line
+from harness.base.text import one_line, quoted
 from harness.judge.accepted import worse
 from harness.judge.findings import Finding, Outcome, findings, outcome
-from harness.judge.gatefile import GateFile
+from harness.judge.gatefile import GateFile, Options
 from harness.judge.meaning import topic
 from harness.judge.meaning import worse as meaning
 from harness.judge.rules import REASONS
@@ -21,6 +20,8 @@ from harness.report.rendering import escape_md
 
 STATUS = {0: "pass", 1: "regressed", 2: "could not be judged", 3: "inconclusive within the budget"}
 _MOST_WORDS = 400
+_COMMANDS = ("find it", "accept it")
+"""The lines of a finding that are commands to be pasted, which are never cut."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,37 @@ def sentence(gate: GateFile) -> str:
     passed = sum(outcome(it) == "pass" for it in gate.verdicts if it.primary)
     parts.append(f"{passed} figures pass")
     what = f"{len(found)} finding{'s' if len(found) != 1 else ''}: " if found else ""
-    return f"{gate.title}: {STATUS[gate.exit_status]}; {what}{', '.join(parts)}"
+    return f"{gate.title}: {status(gate)}; {what}{', '.join(parts)}"
+
+
+def status(gate: GateFile) -> str:
+    """Return what a gate came to in words; one that did not come to its end has not passed, whatever it has judged."""
+    if gate.finished is False:
+        return "regressed so far" if gate.exit_status == 1 else "no verdict, it did not come to its end"
+    return STATUS[gate.exit_status]
+
+
+def ending(gate: GateFile) -> str:
+    """Return the line on the exit status of a gate's command; one that is not finished has none."""
+    head = "not finished" if gate.finished is False else f"exit status {gate.exit_status}"
+    return f"{head}: {status(gate)}"
 
 
 def words(gate: GateFile) -> str:
     """Return a gate's findings as markdown, the members of each folded below it, then what else is to be said."""
     parts = [escape_md(sentence(gate))]
     for it in told(gate):
-        lines = [f"**{escape_md(it.title)}**", "", *(f"- {name}: {escape_md(said)}" for name, said in it.lines)]
+        lines = [f"**{escape_md(it.title)}**", "", *(f"- {name}: {_md(name, said)}" for name, said in it.lines)]
         parts.append("\n".join(lines))
         if len(it.members) > 1:
             parts.append(folded("its figures", "".join(f"- {escape_md(member)}\n" for member in it.members)))
     parts += [escape_md(remark) for remark in gate.remarks]
     return "\n\n".join(parts) + "\n"
+
+
+def _md(name: str, said: str) -> str:
+    """Return what a line says as markdown: a command as code, which is copied as it is."""
+    return f"`{said}`" if name in _COMMANDS and "`" not in said else escape_md(said)
 
 
 def folded(title: str, text: str) -> str:
@@ -93,26 +112,22 @@ def _told(finding: Finding, gate: GateFile) -> Told:
     return Told(
         finding,
         f"{finding.outcome}: {finding.cause.words if count else first.name}{count}",
-        tuple((name, one_line(words)[:_MOST_WORDS]) for name, words in lines if words),
+        tuple((name, one_line(words)[: None if name in _COMMANDS else _MOST_WORDS]) for name, words in lines if words),
         tuple(_member(it) for it in members),
     )
 
 
 def _regressed(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:
     metrics = list(dict.fromkeys(it.metric for it in finding.members))
-    accept = " ".join(f"--accept {_quoted(f'{metric}:REASON')}" for metric in metrics)
-    sought = search(finding.worst, gate)
-    since = finding.worst.since or f"{gate.new}, held against {gate.old}"
+    accept = [word for metric in metrics for word in ("--accept", f"{metric}:REASON")]
+    asked = gate.command or (gate.options or Options(gate.old, gate.new, gate.hardware)).command()
     return [
         ("worse", how_much(finding.members)),
         ("means", "; ".join(meaning(metric) for metric in metrics)),
-        ("since", f"{since}; {sought} finds the release" if sought else since),
-        ("accept", f"the same command with --resume last {accept}"),
+        ("since", finding.worst.since or f"{gate.new}, held against {gate.old}"),
+        ("find it", search(finding.worst, gate)),
+        ("accept it", " ".join([asked, "--resume last", *map(quoted, accept)])),
     ]
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if "'" in text else shlex.quote(text)
 
 
 def _error(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:

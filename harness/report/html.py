@@ -116,7 +116,7 @@ def environment() -> jinja2.Environment:
         import jinja2
         import markupsafe
     except ImportError as error:
-        raise HarnessError(f"{error}; a page needs: pip install 'torchao-harness[report]'") from error
+        raise HarnessError(f"{error}; a page needs jinja2\nnext: pip install 'torchao-harness[report]'") from error
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(page_file), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

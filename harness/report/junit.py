@@ -11,7 +11,7 @@ from harness.judge.findings import outcome
 from harness.judge.gatefile import GateFile
 from harness.judge.verdict import Verdict
 from harness.records.place import Place
-from harness.report.gate_words import Told, folded, told, words
+from harness.report.gate_words import Told, ending, folded, told, words
 from harness.report.rendering import Table, escape_md, render
 
 # What XML 1.0 cannot hold, not even escaped.
@@ -90,7 +90,7 @@ def markdown(gates: Sequence[GateFile]) -> bytes:
         )
         header = ("what", "verdict", "new / old", "interval", "detail")
         notes = (f"differs: {'; '.join(gate.differences)}",) if gate.differences else ()
-        texts.append(f"## {escape_md(f'{gate.title}: exit status {gate.exit_status}')}\n\n{words(gate)}")
+        texts.append(f"## {escape_md(f'{gate.title}: {ending(gate)}')}\n\n{words(gate)}")
         tables = [Table("", "Verdicts", header, rows, notes)]
         if gate.compatibility:
             header = ("what", "stage", "old", "new", "error")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from harness.base.errors import BrokenEnvironment
+from harness.base.errors import BrokenEnvironment, OutOfTime
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.contract import visible
@@ -170,28 +173,54 @@ def _code_folder(store: Store) -> Path:
     return folder
 
 
-def overlay(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
+Left = Callable[[], float]
+"""The seconds that are left of a budget."""
+
+
+def no_limit() -> float:
+    """Return the seconds that are left where there is no budget."""
+    return math.inf
+
+
+def within(left: Left, command: list[str], what: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return what it printed; raises OutOfTime where the budget ends before it does."""
+    seconds = None if left() == math.inf else max(0.1, left())
+    own = more.pop("timeout", None)
+    given = min((it for it in (seconds, own) if it is not None), default=None)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=given, check=False, **more)
+    except subprocess.TimeoutExpired as error:
+        if given == own:
+            raise
+        raise OutOfTime(f"{what} was cut off: the budget has ended, and nothing was measured") from error
+
+
+def overlay(
+    store: Store, requirement: str, base: Environment, contents: str = "", left: Left = no_limit
+) -> Environment:
     """Return ``base`` with the package of ``requirement`` (e.g. ``torchao==0.17.0``) swapped.
 
     The package is installed alone, without its dependencies, into a cached folder. ``contents`` is a digest of what a
-    requirement that names a file stands for. Raises BrokenEnvironment with the installer's own words when it cannot be
-    had; nothing half-made is left behind.
+    requirement that names a file stands for, ``left`` the seconds that there are for it. Raises BrokenEnvironment with
+    the installer's own words when it cannot be had, OutOfTime; nothing half-made is left behind.
     """
 
     def build(folder: Path) -> None:
-        _pip(base.python, ["--target", str(folder / "site"), "--no-deps", requirement], requirement)
+        _pip(base.python, ["--target", str(folder / "site"), "--no-deps", requirement], requirement, left)
 
     key = {"requirement": requirement, "python": base.python} | ({"contents": contents} if contents else {})
     artifact = store.get("overlay", key, build, label=f"overlay {requirement}")
     return replace(base, name=requirement, overlay=artifact.folder / "site")
 
 
-def layered(store: Store, requirement: str, base: Environment, contents: str = "") -> Environment:
+def layered(
+    store: Store, requirement: str, base: Environment, contents: str = "", left: Left = no_limit
+) -> Environment:
     """Return a virtual environment over ``base`` in which pip installed ``requirement`` with its dependencies.
 
     What ``base`` has and the requirement allows stays as it is; what it does not allow stands before it in the new
-    environment, and ``base`` itself is left alone. Raises BrokenEnvironment with the installer's own words; nothing
-    half-made is left behind.
+    environment, and ``base`` itself is left alone. Raises BrokenEnvironment with the installer's own words, or
+    OutOfTime where no second of ``left`` is; nothing half-made is left behind.
     """
 
     def build(folder: Path) -> None:
@@ -207,7 +236,7 @@ def layered(store: Store, requirement: str, base: Environment, contents: str = "
         site = next((folder / "venv" / "lib").glob("python*/site-packages"))
         lines = [f"import site; site.addsitedir({path!r})" for path in below]
         (site / "below.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _pip(str(folder / "venv" / "bin" / "python"), [requirement], requirement)
+        _pip(str(folder / "venv" / "bin" / "python"), [requirement], requirement, left)
 
     key = {"requirement": requirement, "python": base.python, "below": base.packages(), "contents": contents}
     artifact = store.get("venv", key, build, label=f"environment {requirement}", verify=False)
@@ -238,9 +267,9 @@ def at(path: Path, base: Environment) -> Environment:
     return replace(base, name=path.name, python=str(path), overlay=None)
 
 
-def _pip(python: str, arguments: list[str], what: str) -> None:
+def _pip(python: str, arguments: list[str], what: str, left: Left) -> None:
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = within(left, command, f"installing {what}")
     if result.returncode:
         words = redact(result.stderr.strip() or result.stdout.strip())
         raise BrokenEnvironment(f"{what} could not be installed; the installer says:\n{words[-2000:]}")

@@ -17,7 +17,7 @@ from harness.base.errors import BrokenEnvironment, nearest
 from harness.base.files import file_digest
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
-from harness.runtime.environment import Environment, layered, overlay
+from harness.runtime.environment import Environment, Left, layered, no_limit, overlay, within
 from harness.runtime.store import Store
 
 _RESOLVE_SECONDS = 600
@@ -86,16 +86,16 @@ class Pair:
         return found
 
 
-def make(store: Store, old: str, new: str, base: Environment) -> Pair:
+def make(store: Store, old: str, new: str, base: Environment, left: Left = no_limit) -> Pair:
     """Return two environments, alike in everything but the package of the two requirements.
 
     A requirement is pip's: ``torchao==0.17.0``, or the path of a wheel; a range stands for the release that pip chooses
     now. Where neither version has dependencies of its own, each side is an overlay of that package alone; otherwise
     each is a virtual environment layered over ``base``, in which pip resolved the requirement. Raises
     BrokenEnvironment, in the resolver's words, for what does not exist, does not install or cannot be imported;
-    nothing half-made is left behind.
+    nothing half-made is left behind. ``left`` are the seconds that there are for it; raises OutOfTime after them.
     """
-    wanted = [resolve(requirement, base) for requirement in (old, new)]
+    wanted = [resolve(requirement, base, left) for requirement in (old, new)]
     names = {canonicalize_name(one.name) for one in wanted}
     if len(names) > 1:
         raise BrokenEnvironment(f"{old} and {new} are two packages: a gate compares two versions of one")
@@ -103,8 +103,8 @@ def make(store: Store, old: str, new: str, base: Environment) -> Pair:
     sides = []
     for one in wanted:
         make_one = overlay if alone else layered
-        made = replace(make_one(store, one.requirement, base, one.digest), name=f"{one.name}=={one.version}")
-        _check_import(store, made, one)
+        made = replace(make_one(store, one.requirement, base, one.digest, left), name=f"{one.name}=={one.version}")
+        _check_import(store, made, one, left)
         sides.append(made)
     package = names.pop()
     found = differences(sides[0], sides[1])
@@ -115,11 +115,11 @@ def make(store: Store, old: str, new: str, base: Environment) -> Pair:
     return Pair(package, sides[0], sides[1], tuple(found), contents)
 
 
-def resolve(requirement: str, base: Environment) -> Wanted:
+def resolve(requirement: str, base: Environment, left: Left = no_limit) -> Wanted:
     """Return what pip would install for ``requirement``, without installing it."""
     given = _local(requirement)
     arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", given]
-    report = json_value(_pip(base, arguments, f"{requirement} cannot be had"))
+    report = json_value(_pip(base, arguments, f"{requirement} cannot be had", left))
     try:
         taken = report["install"][0]
         metadata = taken["metadata"]
@@ -207,18 +207,17 @@ def _applies(line: str) -> bool:
     return marker is None or marker.evaluate({"extra": ""})
 
 
-def _check_import(store: Store, environment: Environment, wanted: Wanted) -> None:
+def _check_import(store: Store, environment: Environment, wanted: Wanted, left: Left) -> None:
     """Import the package once in the environment that was made; what passed is remembered."""
 
     def build(_: Path) -> dict[str, Any]:
         try:
-            result = subprocess.run(
+            result = within(
+                left,
                 [environment.python, "-c", _IMPORT, wanted.name],
+                f"importing {wanted.name}",
                 env=environment.environ(store),
-                capture_output=True,
-                text=True,
                 timeout=_IMPORT_SECONDS,
-                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise BrokenEnvironment(
@@ -234,10 +233,10 @@ def _check_import(store: Store, environment: Environment, wanted: Wanted) -> Non
     store.get("imported", key, build, label=f"import of {wanted.requirement}")
 
 
-def _pip(base: Environment, arguments: list[str], what: str) -> str:
+def _pip(base: Environment, arguments: list[str], what: str, left: Left = no_limit) -> str:
     command = [base.python, "-m", "pip", "--disable-pip-version-check", *arguments]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_RESOLVE_SECONDS, check=False)
+        result = within(left, command, "asking pip", timeout=_RESOLVE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise BrokenEnvironment(f"{what}: pip did not answer within {_RESOLVE_SECONDS} s") from error
     if result.returncode:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -153,8 +155,12 @@ def test_an_accepted_regression_fails_neither_this_gate_nor_the_next(
     given = ("gate", "tiny==1", "tiny==2")
     status, output, _ = command(*given)
     assert status == 1
-    told = " ".join(output.split())
-    assert "accept: the same command with --resume last --accept generate_throughput:REASON" in told
+    (accept,) = re.findall(r"accept it: (.*--accept +\S+)", output.replace("\\\n", ""))
+    results = str(gates.folder / "results")
+    assert shlex.split(accept) == [
+        *("python", "-m", "harness", *given, "-m", "cpu", "--budget", "1800s", "--results", results),
+        *("--resume", "last", "--accept", "generate_throughput:REASON"),
+    ]
     status, output, _ = command(*given, "--accept", "generate_throughput:its fix is under way")
     assert status == 0
     assert "accepted: its fix is under way" in output
@@ -223,7 +229,8 @@ def test_an_interrupted_gate_tells_what_it_has_judged(gates: Gates, command: Com
     assert status == 130
     assert "regressed" in output
     assert "not finished" in output
-    assert "--resume last goes on" in errors
+    assert "go on with: python -m harness gate a==1 a==2 -m cpu --budget 1800s" in errors
+    assert errors.endswith(" --resume unfinished\n")
     (gates.folder / "results" / "gates" / "unfinished" / "gate.json").write_text("{", encoding="utf-8")
     gates.answer = raises
     assert command("gate", "a==1", "a==2") == (130, "", errors)

@@ -163,6 +163,8 @@ def test_the_version_that_it_is_worse_since_is_that_of_earlier_gates() -> None:
 
 
 def test_the_release_is_searched_for_where_both_versions_are_releases() -> None:
-    assert search(slower(), gate()) == ("harness bisect torchao 0.17.0..0.18.0 -m cpu --metric latency --recipe int8wo")
+    assert search(slower(), gate()) == (
+        "python -m harness bisect torchao 0.17.0..0.18.0 -m cpu --metric latency --recipe int8wo"
+    )
     assert search(slower(), gate(new="a.whl")) == ""
     assert version("torchao>=0.17") is None

@@ -222,9 +222,12 @@ def test_junit_tells_the_batch_sizes_of_one_metric_apart() -> None:
 
 def test_a_gate_that_is_not_finished_is_said_to_be_so_and_has_not_passed() -> None:
     data = gate_file([speed(1.0)], finished=False)
-    assert (data.exit_status, data.title) == (0, "torchao==0.17.0 to torchao==0.18.0 on cpu, not finished")
-    assert f"{data.title}: pass" in gate_report.text(data)
-    assert f"{data.title}: exit status 0" in junit.markdown([data]).decode()
+    assert (data.exit_status, data.title) == (3, "torchao==0.17.0 to torchao==0.18.0 on cpu, not finished")
+    for said in (gate_report.text(data), gate_report.brief(data, "x", 100), junit.markdown([data]).decode()):
+        assert f"{data.title}: " in said
+        assert "no verdict, it did not come to its end" in said
+        assert "exit status" not in said
+        assert ": pass" not in said
     suite = xml.fromstring(junit.junit([data]))[0]
     assert (suite.get("errors"), suite.get("name")) == ("1", f"gate {data.title}")
     assert "did not come to its end" in str(suite.findtext("testcase[@name='finished']/system-out"))
