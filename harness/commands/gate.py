@@ -143,7 +143,8 @@ class Workplace:
         margins = Margins(options.margins)
         calibration = Calibration.find(self.results, options.hardware, device)
         if calibration is None:
-            self.progress(f"this machine is not calibrated\nnext: python -m harness calibrate -m {options.hardware}")
+            self.progress("this machine is not calibrated")
+            self.progress(f"next: python -m harness calibrate -m {options.hardware}")
         elif calibration.threads != worker_threads():
             self.progress(
                 f"this machine is calibrated for {calibration.threads} threads a worker and this gate runs "

@@ -71,7 +71,7 @@ class Known:
 
     def estimate(self, units: Sequence[Unit], budget: float) -> str:
         """Say how long a gate of some units is expected to take, before anything is begun."""
-        most = f"at most the budget of {duration(budget)}, and what the block takes that is at work then"
+        most = f"at most the budget of {duration(budget)}"
         known = [unit for unit in units if unit.place.named in self.blocks]
         if not known:
             return f"how long it takes is not known, nothing like it was gated here before: {most}"
