@@ -23,6 +23,7 @@ LONGEST = (
     "tests/gate/test_gate.py",
     "tests/plugin/test_reliability.py",
     "tests/worker/test_vllm.py",
+    "tests/publish/test_reproduced.py",
     "tests/plugin/test_main_job.py",
     "tests/judge/test_baseline.py",
 )

@@ -44,7 +44,7 @@ from harness.servers import registry
 from harness.servers.registry import SERVERS
 
 _RESULTS = Path("results")
-_STARTUP = 5.0
+_STARTUP = 60.0
 """A process that is older has done more than start a command."""
 
 
@@ -174,8 +174,8 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
         store.root.mkdir(parents=True, exist_ok=True)
     passed = (*matrix.pass_env, *arguments.pass_env)
     base = Environment(python=arguments.python or sys.executable, passed=passed)
-    startup = min(_STARTUP, time.time() - psutil.Process().create_time())
-    return Workplace(store, arguments.results, matrix, base, progress, startup)
+    age = time.time() - psutil.Process().create_time()
+    return Workplace(store, arguments.results, matrix, base, progress, age if age < _STARTUP else 0.0)
 
 
 def working(place: Workplace) -> contextlib.AbstractContextManager[None]:

@@ -222,7 +222,7 @@ class Gate:
 
     def _time_for(self, units: Sequence[Unit], *expected: float | None) -> bool:
         """Return whether a step is expected to end within the budget; otherwise it is noted of what it was for."""
-        if self.budget.allows(*expected):
+        if not self.bench.cut_off.happened and self.budget.allows(*expected):
             return True
         needed = sum(it for it in expected if it)
         words = f"not measured: {duration(self.budget.left)} of the budget of {duration(self.options.budget)} were left"

@@ -1,7 +1,8 @@
 """The card of a run on this machine is reproduced by running it: what it says starts, ends well and measures.
 
-Marked slow: an engine is started for each of the card's commands, as its readers would, which takes minutes. What
-test_commands.py asks of the parsers is asked every time.
+Its programs are forked from processes that have imported vLLM and Transformers, so that none waits for it again; what
+is run, and with which words, is the card's. Its records are such as a session here has; the slow test is of a session
+itself. What test_commands.py asks of the parsers is asked of every card.
 """
 
 from __future__ import annotations
@@ -9,39 +10,51 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
+from harness.matrix.plan import Matrix
+from harness.runtime.environment import Environment
 from harness.runtime.job import free_port
+from harness.runtime.process import ForkServer, Process
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
 from tests.conftest import TinyModel
-from tests.publish.test_commands import commands, without_variables
+from tests.publish.test_commands import card, commands, session, without_variables
 
-pytestmark = [pytest.mark.slow, pytest.mark.models]
+pytestmark = pytest.mark.models
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 SECONDS = 900
+
+
+@pytest.fixture(scope="module")
+def families(
+    kept_store: Store, forks: ForkServer, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, ForkServer]]:
+    """What the card's programs are forked from: with vLLM's imports, and with Transformers'."""
+    environ = Environment().environ(kept_store) | {"OMP_NUM_THREADS": "1"}
+    environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], str(repository)])
+    log = tmp_path_factory.mktemp("vllm") / "imports.log"
+    vllm = ForkServer("vllm", python=sys.executable, environ=environ, log=log)
+    yield {"vllm": vllm, "transformers": forks}
+    vllm.close()
 
 
 class Reader:
     """Somebody who has a card, and the models that it names as ``folders`` here: its own, then the others."""
 
-    def __init__(self, card: str, folders: Mapping[str, Path], home: Path) -> None:
-        self.card, self.folders, self.home = card, folders, home
-        self.commands = list(commands(card, next(iter(folders))))
-        threads = str(len(os.sched_getaffinity(0)))
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = os.environ | OFFLINE | {"PATH": path, "OMP_NUM_THREADS": threads}
+    def __init__(self, text: str, folders: Mapping[str, Path], home: Path, families: Mapping[str, ForkServer]) -> None:
+        self.card, self.folders, self.home, self._families = text, folders, home, families
+        self.commands = list(commands(text, next(iter(folders))))
+        self._started = 0
 
     def local(self, word: str) -> str:
         # The longest name first: one may be the beginning of another.
@@ -54,19 +67,18 @@ class Reader:
         found = [list(it) for it in dict.fromkeys(map(tuple, self.commands)) if all(word in it for word in words)]
         return [[self.local(word) for word in it] for it in found]
 
-    def run(self, words: Sequence[str]) -> str:
-        variables = dict(word.split("=", 1) for word in words[: len(words) - len(without_variables(list(words)))])
-        done = subprocess.run(
-            without_variables(list(words)),
-            env=self.environment | variables,
-            cwd=self.home,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout
+    def run(self, words: Sequence[str], family: str = "vllm") -> str:
+        """Run one of the card's programs to its end and return what it printed."""
+        folder, process = self._start(words, family)
+        status = process.wait(SECONDS)
+        process.end()
+        said = "".join((folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        assert status == 0, f"{words}\n{said[-3000:]}"
+        return said
+
+    def script(self, text: str) -> str:
+        """Run Python of the card in a process that has Transformers loaded, and return what it printed."""
+        return self.run(["python", "-c", text], "transformers")
 
     def scripts(self, part: str) -> list[str]:
         """Return the Python of the card that has some text in it."""
@@ -74,23 +86,32 @@ class Reader:
         found = [token.content for token in tokens if token.type == "fence" and token.info == "Py"]
         return [self.local(text) for text in found if part in text]
 
-    def serve(self, words: Sequence[str], port: int) -> subprocess.Popen[bytes]:
+    def serve(self, words: Sequence[str], port: int) -> Process:
         """Start the card's server, but for the port, which is the machine's."""
-        variables = dict(word.split("=", 1) for word in words[: len(words) - len(without_variables(list(words)))])
-        command = [*without_variables(list(words)), "--host", "127.0.0.1", "--port", str(port)]
-        with (self.home / "server.log").open("wb") as log:
-            started = subprocess.Popen(
-                command, env=self.environment | variables, cwd=self.home, stdout=log, stderr=log, start_new_session=True
-            )
+        folder, process = self._start([*words, "--host", "127.0.0.1", "--port", str(port)], "vllm")
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
-            assert started.poll() is None, (self.home / "server.log").read_text(errors="replace")[-3000:]
+            assert process.exit_code() is None, (folder / "stderr").read_text(errors="replace")[-3000:]
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    return started
+                    return process
             except OSError:
-                time.sleep(1)
+                time.sleep(0.2)
         raise AssertionError("the server did not get ready")
+
+    def _start(self, words: Sequence[str], family: str) -> tuple[Path, Process]:
+        """Start ``python -c CODE ...`` or ``python -m MODULE ...``, with the variables that stand before it."""
+        python, how, what, *arguments = without_variables(list(words))
+        assert (python, how in ("-c", "-m")) == ("python", True)
+        variables = dict(word.split("=", 1) for word in words[: len(words) - len(arguments) - 3])
+        code = what if how == "-c" else f"import runpy; runpy.run_module({what!r}, run_name='__main__', alter_sys=True)"
+        self._started += 1
+        folder = self.home / f"program-{self._started}"
+        folder.mkdir()
+        begin = f"import os; os.environ.update({variables!r}); os.chdir({str(self.home)!r})\n"
+        (folder / "code.py").write_text(begin + code, encoding="utf-8")
+        (folder / "argv.json").write_text(json.dumps(["-c", *arguments]), encoding="utf-8")
+        return folder, self._families[family].start("tests.forked", [str(folder)], log=folder / "log")
 
 
 def reproduced(reader: Reader) -> dict[str, list[float]]:
@@ -101,30 +122,62 @@ def reproduced(reader: Reader) -> dict[str, list[float]]:
     for words in reader.those("--max-model-len"):
         if "--num-iters" in words:
             continue
+        model = words[words.index("--model") + 1]
         port = free_port()
         server = reader.serve(words, port)
         try:
-            for chat in reader.those("curl"):
-                at = [word.replace("localhost:8000", f"127.0.0.1:{port}") for word in chat]
-                told = json.loads(reader.run([*at, "--noproxy", "*"]))
-                assert told["choices"][0]["message"]["content"]
-                found["chat"].append(float(told["usage"]["completion_tokens"]))
+            for chat in reader.those("curl") if model == str(next(iter(reader.folders.values()))) else ():
+                found["chat"].append(asked(chat, port))
             for client in reader.those("--num-prompts"):
-                said = reader.run([*client, "--host", "127.0.0.1", "--port", str(port)])
-                found["serving"].append(float(re.findall(r"Request throughput \(req/s\):\s+([\d.]+)", said)[-1]))
+                if client[client.index("--model") + 1] == model:
+                    said = reader.run([*client, "--host", "127.0.0.1", "--port", str(port)])
+                    found["serving"].append(float(re.findall(r"Request throughput \(req/s\):\s+([\d.]+)", said)[-1]))
         finally:
-            server.terminate()
-            server.wait(60)
+            server.end()
     for script in reader.scripts("Peak Memory Usage"):
-        said = reader.run([sys.executable, "-c", script])
+        said = reader.script(script)
         found["memory"].append(float(re.findall(r"Peak Memory Usage: ([\d.]+) GB", said)[-1]))
     for script in reader.scripts("skip_special_tokens"):
-        assert reader.run([sys.executable, "-c", script]).strip()
+        assert reader.script(script.replace("max_new_tokens=256", "max_new_tokens=8")).strip()
     return found
 
 
+def asked(chat: Sequence[str], port: int) -> float:
+    """Ask the server what the card's curl asks, but for fewer tokens, and return the tokens of its answer."""
+    at = [word.replace("localhost:8000", f"127.0.0.1:{port}").replace(": 1024", ": 16") for word in chat]
+    done = subprocess.run(
+        [*at, "--silent", "--noproxy", "*"], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+    told = json.loads(done.stdout)
+    assert told["choices"][0]["message"]["content"]
+    return float(told["usage"]["completion_tokens"])
+
+
+def test_the_card_of_a_session_here_is_reproduced_by_running_it(
+    tiny_model: TinyModel, suites_matrix: Matrix, sharegpt_folder: Path, families: dict[str, ForkServer], tmp_path: Path
+) -> None:
+    """The checkpoint that the others load is the one that the card's own recipe makes."""
+    shutil.copyfile(sharegpt_folder / SHAREGPT_FILE, tmp_path / SHAREGPT_FILE)
+    quick = {"batch_size": 1, "input_len": 32, "output_len": 8}
+    records = session(suites_matrix, "cpu", tasks=())
+    text = card([it.model_copy(update={"parameters": quick}) if it.metric == "latency" else it for it in records])
+    made = tmp_path / "Tiny-int8wo"
+    reader = Reader(text, {"me/Tiny-int8wo": made, "them/Tiny": tiny_model.folder}, tmp_path, families)
+    (recipe,) = reader.scripts("quantized_model.save_pretrained")
+    reader.script(recipe)
+    found = reproduced(reader)
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(found, 1)
+    assert all(value > 0 for values in found.values() for value in values)
+
+
+@pytest.mark.slow
 def test_the_card_of_a_run_here_is_reproduced_by_running_it(
-    tiny_model: TinyModel, kept_store: Store, sharegpt_folder: Path, repository: Path, tmp_path: Path
+    tiny_model: TinyModel,
+    kept_store: Store,
+    sharegpt_folder: Path,
+    families: dict[str, ForkServer],
+    repository: Path,
+    tmp_path: Path,
 ) -> None:
     results, out = tmp_path / "results", tmp_path / "out"
     command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "--model", str(tiny_model.folder)]
@@ -136,7 +189,7 @@ def test_the_card_of_a_run_here_is_reproduced_by_running_it(
     done = subprocess.run(publish, cwd=repository, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     shutil.copyfile(sharegpt_folder / SHAREGPT_FILE, tmp_path / SHAREGPT_FILE)
-    card = (out / "README.md").read_text(encoding="utf-8")
-    found = reproduced(Reader(card, {"me/it-int8wo": out, "me/it": tiny_model.folder}, tmp_path))
+    text = (out / "README.md").read_text(encoding="utf-8")
+    found = reproduced(Reader(text, {"me/it-int8wo": out, "me/it": tiny_model.folder}, tmp_path, families))
     assert {name: len(values) for name, values in found.items()} == {"latency": 2, "serving": 2, "memory": 1, "chat": 1}
     assert all(value > 0 for values in found.values() for value in values)
