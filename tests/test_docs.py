@@ -222,6 +222,7 @@ def test_there_are_commands_and_few_that_are_not_tried() -> None:
     assert len(untried) <= 6, [str(it) for it in untried]
 
 
+@pytest.mark.programs
 def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads records is run, in a folder as a session leaves it."""
     runs = tmp_path / "results" / "runs"

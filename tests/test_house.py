@@ -30,6 +30,7 @@ def table(repository: Path) -> dict[str, tuple[int, set[str]]]:
     return {name: (int(floor), set(may.split())) for floor, name, may in rows}
 
 
+@pytest.mark.programs
 def test_imports_run_as_the_contracts_say(repository: Path) -> None:
     done = lint(repository)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,6 +65,7 @@ def test_the_contracts_are_the_documented_table(repository: Path) -> None:
         ("runtime/store.py", "def late() -> None:\n    import torch", "Only workers import torch"),
     ],
 )
+@pytest.mark.programs
 def test_an_arrow_that_is_not_in_the_table_is_found(
     repository: Path, tmp_path: Path, file: str, line: str, broken: str
 ) -> None:

@@ -115,6 +115,7 @@ def test_where_no_index_has_the_cpu_build_torchs_own_is_asked(install: Install) 
 
 
 @pytest.mark.parametrize("status", ["0", "1"])
+@pytest.mark.programs
 def test_where_that_fails_too_pip_has_the_last_word(install: Install, status: str) -> None:
     found, calls = install("-r", "cpu.lock", UV_SAYS=NO_TORCH, ANYWAY_FAILS="no route to host", PIP_FAILS=status)
     assert found == int(status)
@@ -128,6 +129,7 @@ def test_another_failure_asks_no_other_index_for_torch(install: Install) -> None
 
 
 @pytest.mark.parametrize("here", [{"uv_here": False}, {"UV_IS": "0.4.30"}])
+@pytest.mark.programs
 def test_without_a_uv_that_will_do_one_is_installed_and_otherwise_pip_does_it(
     install: Install, here: dict[str, str]
 ) -> None:
@@ -165,6 +167,7 @@ def _parts(line: str) -> tuple[str, str, str]:
     return line.strip().partition("==")
 
 
+@pytest.mark.programs
 def test_a_lock_of_the_project_is_installed_with_its_hashes(install: Install, repository: Path) -> None:
     lock = repository / "requirements" / "install.lock"
     status, calls = install("--no-deps", "-r", str(lock))
@@ -176,6 +179,7 @@ def test_a_lock_of_the_project_is_installed_with_its_hashes(install: Install, re
     assert str(other) in install("-r", str(other))[1][0], "whatever else is asked for stays as it is"
 
 
+@pytest.mark.programs
 def test_another_file_than_the_locked_one_is_said_and_ends_it_where_locks_are_strict(
     install: Install, repository: Path
 ) -> None:
@@ -192,6 +196,7 @@ def test_another_file_than_the_locked_one_is_said_and_ends_it_where_locks_are_st
     assert [call for call in calls if call[-1] == lock] == []
 
 
+@pytest.mark.programs
 def test_an_audit_that_cannot_be_made_says_so(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "pip_audit.py").write_text(
         'raise SystemExit("requests.exceptions.ConnectionError: Max retries exceeded")'
@@ -216,6 +221,7 @@ def test_an_audit_that_cannot_be_made_says_so(repository: Path, tmp_path: Path) 
         ),
     ],
 )
+@pytest.mark.programs
 def test_an_audit_says_what_is_known(
     repository: Path, tmp_path: Path, packages: list[dict[str, object]], status: int, said: str
 ) -> None:

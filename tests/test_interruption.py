@@ -157,6 +157,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.programs
 def test_a_session_ends_with_its_summary_and_how_to_go_on(
     pytester: pytest.Pytester, suite: list[str], number: signal.Signals
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_session_ends_with_its_summary_and_how_to_go_on(
     assert "Traceback" not in output
 
 
+@pytest.mark.programs
 def test_interrupted_twice_it_ends_at_once_without_a_traceback(pytester: pytest.Pytester, suite: list[str]) -> None:
     pytester.makeconftest('pytest_plugins = ["harness.plugin.plugin"]' + SLOW_END)
     with start(*suite, folder=pytester.path) as process:

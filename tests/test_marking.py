@@ -26,6 +26,7 @@ def run(pytester: pytest.Pytester, repository: object, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "code", ["import torch", "import subprocess as s, sys; s.run([sys.executable, '-c', 'import torch'])"]
 )
+@pytest.mark.programs
 def test_a_test_that_loads_torch_unmarked_fails(pytester: pytest.Pytester, run, code: str) -> None:
     pytester.makepyfile(LOADS.format(code=code))
     result = run()
@@ -36,6 +37,7 @@ def test_a_test_that_loads_torch_unmarked_fails(pytester: pytest.Pytester, run, 
     run("-m", "not models").assert_outcomes(deselected=1)
 
 
+@pytest.mark.programs
 def test_collecting_loads_no_torch(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile("import torch\ndef test_one(): pass")
     result = run()
@@ -43,12 +45,14 @@ def test_collecting_loads_no_torch(pytester: pytest.Pytester, run) -> None:
     result.stderr.fnmatch_lines(["*collecting the tests loads torch*"])
 
 
+@pytest.mark.programs
 def test_to_ask_whether_torch_is_there_loads_nothing(pytester: pytest.Pytester, run) -> None:
     pytester.makepyfile(LOADS.format(code="import importlib.util; assert importlib.util.find_spec('torch')"))
     run().assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("fixture", sorted(marking.FIXTURES[marking.MARK]))
+@pytest.mark.programs
 def test_a_fixture_that_has_a_model_gives_the_mark(pytester: pytest.Pytester, run, fixture: str) -> None:
     pytester.makepyfile(
         f"""

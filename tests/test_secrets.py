@@ -175,6 +175,7 @@ def test_a_token_given_where_a_model_is_expected_is_not_echoed(
         assert "[token removed]" in str(caught.value)
 
 
+@pytest.mark.programs
 def test_the_terminal_does_not_echo_one(pytester: pytest.Pytester, repository: Path) -> None:
     pytester.makeconftest('pytest_plugins = ["harness.plugin.plugin"]')
     words = ["--matrix", str(repository / "suites" / "matrix.toml"), "--collect-only", "-p", "no:cacheprovider"]

@@ -291,6 +291,7 @@ def test_a_matrix_that_cannot_be_walked_is_named(tmp_path: Path, text: str, name
         toml_value(text)
 
 
+@pytest.mark.programs
 def test_everything_that_is_read_goes_through_the_one_reader(repository: Path) -> None:
     """Workers and what runs by itself have their own; their errors reach the planner as replies and exit statuses."""
     alone = {"harness/base/reading.py", "harness/bundle/install.py"}
@@ -315,6 +316,7 @@ def test_a_limit_without_its_statistics_is_shown_without_what_limits_it() -> Non
     assert "0.5" in str(made)
 
 
+@pytest.mark.programs
 def test_a_figure_that_nothing_can_have_measured_breaks_no_page(tmp_path: Path) -> None:
     """Records of others may hold any number, for any metric, without parameters and statistics."""
     run = Run(tmp_path / "runs" / "20260101-000000")

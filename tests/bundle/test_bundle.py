@@ -382,6 +382,7 @@ def test_the_parts_carry_what_the_runner_lacks(made: Path) -> None:
         assert hashlib.sha256(data).hexdigest() == part["sha256"]
 
 
+@pytest.mark.programs
 def test_an_installed_bundle_works_and_is_found_again(made: Path, tmp_path: Path) -> None:
     target = tmp_path / "a folder" / "site"
     done = install(made, target)
@@ -439,6 +440,7 @@ def test_a_folder_with_something_else_is_left_alone(made: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.programs
 def test_another_bundle_takes_the_place_of_an_older_one(parts: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     assert install(parts, target).returncode == 0
@@ -550,6 +552,7 @@ def test_the_command_replaces_a_bundle_and_nothing_else(
 
 
 @pytest.mark.usefixtures("_only_these_wheels")
+@pytest.mark.programs
 def test_what_the_resolver_said_last_is_shown_and_nothing_left(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_version_out_of_range_is_a_problem(monkeypatch: pytest.MonkeyPatch) ->
     assert found["pydantic"].fix.startswith("pip install 'pydantic")
 
 
+@pytest.mark.programs
 def test_the_command_ends_with_what_can_run_and_its_status_says_whether_anything_can(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +184,7 @@ def test_it_is_told_in_a_hundred_columns(
     assert "".join(lines[1:]).replace(" ", "").count("x") == 300
 
 
+@pytest.mark.programs
 def test_the_planner_imports_nothing_heavy_and_asks_for_nothing_that_takes_long(repository: Path) -> None:
     """Its processor time, since a machine with other work says little by the clock; the hub is not waited for long."""
     code = (

@@ -133,6 +133,7 @@ def test_every_real_record_meets_the_schema_field_by_field(repository: Path, tmp
 
 @FEW
 @given(st.lists(MEASUREMENTS, max_size=3))
+@pytest.mark.programs
 def test_hostile_records_meet_the_schema_too(lines: list[Measurement]) -> None:
     kept = [line.model_copy(update={"value": 1.5, "samples": [1.5], "statistics": {}}) for line in lines]
     for record in pytorch_v3.records(kept, Documented(), {}):
@@ -218,6 +219,7 @@ def test_a_variable_that_is_no_number_is_named(
 
 @FEW
 @given(st.lists(LINES, min_size=1, max_size=3))
+@pytest.mark.programs
 def test_csv_and_parquet_hold_every_line_whatever_it_holds(lines: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = written(Path(folder), lines)

@@ -20,6 +20,7 @@ def test_the_committed_tables_are_those_of_the_committed_records(
     assert status == 0, capsys.readouterr().err
 
 
+@pytest.mark.programs
 def test_what_differs_is_named_and_made_anew(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

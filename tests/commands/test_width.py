@@ -66,6 +66,7 @@ def place(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("words", TYPED, ids=lambda words: "-".join(map(str, words))[:40])
+@pytest.mark.programs
 def test_no_line_is_wider(
     words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,7 @@ def test_data_for_other_programs_is_not_folded(
     assert max(map(len, lines)) > 150
 
 
+@pytest.mark.programs
 def test_a_process_whose_output_is_a_pipe(place: Path, repository: Path) -> None:
     command = [sys.executable, "-m", "harness", "table", str(CPU), "--layout", "all"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)

@@ -110,6 +110,7 @@ def gate_job(folder: Path, old: str) -> tuple[list[int], str]:
     return statuses, summary.read_text(encoding="utf-8") if summary.exists() else ""
 
 
+@pytest.mark.programs
 def test_a_gate_that_never_began_shows_no_committed_one_as_its_own(tmp_path: Path) -> None:
     assert list((WORKFLOWS[0].parents[2] / "results" / "gates").glob("*/gate.json")), "a gate is committed"
     statuses, summary = gate_job(tmp_path, old="torchao==")

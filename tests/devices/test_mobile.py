@@ -125,6 +125,7 @@ class Bench:
         return [line for line in self.run.lines() if isinstance(line, Measurement)]
 
 
+@pytest.mark.programs
 def test_two_phones_of_one_model_are_both_measured(bench: Bench, quantized_cell: Cell) -> None:
     bench.phone.serials.append("emulated-2")
     for number, serial in enumerate(bench.phone.serials, start=1):
@@ -146,6 +147,7 @@ def test_two_phones_of_one_model_are_both_measured(bench: Bench, quantized_cell:
     assert bench.runs == 4, "each phone's records stand for it"
 
 
+@pytest.mark.programs
 def test_another_runner_is_another_measurement(bench: Bench, quantized_cell: Cell) -> None:
     """Neither a resumed run's records nor the cache answer for a binary that did not run."""
     device = bench.device("adb:emulated-1")

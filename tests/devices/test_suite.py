@@ -64,6 +64,7 @@ def test_a_device_that_was_asked_for_fails(suite: Any, tmp_path: Path) -> None:
     assert "--device adb:none: no adb; on Debian: apt-get install adb" in done.stdout
 
 
+@pytest.mark.programs
 def test_both_routes_go_to_a_phone(repository: Path) -> None:
     command = [sys.executable, "-m", "pytest", "suites", "-m", "arm-mobile", "--collect-only", "-q"]
     command += ["--device", "adb:one", "-k", "test_device or test_agreement"]

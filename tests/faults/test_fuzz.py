@@ -21,6 +21,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> fuzz.Readers:
 
 @settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), seed=st.integers(0, 2**63))
+@pytest.mark.programs
 def test_a_reader_returns_data_or_raises_its_own_error(readers: fuzz.Readers, data: st.DataObject, seed: int) -> None:
     name = data.draw(st.sampled_from(sorted(readers.readers)))
     assert readers.one(name, seed) == ""

@@ -63,6 +63,7 @@ def test_an_installer_is_given_the_time_that_is_left() -> None:
     assert within(lambda: math.inf, ["true"], "installing x").returncode == 0
 
 
+@pytest.mark.programs
 def test_a_first_block_of_unknown_length_is_cut_off(gate: Callable[..., Any]) -> None:
     machine = Machine(block_seconds=lambda unit: 443.0)
     outcome = gate(machine, budget=180)()
@@ -77,6 +78,7 @@ def test_a_first_block_of_unknown_length_is_cut_off(gate: Callable[..., Any]) ->
     assert {block for _, block, _ in again.measured if block == 0} == {0}, "a block that was cut off is measured again"
 
 
+@pytest.mark.programs
 def test_what_is_cheap_comes_first(gate: Callable[..., Any]) -> None:
     machine = Machine()
     gate(machine, budget=1e6, servers=(), blocks=1)()

@@ -169,6 +169,7 @@ def test_the_first_block_decides_whether_a_recipe_works(
     assert len(machine.measured) == 1
 
 
+@pytest.mark.programs
 def test_served_throughput_goes_on_where_the_engine_of_the_same_cell_has_settled(gate: Callable[..., Gate]) -> None:
     machine = Machine(
         rate=lambda unit, side, block: (
@@ -385,6 +386,7 @@ def recorded(folder: Path) -> list[Measurement]:
     return [line for line in read(folder / "records.jsonl")[0] if isinstance(line, Measurement) and in_series(line)]
 
 
+@pytest.mark.programs
 def test_a_gate_reads_its_records_once_on_resume_and_judges_what_a_block_changed(
     gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:

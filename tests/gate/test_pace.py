@@ -66,6 +66,7 @@ def gate(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch)
 
 @given(budget=st.floats(1, 400), block=st.floats(30, 300), making=st.floats(0, 300))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
+@pytest.mark.programs
 def test_the_budget_is_kept(gate: Callable[..., Gate], budget: float, block: float, making: float) -> None:
     machine = Machine(rate=NOISY, block_seconds=lambda unit: block)
     outcome = gate(machine, budget=budget, making=making)()
@@ -90,6 +91,7 @@ def test_no_block_is_begun_that_would_end_too_late(gate: Callable[..., Gate]) ->
     assert late[0].detail == "not measured: 40 s of the budget of 3 min were left, and it was expected to take 70 s"
 
 
+@pytest.mark.programs
 def test_what_earlier_gates_took_is_known_before_the_first_block(gate: Callable[..., Gate]) -> None:
     machine = Machine(block_seconds=lambda unit: 70.0)
     before = gate(machine, budget=1e6)().file
@@ -108,6 +110,7 @@ def test_a_budget_that_the_environments_used_up_measures_nothing(gate: Callable[
     assert machine.measured == []
 
 
+@pytest.mark.programs
 def test_more_budget_goes_on_with_what_was_not_measured(gate: Callable[..., Gate]) -> None:
     machine = Machine(block_seconds=lambda unit: 70.0)
     assert gate(machine, budget=180)().exit_status == 3

@@ -121,6 +121,7 @@ def test_each_verdict_that_is_no_pass_is_in_exactly_one_finding_whose_cause_it_h
 
 
 @given(verdicts=VERDICTS, changes=CHANGES)
+@pytest.mark.programs
 def test_terminal_junit_and_summary_tell_the_same_findings(verdicts: list[Verdict], changes: list[Difference]) -> None:
     file = gate(*verdicts, kernels=changes)
     told = gate_words.told(file)

@@ -112,6 +112,7 @@ def test_samples_without_any_spread_have_no_width() -> None:
 
 
 @pytest.mark.parametrize("count", [6, 30])
+@pytest.mark.programs
 def test_intervals_cover_the_truth_as_often_as_they_claim(count: int) -> None:
     hits = sum(
         found.low <= 1.1 <= found.high
@@ -300,6 +301,7 @@ def test_the_p_value_of_students_interval_is_that_of_a_t_test(blocks: list[tuple
 
 @settings(max_examples=20)
 @given(st.integers(FEW, 40), st.floats(0, 0.15), st.integers(0, 99), MARGIN)
+@pytest.mark.programs
 def test_the_p_value_and_the_bootstraps_interval_agree(count: int, shift: float, seed: int, margin: float) -> None:
     old, new = noisy(count, shift, seed=seed)
     interval = stats.paired_ratio(old, new)

@@ -75,6 +75,7 @@ def test_a_slow_drift_is_told_from_a_step() -> None:
     assert found.last / found.first == pytest.approx(1.05, abs=0.02)
 
 
+@pytest.mark.programs
 def test_noise_alone_is_rarely_called_a_change() -> None:
     called = sum(
         bool(trend.change_points(noise(30, seed).tolist()) or trend.slow_drift(noise(30, seed).tolist()))
@@ -91,6 +92,7 @@ def kept(count: int, share: float, seed: int, sd: float = 0.03) -> np.ndarray:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.programs
 def test_noise_that_lasts_for_nights_is_no_level_in_a_year_of_fifty_metrics(share: float) -> None:
     years = [trend.change_points(kept(365, share, seed).tolist()) for seed in range(50)]
     assert sum(len(found) for found in years) <= 1

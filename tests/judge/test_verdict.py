@@ -141,6 +141,7 @@ def test_losses_that_no_task_shows_by_itself_are_seen_together() -> None:
     assert judge(together, MARGINS).verdict == "regressed"
 
 
+@pytest.mark.programs
 def test_a_family_keeps_what_several_tasks_show_together_though_a_large_one_gained() -> None:
     """Over all documents more were won than lost; each task counting once, 2.6 % were lost."""
     tasks = [task(f"t{index}", 12, 400) for index in range(9)]

@@ -543,6 +543,7 @@ def test_the_baseline_comes_first_and_is_always_there(matrix: Matrix) -> None:
 
 @QUICK
 @given(st.lists(st.sampled_from(["int8wo", "float8dq", "bf16", "AConfig(x=1)", "AConfig(x=2)"]), min_size=1))
+@pytest.mark.programs
 def test_every_recipe_asked_for_has_a_cell(suites_matrix: Matrix, recipes: list[str]) -> None:
     cells = suites_matrix.cells(models=["owner/model"], recipes=recipes)
     for hardware in {cell.hardware for cell in cells}:
@@ -639,6 +640,7 @@ def test_limits_apply_where_they_say(matrix: Matrix) -> None:
 
 @QUICK
 @given(st.data())
+@pytest.mark.programs
 def test_a_model_and_a_recipe_that_are_asked_for_together_run_on_every_hardware(
     suites_matrix: Matrix, data: st.DataObject
 ) -> None:

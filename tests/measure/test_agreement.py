@@ -98,6 +98,7 @@ def test_a_token_told_by_one_side_at_the_other_ones_least_hardly_matters() -> No
     assert divergence(ours, theirs) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.programs
 def test_of_random_weights_the_bound_tells_next_to_nothing() -> None:
     """As the matrix says beside the limits: not even predictions that have nothing in common are far apart."""
     draw = random.Random(0)

@@ -93,6 +93,7 @@ def on(names: list[str], matrix: Matrix) -> Counter[str]:
     return Counter(next(it for it in matrix.hardware if f"-{it}" in name) for name in names)
 
 
+@pytest.mark.programs
 def test_every_hardware_and_group_is_a_marker(run: Run, suites_matrix: Matrix) -> None:
     told = run("--markers").stdout
     told.fnmatch_lines_random([f"@pytest.mark.{name}: *" for name in (*suites_matrix.hardware, *suites_matrix.groups)])
@@ -124,6 +125,7 @@ def test_of_a_group_that_is_not_here_the_first_stands_for_all(run: Run, suites_m
     ("nvidia", "amd", "name"),
     [("NVIDIA A100-SXM4-40GB", "", "a100"), ("NVIDIA H200", "", "h200"), ("", "AMD Instinct MI300X", "mi300")],
 )
+@pytest.mark.programs
 def test_gpu_takes_whichever_is_here(
     run: Run, here: Here, suites_matrix: Matrix, nvidia: str, amd: str, name: str
 ) -> None:
@@ -141,6 +143,7 @@ def test_gpu_takes_whichever_is_here(
         ran.stdout.fnmatch_lines(["SKIPPED*recipe float8dq does not run on a100: float8 matrix products need*"])
 
 
+@pytest.mark.programs
 def test_a_gpu_that_no_entry_is_for_runs_under_gpu(run: Run, here: Here) -> None:
     here("NVIDIA L40S", capability=(8, 9))
     ran = run("-v", "-m", "gpu", "-k", "checkpoint")
@@ -152,6 +155,7 @@ def test_a_gpu_that_no_entry_is_for_runs_under_gpu(run: Run, here: Here) -> None
     failed.stderr.fnmatch_lines(["*for l4, which is not here: the GPU here is NVIDIA L40S, not l4; *"])
 
 
+@pytest.mark.programs
 def test_a_gpu_is_added_by_the_matrix_alone(run: Run, here: Here, pytester: pytest.Pytester, text: str) -> None:
     (pytester.path / "suites" / "matrix.toml").write_text(text + ADDED, encoding="utf-8")
     failed = run("-m", "l40s")
@@ -167,6 +171,7 @@ def test_a_gpu_is_added_by_the_matrix_alone(run: Run, here: Here, pytester: pyte
     )
 
 
+@pytest.mark.programs
 def test_a_copy_of_the_matrix_with_a_gpu_renamed_works(
     run: Run,
     here: Here,

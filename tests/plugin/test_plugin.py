@@ -138,6 +138,7 @@ def of(names: list[str], test: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------- collecting
 
 
+@pytest.mark.programs
 def test_collecting_the_suites_imports_no_backend(repository: Path) -> None:
     code = """
 import json, sys, pytest
@@ -496,6 +497,7 @@ def test_a_cell_that_the_model_does_not_suit_is_skipped_with_the_reason(run: Run
     result.stdout.fnmatch_lines(["with what no recipe is", "SKIPPED [[]1] test_second.py:4: the model came quantized"])
 
 
+@pytest.mark.programs
 def test_a_session_that_cannot_start_says_so_once(
     run: Run, pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_benchmark_json_holds_each_round_and_what_was_measured(run: Run, pyteste
     assert calls(pytester.path) == EVERY_ROUND
 
 
+@pytest.mark.programs
 def test_benchmark_autosave_keeps_a_session_that_compare_holds_the_next_one_against(
     run: Run, pytester: pytest.Pytester
 ) -> None:
@@ -91,6 +92,7 @@ def test_benchmark_autosave_keeps_a_session_that_compare_holds_the_next_one_agai
 
 
 @pytest.mark.parametrize("options", [("--benchmark-disable",), ("-n", "1")])
+@pytest.mark.programs
 def test_every_round_runs_where_pytest_benchmark_is_disabled(
     run: Run, pytester: pytest.Pytester, options: tuple[str, ...]
 ) -> None:

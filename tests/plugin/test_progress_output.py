@@ -93,6 +93,7 @@ def test_uncaptured_output_keeps_its_lines(run: Run) -> None:
     assert sum("a word of the test itself" in line for line in result.outlines) == 2
 
 
+@pytest.mark.programs
 def test_a_log_file_holds_plain_lines_and_junit_none_of_them(run: Run, pytester: pytest.Pytester) -> None:
     """In a process of its own, as a nightly job writes it."""
     log = pytester.path / "session.log"

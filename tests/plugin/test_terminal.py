@@ -111,6 +111,7 @@ def summary(result: pytest.RunResult) -> list[str]:
     return result.outlines[at:]
 
 
+@pytest.mark.programs
 def test_a_run_with_many_failures_and_many_recipes_ends_on_one_screen(run: Run, pytester: pytest.Pytester) -> None:
     result = run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -159,6 +160,7 @@ def test_verbose_shows_every_section_before(run: Run) -> None:
     assert len(summary(result)) <= 40
 
 
+@pytest.mark.programs
 def test_a_terminal_shows_at_its_foot_what_runs(run: Run, pytester: pytest.Pytester) -> None:
     """The line is gone before pytest writes on, where it was: a test's dot stands behind its file's name."""
     run("--co", "-q")

@@ -359,6 +359,7 @@ NAMED = st.sampled_from(["MappingType.SYMMETRIC", "None.X", "os.SEP", "A.B.C", "
 
 @examples(60)
 @given(st.data())
+@pytest.mark.programs
 def test_a_card_holds_whatever_the_names_hold(data: st.DataObject) -> None:
     """No name makes a heading, HTML, a link, another table column, or metadata of its own, or ends a code block."""
     text = st.deferred(lambda: HOSTILE)

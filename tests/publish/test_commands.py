@@ -176,6 +176,7 @@ def test_every_option_that_an_engine_is_given_is_one_that_its_commands_know(suit
                     assert set(build.options) == set(server.by_hand.options)
 
 
+@pytest.mark.programs
 def test_pytest_reads_the_harness_s_own_command(suites_matrix: Matrix, repository: Path) -> None:
     """With one way of asking all tasks; that of several ways names none."""
     one = card(session(suites_matrix, "cpu", ASKED[1:2]), model=MODEL)

@@ -142,6 +142,7 @@ def test_a_cut_connection_sends_one_part_again(hub: Hub, files: list[Path], wait
     assert hub.content(REPOSITORY, files[1].name) == files[1].read_bytes()
 
 
+@pytest.mark.programs
 def test_after_a_kill_what_arrived_is_not_sent_again(hub: Hub, files: list[Path], tmp_path: Path) -> None:
     """A real SIGKILL in the middle of the large shard, when the small one has arrived."""
     environment = os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
@@ -170,6 +171,7 @@ def test_after_a_kill_what_arrived_is_not_sent_again(hub: Hub, files: list[Path]
     "path", ["/api/repos/create", "/preupload/", "/objects/batch", "/storage/", "/complete/", "/commit/"]
 )
 @pytest.mark.parametrize(("status", "headers"), [(429, {"Retry-After": "7"}), (503, {})])
+@pytest.mark.programs
 def test_what_may_pass_is_waited_for(
     hub: Hub, files: list[Path], waits: list[float], path: str, status: int, headers: dict[str, str]
 ) -> None:
@@ -348,6 +350,7 @@ def test_the_hubs_own_rate_limit_is_waited_for(hub: Hub, files: list[Path], wait
     assert 55 in waits
 
 
+@pytest.mark.programs
 def test_ctrl_c_is_an_answer_not_a_traceback(hub: Hub, files: list[Path]) -> None:
     environment = os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", SCRIPT, str(files[0].parent), CARD]
@@ -374,6 +377,7 @@ def _through_xet(home: Path, hub: Hub, files: list[Path]) -> subprocess.Complete
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.programs
 def test_through_xet_storage(tmp_path: Path, files: list[Path]) -> None:
     """The hub's own storage protocol, through hf_xet with a store on this disk: sent once, and no token in its logs."""
     store = tmp_path / "cas"
@@ -399,6 +403,7 @@ def test_through_xet_storage(tmp_path: Path, files: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("status", "said"), [(401, "does not know this token"), (403, "may not write to me/tiny-int8wo")]
 )
+@pytest.mark.programs
 def test_a_refusal_through_xet_says_what_to_do(tmp_path: Path, files: list[Path], status: int, said: str) -> None:
     with serving(Hub(tmp_path / "hub", xet=f"local://{tmp_path / 'cas'}")) as hub:
         hub.fault(

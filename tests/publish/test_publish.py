@@ -219,6 +219,7 @@ def test_a_folder_of_the_cache_and_a_copy_of_it_are_known(place: Place, tmp_path
     assert (place.out / "README.md").read_text() == first
 
 
+@pytest.mark.programs
 def test_from_a_shell(place: Place, hub: Hub, tmp_path: Path) -> None:
     """The whole command in a process of its own, with every library at its most talkative."""
     environment = os.environ | {

@@ -59,6 +59,7 @@ def copies(cache: Path) -> list[Path]:
 
 @FEW
 @given(st.lists(st.lists(MEASURED, max_size=8), min_size=1, max_size=3))
+@pytest.mark.programs
 def test_tables_of_the_columnar_copy_are_those_of_all_records(runs: list[list[Measurement]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         opened = [written(Path(folder), list(lines), f"run-{number}") for number, lines in enumerate(runs)]
@@ -70,6 +71,7 @@ def test_tables_of_the_columnar_copy_are_those_of_all_records(runs: list[list[Me
 
 @FEW
 @given(st.lists(LINES, max_size=4))
+@pytest.mark.programs
 def test_every_line_is_found_again_behind_its_row(lines: list[Line]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = written(Path(folder), lines)

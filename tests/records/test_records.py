@@ -244,6 +244,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
     assert f"{path}, line 2:" in problem
 
 
+@pytest.mark.programs
 def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Path) -> None:
     """With the records of real runs as it would have them, and what a resumed run then appends to them."""
     for source in sorted((repository / "results" / "reference").glob("*/records.jsonl")):

@@ -34,6 +34,7 @@ def letters(parts: list[Table]) -> list[str]:
 
 
 @given(table=any_table(), wide=st.integers(60, 100))
+@pytest.mark.programs
 def test_no_block_is_wider_and_every_cell_stands_in_one(table: Table, wide: int) -> None:
     parts = blocks.in_blocks(table, wide)
     text = blocks.text([table], wide)
@@ -54,6 +55,7 @@ def test_one_models_name_is_not_repeated() -> None:
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in REFERENCE.glob("*/records.jsonl")))
 @pytest.mark.parametrize("lines", [8, 20, 30])
+@pytest.mark.programs
 def test_the_main_table_of_a_real_run_fits(folder: str, lines: int) -> None:
     measurements = [line for line in Run(REFERENCE / folder).read()[0] if isinstance(line, Measurement)]
     shown = main_table(measurements, Documented.load(), 100, lines)

@@ -69,6 +69,7 @@ def hostile(line: Line, name: str) -> Line:
 
 @settings(max_examples=8)
 @given(st.lists(LINES, max_size=3), HOSTILE)
+@pytest.mark.programs
 def test_no_text_of_a_record_becomes_markup(lines: list[Line], name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         given_lines = [hostile(line, name) for line in lines] + [
@@ -220,6 +221,7 @@ def run_pages(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dic
     return pages
 
 
+@pytest.mark.programs
 def test_the_page_of_a_run_is_small(run_pages: dict[str, Path]) -> None:
     assert any(name.startswith("h100") for name in run_pages)
     assert {name: path.stat().st_size for name, path in run_pages.items() if path.stat().st_size >= 600_000} == {}

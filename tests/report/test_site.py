@@ -70,6 +70,7 @@ def site(stored: Path, repository: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.programs
 def test_every_link_of_every_page_leads_somewhere(site: Path) -> None:
     pages = {path: _Links() for path in site.rglob("*.html")}
     assert len(pages) > DAYS + 5
@@ -87,6 +88,7 @@ def test_every_link_of_every_page_leads_somewhere(site: Path) -> None:
                 assert parts.fragment in pages[target].ids, f"{path}: {link}"
 
 
+@pytest.mark.programs
 def test_nothing_is_written_again_that_did_not_change_and_what_is_gone_goes(
     stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -858,6 +858,7 @@ def test_command_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.Captu
         command("absent", "--runs", str(tmp_path))
 
 
+@pytest.mark.programs
 def test_import_brings_in_nothing_heavy() -> None:
     code = "import sys, json, harness.report.tables; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -202,6 +202,7 @@ def test_a_cache_is_emptied_whatever_words_the_server_finds_for_it(sglang_like):
         sglang_like.tell(SERVERS["sglang"].empty_cache, 10)
 
 
+@pytest.mark.programs
 def test_what_is_true_of_one_server_stands_with_it_alone(repository: Path) -> None:
     """Elsewhere the registry is asked: no module names a server or its packages."""
     names = {*SERVERS, *distributions()}
