@@ -20,6 +20,7 @@ from harness.matrix.schema import Model
 from harness.measure.clock import Clock
 from harness.measure.plain import EVALUATORS, Checkpoint, Keys, PlainModels, identity
 from harness.measure.workers import Failed, Key, Workers
+from harness.records.place import Place
 from harness.records.schema import Cell as CellIdentity
 from harness.runtime import sources
 from harness.runtime.parallel import Work, together
@@ -37,6 +38,9 @@ _REFERENCE = "logits.safetensors"
 _LOGIT_BYTES = 2
 _MOST_REFERENCE_BYTES = 1 << 30
 _LEAST_FREE = 4
+# What quantizing may come to hold: what a process has imported, and the weights before and after.
+_QUANTIZE_BYTES = 1.5e9
+_QUANTIZE_WEIGHTS = 4
 
 Program = tuple[Cell, str]
 """A cell's ExecuTorch program, by one of the export's routes."""
@@ -95,20 +99,50 @@ class Checkpoints:
             return replace(plain, facts=self._look(cell, plain))
         if cell.recipe.baseline:
             return self._whole(cell, plain)
-        device = cell.hardware.torch_device
+        with self._failed.tried_once((cell.base, "checkpoint")), self._clock.timed("quantize", cell):
+            if error := self._failed_ahead.pop((cell.base, "checkpoint"), None):
+                raise error
+            artifact = self._quantized(cell, plain)
+        return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
+
+    def make(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Make the checkpoints of cells, several at once where each keeps one processor busy; return those that are.
+
+        What fails is raised by whoever asks for it.
+        """
+        missing: dict[Place, Work] = {}
+        failed: set[Place] = set()
+        for cell in cells:
+            try:
+                plain = self.plain(cell.model, cell.hardware)
+            except HarnessError:
+                failed.add(cell.base)
+                continue
+            if not (cell.recipe.baseline or plain.quantized or cell.hardware.is_gpu):
+                size = sum(file.stat().st_size for file in plain.folder.glob("*.safetensors"))
+                held = _QUANTIZE_BYTES + _QUANTIZE_WEIGHTS * size
+                missing[cell.base] = Work(functools.partial(self._quantized, cell, plain), held)
+        with self._clock.timed("quantize"):
+            errors = together(list(missing.values()), self._workers.end_once)
+        for name, error in zip(missing, errors, strict=True):
+            if error:
+                self._failed_ahead[name, "checkpoint"] = error
+                failed.add(name)
+        return [cell for cell in cells if cell.base not in failed]
+
+    def _quantized(self, cell: Cell, plain: Checkpoint) -> Artifact:
+        """Return a recipe's checkpoint, made of a plain one; in any thread."""
+        device, config = cell.hardware.torch_device, cell.recipe.identity.config
 
         def build(folder: Path) -> dict[str, Any]:
             given = {"checkpoint": str(plain.folder), "trust_remote_code": cell.model.trust_remote_code}
-            config = cell.recipe.identity.config
             return self._workers.once(
                 "quantize", {"device": device}, "quantize", cell, output=str(folder), **given, **config
             )
 
         key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._keys.makers()}
-        with self._failed.tried_once((cell.base, "checkpoint")), self._clock.timed("quantize", cell):
-            label = f"checkpoint {cell.id}"
-            artifact = self._workers.store.get("checkpoint", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
-        return Checkpoint(artifact.folder, artifact.key, plain.model, artifact.facts)
+        label = f"checkpoint {cell.id}"
+        return self._workers.store.get("checkpoint", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
 
     def served(self, cell: Cell) -> Checkpoint:
         """Return the checkpoint that the cell's server is given: a plain one, if it applies the recipe itself.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +24,9 @@ from harness.servers.registry import SERVERS
 
 _SERVING = ("engine", "server")
 _KINDS = ("transformers", *_SERVING)
-# Whose memory is measured, a process of its own. While it generates, engine and server start beside it: threads that
-# wait for work by spinning, as OpenMP's do by default, would take the processors from one another (on two cores one
-# that wants 10 s of processor time was seen to take 68 s, in 96 s), so these sleep. The memory is the same.
+# Whose memory is measured, a process of its own. While it generates, others do or start beside it: threads that wait
+# for work by spinning, as OpenMP's do by default, would take the processors from one another (on two cores one that
+# wants 10 s of processor time was seen to take 68 s, in 96 s), so these sleep. The memory is the same.
 _MEMORY = "memory"
 _SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -68,23 +67,27 @@ class Fleet:
         assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
         return worker
 
-    @contextlib.contextmanager
-    def memory(self, cell: Cell) -> Iterator[Worker]:
-        """Yield a Transformers worker that has done nothing yet, to measure its memory; others may start beside it.
+    def unused(self, cell: Cell) -> Worker:
+        """Return the Transformers worker of a cell, ready, which has done nothing yet."""
+        worker = self.transformers(cell)
+        if worker.asked:
+            self.renew(cell, "transformers")
+            worker = self.transformers(cell)
+        return worker
 
-        Where its memory is that of a process, it is a whole one, since a fork shares what it inherits, and ends after.
+    def whole_process(self, cell: Cell) -> Worker:
+        """Start a Transformers worker whose memory is its own, not ready yet; in any thread, and nothing ends it here.
+
+        It is no fork, which would share what it inherits.
         """
-        kind = _MEMORY if cell.hardware.whole_processes else "transformers"
-        worker = self._get(cell, kind, settled=False)
-        if isinstance(worker, Worker) and worker.asked:
-            self.renew(cell, kind)
-            worker = self._get(cell, kind, settled=False)
-        assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
-        try:
-            yield worker
-        finally:
-            if kind == _MEMORY:
-                self.renew(cell, kind)
+        return self._launch_transformers(cell, _MEMORY)
+
+    def start_ahead(self, cell: Cell) -> None:
+        """Start all workers that the coming tests of a cell need, where they may be there at once; waits for none."""
+        if cell.hardware.workers_at_once:
+            self._checkpoints.served(cell)
+            self._end_others(cell.base)
+            self._start(cell, self._planned(cell))
 
     def engine(self, cell: Cell) -> Worker:
         """Return the offline engine of a cell, ready."""
@@ -171,7 +174,26 @@ class Fleet:
 
     # -------------------------------------------------------------------------------------------------- starts
 
-    def _get(self, cell: Cell, kind: str, settled: bool = True) -> Worker | Server:
+    def _planned(self, cell: Cell) -> list[str]:
+        """Return the kinds of workers that the coming tests of a cell need, without those that cannot hold it."""
+        kinds = [kind for name, kind in self._plan if name == cell.base and kind in _KINDS]
+        return [kind for kind in kinds if kind not in _SERVING or not self.unserved(cell)]
+
+    def _end_others(self, of: Place, only: Key | None = None) -> None:
+        """End what lasts for another cell, or with ``only`` all else."""
+        lasting = self._workers.lasting
+        for other in [name for name in lasting if name[0] != of or (only and name != only)]:
+            lasting.pop(other).close()
+
+    def _start(self, cell: Cell, kinds: Sequence[str]) -> None:
+        for kind in dict.fromkeys(kinds):
+            name = _key(cell, kind)
+            if name not in self._workers.lasting and name not in self._failed:
+                self._workers.lasting[name] = self._launch(cell, kind)
+        if "server" in kinds and self._client is None:
+            self._client = self._start_client(cell)
+
+    def _get(self, cell: Cell, kind: str) -> Worker | Server:
         key, lasting = _key(cell, kind), self._workers.lasting
         self._failed.raise_again(key)
         # Made before anything is started for it.
@@ -179,28 +201,18 @@ class Fleet:
         if kind in _SERVING and (refusal := self.unserved(cell)):
             raise Unsuitable(f"{cell.id}: {refusal}")
         together = cell.hardware.workers_at_once
-        for other in [name for name in lasting if name[0] != key[0] or (not together and name != key)]:
-            lasting.pop(other).close()
+        self._end_others(cell.base, None if together else key)
         worker = lasting.get(key)
         if worker is not None and not worker.alive:
             lasting.pop(key).close()
-        kinds = [kind]
-        if together:
-            ahead = [ahead for name, ahead in self._plan if name == key[0] and ahead in _KINDS]
-            kinds += [one for one in ahead if one not in _SERVING or not self.unserved(cell)]
-        for wanted in dict.fromkeys(kinds):
-            name = _key(cell, wanted)
-            if name not in lasting and name not in self._failed:
-                lasting[name] = self._launch(cell, wanted)
-        if "server" in kinds and self._client is None:
-            self._client = self._start_client(cell)
+        self._start(cell, [kind, *(self._planned(cell) if together else ())])
         worker = lasting[key]
         if not worker.ready:
             self._workers.progress(f"starting {kind} of {cell.base} ...")
         try:
-            with self._clock.timed("engine start" if kind not in ("transformers", _MEMORY) else "setup", cell):
+            with self._clock.timed("engine start" if kind != "transformers" else "setup", cell):
                 self._wait(worker, cell)
-                if together and settled:
+                if together:
                     self._settle(cell, key[0])
         except WorkerError as error:
             self._failed.note(key, error)
@@ -232,7 +244,7 @@ class Fleet:
                 self._client = None
 
     def _launch(self, cell: Cell, kind: str) -> Worker | Server:
-        if kind in ("transformers", _MEMORY):
+        if kind == "transformers":
             return self._launch_transformers(cell, kind)
         if kind.startswith("executorch"):
             return self._launch_program(cell, kind)
@@ -330,4 +342,4 @@ def _serving(cell: Cell) -> Cell:
 
 def _key(cell: Cell, kind: str) -> Key:
     """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
-    return (cell.base, kind if kind in ("transformers", _MEMORY) else f"{kind} of {_serving(cell).server}")
+    return (cell.base, kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")

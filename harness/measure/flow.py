@@ -12,6 +12,7 @@ from harness.matrix.schema import TaskOptions
 from harness.measure.checkpoints import Checkpoints, Program
 from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
+from harness.measure.memory import PeakMemory
 from harness.measure.plain import Keys, PlainModels
 from harness.measure.workers import Forks, Workers
 from harness.records.place import Place
@@ -33,6 +34,7 @@ class Flow:
     checkpoints: Checkpoints
     fleet: Fleet
     clock: Clock
+    memory: PeakMemory
     data: Path | None = None
     limit: int | None = None
     task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
@@ -52,6 +54,7 @@ class Flow:
         waiting: Callable[[], None] = lambda: None,
         plan: Sequence[tuple[Place, str]] = (),
         programs: Callable[[], Sequence[Program]] = tuple,
+        memories: Callable[[], Sequence[Cell]] = tuple,
         apart: Mapping[str, str | None] | None = None,
         side: str = "",
         block: int = 0,
@@ -63,7 +66,7 @@ class Flow:
 
         ``models``, ``forks`` and ``checkpoints`` are those of another flow, if it is to share them: plain weights, the
         processes of its environment, and whatever it has quantized. The rest goes to :class:`Workers`,
-        :class:`Checkpoints` and :class:`Fleet`.
+        :class:`Checkpoints`, :class:`Fleet` and, as ``memories``, to :class:`PeakMemory`.
         """
         limits = next(iter(matrix.measurements.values())).time_limits
         told: dict[str, Any] = {"progress": progress, "waiting": waiting}
@@ -75,7 +78,8 @@ class Flow:
             workers, models, keys, clock, matrix, run.name, data=data, programs=programs, block=block
         )
         fleet = Fleet(workers, made, clock, environments=environments, plan=plan, data=data)
-        return cls(workers, made, fleet, clock, data, limit, matrix.task_options)
+        memory = PeakMemory(workers, made, fleet, memories)
+        return cls(workers, made, fleet, clock, memory, data, limit, matrix.task_options)
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""

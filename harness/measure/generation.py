@@ -13,13 +13,12 @@ from harness.records.schema import Measurement, Scalar
 
 def peak_memory(recorder: Recorder, cell: Cell) -> Measurement:
     """Measure the published peak memory in a process that has done nothing else."""
-    tokens, fleet = cell.measurements.memory.max_new_tokens, recorder.flow.fleet
+    tokens = cell.measurements.memory.max_new_tokens
 
     def take() -> dict[str, Figure]:
-        with fleet.memory(cell) as worker:
-            answer = worker.ask("peak_memory", cell.measurements.time_limits.measure, max_new_tokens=tokens)
-        gigabytes = answer["peak_bytes"] / 1e9
-        recorder.note(cell, {"kind": "transformers"}, "engine_start", Figure(worker.start_seconds))
+        peak = recorder.flow.memory.peak(cell)
+        answer, gigabytes = peak.answer, peak.answer["peak_bytes"] / 1e9
+        recorder.note(cell, {"kind": "transformers"}, "engine_start", Figure(peak.start_seconds))
         told = {"new_tokens": float(answer["new_tokens"]), "seconds": answer["seconds"]}
         return {"peak_memory": Figure(gigabytes, [gigabytes], statistics=told)}
 

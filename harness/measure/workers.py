@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -64,17 +65,19 @@ class Forks:
 
     def __init__(self) -> None:
         self._servers: dict[tuple[str, ...], ForkServer] = {}
+        self._lock = threading.Lock()
 
     def get(self, family: str, python: str, environ: dict[str, str], log: Callable[[str], Path]) -> ForkServer:
-        """Return the process of a family, its imports begun."""
+        """Return the process of a family, its imports begun; in any thread."""
         key = (family, python, *(f"{name}={value}" for name, value in sorted(environ.items())))
-        server = self._servers.get(key)
-        if server is None or not server.alive:
-            if server is not None:
-                server.close()
-            where = log(f"imports of {family} {len(self._servers)}")
-            server = self._servers[key] = ForkServer(family, python=python, environ=environ, log=where)
-        return server
+        with self._lock:
+            server = self._servers.get(key)
+            if server is None or not server.alive:
+                if server is not None:
+                    server.close()
+                where = log(f"imports of {family} {len(self._servers)}")
+                server = self._servers[key] = ForkServer(family, python=python, environ=environ, log=where)
+            return server
 
     def close(self) -> None:
         """End them all."""

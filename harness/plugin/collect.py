@@ -212,6 +212,13 @@ def programs(claims: Iterable[Claim], lacks: Callable[[str, str], str]) -> list[
     return list(found.values())
 
 
+def memories(claims: Iterable[Claim]) -> list[Cell]:
+    """Return the cells whose peak memory tests ask for, in order; a test tells that by its name."""
+    return [
+        claim.cell for claim in claims if "peak_memory" in claim.function and not (claim.skipped or claim.cell.skip)
+    ]
+
+
 def only_hardware(claims: Iterable[Claim]) -> Hardware | None:
     """Return the hardware on which all is measured that is measured, or None if it is several."""
     found = {claim.cell.hardware for claim in claims if not claim.skipped}

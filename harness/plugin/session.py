@@ -120,6 +120,7 @@ class HarnessSession:
             waiting=progress.waiting,
             # Of a resumed run most is measured already, so nothing is started before it is asked for.
             plan=() if given.resume else collect.workers(claims),
+            memories=lambda: [] if given.resume else collect.memories(claims),
             programs=lambda: collect.programs(claims, lambda device, route: devices(device).lacks(route)),
         )
         recorder = Recorder(flow, run)

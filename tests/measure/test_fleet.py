@@ -144,38 +144,22 @@ def test_all_workers_of_a_cell_start_at_once_and_wait_idle_for_their_turn(make: 
     assert sorted(machine.took()) == ["end client", f"end engine {MODEL}-other-cpu-vllm"]
 
 
-MEMORY = f"memory {MODEL}-int8wo-cpu-vllm"
-
-
-def test_memory_is_that_of_a_process_of_its_own_beside_which_the_others_start(make: Make, subject: Cell) -> None:
+def test_all_may_be_started_and_none_waited_for(make: Make, subject: Cell) -> None:
     machine = make(True, plan=every(subject))
-    with machine.flow.fleet.memory(subject) as worker:
-        took = machine.took()
-        assert took[0] == f"start {MEMORY}"
-        assert [it for it in took if it.startswith("ready")] == [f"ready {MEMORY}"], "none but it is waited for"
-        assert {f"start {name}" for name in NAMES} <= set(took)
-        assert worker.label == MEMORY
-    assert machine.took() == [f"end {MEMORY}"], "it lasts for nothing else"
-    with machine.flow.fleet.memory(subject) as again:
-        assert again is not worker
-    machine.took()
-    assert machine.flow.fleet.transformers(subject).label == NAMES[0]
-    assert not [it for it in machine.took() if it.startswith("start")]
+    machine.flow.fleet.start_ahead(subject)
+    assert sorted(machine.took()) == sorted(f"start {name}" for name in [*NAMES, "client"])
+    one = make(False, plan=every(subject))
+    one.flow.fleet.start_ahead(subject)
+    assert one.took() == [], "a device is for one at a time"
 
 
-def test_memory_of_a_device_is_taken_in_a_process_that_has_done_nothing_else(
-    make: Make, subject: Cell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Hardware, "whole_processes", False)
+def test_what_has_been_asked_is_not_unused(make: Make, subject: Cell) -> None:
     machine = make(False, plan=every(subject))
-    with machine.flow.fleet.memory(subject) as first:
-        first.asked = 1
+    first = machine.flow.fleet.unused(subject)
+    first.asked = 1
     assert machine.flow.fleet.transformers(subject) is first
-    with machine.flow.fleet.memory(subject) as second:
-        assert second is not first
-    assert machine.took() == [
-        *(f"{what} {NAMES[0]}" for what in ("start", "ready", "end", "start", "ready")),
-    ]
+    assert machine.flow.fleet.unused(subject) is not first
+    assert machine.took() == [f"{what} {NAMES[0]}" for what in ("start", "ready", "end", "start", "ready")]
 
 
 def test_threads_of_a_process_whose_memory_is_measured_sleep_while_they_wait(
@@ -189,8 +173,7 @@ def test_threads_of_a_process_whose_memory_is_measured_sleep_while_they_wait(
         return Process(role, [])
 
     monkeypatch.setattr(machine.flow.workers, "start", start)
-    with machine.flow.fleet.memory(subject):
-        pass
+    machine.flow.fleet.whole_process(subject)
     machine.flow.fleet.transformers(subject)
     machine.flow.fleet.engine(subject)
     assert given["memory"] == ({"OMP_WAIT_POLICY": "PASSIVE"}, ""), "not forked: a fork shares what it inherits"

@@ -28,6 +28,7 @@ from harness.measure import recorder as recorder_module
 from harness.measure.figures import Figure, between_rounds, percentiles, split
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
+from harness.measure.memory import Peak
 from harness.measure.recorder import Recorder
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
@@ -100,7 +101,7 @@ class StubFlow:
         self.data: Path | None = None
         self.limit: int | None = None
         self.task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
-        self.workers = self.checkpoints = self.fleet = self.clock = self
+        self.workers = self.checkpoints = self.fleet = self.clock = self.memory = self
 
     def packages(self, cell: Cell) -> dict[str, str]:
         return self.versions
@@ -123,9 +124,8 @@ class StubFlow:
     def transformers(self, cell: Cell) -> StubFlow:
         return self
 
-    @contextlib.contextmanager
-    def memory(self, cell: Cell) -> Iterator[StubFlow]:
-        yield self
+    def peak(self, cell: Cell) -> Peak:
+        return Peak({"seconds": 1.0, "peak_bytes": self.peak_bytes, "new_tokens": 128}, self.start_seconds)
 
     def renew(self, cell: Cell, kind: str) -> None:
         self.renewed.append(kind)
