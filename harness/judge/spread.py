@@ -123,13 +123,16 @@ def _quantile(samples: Sequence[float], share: float, confidence: float) -> Rang
     return low, (ordered[last - 1] if last <= len(ordered) else math.inf)
 
 
-def of_comparison(comparison: str, record: Measurement, baseline: Measurement | None) -> Range | None:
+def of_comparison(
+    comparison: str, record: Measurement, baseline: Measurement | None, confidence: float = CONFIDENCE
+) -> Range | None:
     """Return what a limit's ``comparison`` may come to, as :func:`harness.judge.limits.compare` gives it."""
     if comparison in ("max", "min"):
-        return of_value(record)
+        return of_value(record, confidence)
     if baseline is None:
         return None
-    return of_ratio(record, baseline) if comparison.endswith("_ratio") else of_difference(record, baseline)
+    of = of_ratio if comparison.endswith("_ratio") else of_difference
+    return of(record, baseline, confidence)
 
 
 def undecided(within: Range | None, limit: float) -> bool:

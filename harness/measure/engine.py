@@ -9,6 +9,7 @@ from harness.matrix.plan import Cell
 from harness.measure import served
 from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
 from harness.measure.recorder import Recorder
+from harness.measure.rounds import words
 from harness.records.schema import Measurement, Scalar
 
 
@@ -48,12 +49,15 @@ def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
 def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Measurement:
     """Measure the published latency, a batch a call of the timer."""
     wanted = cell.measurements.latency
+    parameters = latency_parameters(cell, batch_size)
 
     def take() -> dict[str, Figure]:
         worker = recorder.flow.fleet.engine(cell)
         seconds: list[float] = []
+        rule = recorder.rule(cell, "latency", parameters, statistics.fmean, wanted.rounds)
 
         def once() -> None:
+            rule.check(seconds[wanted.warmup :])
             answer = worker.ask(
                 "latency",
                 cell.measurements.time_limits.measure,
@@ -65,10 +69,12 @@ def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Me
 
         calls = timer(once, wanted.rounds, wanted.warmup)
         warmup, samples = split(seconds, wanted.warmup)
-        note = cut_short(seconds, calls)
-        return {"latency": Figure(statistics.fmean(samples), samples, warmup, percentiles(samples), discarded=note)}
+        note, early = cut_short(seconds, calls), rule.told(samples)
+        if early:
+            recorder.flow.progress(words(f"latency of {cell.id}, batch {batch_size}", early, len(samples)))
+        told = percentiles(samples) | early
+        return {"latency": Figure(statistics.fmean(samples), samples, warmup, told, discarded=note)}
 
-    parameters = latency_parameters(cell, batch_size)
     return recorder.take(cell, parameters, take, names=("latency",), engine=True)["latency"]
 
 

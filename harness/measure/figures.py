@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 MAX_SAMPLES = 5000
 
 Timer = Callable[[Callable[[], None], int, int], int]
-"""``timer(function, rounds, warmup)`` calls and times a function, and returns how many calls it meant to make."""
+"""``timer(function, rounds, warmup)`` calls and times a function, and returns how many calls it meant to make.
+
+A function that raises Enough ends its rounds; those before were all that was meant.
+"""
+
+
+class Enough(BaseException):
+    """Raised in place of a round that would tell nothing; no Exception, since what times rounds notes those."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,9 @@ def cut_short(values: Sequence[float], wanted: int) -> str:
 
 def in_a_row(function: Callable[[], None], rounds: int, warmup: int) -> int:
     """Call a function as a timer does, without timing it."""
-    for _ in range(warmup + rounds):
-        function()
+    for calls in range(warmup + rounds):
+        try:
+            function()
+        except Enough:
+            return calls
     return warmup + rounds

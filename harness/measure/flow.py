@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.matrix.plan import Cell, Matrix
-from harness.matrix.schema import TaskOptions
+from harness.matrix.schema import TaskOptions, Threshold
 from harness.measure.checkpoints import Checkpoints, Program
 from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
@@ -27,7 +27,8 @@ class Flow:
     """What measurements are made with: artifacts that are cached, workers that last, and the time that both take.
 
     ``data`` is a folder that has tasks' documents and prompts, ``limit`` the number of documents of a task, and
-    ``task_options`` tells by a task's name how it is asked.
+    ``task_options`` tells by a task's name how it is asked, ``limits`` those of a cell's metric, as
+    :meth:`harness.matrix.plan.Matrix.limits` does.
     """
 
     workers: Workers
@@ -38,6 +39,7 @@ class Flow:
     data: Path | None = None
     limit: int | None = None
     task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
+    limits: Callable[..., Sequence[Threshold]] = lambda *_, **__: ()
 
     @classmethod
     def open(
@@ -79,7 +81,7 @@ class Flow:
         )
         fleet = Fleet(workers, made, clock, environments=environments, plan=plan, data=data)
         memory = PeakMemory(workers, made, fleet, memories)
-        return cls(workers, made, fleet, clock, memory, data, limit, matrix.task_options)
+        return cls(workers, made, fleet, clock, memory, data, limit, matrix.task_options, matrix.limits)
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""

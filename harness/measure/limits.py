@@ -12,7 +12,7 @@ from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.measure import roofline
 from harness.measure.engine import latency_parameters
-from harness.measure.figures import Figure, percentiles
+from harness.measure.figures import Figure, in_a_row, percentiles
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
 
@@ -71,11 +71,19 @@ class Limits:
 
     def _seconds(self, cell: Cell, batch_size: int, output_len: int) -> list[float]:
         """Return the seconds of a round to warm up and of those that count."""
-        wanted = cell.measurements.latency
+        wanted, parameters = cell.measurements.latency, latency_parameters(cell, batch_size)
         engine = self._recorder.flow.fleet.engine(cell)
         ask = functools.partial(engine.ask, "latency", cell.measurements.time_limits.measure)
         sizes = {"batch_size": batch_size, "input_len": wanted.input_len, "output_len": output_len}
-        return [ask(**sizes)["seconds"] for _ in range(wanted.rounds + 1)]
+        rule = self._recorder.rule(cell, "prefill_time", parameters, statistics.median, wanted.rounds)
+        found: list[float] = []
+
+        def once() -> None:
+            rule.check(found[1:])
+            found.append(ask(**sizes)["seconds"])
+
+        in_a_row(once, wanted.rounds, 1)
+        return found
 
     def _latency(self, cell: Cell, batch_size: int) -> list[float]:
         """Return what this session has measured of the whole batch, if it has."""

@@ -15,6 +15,7 @@ from harness.machine.processor import ProcessorWatch
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
+from harness.measure.rounds import Rule
 from harness.records.metrics import METRICS
 from harness.records.place import row_of
 from harness.records.run import Run
@@ -175,6 +176,35 @@ class Recorder:
             f"{what} of {cell.id}: {repeats + 1} blocks in a row were discarded: "
             f"{'; '.join(watch.problems)}. Records are kept as discarded; free or cool the machine and --resume."
         )
+
+    def rule(
+        self,
+        cell: Cell,
+        metric: str,
+        parameters: dict[str, Scalar],
+        value: Callable[[Sequence[float]], float],
+        rounds: int,
+    ) -> Rule:
+        """Return what ends the rounds of a figure early; ``value`` is what it comes to by its samples.
+
+        A gate's rounds are of two sides in turns, and are all taken.
+        """
+        common: dict[str, Any] = {
+            "parameters": parameters,
+            "cell": self.flow.identity(cell),
+            "packages": {},
+            "device": probe.device(cell.hardware),
+        }
+
+        def record(samples: Sequence[float]) -> Measurement:
+            return record_of(metric, value(samples), samples=list(samples), **common)
+
+        if self.tags:
+            return Rule(0, record)
+        random = self.flow.identity(cell).model.weights == "random"
+        limits = self.flow.limits(cell, metric, parameters, random=random)
+        baseline = self.baseline_of(record([1.0, 1.0])) if any(one.needs_baseline for one in limits) else None
+        return Rule(rounds, record, [(one, baseline if one.needs_baseline else None) for one in limits])
 
     def attach(self, name: str, data: dict[str, Any]) -> str:
         """Keep bulky detail beside the records, under a name that the tags are part of; returns its path."""

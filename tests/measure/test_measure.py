@@ -23,7 +23,7 @@ from harness.base.errors import HarnessError, Unsuitable, WrongKernels
 from harness.machine import probe, watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
-from harness.matrix.schema import TaskOptions
+from harness.matrix.schema import TaskOptions, Threshold
 from harness.measure import recorder as recorder_module
 from harness.measure.figures import Figure, between_rounds, percentiles, split
 from harness.measure.limits import Limits
@@ -101,6 +101,7 @@ class StubFlow:
         self.data: Path | None = None
         self.limit: int | None = None
         self.task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
+        self.limits: Callable[..., list[Threshold]] = lambda *_, **__: []
         self.workers = self.checkpoints = self.fleet = self.clock = self.memory = self
 
     def packages(self, cell: Cell) -> dict[str, str]:
