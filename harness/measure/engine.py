@@ -9,7 +9,7 @@ from harness.matrix.plan import Cell
 from harness.measure import served
 from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
 from harness.measure.recorder import Recorder
-from harness.measure.rounds import words
+from harness.measure.rounds import check, words
 from harness.records.schema import Measurement, Scalar
 
 
@@ -57,7 +57,7 @@ def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Me
         rule = recorder.rule(cell, "latency", parameters, statistics.fmean, wanted.rounds)
 
         def once() -> None:
-            rule.check(seconds[wanted.warmup :])
+            check(rule, seconds[wanted.warmup :])
             answer = worker.ask(
                 "latency",
                 cell.measurements.time_limits.measure,

@@ -14,6 +14,7 @@ from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
 from harness.measure.memory import PeakMemory
 from harness.measure.plain import Keys, PlainModels
+from harness.measure.rounds import MakeRule
 from harness.measure.workers import Forks, Workers
 from harness.records.place import Place
 from harness.records.run import Run
@@ -28,7 +29,7 @@ class Flow:
 
     ``data`` is a folder that has tasks' documents and prompts, ``limit`` the number of documents of a task, and
     ``task_options`` tells by a task's name how it is asked, ``limits`` those of a cell's metric, as
-    :meth:`harness.matrix.plan.Matrix.limits` does.
+    :meth:`harness.matrix.plan.Matrix.limits` does. ``rule`` makes what ends rounds early; without, all are taken.
     """
 
     workers: Workers
@@ -40,6 +41,7 @@ class Flow:
     limit: int | None = None
     task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
     limits: Callable[..., Sequence[Threshold]] = lambda *_, **__: ()
+    rule: MakeRule | None = None
 
     @classmethod
     def open(
@@ -63,6 +65,7 @@ class Flow:
         models: PlainModels | None = None,
         forks: Forks | None = None,
         checkpoints: Checkpoints | None = None,
+        rule: MakeRule | None = None,
     ) -> Flow:
         """Return a flow that knows no worker yet.
 
@@ -81,7 +84,7 @@ class Flow:
         )
         fleet = Fleet(workers, made, clock, environments=environments, plan=plan, data=data)
         memory = PeakMemory(workers, made, fleet, memories)
-        return cls(workers, made, fleet, clock, memory, data, limit, matrix.task_options, matrix.limits)
+        return cls(workers, made, fleet, clock, memory, data, limit, matrix.task_options, matrix.limits, rule)
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""

@@ -14,6 +14,7 @@ from harness.measure import roofline
 from harness.measure.engine import latency_parameters
 from harness.measure.figures import Figure, in_a_row, percentiles
 from harness.measure.recorder import Recorder
+from harness.measure.rounds import check
 from harness.records.schema import Measurement, Scalar
 
 
@@ -79,7 +80,7 @@ class Limits:
         found: list[float] = []
 
         def once() -> None:
-            rule.check(found[1:])
+            check(rule, found[1:])
             found.append(ask(**sizes)["seconds"])
 
         in_a_row(once, wanted.rounds, 1)

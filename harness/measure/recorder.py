@@ -15,7 +15,7 @@ from harness.machine.processor import ProcessorWatch
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
-from harness.measure.rounds import Rule
+from harness.measure.rounds import All, Rule
 from harness.records.metrics import METRICS
 from harness.records.place import row_of
 from harness.records.run import Run
@@ -189,6 +189,8 @@ class Recorder:
 
         A gate's rounds are of two sides in turns, and are all taken.
         """
+        if self.flow.rule is None or self.tags:
+            return All()
         common: dict[str, Any] = {
             "parameters": parameters,
             "cell": self.flow.identity(cell),
@@ -199,12 +201,10 @@ class Recorder:
         def record(samples: Sequence[float]) -> Measurement:
             return record_of(metric, value(samples), samples=list(samples), **common)
 
-        if self.tags:
-            return Rule(0, record)
         random = self.flow.identity(cell).model.weights == "random"
         limits = self.flow.limits(cell, metric, parameters, random=random)
         baseline = self.baseline_of(record([1.0, 1.0])) if any(one.needs_baseline for one in limits) else None
-        return Rule(rounds, record, [(one, baseline if one.needs_baseline else None) for one in limits])
+        return self.flow.rule(rounds, record, [(one, baseline if one.needs_baseline else None) for one in limits])
 
     def attach(self, name: str, data: dict[str, Any]) -> str:
         """Keep bulky detail beside the records, under a name that the tags are part of; returns its path."""

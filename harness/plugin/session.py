@@ -19,6 +19,7 @@ from harness.base.terminal import columns
 from harness.base.text import redact
 from harness.devices import DeviceRunner, Devices
 from harness.judge.limits import Judge
+from harness.judge.rounds import Rule
 from harness.machine import probe
 from harness.machine.lock import Held, machine_lock, only_session
 from harness.matrix.plan import Cell, Matrix
@@ -120,6 +121,7 @@ class HarnessSession:
             waiting=progress.waiting,
             # Of a resumed run most is measured already, so nothing is started before it is asked for.
             plan=() if given.resume else collect.workers(claims),
+            rule=Rule,
             memories=lambda: [] if given.resume else collect.memories(claims),
             programs=lambda: collect.programs(claims, lambda device, route: devices(device).lacks(route)),
         )

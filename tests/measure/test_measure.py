@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError, Unsuitable, WrongKernels
+from harness.judge.rounds import FEWEST, Rule
 from harness.machine import probe, watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import TaskOptions, Threshold
 from harness.measure import recorder as recorder_module
-from harness.measure.figures import Figure, between_rounds, percentiles, split
+from harness.measure.figures import Figure, between_rounds, in_a_row, percentiles, split
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
 from harness.measure.memory import Peak
@@ -102,6 +103,7 @@ class StubFlow:
         self.limit: int | None = None
         self.task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
         self.limits: Callable[..., list[Threshold]] = lambda *_, **__: []
+        self.rule: Any = None
         self.workers = self.checkpoints = self.fleet = self.clock = self.memory = self
 
     def packages(self, cell: Cell) -> dict[str, str]:
@@ -743,3 +745,36 @@ def test_an_engine_without_a_linear_layer_proves_nothing(tmp_path: Path, cells: 
         Measure(Recorder(StubEngine(layers=0), Run(tmp_path))).engine(  # type: ignore[arg-type]
             replace(cells["int8dq"], server="vllm")
         )
+
+
+# -------------------------------------------------------------------------------------------------------------- rounds
+
+
+def measured_rounds(
+    folder: Path, cell: Cell, *, most: int, tags: dict[str, Any] | None = None
+) -> tuple[Measurement, StubFlow]:
+    """Measure the latency of a cell whose batches take equally long, with the rule of a session of the suites."""
+    flow = StubFlow(2.0)
+    flow.rule = Rule
+    flow.engine = lambda _: flow  # type: ignore[attr-defined]
+    flow.options = flow.variables = lambda _: {}  # type: ignore[attr-defined]
+    latency = cell.measurements.latency.model_copy(update={"rounds": most, "warmup": 2})
+    wanted = replace(cell, measurements=cell.measurements.model_copy(update={"latency": latency}))
+    return Measure(Recorder(flow, Run(folder), tags)).latency(wanted, 1, in_a_row), flow  # type: ignore[arg-type]
+
+
+def test_rounds_that_are_all_alike_end_early_and_the_record_says_so(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    found, flow = measured_rounds(tmp_path, replace(cells["bf16"], server="vllm"), most=8)
+    assert len(found.samples) == FEWEST
+    assert len(found.warmup) == 2
+    assert not found.discarded
+    assert (found.statistics["rounds_most"], found.statistics["half_width"]) == (8.0, 0.0)
+    assert "known within 0.00% after 5 of 8 rounds" in "\n".join(flow.said)
+
+
+def test_rounds_of_a_gate_and_few_rounds_are_all_taken(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    cell = replace(cells["bf16"], server="vllm")
+    for folder, most, tags in (("few", 3, None), ("gate", 8, {"side": "old"})):
+        found, _ = measured_rounds(tmp_path / folder, cell, most=most, tags=tags)
+        assert len(found.samples) == most
+        assert "rounds_most" not in found.statistics

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.judge import spread
+from harness.judge.rounds import FEWEST, PRECISION, Rule
 from harness.matrix.schema import Threshold
 from harness.measure.figures import Enough, in_a_row
 from harness.measure.recorder import record_of
-from harness.measure.rounds import FEWEST, PRECISION, Rule
+from harness.measure.rounds import check
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 
 ROUNDS = 8
@@ -42,7 +43,7 @@ def taken(rule: Rule, rounds: Sequence[float]) -> list[float]:
     found: list[float] = []
 
     def once() -> None:
-        rule.check(found)
+        check(rule, found)
         found.append(rounds[len(found)])
 
     assert in_a_row(once, len(rounds), 0) == len(found)
@@ -72,7 +73,7 @@ def test_equal_rounds_are_enough_after_the_fewest_and_noisy_ones_are_all_taken()
     assert len(taken(Rule(ROUNDS, record), [1.0, 1.1, 0.9, 1.05, 1.0, 0.95, 1.1, 0.9])) == ROUNDS
     assert len(taken(Rule(FEWEST, record), [1.0] * FEWEST)) == FEWEST
     assert len(taken(Rule(2, record), [1.0] * 2)) == 2
-    assert len(taken(Rule(0, record), [1.0] * ROUNDS)) == ROUNDS, "a gate's"
+    assert len(taken(Rule(0, record), [1.0] * ROUNDS)) == ROUNDS
 
 
 @pytest.mark.parametrize(
