@@ -289,7 +289,11 @@ class Checkpoints:
             with self._clock.timed("evaluate", cell):
                 return ask()
 
-        return self._workers.store.get("evaluation", key, build, label=f"{what} of {cell.id}")
+        label = f"{what} of {cell.id}"
+        found = self._workers.store.get("evaluation", key, build, label=label)
+        if not found.made:
+            self._workers.progress(f"{label}: kept from {found.kept_from}")
+        return found
 
     def reference(
         self, cell: Cell, text: str, windows: int, tokens: int, predict: Callable[[Path, Path], dict[str, Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import json
 import os
@@ -34,6 +35,12 @@ class Artifact:
     key: str
     made: bool = field(compare=False)
     facts: dict[str, Any] = field(compare=False, default_factory=dict)
+
+    @property
+    def kept_from(self) -> str:
+        """When it was made, as 2026-11-29 15:46 in this machine's time."""
+        made = datetime.datetime.fromtimestamp((self.folder / MANIFEST).stat().st_mtime).astimezone()
+        return f"{made:%Y-%m-%d %H:%M}"
 
 
 class Store:

@@ -6,6 +6,7 @@ And what a model that came quantized is taken for.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import threading
@@ -37,7 +38,7 @@ class Keys:
 
     def get(self, kind: str, key: dict[str, Any], _: Any, *, label: str, facts: tuple[str, ...] = ()) -> Artifact:
         self.asked.append((kind, key, facts))
-        return Artifact(Path(kind), f"{kind}/0", made=False)
+        return Artifact(Path(kind), f"{kind}/0", made=True)
 
 
 @pytest.fixture
@@ -387,3 +388,25 @@ def test_predictions_that_are_too_large_or_of_a_block_are_not_kept(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert reference(256) is None
     assert reference.written == []
+
+
+def test_an_evaluation_that_is_kept_says_since_when(
+    tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = next(one for one in suites_matrix.cells() if one.hardware.name == "cpu" and not one.recipe.baseline)
+    identity = ModelIdentity(name=cell.model.name, source="folder", revision="1", weights="pretrained")
+    for session, made in enumerate((True, False)):
+        said: list[str] = []
+        run = Run(tmp_path / str(session))
+        store = Store(tmp_path / "cache")
+        flow = Flow.open(store, run, suites_matrix, environment=Environment(), progress=said.append)
+        monkeypatch.setattr(flow.checkpoints, "of", lambda _: Checkpoint(tmp_path, "checkpoint/0", identity, {}))
+        found = flow.checkpoints.evaluated(cell, "text quality", {"text": 1}, lambda: {"windows": []})
+        assert found.made is made
+        (found.folder / "artifact.json").touch()
+        kept = [
+            words
+            for words in said
+            if re.fullmatch(rf"text quality of {cell.id}: kept from \d{{4}}-\d\d-\d\d .*", words)
+        ]
+        assert len(kept) == (not made)
