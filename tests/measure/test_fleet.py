@@ -27,6 +27,10 @@ from harness.servers.registry import SERVERS
 MODEL = "SmolLM2-135M-Instruct"
 
 
+class Ended:
+    """The process of a stand-in: there is none."""
+
+
 @dataclass
 class Process:
     """Stands in for a worker or a server; ``told`` is what became of all of them, in order."""
@@ -40,6 +44,7 @@ class Process:
     asked: int = 0
     start_seconds: float = 1.0
     info: dict[str, Any] = field(default_factory=dict)
+    process: Any = field(default_factory=Ended)
 
     def __post_init__(self) -> None:
         self.told.append(f"start {self.label}")
