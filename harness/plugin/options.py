@@ -1,4 +1,7 @@
-"""The plugin's command line options; light, since every pytest run where the harness is installed may ask for them."""
+"""The plugin's command line options; light, since every pytest run where the harness is installed may ask for them.
+
+It is imported before pytest registers it, and has no assertions: PYTEST_DONT_REWRITE.
+"""
 
 from __future__ import annotations
 

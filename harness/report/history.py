@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harness.report.plots import NARROW, WIDE, Plot
-from harness.report.svg import COLOURS, Drawing, Scale, number, shortened, spread
+from harness.report.svg import COLOURS, Drawing, Scale, number, shortened, spread, text_width
 
 _MOST_TIPS = 400
 """Beyond this many points of a plot only those where a level changed have a tooltip."""
@@ -67,6 +67,7 @@ def trend(history: History) -> Plot | None:
     """
     if all(len({run for _, _, run in points}) < 2 for points in history.series.values()):
         return None
+    history = _readable(history)
     changes = changes_of(history)
     told = [f"{it.recipe} at {it.run}: {it.before:.4g} -> {it.after:.4g} {history.unit}".rstrip() for it in changes]
     caption = f"Change points: {'; '.join(told)}." if told else ""
@@ -77,13 +78,24 @@ def trend(history: History) -> Plot | None:
     return Plot(history.title, caption, svg)
 
 
+def _readable(history: History) -> History:
+    """Return a history whose bytes are told in megabytes or gigabytes, as tables tell them."""
+    most = max(value for points in history.series.values() for _, value, _ in points)
+    if history.unit != "B" or most < 1e6:
+        return history
+    scale, unit = (1e9, "GB") if most >= 1e9 else (1e6, "MB")
+    series = {name: [(at, value / scale, run) for at, value, run in points] for name, points in history.series.items()}
+    return replace(history, unit=unit, series=series)
+
+
 def _lines(history: History, changes: Sequence[Change], label: str, width: int) -> Drawing:
     names = {recipe: shortened(recipe, width * 0.3) for recipe in history.series}
     height = max(230, 40 + 16 * len(names) + 44)
-    left, right, top, bottom = 58.0, width - width * 0.3 - 12, 22.0, height - 44.0
+    right, top, bottom = width - width * 0.3 - 12, 22.0, height - 44.0
     points = [it for series in history.series.values() for it in series]
-    across = Scale.over([time for time, _, _ in points], left + 6, right - 6, pad=0)
     up = Scale.over([value for _, value, _ in points], bottom - 6, top + 6)
+    left = max(58.0, 12 + max(text_width(number(tick)) for tick in up.ticks()))
+    across = Scale.over([time for time, _, _ in points], left + 6, right - 6, pad=0)
     drawing = Drawing(width, height, label)
     drawing.left_axis(up, left, right)
     drawing.text(0, 12, history.unit if history.unit != "1" else "", kind="quiet")

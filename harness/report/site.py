@@ -161,7 +161,8 @@ class _Site:
         figures = [_figure(it) for it in measurements if not it.discarded]
         text = json.dumps({**about, "packages": shown, "figures": figures}, separators=(",", ":"))
         self.write(data, f"harnessRun({json.dumps(slug)},{text.replace('<', chr(92) + 'u003c')});\n")
-        return about
+        # As the comparison's script tells figures apart, in short.
+        return about | {"figures": sorted({digest(it[:_VALUE])[:8] for it in figures})}
 
     def _main_tables(self) -> list[dict[str, Any]]:
         """Return the main table of each model on each hardware: of the latest run that has most of it."""
@@ -266,6 +267,10 @@ def _weight(subject: Subject) -> int:
     return len(subject.recipes) * (2 if subject.baseline else 1)
 
 
+_VALUE = 9
+"""Where a figure's value stands, behind what tells it from others."""
+
+
 def _figure(it: Measurement) -> list[Any]:
     """Return a figure as the comparison's script reads it: its place, its value and the range of its samples."""
     samples = it.samples or [it.value]
@@ -280,14 +285,16 @@ def _by_subject(pairs: list[tuple[history.History, Any]]) -> list[tuple[str, lis
     return [(name, list(of)) for name, of in groupby(pairs, key=lambda it: it[0].subject)]
 
 
+_COMPARED = 100
+"""How many of the latest runs are looked through for two that can be compared."""
+
+
 def _pair(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, str]:
-    """Return the two runs to compare first: the latest two that measured the same models on the same hardware."""
-    seen: dict[str, str] = {}
-    for slug, row in rows:
-        key = json.dumps([row["hardware"], row["device"], sorted(row["models"])])
-        if key in seen:
-            return slug, seen[key]
-        seen[key] = slug
+    """Return the two runs to compare first: the latest two of one device that have a figure in common."""
+    for at, (newer, row) in enumerate(rows[:_COMPARED]):
+        for older, before in rows[at + 1 : _COMPARED]:
+            if row["device"] == before["device"] and not set(row["figures"]).isdisjoint(before["figures"]):
+                return older, newer
     last = rows[0][0] if rows else ""
     return (rows[1][0] if len(rows) > 1 else last), last
 

@@ -205,3 +205,4 @@ def test_the_suites_need_nothing_of_the_projects_own_tests(
     done = run(repository, *words.format(model=model).split(), "--co", "-q", python=("-S",))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "suites/test_quantize.py::test_checkpoint[" in done.stdout
+    assert "Warning" not in done.stdout + done.stderr
