@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import math
 import re
@@ -96,12 +97,13 @@ def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
         worker = flow.fleet.transformers(cell)
         return worker.ask("predictions", limit, text=str(text.folder / "text.txt"), top=LIKELIEST, **asked)
 
-    # Before the engine starts: on a GPU one worker has the whole of it.
-    reference = flow.checkpoints.evaluated(cell, "predictions", {"predictions": key}, predict).facts
+    @functools.cache
+    def reference() -> Mapping[str, Any]:
+        return flow.checkpoints.evaluated(cell, "predictions", {"predictions": key}, predict).facts
 
     def take() -> dict[str, Figure]:
-        answer = flow.fleet.engine(cell).ask("predictions", limit, sequences=reference["ids"], top=LIKELIEST)
-        ours, theirs = ([[dict(row) for row in window] for window in it["top"]] for it in (reference, answer))
+        answer = flow.fleet.engine(cell).ask("predictions", limit, sequences=reference()["ids"], top=LIKELIEST)
+        ours, theirs = ([[dict(row) for row in window] for window in it["top"]] for it in (reference(), answer))
         found = hold(ours, theirs)
         return {
             name: Figure(statistics.fmean(values), values, statistics={"stderr": standard_error(values)})
@@ -110,7 +112,8 @@ def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
 
     parameters: dict[str, Scalar] = {"text": "ShareGPT answers", **asked}
     names = ("served_kl", "served_top1")
-    return recorder.take(cell, parameters, take, names=names, engine=True, inputs=text.key)
+    # The reference before the engine starts: on a GPU one worker has the whole of it.
+    return recorder.take(cell, parameters, take, names=names, engine=True, inputs=text.key, prepare=reference)
 
 
 # -------------------------------------------------------------------------------------------------------- tasks

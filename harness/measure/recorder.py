@@ -99,12 +99,14 @@ class Recorder:
         device: Device | None = None,
         state: Callable[[], State] | None = None,
         again: Callable[[], object] = lambda: None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> dict[str, Measurement]:
         """Measure one block and record every figure of it, unless the run already has them all.
 
         ``inputs`` names the data that went in by a digest: other data is another measurement. ``device`` is where it
         runs if not here, ``state`` tells that device's state. Unless the block is a ``quick`` one, it is measured once
-        more where something disturbed it; ``again`` is called before every try but the first.
+        more where something disturbed it; ``again`` is called before every try but the first, and ``prepare`` once, if
+        anything is to be measured at all.
         """
         state = state or functools.partial(probe.state, cell.hardware)
         flags: dict[str, Scalar] = dict(self.tags)
@@ -124,6 +126,7 @@ class Recorder:
             found = {name: record for name, record in standing.items() if record is not None}
             self.measurements += found.values()
             return found
+        prepare()
         if quick:
             before = state()
             with self.flow.clock.timed("measure", cell):

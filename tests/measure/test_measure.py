@@ -362,6 +362,37 @@ def test_what_the_baseline_predicts_is_computed_once_where_a_recipe_is_held_agai
     assert flow.asked_for == asked
 
 
+def test_of_an_agreement_that_it_has_a_resumed_run_asks_nothing(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    """On another machine the checkpoint and the reference would have to be made anew, for nothing."""
+
+    class AgreeingFlow(ServingFlow):
+        def __init__(self) -> None:
+            super().__init__({"ids": [[1, 2]], "top": [[[[1, -0.5], [2, -1.5]]]]})
+            self.asked_for: list[str] = []
+
+        def prompts(self) -> SimpleNamespace:
+            return SimpleNamespace(folder=tmp_path, key="text")
+
+        def evaluated(self, cell: Cell, what: str, key: object, ask: Callable[[], dict[str, Any]]) -> SimpleNamespace:
+            return SimpleNamespace(facts=ask(), made=True)
+
+        def engine(self, cell: Cell) -> AgreeingFlow:
+            return self
+
+        def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+            self.asked_for.append("engine" if "sequences" in arguments else "reference")
+            return self.answer
+
+    flows = [AgreeingFlow(), AgreeingFlow()]
+    for again, flow in enumerate(flows):
+        measure = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
+        if again:
+            measure.recorder.resume()
+        found = measure.agreement(replace(cells["int8wo"], server="vllm"))
+        assert found["served_kl"].value == pytest.approx(0, abs=1e-12)
+    assert [flow.asked_for for flow in flows] == [["reference", "engine"], []]
+
+
 def test_a_chat_whose_answer_is_gone_is_asked_again(tmp_path: Path, cells: dict[str, Cell]) -> None:
     cell = replace(cells["bf16"], server="vllm")
     first, again = ({"usage": {"completion_tokens": count}} for count in (7, 9))
