@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,20 @@ from harness.gate import identity
 from harness.gate.bench import Bench
 from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.compatibility import Compatibility, verdict_of
+from harness.gate.needs import Needs
 from harness.gate.pace import Known, Pace
 from harness.gate.plan import Unit
 from harness.gate.schedule import Budget, block_order
 from harness.judge import gatefile
 from harness.judge.gatefile import GateFile, Options, UnitState
 from harness.judge.ledger import Ledger
-from harness.judge.rules import MEASURING, OLD_CHECKPOINT, RULES, Margins
-from harness.judge.series import SIDES, Series, Side, task_of
-from harness.judge.stats import MINIMUM_BLOCKS
-from harness.judge.verdict import Verdict, event, family_of, settled
+from harness.judge.rules import MEASURING, OLD_CHECKPOINT, Margins
+from harness.judge.series import SIDES, Series, Side
+from harness.judge.verdict import Verdict, event
 from harness.machine import probe
 from harness.matrix.plan import Matrix
 from harness.measure.flow import Flow
-from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
+from harness.records.metrics import SIZES
 from harness.records.place import Place
 from harness.records.run import Run
 from harness.records.schema import Line
@@ -97,6 +97,7 @@ class Gate:
             frozenset().union(*(unit.metrics for unit in self.units)) | SIZES,
             interleaved=self.hardware.sides_at_once,
         )
+        self.needs = Needs(self.bench.base.checkpoints, self.ledger, options.tasks)
         run.written = self._hear
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.budget = budget or Budget(options.budget)
@@ -254,7 +255,7 @@ class Gate:
             # Whether a unit is settled depends on the family, so that one which was may not be any more.
             judged = self.ledger.controlled()
             left = (unit for unit in self.units if not unit.closed and unit.done and unit.id not in too_long)
-            return [unit for unit in left if not self._settled(unit, judged)]
+            return [unit for unit in left if not self.needs.settled(unit, judged)]
 
         while pending := pending_units():
             for unit in draw.sample(pending, len(pending)):
@@ -266,7 +267,7 @@ class Gate:
 
     def _block(self, unit: Unit) -> bool:
         """Measure one block; returns whether the unit can go on."""
-        unit.once, unit.tasks = self._missing(unit, self.ledger.judged()), self._missing_tasks(unit)
+        unit.once, unit.tasks = self.needs.once(unit, self.ledger.judged()), self.needs.tasks(unit)
         first = not unit.done
         order = block_order(self.options.seed, unit.id, unit.done)
         self.progress(f"block {unit.done + 1} of {unit.id}, {order[0]} first ({self.budget.spent:.0f} s spent)")
@@ -289,46 +290,6 @@ class Gate:
         elif found:
             unit.close("later-block-failed", "; ".join(found))
         return not unit.closed
-
-    def _missing(self, unit: Unit, judged: Iterable[Verdict]) -> frozenset[str]:
-        """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
-        found = [verdict for verdict in judged if unit.holds(verdict.place)]
-        have = {verdict.metric for verdict in found}
-        wanted = {metric for metric in unit.metrics if RULES[metric].kind != "blocks"} - have - SIZES
-        wanted |= {
-            verdict.metric
-            for verdict in found
-            if verdict.metric == "peak_memory" and verdict.verdict != "pass" and verdict.blocks < 2
-        }
-        if self._random(unit):
-            wanted -= TEXT_QUALITY
-        wanted = wanted - TASKS | (unit.metrics & TASKS if self._missing_tasks(unit) else frozenset())
-        if unit.cell.recipe.baseline or self.bench.base.checkpoints.alone(unit.cell):
-            wanted -= TEXT_QUALITY - {"perplexity"}
-        if unit.stage == "engine" and unit.cell.kernels and not unit.done:
-            wanted |= {"quantized_kernel_share"}
-        return frozenset(wanted)
-
-    def _missing_tasks(self, unit: Unit) -> tuple[str, ...]:
-        """Return the tasks that no block has evaluated on both sides, whichever metrics they give."""
-        if not unit.metrics & TASKS or self._random(unit):
-            return ()
-        have = {task_of(one.place) for one in self.ledger.series() if one.old and unit.holds(one.place)}
-        return tuple(task for task in dict.fromkeys(self.options.tasks) if task not in have)
-
-    def _random(self, unit: Unit) -> bool:
-        """Return whether the cell's weights are random, which have no quality."""
-        return self.bench.base.checkpoints.plain(unit.cell.model, unit.cell.hardware).model.weights == "random"
-
-    def _settled(self, unit: Unit, judged: list[Verdict]) -> bool:
-        if self._missing(unit, judged):
-            return False
-        family = len(family_of(judged))
-        timed = [verdict for verdict in judged if unit.holds(verdict.place) and verdict.metric in unit.timed]
-        if not timed:
-            # What is zero everywhere, as compile time where nothing is compiled, gives no verdict.
-            return not unit.timed or unit.done >= MINIMUM_BLOCKS
-        return all(settled(verdict, family) for verdict in timed)
 
     def verdicts(self) -> list[Verdict]:
         """Return every verdict, the worst first."""
