@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,28 @@ def test_where_the_suites_recipes_run(suites_matrix: Matrix) -> None:
     assert runs["8da4w"] == runs["8da4w-int8emb"] == {"cpu", "arm-mobile"}
     told = suites_matrix.recipes["float8dq"].refusal(suites_matrix.hardware["a100"])
     assert told.startswith("recipe float8dq does not run on a100: float8 matrix products need")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "own"),
+    [
+        ("float8dq", "Cijk_Alik_Bljk_F8BS_BH_Bias_HA_S_SAB_SAV_UserArgs_MT256x256x128", True),
+        ("float8dq", "Cijk_Alik_Bljk_BBS_BH_Bias_HA_S_SAV_UserArgs_MT256x256x64", False),
+        ("int8dq", "Cijk_Alik_Bljk_I8BS_BH_Bias_HA_S_SAB_SAV_UserArgs_MT64x16x256", True),
+        ("int8dq", "Cijk_Alik_Bljk_BBS_BH_Bias_HA_S_SAV_UserArgs_MT256x256x64", False),
+    ],
+)
+def test_every_gpu_that_a_recipe_runs_on_has_kernels_to_look_for(
+    suites_matrix: Matrix, recipe: str, name: str, own: bool
+) -> None:
+    """Where none are named a run fails, since what ran could not be told from a fallback."""
+    for one in suites_matrix.recipes.values():
+        if not (one.baseline or (one.known_fallback and not one.kernels)):
+            for hardware in suites_matrix.hardware.values():
+                if hardware.is_gpu and not one.refusal(hardware):
+                    assert hardware.pick(one.kernels), f"{one.name} on {hardware}"
+    pattern = suites_matrix.hardware["mi300"].pick(suites_matrix.recipes[recipe].kernels)
+    assert bool(re.search(pattern or "", name)) == own
 
 
 # ------------------------------------------------------------------------------------------------- groups and mistakes
