@@ -17,6 +17,9 @@ MAKERS = ("torch", "torchao", "transformers")
 CHECKPOINT = 1
 """Plain and quantized checkpoints: harness/worker/quantize.py."""
 
+NAMED = 2
+"""Checkpoints of which a rule leaves weights plain: harness/contract/flattened.py."""
+
 CHECKPOINT_FACTS = (
     "checkpoint_bytes",
     "weight_bytes",

@@ -16,6 +16,7 @@ from typing import Any
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _POINTER = b"version https://git-lfs"
 # A pointer of git-lfs is some 130 bytes long.
@@ -30,15 +31,18 @@ class Unusable(ValueError):
     """A model that is not measured; the message is one line that says why, and what to do."""
 
 
-def check(folder: Path) -> None:
-    """Raise Unusable unless a folder has all of a model's own weights, as safetensors files or one GGUF file."""
+def check(folder: Path, merging: bool = False) -> None:
+    """Raise Unusable unless a folder has all of a model's own weights, as safetensors files or one GGUF file.
+
+    An adapter beside them is refused, unless it is to be merged into them: then it must be there.
+    """
     for file in _files(folder):
         if is_pointer(file):
             raise Unusable(
                 f"{file} is a pointer of git-lfs, not the file that it stands for: run `git lfs pull` in its folder, "
                 "or download the model again"
             )
-    _check_adapter(folder)
+    _check_adapter(folder, merging)
     if found := gguf(folder):
         _check_gguf(folder, found)
         return
@@ -145,8 +149,10 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.iterdir()) if path.is_file())
 
 
-def _check_adapter(folder: Path) -> None:
+def _check_adapter(folder: Path, merging: bool) -> None:
     if not (folder / ADAPTER).is_file():
+        if merging:
+            raise Unusable(f"{folder} holds no adapter ({ADAPTER}) that could be merged: leave --merge-adapter out")
         return
     base = _table(folder / ADAPTER).get("base_model_name_or_path")
     of = f" of {base}" if base else ""
@@ -155,11 +161,17 @@ def _check_adapter(folder: Path) -> None:
             f"{folder} holds an adapter{of} and no model: give its base model, or merge the adapter into it "
             "(PEFT's `merge_and_unload`) and give what `save_pretrained` then writes"
         )
-    raise Unusable(
-        f"{folder} holds an adapter{of} ({ADAPTER}) beside a model, and Transformers would add it where other "
-        "libraries would not: merge it into the model (PEFT's `merge_and_unload`), or move it elsewhere to measure the "
-        "model alone"
-    )
+    if not merging:
+        raise Unusable(
+            f"{folder} holds an adapter{of} ({ADAPTER}) beside a model, and Transformers would add it where other "
+            "libraries would not: give --merge-adapter to have it merged into the model, or move it elsewhere to "
+            "measure the model alone"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise Unusable(f"{folder} holds no {ADAPTER_WEIGHTS}, and an adapter of another kind is not loaded")
+    header(folder / ADAPTER_WEIGHTS)
+    if gguf(folder):
+        raise Unusable(f"{folder} holds an adapter beside a GGUF file, into which none can be merged")
 
 
 def _check_gguf(folder: Path, found: list[Path]) -> None:

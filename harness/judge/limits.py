@@ -99,6 +99,8 @@ class Judge:
         measured = compare(threshold.comparison, measurement.value, baseline.value if baseline else None)
         word = "within" if holds(threshold.comparison, measured, threshold.limit) else "beyond"
         chosen = " and ".join(threshold.chosen_on or ()) or f"the models of {self.matrix.path.name}"
+        if kin := [name for name in self.matrix.kin(cell.recipe) if name in (threshold.recipes or ())]:
+            chosen = f"{' and '.join(kin)} of {chosen}"
         self.shown.append(
             f"{describe(measurement)} of {cell.id}: {threshold.comparison} {measured:.4g}, {word} the "
             f"{threshold.limit:g} of {chosen} ({threshold.origin})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import MatrixError, nearest
+from harness.contract.quantized import BY_NAME
 from harness.matrix.arithmetic import OF_ARITHMETIC
 from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
@@ -89,7 +90,7 @@ class Matrix:
     """The whole of matrix.toml. ``groups`` are the names of groups, ``servers`` all that a cell may be sent through.
 
     ``asked`` is how a command line wants all tasks asked, ``trust_remote_code`` whether the code of models that it
-    names by folder or hub id may be run.
+    names by folder or hub id may be run, ``merge_adapter`` whether the adapters beside them are merged into them.
     """
 
     path: Path
@@ -104,6 +105,7 @@ class Matrix:
     tasks: dict[str, TaskOptions] = field(default_factory=dict)
     asked: TaskOptions = field(default_factory=TaskOptions)
     trust_remote_code: bool = False
+    merge_adapter: bool = False
     pass_env: tuple[str, ...] = ()
     """Names of environment variables that workers get beside those that they need."""
 
@@ -150,14 +152,18 @@ class Matrix:
             return self.models[given]
         folder = Path(given)
         if folder.is_dir():
-            trusted = self.trust_remote_code
-            return Model(name=folder.resolve().name, folder=str(folder.resolve()), trust_remote_code=trusted)
+            return self._named(Model(name=folder.resolve().name, folder=str(folder.resolve())))
         if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and not given.startswith((".", "/")):
-            return Model(name=given.split("/")[1], hub=given, trust_remote_code=self.trust_remote_code)
+            return self._named(Model(name=given.split("/")[1], hub=given))
         raise MatrixError(
             f"--model {given!r} is neither a model of {self.path.name}, nor a folder, nor a hub id (owner/name); "
             + nearest(given, self.models)
         )
+
+    def _named(self, model: Model) -> Model:
+        """Return a model that a command line names, with what it asks of such models."""
+        asked = {"trust_remote_code": self.trust_remote_code, "merge_adapter": self.merge_adapter}
+        return model.model_copy(update=asked)
 
     def recipe(self, given: str) -> Recipe:
         """Return the recipe that a command line names: one of the matrix, or ``Class(argument=value, ...)``."""
@@ -279,7 +285,8 @@ class Matrix:
 
         Of a model with ``random`` weights some say nothing: those that are for pretrained ones are left out. Of a model
         that the matrix does not have those are asked that name it or are for every model; one that was chosen on other
-        models is not asked.
+        models is not asked. Of a recipe that the matrix does not have, such as one of its own with further rules, those
+        for every model are asked that are for its kin.
 
         Of equal limits one that is known not to hold stands alone, so that it may be so for a part of what the other is
         for.
@@ -287,7 +294,7 @@ class Matrix:
         return _once(one for one in self._for(cell, metric, parameters, random) if self._asks(one, cell))
 
     def others(self, cell: Cell, metric: str, parameters: dict[str, Any], *, random: bool = False) -> list[Threshold]:
-        """Return the thresholds that would be asked of ``metric`` of ``cell`` if they had been chosen for its model."""
+        """Return the thresholds of ``metric`` that were chosen for other models than the cell's, or other recipes."""
         return _once(one for one in self._for(cell, metric, parameters, random) if not self._asks(one, cell))
 
     def has(self, model: Model) -> bool:
@@ -297,7 +304,29 @@ class Matrix:
     def _asks(self, threshold: Threshold, cell: Cell) -> bool:
         if threshold.chosen_on is not None and cell.model.name not in threshold.chosen_on:
             return False
+        if threshold.recipes is not None and cell.recipe.name not in threshold.recipes:
+            return threshold.every_model
         return threshold.every_model or threshold.models is not None or self.has(cell.model)
+
+    def kin(self, recipe: Recipe) -> list[str]:
+        """Return the recipes of the matrix that have the config class of one that it does not have.
+
+        Configs by name have one class whatever they do: of those they are the ones with the same arguments.
+        """
+        if recipe.baseline or recipe.name in self.recipes:
+            return []
+        same = [one for one in self.recipes.values() if one.config == recipe.config]
+        return [one.name for one in same if recipe.config != BY_NAME or one.arguments == recipe.arguments]
+
+    def _is_for(self, threshold: Threshold, recipe: Recipe) -> bool:
+        """Say whether a limit is for a recipe or its kin, or for every model and what is computed as the recipe is."""
+        wanted = threshold.recipes or ()
+        if recipe.name in wanted or any(name in wanted for name in self.kin(recipe)):
+            return True
+        if recipe.name in self.recipes or not threshold.every_model:
+            return False
+        alike = (self.recipes[name] for name in wanted if not self.recipes[name].baseline)
+        return any(one.of_activations == recipe.of_activations for one in alike)
 
     def _for(self, cell: Cell, metric: str, parameters: dict[str, Any], random: bool) -> list[Threshold]:
         return [
@@ -305,7 +334,7 @@ class Matrix:
             for threshold in (*self.thresholds, *OF_ARITHMETIC)
             if threshold.metric == metric
             and (threshold.models is None or cell.model.name in threshold.models)
-            and (threshold.recipes is None or cell.recipe.name in threshold.recipes)
+            and (threshold.recipes is None or self._is_for(threshold, cell.recipe))
             and (threshold.hardware is None or cell.hardware.is_of(threshold.hardware))
             and (threshold.servers is None or cell.server in threshold.servers)
             and all(parameters.get(name) == value for name, value in threshold.parameters.items())

@@ -79,7 +79,8 @@ class Model(_Table):
 
     ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does. ``terms``
     are those under which its weights are had, where they are no free licence; records of it name them. ``license`` is
-    the hub's name of the licence, for the card of what is made of it.
+    the hub's name of the licence, for the card of what is made of it. ``merge_adapter`` has the adapter beside its
+    weights merged into them.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Model(_Table):
     package_note: str = ""
     random: RandomWeights | None = None
     trust_remote_code: bool = False
+    merge_adapter: bool = False
     executorch: str | None = None
     terms: str = ""
     license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
@@ -155,6 +157,11 @@ class Recipe(_Table):
         return RecipeIdentity(
             name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
         )
+
+    @property
+    def of_activations(self) -> bool:
+        """Whether it quantizes activations as they come, as torchao's names of its classes say."""
+        return "DynamicActivation" in f"{self.config} {self.arguments}"
 
     def refusal(self, hardware: Hardware, server: str = "") -> str:
         """Return why this recipe cannot run on ``hardware`` and ``server``, or an empty string if it can."""

@@ -143,6 +143,9 @@ class Checkpoints:
             )
 
         key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._keys.makers()}
+        by_name = {"_default": None, **cell.recipe.arguments.get("fqn_to_config", {})}
+        if cell.recipe.plain or (cell.recipe.config == quantized.BY_NAME and None in by_name.values()):
+            key |= versions.in_key("named", versions.NAMED)
         label = f"checkpoint {cell.id}"
         return self._workers.store.get("checkpoint", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
 

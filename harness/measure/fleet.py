@@ -142,11 +142,13 @@ class Fleet:
         return SERVERS[cell.server]
 
     def unserved(self, cell: Cell) -> str:
-        """Return why the cell's server cannot hold what is quantized of it, or an empty string if it can."""
+        """Return why the cell's server cannot hold the cell's checkpoint, or an empty string if it can."""
         server = _serving(cell).server
         if cell.recipe.baseline or server not in SERVERS:
             return ""
-        return served.refusal(self._checkpoints.served(cell).facts["weights"], SERVERS[server].quantized_kinds, server)
+        checkpoint = self._checkpoints.served(cell)
+        refusal = served.refusal(checkpoint.facts["weights"], SERVERS[server].quantized_kinds, server)
+        return refusal or served.passed_over(checkpoint.folder, server)
 
     def environment_of(self, cell: Cell) -> Environment:
         """Return what the cell's server runs in; all else runs in the workers' environment."""

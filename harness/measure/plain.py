@@ -149,7 +149,7 @@ class PlainModels:
         )
 
     def _from_folder(self, model: Model, folder: Path) -> Checkpoint:
-        sources.check(model.name, folder)
+        sources.check(model.name, folder, model.merge_adapter)
         revision = sources.folder_revision(folder)
         identity = ModelIdentity(
             name=model.name, source=f"folder:{folder.name}", revision=revision, weights="pretrained"
@@ -157,7 +157,7 @@ class PlainModels:
         if gguf := weights.gguf(folder):
             note = f"weights from {gguf[0].name}: the bf16 baseline has itself been through that quantization"
             return self._from_gguf(gguf[0], identity.model_copy(update={"note": note}))
-        return _noted(Checkpoint(folder, revision, identity, {}))
+        return self._merged(model, Checkpoint(folder, revision, identity, {}))
 
     def _from_hub(self, model: Model) -> Checkpoint | None:
         if model.hub is None:
@@ -169,9 +169,27 @@ class PlainModels:
         if found is None:
             return None
         folder, revision = found
-        sources.check(model.name, folder)
+        sources.check(model.name, folder, model.merge_adapter)
         identity = ModelIdentity(name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained")
-        return _noted(Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
+        return self._merged(model, Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
+
+    def _merged(self, model: Model, found: Checkpoint) -> Checkpoint:
+        """Return a model with the adapter beside it merged into its weights, where that is asked for."""
+        if not model.merge_adapter:
+            return _noted(found)
+        if found.quantized:
+            raise ArtifactError(f"model {model.name}: it came quantized, and no adapter is merged into such weights")
+
+        def build(folder: Path) -> dict[str, Any]:
+            given = {"checkpoint": str(found.folder), "trust_remote_code": model.trust_remote_code}
+            return self._workers.once("quantize", {"device": "cpu"}, "merge_adapter", None, output=str(folder), **given)
+
+        key = {"merged": found.key, **self._keys.packages("peft"), **self._keys.makers()}
+        label = f"{model.name} with its adapter"
+        artifact = self._workers.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
+        note = f"the adapter beside it ({artifact.facts['adapter']}) is merged into its weights"
+        identity = found.model.model_copy(update={"revision": artifact.key.split("/")[1], "note": note})
+        return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
 
     def _packed(self, package: Package) -> Artifact:
         # A download is waited for; what will read it is imported meanwhile.

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.base.numbers import percent
+from harness.contract import flattened, weights
 from harness.records.coverage import Coverage, Weights
 
 _OF_ANOTHER_PART = re.compile(r"vis(ion|ual)|audio|speech|project|multi_modal|connector")
 
 
-def refusal(weights: Weights, kinds: frozenset[str], server: str) -> str:
+def refusal(held: Weights, kinds: frozenset[str], server: str) -> str:
     """Return why a server cannot hold what is quantized of a checkpoint, or an empty string if it can.
 
     ``kinds`` are those of quantized weights that it takes.
     """
-    others = {name: one for name, one in weights.items() if one["quantized"] and one["kind"] not in kinds}
+    others = {name: one for name, one in held.items() if one["quantized"] and one["kind"] not in kinds}
     if not others:
         return ""
-    coverage = Coverage.of(weights)
+    coverage = Coverage.of(held)
     group = Coverage.of(others).groups[0]
     parameters = sum(one.parameters for one in Coverage.of(others).groups)
     share = parameters / sum(one.parameters for one in coverage.groups)
@@ -32,14 +34,29 @@ def refusal(weights: Weights, kinds: frozenset[str], server: str) -> str:
     )
 
 
-def unmeant(layers: Mapping[str, str], weights: Weights, parts: Mapping[str, Sequence[str]]) -> list[str]:
+def passed_over(folder: Path, server: str) -> str:
+    """Return why a server that reads torchao's files by their metadata would leave weights of a checkpoint unread.
+
+    What it does not read is whatever its memory held before. An empty string means that it reads all of them.
+    """
+    lost = flattened.unnamed(sorted(folder.glob("*.safetensors")))
+    if not lost:
+        return ""
+    return (
+        f"{server} reads of a torchao checkpoint what its metadata names, and that of {folder.name} does not name "
+        f"{len(lost)} of its tensors ({weights.shown(lost, 3)}), which would be random: Transformers saves it so. "
+        "Quantize the plain model here, which names them, or measure it through Transformers"
+    )
+
+
+def unmeant(layers: Mapping[str, str], held: Weights, parts: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the engine's linear layers that are plain though the checkpoint has no rule that leaves them so.
 
     ``layers`` are the tensor classes of the engine's layers by name, ``parts`` what it holds merged: the last component
     of the merged layer's name, and those of its parts. An engine may name what is around a model's layers otherwise.
     """
     known: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
-    for one in weights.values():
+    for one in held.values():
         known.setdefault((_tail(str(one["layer"])), bool(one["part"])), []).append(one)
     found = []
     for name, tensor in layers.items():

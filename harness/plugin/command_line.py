@@ -43,6 +43,7 @@ class CommandLine:
     limit: int | None = None
     task_options: TaskOptions = field(default_factory=TaskOptions)
     trust_remote_code: bool = False
+    merge_adapter: bool = False
     data: Path | None = None
     cache: Path | None = None
     swap: str | None = None
@@ -91,6 +92,7 @@ class CommandLine:
             limit=option("--limit"),
             task_options=_task_options(config),
             trust_remote_code=option("--trust-remote-code"),
+            merge_adapter=option("--merge-adapter"),
             data=option("--data"),
             cache=option("--cache"),
             swap=option("--swap"),

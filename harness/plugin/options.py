@@ -74,6 +74,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "run the code that models named by folder or hub id bring along: read it first",
     },
+    "--merge-adapter": {
+        "action": "store_true",
+        "help": "merge the adapter beside a model that is named by folder or hub id into its weights, with PEFT",
+    },
     "--limit": {"type": int, "metavar": "N", "help": "evaluate only the first N documents of each task"},
     "--data": {
         "type": Path,

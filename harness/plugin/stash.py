@@ -49,7 +49,12 @@ def matrix_of(config: pytest.Config) -> Matrix:
         for name in given.recipes or ():
             if found := config.hook.pytest_harness_recipe(name=name):
                 matrix.recipes[name] = found
-        config.stash[_matrix_key] = replace(matrix, asked=given.task_options, trust_remote_code=given.trust_remote_code)
+        config.stash[_matrix_key] = replace(
+            matrix,
+            asked=given.task_options,
+            trust_remote_code=given.trust_remote_code,
+            merge_adapter=given.merge_adapter,
+        )
     return config.stash[_matrix_key]
 
 

@@ -198,7 +198,8 @@ class Summary:
                     first, *rest = Coverage.of(self.run.attached(row.attachment)["weights"]).lines()
                 except (HarnessError, ValueError, KeyError, TypeError, AttributeError):
                     continue  # A run whose attachments were taken away, or damaged.
-                found[of] = [f"{of}: {first}", *(f"  {line}" for line in rest)]
+                about = [f"the model: {row.cell.model.note}"] if row.cell.model.note else []
+                found[of] = [f"{of}: {first}", *(f"  {line}" for line in (*about, *rest))]
             elif row.metric == "size_deviation" and of in found and {"measured", "predicted"} <= row.statistics.keys():
                 sizes = " B, predicted ".join(f"{row.statistics[name]:,.0f}" for name in ("measured", "predicted"))
                 found[of].append(f"  size of the {row.parameters.get('of', 'checkpoint')}: {sizes} B")

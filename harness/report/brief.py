@@ -102,7 +102,9 @@ def _within(table: Table, wide: int, room: int) -> list[str]:
     found = _lines(blocks[:1], wide)
     kept = max(1, len(table.rows) - (len(found) - room) - 1)
     found = _lines(in_blocks(replace(table, rows=table.rows[:kept]), wide)[:1], wide)
-    return [*found[: max(0, room - 1)], f"... and {len(table.rows) - kept} more recipes: see the tables"]
+    more = len(table.rows) - kept
+    left = f"... and {more} more recipe{'s' if more > 1 else ''}: see the tables" if more else "... see the tables"
+    return [*found[: max(0, room - 1)], left]
 
 
 def _lines(tables: Sequence[Table], wide: int) -> list[str]:

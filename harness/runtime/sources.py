@@ -49,12 +49,15 @@ def from_hub(hub: str, revision: str, online: bool) -> tuple[Path, str] | None:
     return path, path.name
 
 
-def check(name: str, folder: Path) -> None:
-    """Raise ArtifactError unless a model's folder has all of its own weights, and torchao or nothing quantized them."""
+def check(name: str, folder: Path, merging: bool = False) -> None:
+    """Raise ArtifactError unless a model's folder has all of its own weights, and torchao or nothing quantized them.
+
+    An adapter beside them is refused, or needed where it is to be merged into them (``merging``).
+    """
     try:
         refusal = quantized.refusal(folder)
         if not refusal:
-            weights.check(folder)
+            weights.check(folder, merging)
     except ValueError as error:
         refusal = str(error)
     if refusal:

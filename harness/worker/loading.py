@@ -33,18 +33,49 @@ def model(checkpoint: str, *, trust_remote_code: bool = False, **options: Any) -
     if "gguf_file" not in options:
         configuration(checkpoint, trust_remote_code)
     options = {"dtype": torch.bfloat16, **options}
-    with _conversions(checkpoint):
-        found, told = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            # So that all names are told, rather than the first: what does not fit is an error below.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+    try:
+        with _conversions(checkpoint):
+            found, told = AutoModelForCausalLM.from_pretrained(
+                checkpoint,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                # So that all names are told, rather than the first: what does not fit is an error below.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    except Unusable:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if file := options.get("gguf_file"):
+            raise Unusable(f"{Path(checkpoint) / file}: Transformers cannot read it: {_reason(error)}") from error
+        # Where no model can be made of the configuration alone, that is what is wrong.
+        without_data(checkpoint, trust_remote_code)
+        raise
     _check(checkpoint, told)
     return found.eval()
+
+
+def without_data(checkpoint: str, trust_remote_code: bool = False) -> Any:
+    """Return a folder's model whose parameters have shapes and names alone.
+
+    Raises Unusable for a configuration that no model can be made of.
+    """
+    config = configuration(checkpoint, trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        path = Path(checkpoint) / "config.json"
+        raise Unusable(f"{path}: Transformers can make no model of it: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return in one line what was first wrong, by the class of the error where its words alone say little."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = " ".join(str(error).split())
+    return words if " " in words else f"{type(error).__name__} {words}".strip()
 
 
 def configuration(checkpoint: str, trust_remote_code: bool = False) -> Any:
@@ -59,12 +90,17 @@ def configuration(checkpoint: str, trust_remote_code: bool = False) -> Any:
             f"({', '.join(sorted(map(str, own_code.values())))}), which is not run unless it is asked for: read it, "
             "then give --trust-remote-code, or set trust_remote_code = true for the model in matrix.toml"
         )
+    if not kind and not own_code:
+        raise Unusable(f"{path} names no model_type, so nothing says what model it is of: save the model again")
     if not known and not own_code:
         raise Unusable(
             f"{path}: model type {kind!r} is none that Transformers {transformers.__version__} knows: a newer one may "
             "(--swap transformers==VERSION)"
         )
-    found = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    try:
+        found = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise Unusable(f"{path}: Transformers cannot read it: {_reason(error)}") from error
     architectures = [str(name) for name in written.get("architectures") or ()]
     named = f"{path}: {', '.join(architectures) or type(found).__name__} (model type {kind})"
     if getattr(found, "is_encoder_decoder", False):
@@ -75,7 +111,10 @@ def configuration(checkpoint: str, trust_remote_code: bool = False) -> Any:
         what = "an encoder" if encoder else "made for another task"
         raise Unusable(f"{named} is {what} and predicts no next token: what is measured here are language models")
     if not own_code and type(found) not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise Unusable(f"{named} is no causal language model to Transformers {transformers.__version__}")
+        raise Unusable(
+            f"{named} is no causal language model to Transformers {transformers.__version__}: what is measured here "
+            "are language models that it loads by themselves"
+        )
     return found
 
 

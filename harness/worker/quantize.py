@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
-from harness.contract import quantized
+from harness.contract import flattened, quantized
 from harness.contract.weights import Unusable, files
-from harness.worker import apply, feasible, loading, parameters, proof, tensors
+from harness.worker import adapters, apply, feasible, loading, parameters, proof, tensors
 from harness.worker import plan as plans
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
@@ -23,7 +23,13 @@ from harness.worker.plan import Plan
 class Quantize(Backend):
     """Writes checkpoints with ``save_pretrained``."""
 
-    commands: ClassVar[tuple[str, ...]] = ("plain_from_gguf", "plain_from_shape", "facts", "quantize")
+    commands: ClassVar[tuple[str, ...]] = (
+        "plain_from_gguf",
+        "plain_from_shape",
+        "merge_adapter",
+        "facts",
+        "quantize",
+    )
 
     def open(self, device: str) -> dict[str, Any]:
         self.device = device
@@ -69,6 +75,17 @@ class Quantize(Backend):
             raise ValueError(f"tokenizer of {tokenizer} has {len(loaded)} tokens, the model {config.vocab_size}")
         loaded.save_pretrained(output)
         return _facts(model, output, {}, words=loaded)
+
+    def merge_adapter(self, checkpoint: str, output: str, trust_remote_code: bool) -> dict[str, Any]:
+        """Write a model with the adapter that stands beside it merged into its weights; ``adapter`` says what it is.
+
+        Raises Unusable for an adapter that cannot be merged, or that does not fit the model.
+        """
+        model, words = adapters.merged(Path(checkpoint), trust_remote_code)
+        model.save_pretrained(output)
+        tokenizer = loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+        tokenizer.save_pretrained(output)
+        return {**_facts(model, output, {}, trust_remote_code, words=tokenizer), "adapter": words}
 
     def facts(
         self,
@@ -136,7 +153,7 @@ class Quantize(Backend):
             spared = transformers_options.get("modules_to_not_convert")
             return found, plans.make(found, recipe, quantizes, plain or [], spared)
 
-        empty = _without_data(source, trust_remote_code)
+        empty = loading.without_data(source, trust_remote_code)
         found, plan = meant(empty)
         feasible.check(found, plan, config, self.device)
         applied = apply.torchao_config(found, plan, recipe)
@@ -156,19 +173,14 @@ class Quantize(Backend):
         if by_experts:
             _check_experts(model, config)
         model.save_pretrained(output)
+        for file in files(Path(output)):
+            flattened.name_what_is_held(file)
         if by_experts:
             _run_experts_one_by_one(Path(output) / "config.json")
         loading.tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(output)
         if untie_embeddings:
             shutil.rmtree(source)
         return _facts(model, output, plan, trust_remote_code)
-
-
-def _without_data(checkpoint: str, trust_remote_code: bool) -> Any:
-    """Return a model whose parameters have shapes and names alone."""
-    config = loading.configuration(checkpoint, trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
 
 
 @tensors.inferring

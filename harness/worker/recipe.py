@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.contract import notation, quantized
+from harness.contract.weights import Unusable
 
 # Arguments that no tensor depends on; a nested config's version is torchao's choice.
 _NOT_OF_TENSORS = ("set_inductor_config", "._version")
@@ -19,19 +20,23 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
     """Return the torchao config ``config(**arguments)``.
 
     The texts of :mod:`harness.contract.notation` become dtypes, granularities and members of torchao's enums, tables
-    with a ``config`` key nested configs; an enum of strings takes its plain values too. Raises ValueError for a class,
-    an argument or a value that this torchao does not have.
+    with a ``config`` key nested configs; an enum of strings takes its plain values too. Raises Unusable for a class,
+    an argument or a value that this torchao does not have, and for arguments that it refuses together.
     """
     kind = _named(config)
     if not isinstance(kind, type):
         stable = dir(importlib.import_module(notation.MODULES[0]))
         known = ", ".join(sorted(name for name in stable if name.endswith("Config")))
-        raise ValueError(f"torchao has no config class {config!r}; it has: {known}")
+        raise Unusable(f"torchao has no config class {config!r}; it has: {known}")
     signature = inspect.signature(kind)
     for name in arguments:
         if name not in signature.parameters:
-            raise ValueError(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
-    return kind(**{name: _value(value) for name, value in arguments.items()})
+            raise Unusable(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
+    values = {name: _value(value) for name, value in arguments.items()}
+    try:
+        return kind(**values)
+    except Exception as error:
+        raise Unusable(f"{config}: torchao refuses its arguments ({' '.join(str(error).split())})") from error
 
 
 def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str]:
@@ -39,7 +44,7 @@ def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str
 
     ``stored`` is what :func:`harness.contract.quantized.quant_type` returns. Arguments that it does not have yet
     count as this torchao's defaults, and a version that the recipe does not name is the checkpoint's.
-    ``set_inductor_config`` is left out, which no tensor depends on. Raises ValueError for a config that this
+    ``set_inductor_config`` is left out, which no tensor depends on. Raises Unusable for a config that this
     torchao cannot read.
     """
     from torchao.core.config import config_from_dict
@@ -50,7 +55,10 @@ def differences(config: str, arguments: dict[str, Any], stored: Any) -> list[str
         found = config_from_dict(stored)
         held = _serialized(found)
     except Exception as error:
-        raise ValueError(f"this torchao cannot read the checkpoint's own config, {stored}: {error}") from error
+        # torchao wraps what a class says of its arguments, which says what is wrong with them.
+        reason = " ".join(str(error.__cause__ or error.__context__ or error).split())
+        kind = f"{stored.get('_type', 'of no class')} of version {stored.get('_version', 1)}"
+        raise Unusable(f"this torchao cannot read the checkpoint's own config, {kind}: {reason}") from error
     return list(dict.fromkeys(_differences(config, arguments, stored, found, held)))
 
 
@@ -159,24 +167,24 @@ def _text(value: str) -> Any:
     if value.startswith("torch."):
         found = getattr(torch, value.removeprefix("torch."), None)
         if not isinstance(found, torch.dtype):
-            raise ValueError(f"{value!r} is not a torch dtype")
+            raise Unusable(f"{value!r} is not a torch dtype")
         return found
     if notation.looks_like_granularity(value):
         parsed = notation.granularity(value)
         if parsed is None:
-            raise ValueError(f"{value!r} is not of the form PerGroup(32) or PerGroup(group_size=32)")
+            raise Unusable(f"{value!r} is not of the form PerGroup(32) or PerGroup(group_size=32)")
         kind = getattr(granularities, parsed.name, None)
         if kind is None:
-            raise ValueError(f"{value!r} is not a granularity of torchao")
+            raise Unusable(f"{value!r} is not a granularity of torchao")
         try:
             return kind(*parsed.values, **parsed.named)
         except TypeError as error:
-            raise ValueError(f"{value!r}: {error}") from error
+            raise Unusable(f"{value!r}: {error}") from error
     if parts := notation.member(value):
         kind = _named(parts[0])
         if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
-            raise ValueError(f"{value!r}: torchao has no enum {parts[0]}")
+            raise Unusable(f"{value!r}: torchao has no enum {parts[0]}")
         if parts[1] not in kind.__members__:
-            raise ValueError(f"{value!r}: {parts[0]} has {', '.join(kind.__members__)}")
+            raise Unusable(f"{value!r}: {parts[0]} has {', '.join(kind.__members__)}")
         return kind[parts[1]]
     return value

@@ -11,7 +11,6 @@ import argparse
 import functools
 import json
 import os
-import random
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
+from harness.worker import texts
 from harness.worker.backend import Backend
 from harness.worker.sglang_model import MERGED, admit, is_quantized, run_scheduler
 
@@ -31,6 +31,7 @@ class Engine(Backend):
     def open(self, checkpoint: str, recipe: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
         """Start the engine; ``recipe`` (config and arguments) is applied to a plain checkpoint as it is loaded."""
         admit(Path(checkpoint), recipe)
+        self.vocabulary = texts.vocabulary(checkpoint, bool(options.get("trust_remote_code")))
         from sglang.srt.entrypoints.engine import Engine as SGLang
 
         _end_plainly()
@@ -63,7 +64,7 @@ class Engine(Backend):
         ``vllm bench latency``: token ids below 10,000, sampled at temperature 1 to the full length, so that it stands
         beside vLLM's. Raises ValueError unless every request returned exactly ``output_len`` tokens.
         """
-        prompts = [random.choices(range(10000), k=input_len) for _ in range(batch_size)]  # noqa: S311 - prompts
+        prompts = texts.random_prompts(batch_size, input_len, self.vocabulary)
         parameters = {"temperature": 1.0, "top_p": 1.0, "ignore_eos": True, "max_new_tokens": output_len}
         start = time.perf_counter()
         outputs = self.engine.generate(input_ids=prompts, sampling_params=parameters)

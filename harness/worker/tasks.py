@@ -195,6 +195,10 @@ def _explained(name: str, data: str | None) -> Iterator[None]:
             raise Unusable(f"task {name} needs data of NLTK: python -m nltk.downloader {wanted}") from error
         raise
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and (script := _METRIC_SCRIPT.search(str(error))):
+            raise Unusable(
+                f"task {name} computes its metric by a program of the hub ({script.group(1)}), which does not answer"
+            ) from error
         if data is None and _is_of_the_network(error):
             raise Unusable(
                 f"the documents of task {name} are on the hub, which does not answer: put them into {name}.jsonl in a "
@@ -203,6 +207,7 @@ def _explained(name: str, data: str | None) -> Iterator[None]:
         raise
 
 
+_METRIC_SCRIPT = re.compile(r"module script at \S*?(\w+)\.py")
 _OF_THE_NETWORK = (
     *("ConnectionError", "ConnectError", "OfflineModeIsEnabled"),
     *("LocalEntryNotFoundError", "DatasetNotFoundError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,24 @@ def begin(tokenizer: Any) -> list[int]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start]
     return []
+
+
+# Ids of the requests of `vllm bench latency`, so that engines and their published figures are asked the same.
+_RANDOM_IDS = 10_000
+
+
+def random_prompts(number: int, length: int, vocabulary: int) -> list[list[int]]:
+    """Return prompts of random token ids below 10,000, or below what a model has rows for, if that is less."""
+    ids = range(min(_RANDOM_IDS, vocabulary))
+    return [random.choices(ids, k=length) for _ in range(number)]  # noqa: S311
+
+
+def vocabulary(checkpoint: str, trust_remote_code: bool) -> int:
+    """Return how many token ids a checkpoint's model has rows for, as its configuration says."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().vocab_size)
 
 
 def chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

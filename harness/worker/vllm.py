@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Any, ClassVar
 
 import torch
 
-from harness.worker import profiling, tensors
+from harness.worker import profiling, tensors, texts
 from harness.worker.backend import Backend
 
 
@@ -63,6 +62,7 @@ class Engine(Backend):
             **options,
         )
         config = self.llm.llm_engine.vllm_config
+        self.vocabulary = texts.vocabulary(checkpoint, bool(options.get("trust_remote_code")))
         blocks = config.cache_config.num_gpu_blocks or 0
         return {
             "quantization": str(config.model_config.quantization or ""),
@@ -78,10 +78,8 @@ class Engine(Backend):
 
         Raises ValueError unless every request returned exactly ``output_len`` tokens.
         """
-        prompts = [
-            self.tokens_prompt(prompt_token_ids=random.choices(range(10000), k=input_len))  # noqa: S311
-            for _ in range(batch_size)
-        ]
+        made = texts.random_prompts(batch_size, input_len, self.vocabulary)
+        prompts = [self.tokens_prompt(prompt_token_ids=ids) for ids in made]
         parameters = self.sampling(temperature=1.0, top_p=1.0, ignore_eos=True, max_tokens=output_len)
         start = time.perf_counter()
         outputs = self.llm.generate(prompts, sampling_params=parameters, use_tqdm=False)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import MatrixError
-from harness.matrix.config_text import parse_config
+from harness.matrix.config_text import parse_config, with_rules
 from harness.matrix.hardware import Hardware, Needs
 from harness.matrix.load import load, locate
 from harness.matrix.plan import Cell, Matrix, Through
@@ -728,6 +728,33 @@ def test_a_limit_whose_number_was_seen_on_some_models_is_shown_to_the_others(
     (shown,) = suites_matrix.others(here, "perplexity", {})
     assert shown.chosen_on == ["SmolLM2-135M-Instruct", "Phi-4-mini-instruct"]
     assert suites_matrix.limits(here, "perplexity", {}) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "plain", "engine", "quality"),
+    [
+        ("int8wo", ("experts",), 0.01, 1.05),
+        ("Int8WeightOnlyConfig(granularity=PerGroup(32))", (), 0.01, 1.05),
+        ("8da4w", ("re:.*down_proj",), 0.05, 1.6),
+        ("Int8DynamicActivationUIntxWeightConfig()", (), 0.05, None),
+        ("UIntxWeightOnlyConfig()", (), 0.01, None),
+        ("FqnToConfig(fqn_to_config={'_default': Int8DynamicActivationInt8WeightConfig()})", (), 0.05, None),
+        ("8da4w-int8emb", ("re:.*down_proj",), 0.05, 1.6),
+    ],
+)
+def test_a_recipe_of_ones_own_is_held_to_what_is_for_every_model_and_shown_what_its_kin_is_held_to(
+    suites_matrix: Matrix, recipe: str, plain: tuple[str, ...], engine: float, quality: float | None
+) -> None:
+    (cell,) = [
+        one
+        for one in suites_matrix.cells(["SmolLM2-135M-Instruct"], [recipe])
+        if one.hardware.name == "cpu" and not one.recipe.baseline
+    ]
+    cell = replace(cell, recipe=with_rules(cell.recipe, (), plain))
+    assert {one.limit for one in suites_matrix.limits(cell, "served_kl", {})} == {engine}
+    assert suites_matrix.limits(cell, "perplexity", {}) == []
+    assert [one.limit for one in suites_matrix.others(cell, "perplexity", {})] == ([quality] if quality else [])
+    assert suites_matrix.limits(cell, "served_kl", {}, random=True) == []
 
 
 def test_a_limit_is_asked_of_every_model_or_of_those_that_it_was_chosen_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from harness.base.errors import WorkerError
 from harness.contract import quantized as held
+from harness.contract.weights import Unusable
 from harness.machine import probe
 from harness.matrix.plan import Matrix
 from harness.plugin import session
@@ -193,8 +194,9 @@ def test_a_name_alone_is_no_recipe(stored: Any) -> None:
 )
 def test_a_config_that_this_torchao_cannot_read_is_an_error(stored: Any) -> None:
     pytest.importorskip("torchao")
-    with pytest.raises(ValueError, match=r"this torchao cannot read the checkpoint's own config, .*: "):
+    with pytest.raises(Unusable, match=r"this torchao cannot read the checkpoint's own config, .*: ") as caught:
         recipes.differences(INT8, {}, stored)
+    assert "\n" not in str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- a run

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import WorkerError
+from harness.contract.weights import Unusable
 
 pytestmark = pytest.mark.models
 
@@ -149,3 +150,15 @@ def test_what_stops_a_task_is_said_with_what_to_do(generating: Any, data: Path, 
     with pytest.raises(WorkerError, match=words) as caught:
         ask(generating, task, data)
     assert caught.value.kind == "refused"
+
+
+def test_a_metric_that_is_a_program_of_the_hub_is_named() -> None:
+    """As lm-evaluation-harness loads that of humaneval."""
+    from harness.worker import tasks
+
+    words = "Couldn't find a module script at /a/code_eval/code_eval.py. Module 'code_eval' doesn't exist on the Hub"
+    with (
+        pytest.raises(Unusable, match=r"task humaneval computes its metric by a program of the hub \(code_eval\)"),
+        tasks._explained("humaneval", None),
+    ):
+        raise FileNotFoundError(words)

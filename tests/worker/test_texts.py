@@ -99,3 +99,10 @@ def test_a_word_that_was_added_beyond_the_model_is_refused() -> None:
     words.add_tokens(["quantization"])
     with pytest.raises(Unusable, match="no row for 'quantization'"):
         texts.check_fits(words, ROWS)
+
+
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 300_000))
+def test_random_prompts_have_ids_that_the_model_has_rows_for(number: int, length: int, vocabulary: int) -> None:
+    made = texts.random_prompts(number, length, vocabulary)
+    assert [len(ids) for ids in made] == [length] * number
+    assert all(0 <= one < min(10_000, vocabulary) for ids in made for one in ids)

@@ -238,6 +238,54 @@ def adapter_beside(to: Path) -> None:
     (to / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base", "peft_type": "LORA"}))
 
 
+def lora(to: Path, change: Change | None = None, **config: Any) -> None:
+    """A model and beside it a low-rank adapter of one layer's product, as PEFT writes it."""
+    copy("whole", to)
+    told = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    told |= {"base_model_name_or_path": "owner/base", "layers_to_transform": [0], **config}
+    (to / "adapter_config.json").write_text(json.dumps(told))
+    torch.manual_seed(1)
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    state = {f"{layer}.lora_A.weight": torch.randn(2, 64) / 4, f"{layer}.lora_B.weight": torch.randn(64, 2) / 4}
+    if change:
+        change(state)
+    save_file(state, to / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@folder
+def adapter_fits(to: Path) -> None:
+    lora(to)
+
+
+@folder
+def adapter_lacks_a_tensor(to: Path) -> None:
+    lora(to, lambda state: state.pop(sorted(state)[0]))
+
+
+@folder
+def adapter_of_another_shape(to: Path) -> None:
+    lora(to, lambda state: state.update({sorted(state)[0]: torch.zeros(2, 32)}))
+
+
+@folder
+def adapter_of_other_layers(to: Path) -> None:
+    lora(to, target_modules=["c_attn"])
+
+
+@folder
+def adapter_not_a_number(to: Path) -> None:
+    lora(to, lambda state: state[sorted(state)[1]].fill_(float("nan")))
+
+
+@folder
+def adapter_of_prompts(to: Path) -> None:
+    copy("whole", to)
+    told = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2, "token_dim": 64}
+    told |= {"num_layers": 2, "num_attention_heads": 2, "num_transformer_submodules": 1}
+    (to / "adapter_config.json").write_text(json.dumps(told))
+    save_file({"prompt_embeddings": torch.zeros(2, 64)}, to / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
 @folder
 def pickle(to: Path) -> None:
     """A pickle that Transformers would open, since the safetensors beside it has another name than it looks for."""
@@ -286,6 +334,62 @@ def own_code(to: Path) -> None:
 @folder
 def unknown_type(to: Path) -> None:
     copy("whole", to, model_type="llama99", architectures=["Llama99ForCausalLM"])
+
+
+@folder
+def no_type(to: Path) -> None:
+    copy("whole", to)
+    told = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({name: value for name, value in told.items() if name != "model_type"}))
+
+
+@folder
+def sizes_that_do_not_fit(to: Path) -> None:
+    copy("whole", to, hidden_size=65)
+
+
+@folder
+def size_in_words(to: Path) -> None:
+    copy("whole", to, hidden_size="many")
+
+
+@folder
+def unknown_activation(to: Path) -> None:
+    copy("whole", to, hidden_act="superact")
+
+
+@folder
+def broken_gguf(to: Path) -> None:
+    copy("whole", to)
+    (to / "model.safetensors").unlink()
+    (to / "model.gguf").write_bytes(b"GGUF" + bytes(100))
+
+
+@folder
+def empty_file(to: Path) -> None:
+    copy("whole", to)
+    (to / "model.safetensors").write_bytes(b"")
+
+
+@folder
+def no_config(to: Path) -> None:
+    copy("whole", to)
+    (to / "config.json").unlink()
+
+
+@folder
+def unknown_method(to: Path) -> None:
+    copy("whole", to, quantization_config={"quant_method": "superquant", "bits": 3})
+
+
+@folder
+def vision_language(to: Path) -> None:
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower |= {"image_size": 28, "patch_size": 14, "model_type": "clip_vision_model"}
+    config = transformers.LlavaConfig(text_config={"model_type": "llama", **CONFIG}, vision_config=tower)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(to)
+    tokenizer().save_pretrained(to)
 
 
 @folder

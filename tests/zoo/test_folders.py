@@ -40,6 +40,11 @@ REFUSED = {
     "classifier": r"LlamaForSequenceClassification \(model type llama\) is made for another task",
     "own_code": r"'mine' is code of the model's own \(configuration_mine\.MyConfig, .*give --trust-remote-code",
     "unknown_type": r"model type 'llama99' is none that Transformers [\d.]+ knows",
+    "no_type": r"config\.json names no model_type, so nothing says what model it is of",
+    "sizes_that_do_not_fit": r"config\.json: Transformers .*The hidden size \(65\) is not a multiple of",
+    "size_in_words": r"config\.json: Transformers cannot read it: .*'hidden_size' expected int, got str",
+    "unknown_activation": r"config\.json: Transformers can make no model of it: KeyError 'superact'",
+    "vision_language": r"LlavaForConditionalGeneration \(model type llava\) is no causal language model to",
     "other_tokenizer": r"has 328 tokens and the model 320: it has no row for 'word60' \(320\)",
     "no_tokenizer": r"has no tokenizer that Transformers can read",
 }
@@ -52,7 +57,20 @@ REFUSED_AT_ONCE = {
     "adapter": r"holds an adapter of owner/base and no model: give its base model, or merge",
     "adapter_beside": r"holds an adapter of owner/base \(adapter_config\.json\) beside a model",
     "pickle": r"are pickles \(pytorch_model\.bin\), and consolidated\.safetensors is not what Transformers loads",
+    "empty_file": r"model\.safetensors is no safetensors file, or is cut off \(0 bytes\)",
+    "no_config": r"no_config has no config\.json, so nothing says what model it holds",
+    "unknown_method": r"is quantized with superquant, which is not torchao",
     "compressed": r"is quantized with compressed-tensors, which is not torchao: give the plain model",
+}
+
+
+# Of an adapter that is asked to be merged into the model beside it.
+NOT_MERGED = {
+    "adapter_lacks_a_tensor": r"0 of its tensors have no place in it, and 1 are missing: .*q_proj\.lora_A\.weight",
+    "adapter_of_another_shape": r"does not fit the model beside it: .*size mismatch for .*lora_A",
+    "adapter_of_other_layers": r"does not fit the model beside it: Target modules \{'c_attn'\} not found",
+    "adapter_not_a_number": r"cannot be merged: NaNs detected",
+    "adapter_of_prompts": r"\(PROMPT_TUNING\) has no weights that could be merged",
 }
 
 
@@ -92,6 +110,31 @@ def test_what_is_no_whole_model_is_refused_by_what_it_lacks(worker: Worker, fold
     assert worker.alive
 
 
+def test_an_adapter_is_merged_into_the_model_beside_it(worker: Worker, folders: Path, tmp_path: Path) -> None:
+    """Its product, scaled, is added to the weights of its layer; all others are the model's."""
+    import torch
+    from safetensors.torch import load_file
+
+    asked = {"checkpoint": str(folders / "adapter_fits"), "output": str(tmp_path), "trust_remote_code": False}
+    made = worker.ask("merge_adapter", 300, **asked)
+    assert (made["adapter"], made["finite"]) == ("LORA of owner/base", True)
+    before, after = (load_file(folder / "model.safetensors") for folder in (folders / "adapter_fits", tmp_path))
+    adapter = load_file(folders / "adapter_fits" / "adapter_model.safetensors")
+    first, second = (adapter[name].float() for name in sorted(adapter))
+    (changed,) = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == "model.layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(after[changed].float(), before[changed].float() + 2 * second @ first, atol=0.01)
+    assert not list(tmp_path.glob("adapter*"))
+
+
+@pytest.mark.parametrize("name", NOT_MERGED)
+def test_an_adapter_that_does_not_fit_is_refused(worker: Worker, folders: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(WorkerError, match=NOT_MERGED[name]) as caught:
+        worker.ask("merge_adapter", 300, checkpoint=str(folders / name), output=str(tmp_path), trust_remote_code=False)
+    assert caught.value.kind == "refused"
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def session(repository: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``session(*arguments)`` runs the suites' checkpoint tests, as a user would, with options."""
@@ -105,7 +148,8 @@ def test_a_session_says_of_each_folder_in_one_line_what_is_wrong(folders: Path, 
     """Every test of it fails, with status 1, and no traceback is shown."""
     words = {
         **REFUSED_AT_ONCE,
-        **{name: REFUSED[name] for name in ("lacks_a_tensor", "not_a_number", "encoder_decoder")},
+        **{name: REFUSED[name] for name in ("lacks_a_tensor", "not_a_number", "encoder_decoder", "unknown_activation")},
+        "broken_gguf": r"model\.gguf: Transformers cannot read it: .*GGUF v0",
     }
     done = session(*(f"--model={folders / name}" for name in words))
     assert done.returncode == 1, done.stdout + done.stderr
@@ -114,6 +158,15 @@ def test_a_session_says_of_each_folder_in_one_line_what_is_wrong(folders: Path, 
     lines = done.stdout.splitlines()
     for name, wrong in words.items():
         assert [line for line in lines if f"/{name}" in line and re.search(wrong, line)], f"nothing is said of {name}"
+
+
+def test_a_session_merges_an_adapter_if_it_is_asked_to_and_says_so(folders: Path, session: Any) -> None:
+    done = session(f"--model={folders / 'adapter_fits'}", "--merge-adapter")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "  the model: the adapter beside it (LORA of owner/base) is merged into its weights" in done.stdout
+    refused = session(f"--model={folders / 'whole'}", "--merge-adapter")
+    assert refused.returncode == 1
+    assert "holds no adapter (adapter_config.json) that could be merged" in refused.stdout
 
 
 def test_verbosely_a_refusal_shows_its_log(folders: Path, session: Any) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from harness.base.errors import WorkerError
 from harness.base.files import file_digest
+from harness.contract import flattened
 from harness.matrix.config_text import with_rules
 from harness.matrix.plan import Matrix
 from harness.publish import recipe_code
@@ -164,6 +165,7 @@ def test_experts_stay_plain_where_the_user_says_so(quantize: Quantize, name: str
     assert rules == {"left plain as asked (experts)"}
     assert kinds(made, True) == {"linear"}
     assert made["finite"] is True
+    assert flattened.unnamed([made["folder"] / "model.safetensors"]) == [], "a server would pass over them"
 
 
 def test_a_given_checkpoint_has_the_facts_of_its_making(quantize: Quantize, worker: Worker) -> None:
