@@ -21,6 +21,7 @@ import pytest
 import yaml
 from _pytest.mark.expression import Expression
 
+from harness.__main__ import COMMANDS as harness_commands
 from harness.__main__ import main, parser
 from harness.devices import KINDS
 from harness.matrix.load import load
@@ -30,10 +31,10 @@ from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
-INSTALLED = {"tox", "uv"}
+INSTALLED = {"tox", "uv", "mslk-cuda"}
 """What a reader may be told to install by name."""
-READERS = {"my_tests"}
-"""Folders that a reader has."""
+READERS = {"my_tests", "l40s"}
+"""Folders that a reader has, and hardware that is added as the guide says."""
 _RUN_FOR_REAL = ("table", "export", "cost", "reference")
 
 
@@ -98,6 +99,18 @@ COMMANDS = [(fence, words) for fence in FENCES if fence.language in ("bash", "co
             for words in commands(fence)]  # fmt: skip
 
 
+def inline(page: Path) -> Iterator[tuple[Fence, list[str]]]:
+    """Yield the commands that stand in a page's sentences."""
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        for text in re.findall(r"(?<!`)`([^`]+)`(?!`)", line):
+            if re.match(r"(?:pytest|python|harness|pip|tox|uv) \S", text):
+                fence = Fence(page, number, "bash", text, "")
+                yield from ((fence, words) for words in commands(fence))
+
+
+INLINE = [found for page in PAGES for found in inline(page)]
+
+
 # ------------------------------------------------------------------------------------------------------- what is tried
 
 
@@ -121,7 +134,7 @@ def _pytest(words: list[str], config: pytest.Config, matrix: Matrix, names: list
     given = config._parser.parse(words)
     markers = {line.split(":")[0].split("(")[0] for line in config.getini("markers")}
     for name in re.findall(r"[\w-]+", given.markexpr):
-        assert name in markers | {"not", "and", "or"}, f"-m {name}"
+        assert name in markers | READERS | {"not", "and", "or"}, f"-m {name}"
     for path in given.file_or_dir:
         # harness init makes bench/ of the project's own suites.
         assert path in READERS or (REPOSITORY / path.removeprefix("bench/").split("::")[0]).exists(), path
@@ -144,8 +157,11 @@ def _is_in(name: str, word: str, /, **_: object) -> bool:
 
 
 def _harness(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
-    given = parser().parse_args(words)
-    assert callable(given.run)
+    if len(words) > 1:
+        assert callable(parser().parse_args(words).run)
+    else:
+        # A sentence speaks of a command, or of all.
+        assert not set(words) - set(harness_commands), words
 
 
 def _pip(words: list[str], config: pytest.Config, matrix: Matrix, names: list[str]) -> None:
@@ -180,6 +196,8 @@ def _python(words: list[str], config: pytest.Config, matrix: Matrix, names: list
         _pytest(words[2:], config, matrix, names)
     elif words[:2] == ["-m", "venv"]:
         assert len(words) == 3, words
+    elif words[0] == "-m":
+        assert importlib.util.find_spec(words[1]), words
     else:
         assert (REPOSITORY / words[0]).is_file(), words
 
@@ -195,7 +213,9 @@ PARSERS: dict[str, Callable[[list[str], pytest.Config, Matrix, list[str]], None]
 
 
 @pytest.mark.parametrize(
-    ("fence", "words"), COMMANDS, ids=[f"{fence}: {' '.join(words)[:60]}" for fence, words in COMMANDS]
+    ("fence", "words"),
+    COMMANDS + INLINE,
+    ids=[f"{fence}: {' '.join(words)[:60]}" for fence, words in COMMANDS + INLINE],
 )
 def test_a_command_is_one(
     fence: Fence, words: list[str], pytestconfig: pytest.Config, matrix: Matrix, names: list[str]
