@@ -14,7 +14,17 @@ from harness.base.errors import MatrixError, nearest
 from harness.base.reading import toml_value
 from harness.matrix.hardware import IMPLIED_GROUPS, Hardware, Needs
 from harness.matrix.plan import Matrix
-from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, TaskOptions, Threshold, _File, _Table
+from harness.matrix.schema import (
+    PATTERNS,
+    CellEntry,
+    Measurements,
+    Model,
+    Recipe,
+    TaskOptions,
+    Threshold,
+    _File,
+    _Table,
+)
 from harness.records.metrics import METRICS
 
 Location = tuple[str | int, ...]
@@ -201,6 +211,8 @@ def _explain(path: Path, text: str, error: ValidationError) -> str:
             known = _known_keys(location[:-1])
             if known:
                 message += f"; {nearest(str(location[-1]), known)}"
+        elif problem["type"] == "string_pattern_mismatch" and (meant := PATTERNS.get(problem["ctx"]["pattern"])):
+            message = f"{problem['input']!r} is not {meant}"
         elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
             message += f" (it is {problem['input']!r})"
         key = ".".join(str(part) for part in location)

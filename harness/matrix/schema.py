@@ -29,7 +29,20 @@ class _Table(BaseModel):
     model_config = STRICT
 
 
-Requirement = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")]
+_REQUIREMENT = r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$"
+_SHA256 = r"^[0-9a-f]{64}$"
+_LICENSE = r"^[a-z0-9][a-z0-9.-]*$"
+_CLASS = r"^[A-Za-z_][A-Za-z0-9_]*$"
+PATTERNS = {
+    _REQUIREMENT: "a pinned requirement such as torchao==0.18.0",
+    _SHA256: "a SHA-256 in 64 hex digits, in lower case",
+    _LICENSE: "a licence as the hub names it, such as apache-2.0",
+    _CLASS: "the name of a torchao config class alone: its arguments are a table of their own, as in "
+    'arguments = { granularity = "PerGroup(32)" }',
+}
+"""What texts that match a pattern are, in words."""
+
+Requirement = Annotated[str, Field(pattern=_REQUIREMENT)]
 
 
 class PackagePart(_Table):
@@ -49,7 +62,7 @@ class Package(_Table):
     requirement: Requirement | None = None
     file: str
     parts: list[PackagePart] = []
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, Field(pattern=_SHA256)] | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Package:
@@ -94,7 +107,7 @@ class Model(_Table):
     merge_adapter: bool = False
     executorch: str | None = None
     terms: str = ""
-    license: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")] | None = None
+    license: Annotated[str, Field(pattern=_LICENSE)] | None = None
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -117,7 +130,7 @@ class Recipe(_Table):
     """
 
     name: str
-    config: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    config: Annotated[str, Field(pattern=_CLASS)] | None = None
     arguments: dict[str, Any] = {}
     quantizes: list[Target] = ["linear"]
     plain: list[str] = []
