@@ -140,7 +140,7 @@ def test_the_projects_own_matrix_holds(suites_matrix: Matrix, repository: Path) 
         ("baseline = true", 'baseline = "yes"', 'baseline = "yes"', "recipes.bf16.baseline", "'yes'"),
         ('servers = ["vllm"]', 'servers = ["vlm"]', '["vlm"]', "cells.1.servers.0", "'vlm'"),
         ('config = "Int8W', 'config = "torchao.Int8W', '"torchao.', "recipes.int8wo.config", "torchao.Int8W"),
-        ('OnlyConfig"', 'OnlyConfig(PerRow())"', "PerRow())", "recipes.int8wo.config", "arguments are a table of their"),
+        ('OnlyConfig"', 'OnlyConfig(PerRow())"', "PerRow())", "recipes.int8wo.config", "are a table of their"),
         ("schema = 1", "schema = 2", "schema", "schema", "(it is 2)"),
         # what must be there
         ('origin = "chosen"', "", "[[thresholds]]", "thresholds.0.origin", "required"),
