@@ -47,7 +47,6 @@ class PeakMemory:
         self._coming: Callable[[], Sequence[Cell]] | None = coming
         self._failed = Failed()
         self._taken: dict[Place, Peak] = {}
-        self._running: list[Worker] = []
 
     def peak(self, cell: Cell) -> Peak:
         """Return what generating from the tutorial's prompt took at most."""
@@ -75,23 +74,19 @@ class PeakMemory:
                 works.append(Work(functools.partial(self._keep, cell), held))
         words = f"peak memory of {len(works)} recipes, as many at once as processors and free memory allow ..."
         self._workers.progress(words)
-        together(works, self._end)
+        together(works, self._workers.end_lasting)
 
     def _keep(self, cell: Cell) -> None:
         self._taken[cell.base] = self._take(cell)
 
     def _take(self, cell: Cell) -> Peak:
         worker = self._fleet.whole_process(cell)
-        self._running.append(worker)
+        self._workers.beside.append(worker)
         try:
             return _ask(worker, cell)
         finally:
-            self._running.remove(worker)
+            self._workers.beside.remove(worker)
             worker.close()
-
-    def _end(self) -> None:
-        for worker in list(self._running):
-            worker.process.end()
 
 
 def _ask(worker: Worker, cell: Cell) -> Peak:

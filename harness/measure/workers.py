@@ -89,9 +89,9 @@ class Forks:
 class Workers:
     """Starts workers of one environment, or of another that is named, and ends those that are left.
 
-    ``lasting`` are those that are kept for a cell, by what they are. ``limits`` are the time limits of work that is of
-    no cell. ``side`` goes before the logs' names: the two sides of a gate have one each, so that neither tells the
-    other's errors.
+    ``lasting`` are those that are kept for a cell, by what they are; ``beside`` those that run besides, each waited for
+    by whoever started it. ``limits`` are the time limits of work that is of no cell. ``side`` goes before the logs'
+    names: the two sides of a gate have one each, so that neither tells the other's errors.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Workers:
         self.side = side
         self.progress = progress
         self.lasting: dict[Key, Worker | Server] = {}
+        self.beside: list[Worker] = []
         self._logs = logs
         self._limits = limits
         self._forks = forks or Forks()
@@ -213,10 +214,12 @@ class Workers:
         self._forks.close()
 
     def end_lasting(self) -> None:
-        """End what lasts for a cell.
+        """End what lasts for a cell, and what runs beside it; who waits for the latter raises WorkerError.
 
         An interrupted gate calls this while the thread of a side may be starting another worker.
         """
+        for worker in list(self.beside):
+            worker.process.end()
         while self.lasting:
             self.lasting.popitem()[1].close()
 

@@ -62,6 +62,7 @@ class Machine:
         self.told: list[str] = []
         self.ahead: list[str] = []
         self.said: list[str] = []
+        self.beside: list[Process] = []
         self.both: threading.Barrier | None = None
         self.failures = failures
         self.unmade: set[str] = set()
@@ -83,6 +84,9 @@ class Machine:
 
     def make(self, cells: list[Cell]) -> list[Cell]:
         return [cell for cell in cells if cell.recipe.name not in self.unmade]
+
+    def end_lasting(self) -> None:
+        raise AssertionError("nothing was interrupted")
 
     def facts(self, cell: Cell) -> dict[str, Any]:
         return {"weight_bytes": WEIGHTS[cell.recipe.name]}
@@ -217,3 +221,27 @@ def test_what_is_there_is_not_made_again(
     later = Quantizing(tmp_path, suites_matrix, monkeypatch)
     later.checkpoints.make(cells)
     assert later.made == []
+
+
+def test_who_interrupts_a_flow_ends_the_process_whose_memory_is_waited_for(
+    cells: list[Cell], tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = Flow.open(Store(tmp_path / "cache"), Run(tmp_path), suites_matrix, environment=Environment())
+    machine = Machine()
+    ended = threading.Event()
+
+    def whole_process(cell: Cell) -> Process:
+        process = Process(cell, machine.told, None, 0, process=SimpleNamespace(end=ended.set))
+        monkeypatch.setattr(process, "wait_ready", lambda _: ended.wait(10) or pytest.fail("it was not ended"))
+        return process
+
+    monkeypatch.setattr(flow.fleet, "whole_process", whole_process)
+    monkeypatch.setattr(flow.fleet, "start_ahead", lambda _: None)
+    asking = threading.Thread(target=flow.memory.peak, args=(cells[0],))
+    asking.start()
+    while not flow.workers.beside:
+        asking.join(0.01)
+    flow.fleet.end()
+    asking.join(10)
+    assert ended.is_set()
+    assert flow.workers.beside == []

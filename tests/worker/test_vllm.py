@@ -299,3 +299,29 @@ def _running(url: str) -> float:
     with urllib.request.urlopen(url + "/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running"))
+
+
+PREDICTIONS = """
+from types import SimpleNamespace
+import torch
+from harness.worker.vllm import Engine
+
+compiled = []
+counted = torch.compile(lambda x: (x >= 2).sum(), backend=lambda graph, _: compiled.append(1) or graph.forward)
+
+def generate(prompts, **_):
+    rank = int(counted(torch.tensor([1.0, 2.0, 3.0])))
+    row = {7: SimpleNamespace(rank=rank, logprob=-0.5)}
+    return [SimpleNamespace(prompt_logprobs=[None, row]) for _ in prompts]
+
+engine = Engine(print)
+engine.llm, engine.sampling = SimpleNamespace(generate=generate), lambda **_: None
+engine.tokens_prompt = lambda **_: None
+for engine.eager in (True, False):
+    print(engine.predictions([[1, 2]], 5), len(compiled))
+"""
+
+
+def test_where_nothing_is_compiled_a_check_of_predictions_compiles_nothing_either(run_code) -> None:
+    """And a rank is the same; where the engine compiles, so does what it is checked by."""
+    assert run_code(PREDICTIONS).stdout.splitlines() == [f"{{'top': [[[(7, -0.5)]]]}} {count}" for count in (0, 1)]
