@@ -26,14 +26,17 @@ def kernels(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
 
     def take() -> dict[str, Figure]:
         engine = recorder.flow.fleet.engine(cell)
-        answer = engine.ask(
-            "kernels",
-            cell.measurements.time_limits.measure,
-            batch_size=1,
-            input_len=cell.measurements.latency.input_len,
-            output_len=_PROFILED_STEPS,
-        )
-        ran: list[tuple[str, float, int]] = answer["kernels"]
+
+        def profiled(steps: int) -> list[tuple[str, float, int]]:
+            sizes = {"batch_size": 1, "input_len": cell.measurements.latency.input_len, "output_len": steps}
+            found: list[tuple[str, float, int]] = engine.ask("kernels", cell.measurements.time_limits.measure, **sizes)[
+                "kernels"
+            ]
+            return found
+
+        # The prompt by itself, so that it can be told from what each further token takes.
+        prefill, ran = profiled(1), profiled(_PROFILED_STEPS)
+        answer = {"kernels": ran, "prefill": prefill}
         attachment = recorder.attach(f"{cell.id}-kernels", answer)
         total = sum(seconds for _, seconds, _ in ran)
         found = {"kernel_time": Figure(1000 * total, attachment=attachment)}

@@ -24,7 +24,7 @@ from harness.records.place import Parameters, Place
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
-from harness.report import gate_words, history, judged, plots, tables, tradeoffs, unsteady
+from harness.report import gate_words, history, judged, plots, tables, tradeoffs, unsteady, why
 from harness.report.headline import Flags, headline
 from harness.report.layout import SECTIONS, Layout, Subject
 from harness.report.rendering import Table
@@ -73,7 +73,15 @@ def render(
     names = [run.name for run in found.runs.values()]
     facts = tables.provenance(measurements, [])
     nights, damaged = judged.nights(found.runs.values())
-    problems = (*found.problems, *damaged)
+    subjects, unread = [], []
+    for it in tables.collect(measurements):
+        sides, missing = why.sides(it, found.runs.values())
+        subjects.append(
+            _subject(it, documented, limits.flags)
+            | {"why": [(why.picture(side), why.sentences(side)) for side in sides]}
+        )
+        unread += missing
+    problems = (*found.problems, *damaged, *unread)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -84,7 +92,7 @@ def render(
             facts=[facts[name] for name in ("device", "packages", "measured") if name in facts],
             verdict=judged.sentence(limits, len(failures), gates, nights),
             against=[{"night": it} | _verdicts(sorted(it.verdicts, key=lambda one: one.severity)) for it in nights],
-            subjects=[_subject(it, documented, limits.flags) for it in tables.collect(measurements)],
+            subjects=subjects,
             tables=_tables(measurements, documented),
             figures=_figures(measurements, documented),
             trends=trends(found),

@@ -21,6 +21,7 @@ TYPED = [
     ["table", CPU, "--layout", "main"],
     ["table", "no-such-run-of-a-rather-long-name-" * 5],
     ["cost", H100],
+    ["why", H100],
     ["cost", CPU, "no-such-run"],
     ["baseline", CPU, CPU, "no-such-run"],
     ["trend", CPU, H100],

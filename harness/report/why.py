@@ -1,0 +1,156 @@
+"""Why a recipe is faster or slower than its baseline: both profiles by kind of kernel, in words and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isclose
+
+from harness.base.errors import RecordError
+from harness.judge import profile
+from harness.judge.profile import BATCH, DECODE, PREFILL, Profile
+from harness.records.run import Run
+from harness.records.schema import Measurement
+from harness.report.layout import Subject
+from harness.report.plots import NARROW, Plot, legend
+from harness.report.rendering import Table
+from harness.report.svg import COLOURS, Drawing, Scale, number, wrapped
+
+_MEASURED = {PREFILL: "prefill_time", DECODE: "decode_step_time"}
+_MILLISECONDS = {"s": 1000.0, "ms": 1.0}
+_TOLD = 0.02
+"""A change of less than this share of the baseline's time is not put into words."""
+_MOST_TOLD = 4
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """One recipe's profile of one phase; ``measured`` is what such a step takes by the clock, in milliseconds."""
+
+    recipe: str
+    baseline: bool
+    profile: Profile
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """The profiles of one phase through one server, the baseline first."""
+
+    server: str
+    phase: str
+    rows: Sequence[Profiled]
+
+    @property
+    def name(self) -> str:
+        return f"{self.phase} through {self.server}, batch 1"
+
+
+def sides(subject: Subject, runs: Iterable[Run]) -> tuple[list[Side], list[str]]:
+    """Return what was profiled of a model on a device, and a message for each profile that cannot be read."""
+    order = {PREFILL: 0, DECODE: 1, BATCH: 2}
+    found: dict[tuple[str, int, str], list[Profiled]] = {}
+    problems = []
+    runs = list(runs)
+    for record in subject.measurements:
+        if record.metric == "kernel_time" and record.attachment:
+            try:
+                phases = _of(record, runs)
+            except RecordError as error:
+                problems.append(str(error))
+                continue
+            for phase, one in phases.items():
+                row = Profiled(
+                    record.cell.recipe.name, record.cell.recipe.baseline, one, _measured(subject, record, phase)
+                )
+                found.setdefault((record.cell.server, order[phase], phase), []).append(row)
+    return [
+        Side(server, phase, sorted(rows, key=lambda it: not it.baseline))
+        for (server, _, phase), rows in sorted(found.items())
+    ], problems
+
+
+def _of(record: Measurement, runs: Sequence[Run]) -> dict[str, Profile]:
+    """Return a record's profile; of several runs that keep a file of its name, of the one that it sums up."""
+    problem = RecordError(f"{record.attachment}: no run keeps it")
+    for run in reversed(runs):
+        try:
+            kept = run.attached(record.attachment)
+            total = sum(1000 * seconds for _, seconds, _ in profile.Kept.model_validate(kept).kernels)
+            if isclose(total, record.value, rel_tol=1e-6):
+                return profile.read(kept)
+            problem = RecordError(f"{run.folder / record.attachment}: not the profile of its record")
+        except RecordError as error:
+            problem = error
+        except ValueError as error:
+            problem = RecordError(f"{run.folder / record.attachment}: no profile ({error})")
+    raise problem
+
+
+def _measured(subject: Subject, record: Measurement, phase: str) -> float | None:
+    for it in subject.measurements:
+        same = it.cell == record.cell and it.parameters.get("batch_size") == 1
+        if same and it.metric == _MEASURED.get(phase) and it.unit in _MILLISECONDS:
+            return it.value * _MILLISECONDS[it.unit]
+    return None
+
+
+def sentences(side: Side) -> list[str]:
+    """Return for each recipe how much longer or shorter its kernels run than the baseline's, and which."""
+    base = next((it for it in side.rows if it.baseline), None)
+    if base is None:
+        return []
+    return [_sentence(side, it, base) for it in side.rows if not it.baseline]
+
+
+def _sentence(side: Side, one: Profiled, base: Profiled) -> str:
+    change = one.profile.total - base.profile.total
+    way = "less" if change < 0 else "more"
+    told = []
+    for it in profile.difference(one.profile, base.profile)[:_MOST_TOLD]:
+        if abs(it.milliseconds) < _TOLD * base.profile.total:
+            break
+        ours, theirs = (profile.short(kernel.name) if kernel else "" for kernel in (it.kernel, it.baseline))
+        names = f"{ours}, for {theirs}" if ours and theirs and ours != theirs else ours or f"no more {theirs}"
+        told.append(f"{it.kind} {it.milliseconds:+.2f} ms ({names})")
+    which = "; ".join(told) or "every kind as before"
+    covered = ""
+    if one.measured and side.phase != BATCH:
+        covered = f". Kernels run for {one.profile.total / one.measured:.0%} of the {number(one.measured)} ms measured"
+    return (
+        f"{one.recipe}: {one.profile.total:.2f} ms of kernels, "
+        f"{abs(change):.2f} ms {way} than {base.recipe}: {which}{covered}."
+    )
+
+
+def table(side: Side) -> Table:
+    """Return milliseconds by kind and recipe."""
+    kinds = [kind for kind in profile.KINDS if any(kind in it.profile.kinds() for it in side.rows)]
+    rows = [(kind, *(f"{it.profile.kinds().get(kind, 0.0):.2f}" for it in side.rows)) for kind in kinds]
+    rows.append(("all kernels", *(f"{it.profile.total:.2f}" for it in side.rows)))
+    if any(it.measured for it in side.rows):
+        rows.append(("by the clock", *(number(it.measured) if it.measured else "-" for it in side.rows)))
+        gaps = (f"{max(0.0, it.measured - it.profile.total):.2f}" if it.measured else "-" for it in side.rows)
+        rows.append(("no kernel runs", *gaps))
+    return Table("", f"{side.name} (ms)", ("Kind", *(it.recipe for it in side.rows)), tuple(rows))
+
+
+def picture(side: Side) -> Plot:
+    """Return a bar a recipe, as long as its kernels run, in parts by kind."""
+    colours = {kind: place for place, kind in enumerate(profile.KINDS)}
+    scale = Scale.over([0, *(it.profile.total for it in side.rows)], 2, NARROW - 14, pad=0)
+    step, bar = 40, 16
+    bottom = len(side.rows) * step + 4
+    drawing = Drawing(NARROW, bottom + 40, f"{side.name}: milliseconds by kind of kernel and recipe")
+    drawing.bottom_axis(scale, 2, bottom, "ms")
+    for place, it in enumerate(side.rows):
+        top = place * step
+        drawing.text(2, top + 14, wrapped(f"{it.recipe}: {it.profile.total:.2f} ms", NARROW - 8)[0], kind="halo")
+        at = 0.0
+        for kind, value in it.profile.kinds().items():
+            left, right = scale(at), scale(at + value)
+            tip = f"{it.recipe}, {kind}: {value:.2f} ms"
+            drawing.rectangle(left, top + 19, right - left, bar, f"part c{colours[kind] % COLOURS}", tip)
+            at += value
+    shown = {kind: place for kind, place in colours.items() if any(kind in it.profile.kinds() for it in side.rows)}
+    return Plot(side.name, "", legend(shown) + drawing.markup())

@@ -1,0 +1,69 @@
+"""Why a recipe is slower: the profiles of committed runs in words, in the terminal and on the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.__main__ import main
+from harness.records.run import Run
+from harness.records.schema import Measurement
+from harness.report import tables, why
+
+H200 = "h200-20261129-155401"
+
+
+@pytest.fixture
+def sides(repository: Path) -> list[why.Side]:
+    """What was profiled on the H200 through vLLM."""
+    run = Run.open(repository / "results/reference", H200)
+    records = [line for line in run.lines() if isinstance(line, Measurement)]
+    (subject,) = tables.collect(records)
+    found, problems = why.sides(subject, [run])
+    assert not problems
+    return found
+
+
+def test_a_recipe_is_told_of_beside_its_baseline(sides: list[why.Side]) -> None:
+    (side,) = sides
+    assert [it.recipe for it in side.rows] == ["bf16", "float8dq", "int4wo"]
+    float8dq, int4wo = why.sentences(side)
+    assert float8dq.startswith("float8dq: 12.33 ms of kernels, 1.12 ms less than bf16: matrix products -2.97 ms")
+    assert "quantizing activations +1.77 ms (_kernel_quantize_fp8_row)" in float8dq
+    assert "tinygemm" in int4wo
+    table = why.table(side)
+    for column in (1, 2, 3):
+        *parts, whole = (float(row[column]) for row in table.rows)
+        assert sum(parts) == pytest.approx(whole, abs=0.05)
+
+
+def test_the_command_prints_it(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", "--runs", str(repository / "results/reference"), H200]) == 0
+    told = capsys.readouterr().out
+    assert "| matrix products" in told
+    assert "- int4wo: " in told
+
+
+def test_a_profile_that_is_gone_or_another_s_is_named_and_the_rest_told(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / H200
+    shutil.copytree(repository / "results/reference" / H200, folder)
+    gone, other = (folder / f"attachments/Phi-4-mini-instruct-{it}-h200-vllm-kernels.json" for it in ("bf16", "int4wo"))
+    gone.unlink()
+    other.write_text(json.dumps({"kernels": [["nvjet", 1.0, 1]]}), encoding="utf-8")
+    assert main(["why", str(folder)]) == 0
+    told = capsys.readouterr()
+    assert "float8dq" in told.out
+    assert "bf16" not in told.out
+    problems = " ".join(told.err.split())
+    assert gone.name in problems
+    assert f"{other.name}: not the profile of its record" in problems
+
+
+def test_a_run_without_profiles_says_what_makes_them(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", "--runs", str(repository / "results/reference"), "arm-mobile-20261125-024616"]) == 1
+    assert "nothing was profiled" in capsys.readouterr().err
