@@ -67,7 +67,8 @@ class PeakMemory:
         if len(cells) < 2 or first.base not in cells:
             return
         works = []
-        for cell in self._checkpoints.make(list(cells.values())):
+        # The baseline, which generates fastest, comes last: so processors do not wait long for the last one.
+        for cell in reversed(self._checkpoints.make(list(cells.values()))):
             # One that cannot be had fails its own tests.
             with contextlib.suppress(HarnessError):
                 held = _PROCESS_BYTES + _WEIGHTS_HELD * self._checkpoints.facts(cell)["weight_bytes"]

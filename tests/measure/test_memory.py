@@ -148,11 +148,13 @@ def test_one_that_fails_beside_others_is_taken_once_more_alone(cells: list[Cell]
     memory.peak(cells[2])
 
 
-def test_one_without_a_checkpoint_hinders_no_other(cells: list[Cell]) -> None:
+def test_one_without_a_checkpoint_hinders_no_other(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0})
     machine = Machine()
     machine.unmade = {"int8wo"}
     machine.memory(*cells).peak(cells[0])
     assert {it.split()[1] for it in machine.told} == {"bf16", "int8dq"}
+    assert machine.told[0] == "start int8dq", "the baseline, which is done soonest, comes last"
 
 
 def test_the_memory_of_a_device_is_that_of_an_unused_worker(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
