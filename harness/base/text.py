@@ -58,6 +58,9 @@ def one_line(text: str) -> str:
 
 def quoted(word: str) -> str:
     """Return a word as a shell takes it: with an apostrophe in it between double quotes, which people can read."""
+    if word.startswith("~/"):
+        # Of the user's home folder, which a shell knows where it is not quoted.
+        return f"~/{quoted(word[2:])}" if word[2:] else word
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 

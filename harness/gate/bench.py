@@ -93,7 +93,7 @@ class Bench:
         except HarnessError as error:
             return self.cut_off.instead(error)
         except OSError as error:
-            return RecordError(f"{self.run.folder}: {error}")
+            return self.cut_off.instead(RecordError(f"{self.run.folder}: {error}"))
 
     def both(self, work: Callable[[Side], Any], abort: Callable[[], None] = lambda: None) -> dict[Side, Any]:
         """Do something on both sides at once; returns each side's result, or the HarnessError that it raised."""

@@ -79,6 +79,11 @@ class Forks:
                 server = self._servers[key] = ForkServer(family, python=python, environ=environ, log=where)
             return server
 
+    @property
+    def processes(self) -> list[Process]:
+        """Those that are alive, or were."""
+        return [server.process for server in list(self._servers.values())]
+
     def close(self) -> None:
         """End them all."""
         for server in self._servers.values():
@@ -209,9 +214,8 @@ class Workers:
 
         Whoever waits for one raises WorkerError.
         """
-        for process in list(self._processes):
-            process.end()
-        self._forks.close()
+        for process in [*self._processes, *self._forks.processes]:
+            process.kill()
 
     def end_lasting(self) -> None:
         """End what lasts for a cell, and what runs beside it; who waits for the latter raises WorkerError.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 import pytest
 
 from harness.base.interruption import Interruption
-from harness.base.text import redact
+from harness.base.text import quoted, redact
 from harness.plugin.command_line import CommandLine
 from harness.plugin.stash import session_key
 
@@ -52,4 +51,5 @@ class Interrupted:
             for before, word in pairs
             if word.partition("=")[0] != "--resume" and (before != "--resume" or word.startswith("-"))
         ]
-        return f"go on with: {redact(shlex.join(['python', '-m', 'pytest', *kept, '--resume', session.run.name]))}"
+        told = ["python", "-m", "pytest", *kept, "--resume", session.run.name]
+        return f"go on with: {' '.join(quoted(redact(word)) for word in told)}"

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.base.reading import json_value
 from harness.base.text import redact
 from harness.contract import warden
@@ -99,6 +101,14 @@ class Process:
             os.close(self._control)
             self._control = -1
         self._wait(None)
+
+    def kill(self) -> None:
+        """End the command and everything it started at once, from whichever thread; who waits for it sees it end."""
+        with contextlib.suppress(psutil.Error):
+            if self.exit_code() is None and self.pid:
+                warden = psutil.Process(self.pid)
+                for process in [*warden.children(recursive=True), warden]:
+                    process.kill()
 
     def log_text(self) -> str:
         """Return what this process wrote to its log, without credentials."""
