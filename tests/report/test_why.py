@@ -67,3 +67,15 @@ def test_a_profile_that_is_gone_or_another_s_is_named_and_the_rest_told(
 def test_a_run_without_profiles_says_what_makes_them(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["why", "--runs", str(repository / "results/reference"), "arm-mobile-20261125-024616"]) == 1
     assert "nothing was profiled" in capsys.readouterr().err
+
+
+def test_the_documented_study_holds_what_the_command_prints(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (repository / "results/reference").glob("h[12]00-*"):
+        assert main(["why", str(run)]) == 0
+    printed = set(capsys.readouterr().out.splitlines())
+    study = (repository / "docs/results/float8.md").read_text(encoding="utf-8")
+    rows = [line for line in study.splitlines() if line.startswith(("|", "###"))]
+    assert len(rows) > 40
+    assert set(rows) <= printed
