@@ -45,6 +45,10 @@ class Spoken:
                 self._last[kind] = now
                 self._write(self._doing)
 
+    def allow(self, seconds: float) -> None:
+        """Bound what follows to so many seconds, whatever was waited for before."""
+        self.budget = self._clock() - self._started + seconds
+
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Say within, again and again, what is being done: every half minute, or always where there is a terminal."""

@@ -293,10 +293,10 @@ def run(arguments: argparse.Namespace) -> int:
     acceptances = Acceptances.load(arguments.results)
     place = workplace(arguments)
     wanted = options(arguments, arguments.old, arguments.new)
-    if isinstance(place.progress, Spoken):
-        place.progress.budget = wanted.budget
     wide = None if arguments.wide else columns()
     lock = only_session(machine_lock(), place.progress)
+    if isinstance(place.progress, Spoken):
+        place.progress.allow(wanted.budget - place.startup)
     started = time.time()
     try:
         with working(place):

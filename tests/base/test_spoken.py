@@ -50,6 +50,18 @@ def test_a_heartbeat_says_what_is_done_how_long_and_what_is_left(clock: Clock) -
     ]
 
 
+def test_a_budget_does_not_count_what_was_waited_for_before(clock: Clock) -> None:
+    stream = io.StringIO()
+    said = Spoken(stream, clock)
+    said("waiting: for another")
+    clock.now = 500.0
+    said.allow(300.0)
+    said("block 1 of a cell")
+    clock.now = 540.0
+    said.waiting()
+    assert stream.getvalue().splitlines()[-1] == "     540 s  block 1 of a cell: 40 s so far, 4 min of the budget left"
+
+
 def test_the_heart_beats_while_work_lasts_and_no_longer(clock: Clock) -> None:
     stream = io.StringIO()
     said = Spoken(stream, clock)
