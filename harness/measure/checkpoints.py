@@ -41,7 +41,6 @@ _LEAST_FREE = 4
 # What quantizing may come to hold: what a process has imported, and the weights before and after.
 _QUANTIZE_BYTES = 1.5e9
 _QUANTIZE_WEIGHTS = 4
-_TEXT_BYTES = 1e9
 
 Program = tuple[Cell, str]
 """A cell's ExecuTorch program, by one of the export's routes."""
@@ -109,7 +108,7 @@ class Checkpoints:
     def make(self, cells: Sequence[Cell]) -> list[Cell]:
         """Make the checkpoints of cells, several at once where each keeps one processor busy; return those that are.
 
-        The text that they will be held against is fetched beside. What fails is raised by whoever asks for it.
+        What fails is raised by whoever asks for it.
         """
         missing: dict[Place, Work] = {}
         failed: set[Place] = set()
@@ -123,9 +122,8 @@ class Checkpoints:
                 size = sum(file.stat().st_size for file in plain.folder.glob("*.safetensors"))
                 held = _QUANTIZE_BYTES + _QUANTIZE_WEIGHTS * size
                 missing[cell.base] = Work(functools.partial(self._quantized, cell, plain), held)
-        fetched = Work(functools.partial(sources.sharegpt, self._workers.store, self._data), _TEXT_BYTES)
         with self._clock.timed("quantize"):
-            errors = together([*missing.values(), fetched], self._workers.end_once)[:-1]
+            errors = together(list(missing.values()), self._workers.end_once)
         for name, error in zip(missing, errors, strict=True):
             if error:
                 self._failed_ahead[name, "checkpoint"] = error

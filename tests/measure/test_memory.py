@@ -22,7 +22,7 @@ from harness.plugin import collect
 from harness.plugin.collect import Claim
 from harness.records.run import Run
 from harness.records.schema import ModelIdentity
-from harness.runtime import parallel, sources
+from harness.runtime import parallel
 from harness.runtime.environment import Environment
 from harness.runtime.store import Store
 
@@ -185,8 +185,6 @@ class Quantizing:
         self.both = threading.Barrier(2, timeout=10)
         flow = Flow.open(Store(folder / "cache"), Run.create(folder / "runs"), matrix, environment=Environment())
         self.checkpoints: Checkpoints = flow.checkpoints
-        self.texts: list[str] = []
-        monkeypatch.setattr(sources, "sharegpt", lambda *_: self.texts.append("fetched"))
         identity = ModelIdentity(name="m", source="folder", revision="1", weights="pretrained")
         plain = Checkpoint(folder, "plain/0", identity, {"weight_bytes": 1})
         (folder / "config.json").write_text("{}", encoding="utf-8")
@@ -213,7 +211,6 @@ def test_checkpoints_are_made_at_once_and_one_that_fails_fails_its_own_test(
         with pytest.raises(HarnessError, match=words):
             it.checkpoints.of(cells[2])
     assert len(it.made) == 2, "neither is made again"
-    assert it.texts == ["fetched"], "while the checkpoints are made"
 
 
 def test_what_is_there_is_not_made_again(
