@@ -29,7 +29,7 @@ LONGEST = (
 )
 FIXTURES = {
     MARK: frozenset({"forks", "tiny_model", "host", "qemu"}),
-    PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed"}),
+    PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed", "run_pages"}),
 }
 
 

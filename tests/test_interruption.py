@@ -78,6 +78,7 @@ def test_the_first_signal_ends_the_work_in_order(number: signal.Signals) -> None
         assert process.wait(10) == 0
 
 
+@pytest.mark.programs
 def test_a_second_one_at_once_is_the_same_and_a_later_one_ends_it() -> None:
     with start("-c", ENDING, "60") as process:
         assert line(process) == "working"

@@ -62,6 +62,7 @@ def test_a_budget_does_not_count_what_was_waited_for_before(clock: Clock) -> Non
     assert stream.getvalue().splitlines()[-1] == "     540 s  block 1 of a cell: 40 s so far, 4 min of the budget left"
 
 
+@pytest.mark.programs
 def test_the_heart_beats_while_work_lasts_and_no_longer(clock: Clock) -> None:
     stream = io.StringIO()
     said = Spoken(stream, clock)

@@ -399,6 +399,7 @@ def test_an_installed_bundle_works_and_is_found_again(made: Path, tmp_path: Path
     assert sorted(path.name for path in target.parent.iterdir()) == ["site"]
 
 
+@pytest.mark.programs
 def test_files_left_out_of_a_wheel_are_gone_from_its_record(made: Path, tmp_path: Path) -> None:
     manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
     left = {package["name"]: package["left"] for package in manifest["packages"]}

@@ -199,6 +199,7 @@ def test_the_planner_imports_nothing_heavy_and_asks_for_nothing_that_takes_long(
     assert seconds < 3
 
 
+@pytest.mark.programs
 def test_a_hub_that_does_not_answer_is_not_waited_for(suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -122,6 +122,7 @@ def stranger() -> Iterator[int]:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.programs
 def test_real_work_of_others_is_seen(stranger: int) -> None:
     assert stranger not in descendants(os.getpid())
     with ProcessorWatch() as watch:

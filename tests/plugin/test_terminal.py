@@ -140,6 +140,7 @@ def test_a_run_with_many_failures_and_many_recipes_ends_on_one_screen(run: Run, 
     assert "its cache is large" in written
 
 
+@pytest.mark.programs
 def test_pytest_benchmarks_block_and_the_list_of_tests_come_where_asked(run: Run) -> None:
     one = ("-k", "generate and bf16")
     plain, asked = run(*one).stdout.str(), run(*one, "--benchmark-sort=mean", "-rf").stdout.str()

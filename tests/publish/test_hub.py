@@ -117,6 +117,7 @@ def test_private_into_a_private_repository_stays_private(hub: Hub, files: list[P
     assert hub.sent() == large(files)
 
 
+@pytest.mark.programs
 def test_again_sends_and_commits_nothing(hub: Hub, files: list[Path]) -> None:
     first = upload(files)
     sent = hub.sent()
@@ -184,6 +185,7 @@ def test_what_may_pass_is_waited_for(
     assert long[0] in ((7, 8) if status == 429 else (1,))
 
 
+@pytest.mark.programs
 def test_retry_after_is_really_waited_for(hub: Hub, files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     hub.fault("POST", "/commit/", status=429, headers={"Retry-After": "1"})
     start = time.monotonic()
@@ -344,6 +346,7 @@ def test_a_token_in_a_warning_is_not_shown(hub: Hub, files: list[Path], capsys: 
     assert TOKEN not in said
 
 
+@pytest.mark.programs
 def test_the_hubs_own_rate_limit_is_waited_for(hub: Hub, files: list[Path], waits: list[float]) -> None:
     hub.fault("POST", "/commit/", status=429, headers={"ratelimit": '"api";r=0;t=55'})
     upload(files)

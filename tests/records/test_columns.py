@@ -84,6 +84,7 @@ def test_every_line_is_found_again_behind_its_row(lines: list[Line]) -> None:
 
 @FEW
 @given(st.lists(CELLS, min_size=1, max_size=3), FINITE)
+@pytest.mark.programs
 def test_a_row_says_what_its_record_says(cells: list[object], value: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = [LATENCY.model_copy(update={"cell": cell, "value": value}) for cell in cells]

@@ -244,6 +244,7 @@ def test_nothing_of_the_tutorials_says_nothing(lines: list[Line]) -> None:
     assert cost(lines) is None
 
 
+@pytest.mark.programs
 def test_the_committed_runs_can_be_told(repository: Path) -> None:
     for run in sorted((repository / "results" / "reference").glob("*-20*")):
         lines = list(Run(run).lines())

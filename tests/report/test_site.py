@@ -122,6 +122,7 @@ def test_nothing_to_show_is_an_error_that_says_so(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.programs
 def test_a_trend_page_names_the_run_at_which_a_level_changed(site: Path) -> None:
     page = (site / "trend" / "latency.html").read_text(encoding="utf-8")
     assert f"int8wo at night-{DAYS - 6:02}" in page
@@ -173,6 +174,7 @@ def test_pages_fit_and_work_from_a_folder_and_from_a_host(
     context.close()
 
 
+@pytest.mark.programs
 def test_a_site_says_nothing_of_the_hour_it_was_made(site: Path) -> None:
     """Equal runs give equal files, so a host or a commit sees only what changed."""
     state = json.loads((site / STATE).read_text(encoding="utf-8"))

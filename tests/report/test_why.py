@@ -69,6 +69,7 @@ def test_a_run_without_profiles_says_what_makes_them(repository: Path, capsys: p
     assert "nothing was profiled" in capsys.readouterr().err
 
 
+@pytest.mark.programs
 def test_the_documented_study_holds_what_the_command_prints(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
