@@ -108,6 +108,7 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
     hub: Hub
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -50,7 +50,7 @@ class AdbServer(socketserver.ThreadingTCPServer):
         self.unplug_at = ""
         self.pushed: list[str] = []
         self.commands: list[str] = []
-        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     @property

@@ -31,7 +31,7 @@ class Machine:
                 self._running += 1
                 self.most = max(self.most, self._running)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._running > 1, timeout=0.2)
+                self._changed.wait_for(lambda: self._running > 1, timeout=0.05)
                 self._running -= 1
             if error:
                 raise error

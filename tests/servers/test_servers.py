@@ -177,7 +177,7 @@ def sglang_like(tmp_path) -> Iterator[Server]:
     seen: list[str] = []
     port = free_port()
     http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     process = Process(
         [sys.executable, "-c", "import time; time.sleep(60)"], environ=dict(os.environ), log=tmp_path / "log"
