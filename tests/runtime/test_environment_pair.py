@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from tests.wheels import only_from, write_wheel
 
 pytestmark = pytest.mark.programs
 
-BASE = Environment(python=sys.executable)
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment of its own with pip alone, which is asked many times and reads what is installed each time."""
+    folder = tmp_path_factory.mktemp("base") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return Environment(python=str(folder / "bin" / "python"))
 
 
 @pytest.fixture
@@ -42,101 +49,111 @@ def left(store: Store) -> list[Path]:
     return [path for kind in ("overlay", "venv", "imported") for path in (store.root / kind).glob("*") if path.is_dir()]
 
 
-def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(wheels: Path, store: Store) -> None:
-    made = environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==2.0", BASE)
+def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(
+    base: Environment, wheels: Path, store: Store
+) -> None:
+    made = environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==2.0", base)
     assert made.package == "tiny-pkg"
     assert (made.old.name, made.new.name) == ("tiny_pkg==1.0", "tiny_pkg==2.0")
-    assert made.old.python == made.new.python == BASE.python
+    assert made.old.python == made.new.python == base.python
     assert made.differences == ("tiny-pkg 1.0 -> 2.0",)
     assert made.apart("old") == {"tiny-pkg": "1.0"}
     assert made.old.overlay != made.new.overlay
 
 
 def test_a_package_with_dependencies_gets_an_environment_each_and_what_else_differs_is_said(
-    wheels: Path, store: Store
+    base: Environment, wheels: Path, store: Store
 ) -> None:
-    made = environment_pair.make(store, "needy_pkg==1.0", "needy_pkg==2.0", BASE)
+    made = environment_pair.make(store, "needy_pkg==1.0", "needy_pkg==2.0", base)
     assert made.old.python != made.new.python
     assert made.differences == ("needy-pkg 1.0 -> 2.0", "tiny-pkg 1.0 -> 2.0")
-    assert made.new.packages().keys() >= BASE.packages().keys(), "everything of the base is there"
-    assert "needy_pkg" not in BASE.packages(), "and the base is as it was"
+    assert made.new.packages().keys() >= base.packages().keys(), "everything of the base is there"
+    assert "needy_pkg" not in base.packages(), "and the base is as it was"
 
 
-def test_a_version_that_does_not_exist_is_refused_in_the_resolvers_words(wheels: Path, store: Store) -> None:
+def test_a_version_that_does_not_exist_is_refused_in_the_resolvers_words(
+    base: Environment, wheels: Path, store: Store
+) -> None:
     with pytest.raises(BrokenEnvironment, match=r"(?s)tiny_pkg==7.* cannot be had; the resolver says.*tiny_pkg==7"):
-        environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==7", BASE)
+        environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==7", base)
     assert left(store) == []
 
 
-def test_a_version_that_does_not_install_leaves_nothing_half_made(wheels: Path, store: Store) -> None:
+def test_a_version_that_does_not_install_leaves_nothing_half_made(
+    base: Environment, wheels: Path, store: Store
+) -> None:
     with pytest.raises(BrokenEnvironment, match=r"(?s)needy_pkg==3.0 could not be installed.*no_such_pkg"):
-        environment_pair.make(store, "needy_pkg==3.0", "needy_pkg==1.0", BASE)
+        environment_pair.make(store, "needy_pkg==3.0", "needy_pkg==1.0", base)
     assert left(store) == []
 
 
-def test_an_environment_whose_import_fails_is_refused_and_tried_again_another_time(wheels: Path, store: Store) -> None:
+def test_an_environment_whose_import_fails_is_refused_and_tried_again_another_time(
+    base: Environment, wheels: Path, store: Store
+) -> None:
     for _ in range(2):
         with pytest.raises(BrokenEnvironment, match=r"(?s)tiny_pkg==9.0 does not work.*planted: does not import"):
-            environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==9.0", BASE)
+            environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==9.0", base)
 
 
 def test_an_import_that_does_not_end_is_an_error_that_names_the_requirement_and_the_time(
-    wheels: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    base: Environment, wheels: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_wheel(wheels, "tiny_pkg", "5.0", {"tiny_pkg/__init__.py": "import time\ntime.sleep(60)\n"})
     monkeypatch.setattr(environment_pair, "_IMPORT_SECONDS", 1)
     with pytest.raises(BrokenEnvironment, match=r"tiny_pkg==5.0 does not work: .* did not end within 1 s"):
-        environment_pair.make(store, "tiny_pkg==5.0", "tiny_pkg==1.0", BASE)
+        environment_pair.make(store, "tiny_pkg==5.0", "tiny_pkg==1.0", base)
 
 
 @pytest.mark.parametrize("package", ["tiny_pkg", "needy_pkg"])
-def test_a_range_means_the_newest_release_each_time(wheels: Path, store: Store, package: str) -> None:
+def test_a_range_means_the_newest_release_each_time(
+    base: Environment, wheels: Path, store: Store, package: str
+) -> None:
     for name in ("tiny_pkg-3.0", "tiny_pkg-9.0", "needy_pkg-3.0"):
         (wheels / f"{name}-py3-none-any.whl").unlink()
-    before = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
+    before = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", base)
     needs = ["tiny_pkg==2.0"] if package == "needy_pkg" else []
     write_wheel(wheels, package, "2.7", {f"{package}.py": "VERSION = '2.7'\n"}, requires=needs)
-    after = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", BASE)
+    after = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", base)
     assert [made.new.name for made in (before, after)] == [f"{package}==2.0", f"{package}==2.7"]
     assert [made.new.packages()[package] for made in (before, after)] == ["2.0", "2.7"]
     assert after.old == before.old
 
 
-def test_extras_are_kept_where_a_requirement_is_pinned(wheels: Path) -> None:
-    assert environment_pair.resolve("tiny_pkg[more, less] >= 1, < 3", BASE).requirement == "tiny_pkg[less,more]==2.0"
+def test_extras_are_kept_where_a_requirement_is_pinned(base: Environment, wheels: Path) -> None:
+    assert environment_pair.resolve("tiny_pkg[more, less] >= 1, < 3", base).requirement == "tiny_pkg[less,more]==2.0"
 
 
-def test_a_wheel_that_was_built_anew_is_another_environment(wheels: Path, store: Store) -> None:
+def test_a_wheel_that_was_built_anew_is_another_environment(base: Environment, wheels: Path, store: Store) -> None:
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'first'\n"})
-    first = environment_pair.make(store, "tiny_pkg==1.0", str(path), BASE)
+    first = environment_pair.make(store, "tiny_pkg==1.0", str(path), base)
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'second'\n"})
-    second = environment_pair.make(store, "tiny_pkg==1.0", str(path), BASE)
+    second = environment_pair.make(store, "tiny_pkg==1.0", str(path), base)
     assert first.new.name == second.new.name == "tiny_pkg==4.0"
     assert first.new.overlay != second.new.overlay
     assert first.apart("new") != second.apart("new"), "nor does it share what the other one has made"
 
 
-def test_two_builds_of_one_version_are_told_apart_and_named(wheels: Path, store: Store) -> None:
+def test_two_builds_of_one_version_are_told_apart_and_named(base: Environment, wheels: Path, store: Store) -> None:
     old, new = (
         write_wheel(wheels / side, "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": f"VERSION = '{side}'\n"})
         for side in ("old", "new")
     )
-    made = environment_pair.make(store, str(old), str(new), BASE)
+    made = environment_pair.make(store, str(old), str(new), base)
     assert made.apart("old") != made.apart("new")
     (line,) = made.differences
     assert "tiny-pkg 4.0: other contents under the same version" in line
-    again = environment_pair.make(store, str(old), str(old), BASE)
+    again = environment_pair.make(store, str(old), str(old), base)
     assert again.differences == ()
     assert again.apart("old") == again.apart("new") == made.apart("old")
-    direct = environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", BASE)
+    direct = environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", base)
     assert direct.apart("new").keys() > direct.apart("old").keys(), "a URL's contents may change too"
 
 
-def test_a_folder_of_sources_is_refused(wheels: Path, store: Store, tmp_path: Path) -> None:
+def test_a_folder_of_sources_is_refused(base: Environment, wheels: Path, store: Store, tmp_path: Path) -> None:
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "pyproject.toml").write_text("[project]\nname = 'tiny_pkg'\nversion = '4.0'\n")
     with pytest.raises(BrokenEnvironment, match="build a wheel"):
-        environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {(tmp_path / 'sources').as_uri()}", BASE)
+        environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {(tmp_path / 'sources').as_uri()}", base)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +165,19 @@ def test_a_folder_of_sources_is_refused(wheels: Path, store: Store, tmp_path: Pa
         ("--upgrade", "tiny_pkg==1.0", "neither a requirement"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(wheels: Path, store: Store, old: str, new: str, words: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    base: Environment, wheels: Path, store: Store, old: str, new: str, words: str
+) -> None:
     with pytest.raises(BrokenEnvironment, match=words):
-        environment_pair.make(store, old, new, BASE)
+        environment_pair.make(store, old, new, base)
 
 
-def test_releases_come_from_pips_own_index_query(wheels: Path) -> None:
-    known = environment_pair.releases("tiny_pkg", BASE)
+def test_releases_come_from_pips_own_index_query(base: Environment, wheels: Path) -> None:
+    known = environment_pair.releases("tiny_pkg", base)
     assert known == ["1.0", "2.0", "3.0", "9.0"], "oldest first, without pre-releases"
     assert environment_pair.between(known, "1.0", "3.0") == ["1.0", "2.0", "3.0"]
     for first, last, words in (("1.0", "8.0", "8.0 is not a release"), ("3.0", "1.0", "older"), ("x", "1.0", "x")):
         with pytest.raises(BrokenEnvironment, match=words):
             environment_pair.between(known, first, last)
     with pytest.raises(BrokenEnvironment, match="releases of no_such_pkg cannot be listed"):
-        environment_pair.releases("no_such_pkg", BASE)
+        environment_pair.releases("no_such_pkg", base)
