@@ -21,15 +21,15 @@ from harness.worker.plan import Plan
 def torchao_config(found: Mapping[str, Parameter], plan: Plan, config: Any) -> Any:
     """Return the torchao config that quantizes what a plan means.
 
-    It is the recipe's own where that will do. Experts, which are parameters of no linear layer, are reached by name
-    alone: then it is an FqnToConfig of the recipe's config, by their names and as its default.
+    It is the recipe's own where that will do. Experts and embeddings, which are parameters of no linear layer, are
+    reached by name alone: then it is an FqnToConfig of the recipe's config, by their names and as its default.
     """
     table = plans.named_configs(config)
     by_name = {
         name: choice.config
         for name, choice in plan.items()
         if choice.config is not None
-        and found[name].kind == parameters.EXPERTS
+        and found[name].kind in (parameters.EXPERTS, parameters.EMBEDDING)
         and (table is None or plans.key_of(found[name], table) is None)
     }
     if not by_name:

@@ -182,6 +182,15 @@ def test_an_embedding_that_the_recipe_means_and_misses_is_refused(quantizing, su
         quantizing.ask(**config)
 
 
+@pytest.mark.parametrize("recipe", ["int8wo", "IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))"])
+def test_an_embedding_is_quantized_where_it_is_asked_for(quantizing, suites_matrix, recipe):
+    """torchao applies a config to linear layers alone, so an embedding is reached by its name."""
+    config = suites_matrix.recipe(recipe).identity.config
+    made = quantizing.ask(**config | {"quantizes": ["linear", "embedding"], "untie_embeddings": True})
+    assert {name for name, layer in made.layers("embedding").items() if layer["quantized"]} == {"model.embed_tokens"}
+    assert not any(layer["quantized"] for layer in made.layers("head").values())
+
+
 def test_a_tokenizer_larger_than_the_shape_is_refused(quantizing, tiny_model, tmp_path):
     config = json.loads((tiny_model.folder / "config.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps(config | {"vocab_size": 100}))
