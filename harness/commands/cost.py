@@ -22,15 +22,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises HarnessError for a run that is not there.
     """
-    opened = {one.folder.resolve(): one for one in (Run.open(arguments.runs, name) for name in arguments.names)}
+    opened = Run.open_all(arguments.runs, arguments.names)
     lines: list[Line] = []
-    for one in opened.values():
+    for one in opened:
         found, problems = one.read()
         lines += found
         for problem in problems:
             print(problem, file=sys.stderr)
     if (told := cost(lines)) is None:
-        names = ", ".join(one.name for one in opened.values())
+        names = ", ".join(one.name for one in opened)
         print(f"{names}: none of the tutorial's rows: peak memory, latency and serving through vLLM", file=sys.stderr)
         return 1
     print("\n".join(told.lines()))

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     # Not at the top: a session of the suites need not wait for pyarrow.
     from harness.records import columns
 
-    opened = {one.folder.resolve(): one for one in (Run.open(args.runs, name) for name in args.names)}.values()
+    opened = Run.open_all(args.runs, args.names)
     found = columns.load(opened)
     measurements, failures = found.standing(), found.failures()
     for problem in found.problems:

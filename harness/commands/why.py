@@ -26,9 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Not at the top: a session of the suites need not wait for pyarrow.
     from harness.records import columns
 
-    opened = list(
-        {one.folder.resolve(): one for one in (Run.open(arguments.runs, it) for it in arguments.names)}.values()
-    )
+    opened = Run.open_all(arguments.runs, arguments.names)
     loaded = columns.load(opened)
     wide = None if arguments.wide else terminal.columns()
     told, problems = 0, list(loaded.problems)

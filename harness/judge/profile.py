@@ -7,6 +7,7 @@ prompt alone. The difference of the two is the further steps.
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,7 @@ _COMPILED = [
 ]
 
 
+@functools.lru_cache(maxsize=4096)
 def kind_of(kernel: str) -> str:
     """Return which of KINDS a kernel or operator is of, by its name."""
     return next((kind for kind, pattern in _COMPILED if pattern.search(kernel)), OTHER)
@@ -111,17 +113,23 @@ class Profile:
         return next((it for it in self.kernels if it.kind == kind), None)
 
 
-def read(kept: Any) -> dict[str, Profile]:
-    """Return a profile by phase: the prompt and one further step, or the batch where these were not told apart.
-
-    ``kept`` is what a file holds. Raises ValueError where that is no profile.
-    """
+def kept(value: Any) -> Kept:
+    """Return what a file holds as a profile. Raises ValueError where it is none."""
     try:
-        found = Kept.model_validate(kept)
+        return Kept.model_validate(value)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "it"
         raise ValueError(f"{where}: {problem['msg']}") from None
+
+
+def read(value: Any) -> dict[str, Profile]:
+    """Return what a file holds by phase, see :func:`phases`. Raises ValueError where it is no profile."""
+    return phases(kept(value))
+
+
+def phases(found: Kept) -> dict[str, Profile]:
+    """Return a profile by phase: the prompt and one further step, or the batch where these were not told apart."""
     whole = {name: (seconds, calls) for name, seconds, calls in found.kernels}
     if found.prefill is None or not (steps := _steps(whole, found.prefill)):
         return {BATCH: _profile(BATCH, whole, 1)}

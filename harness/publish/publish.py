@@ -57,7 +57,7 @@ class Records:
     @classmethod
     def read(cls, root: Path, names: Sequence[str]) -> Records:
         found = cls()
-        for run in {one.folder.resolve(): one for one in (Run.open(root, name) for name in names)}.values():
+        for run in Run.open_all(root, names):
             lines, problems = run.read()
             found.runs.append(run.name)
             found.caches += [path for path in run.caches if path not in found.caches]

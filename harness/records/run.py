@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class Run:
             return cls(root / name)
         names = ", ".join(run.name for run in runs[-5:]) or "none yet"
         raise RecordError(f"no run {name!r} under {root}; the latest are: {names}")
+
+    @classmethod
+    def open_all(cls, root: Path, names: Iterable[str]) -> list[Run]:
+        """Return the runs of these names, as :meth:`open` finds them; one that is named twice once."""
+        return list({run.folder.resolve(): run for run in (cls.open(root, name) for name in names)}.values())
 
     def append(self, line: Line) -> None:
         """Append one line and wait until it is on the disk.

@@ -75,10 +75,10 @@ def _of(record: Measurement, runs: Sequence[Run]) -> dict[str, Profile]:
     problem = RecordError(f"{record.attachment}: no run keeps it")
     for run in reversed(runs):
         try:
-            kept = run.attached(record.attachment)
-            total = sum(1000 * seconds for _, seconds, _ in profile.Kept.model_validate(kept).kernels)
+            kept = profile.kept(run.attached(record.attachment))
+            total = sum(1000 * seconds for _, seconds, _ in kept.kernels)
             if isclose(total, record.value, rel_tol=1e-6):
-                return profile.read(kept)
+                return profile.phases(kept)
             problem = RecordError(f"{run.folder / record.attachment}: not the profile of its record")
         except RecordError as error:
             problem = error
