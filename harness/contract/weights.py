@@ -34,7 +34,8 @@ class Unusable(ValueError):
 def check(folder: Path, merging: bool = False) -> None:
     """Raise Unusable unless a folder has all of a model's own weights, as safetensors files or one GGUF file.
 
-    An adapter beside them is refused, unless it is to be merged into them: then it must be there.
+    An adapter beside them is refused, unless it is to be merged into them: then it must be there. One that is alone is
+    refused either way: :func:`adapter_alone` tells what it is to be merged into.
     """
     for file in _files(folder):
         if is_pointer(file):
@@ -59,6 +60,21 @@ def check(folder: Path, merging: bool = False) -> None:
             f"{index} names {shown(absent)}, which none of its files holds: the files are of another model than the "
             "index; download them again"
         )
+
+
+def adapter_alone(folder: Path) -> tuple[str, str] | None:
+    """Return the base model that an adapter without one beside it names, and its revision; None for other folders.
+
+    The revision is an empty string where it names none. Raises Unusable for an adapter whose weights are no
+    safetensors file.
+    """
+    if not (folder / ADAPTER).is_file() or (folder / "config.json").is_file():
+        return None
+    told = _table(folder / ADAPTER)
+    base = str(told.get("base_model_name_or_path") or "")
+    if base:
+        _check_adapter_weights(folder)
+    return (base, str(told.get("revision") or "")) if base else None
 
 
 def files(folder: Path) -> list[Path]:
@@ -157,9 +173,15 @@ def _check_adapter(folder: Path, merging: bool) -> None:
     base = _table(folder / ADAPTER).get("base_model_name_or_path")
     of = f" of {base}" if base else ""
     if not (folder / "config.json").is_file():
+        what = f"{folder} holds an adapter{of} and no model"
+        if base:
+            raise Unusable(
+                f"{what}: give --merge-adapter to have it merged into {base} (a folder of that name, or the hub's), or "
+                f"--model {base} to measure that alone"
+            )
         raise Unusable(
-            f"{folder} holds an adapter{of} and no model: give its base model, or merge the adapter into it "
-            "(PEFT's `merge_and_unload`) and give what `save_pretrained` then writes"
+            f"{what}, and {ADAPTER} does not name its base model (base_model_name_or_path): name it there and give "
+            "--merge-adapter, or give the base model"
         )
     if not merging:
         raise Unusable(
@@ -167,11 +189,15 @@ def _check_adapter(folder: Path, merging: bool) -> None:
             "libraries would not: give --merge-adapter to have it merged into the model, or move it elsewhere to "
             "measure the model alone"
         )
+    _check_adapter_weights(folder)
+    if gguf(folder):
+        raise Unusable(f"{folder} holds an adapter beside a GGUF file, into which none can be merged")
+
+
+def _check_adapter_weights(folder: Path) -> None:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise Unusable(f"{folder} holds no {ADAPTER_WEIGHTS}, and an adapter of another kind is not loaded")
     header(folder / ADAPTER_WEIGHTS)
-    if gguf(folder):
-        raise Unusable(f"{folder} holds an adapter beside a GGUF file, into which none can be merged")
 
 
 def _check_gguf(folder: Path, found: list[Path]) -> None:

@@ -56,6 +56,7 @@ def parse_limit(text: str) -> Threshold:
 def with_rules(recipe: Recipe, quantize: Sequence[str], plain: Sequence[str]) -> Recipe:
     """Return a recipe for further kinds or parts, and with further rules; another one, by name and digest.
 
+    One for the embedding or the output head unties them, since tied weights cannot be quantized.
     Raises MatrixError for a kind that there is none of, and for an expression that is none.
     """
     for kind in quantize:
@@ -73,6 +74,7 @@ def with_rules(recipe: Recipe, quantize: Sequence[str], plain: Sequence[str]) ->
         update={
             "name": re.sub(r"[^\w.]+", "-", "-".join(words)).strip("-"),
             "quantizes": list(dict.fromkeys([*recipe.quantizes, *quantize])),
+            "untie_embeddings": recipe.untie_embeddings or not {"embedding", "head"}.isdisjoint(quantize),
             "plain": [*recipe.plain, *plain],
         }
     )

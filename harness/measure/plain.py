@@ -149,6 +149,8 @@ class PlainModels:
         )
 
     def _from_folder(self, model: Model, folder: Path) -> Checkpoint:
+        if model.merge_adapter and (alone := sources.adapter_alone(model.name, folder)):
+            return self._on_its_base(model, folder, f"folder:{folder.name}", *alone)
         sources.check(model.name, folder, model.merge_adapter)
         revision = sources.folder_revision(folder)
         identity = ModelIdentity(
@@ -169,6 +171,8 @@ class PlainModels:
         if found is None:
             return None
         folder, revision = found
+        if model.merge_adapter and (alone := sources.adapter_alone(model.name, folder)):
+            return self._on_its_base(model, folder, f"hub:{model.hub}", *alone)
         sources.check(model.name, folder, model.merge_adapter)
         identity = ModelIdentity(name=model.name, source=f"hub:{model.hub}", revision=revision, weights="pretrained")
         return self._merged(model, Checkpoint(folder, f"{model.hub}@{revision}", identity, {}))
@@ -179,17 +183,54 @@ class PlainModels:
             return _noted(found)
         if found.quantized:
             raise ArtifactError(f"model {model.name}: it came quantized, and no adapter is merged into such weights")
-
-        def build(folder: Path) -> dict[str, Any]:
-            given = {"checkpoint": str(found.folder), "trust_remote_code": model.trust_remote_code}
-            return self._workers.once("quantize", {"device": "cpu"}, "merge_adapter", None, output=str(folder), **given)
-
-        key = {"merged": found.key, **self._keys.packages("peft"), **self._keys.makers()}
-        label = f"{model.name} with its adapter"
-        artifact = self._workers.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
+        artifact = self._merge(model, found.folder, {"merged": found.key})
         note = f"the adapter beside it ({artifact.facts['adapter']}) is merged into its weights"
         identity = found.model.model_copy(update={"revision": artifact.key.split("/")[1], "note": note})
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+    def _on_its_base(self, model: Model, adapter: Path, source: str, named: str, revision: str) -> Checkpoint:
+        """Return the base model that an adapter names, a folder or a hub id, with the adapter merged into it."""
+        places = [Path(named), adapter / named]
+        if folder := next((place for place in places if (place / "config.json").is_file()), None):
+            base, at = folder, sources.folder_revision(folder)
+        elif Path(named).is_absolute() or named.startswith("."):
+            raise ArtifactError(
+                f"model {model.name}: {adapter} is an adapter of {named}, and no model is there: name the base model's "
+                "folder, or its hub id, as base_model_name_or_path in adapter_config.json"
+            )
+        else:
+            if self.online is None:
+                self.online = network.hub_answers()
+            try:
+                found = sources.from_hub(named, revision or "main", bool(self.online))
+            except (ArtifactError, ValueError) as error:
+                raise ArtifactError(f"model {model.name}: {error}") from error
+            if found is None:
+                raise ArtifactError(
+                    f"model {model.name}: {adapter} is an adapter of {named}, which is no folder here, and the hub "
+                    "does not answer: name the base model's folder as base_model_name_or_path in adapter_config.json"
+                )
+            base, at = found
+        sources.check(f"{named}, which the adapter {model.name} is of", base)
+        if quantized.method(base):
+            raise ArtifactError(
+                f"model {model.name}: its base {named} came quantized, and no adapter is merged into such weights"
+            )
+        key = {"adapter": sources.folder_revision(adapter), "base": at}
+        artifact = self._merge(model, base, key, adapter=str(adapter))
+        note = f"the adapter ({artifact.facts['adapter']}) is merged into its base model {named}"
+        made = artifact.key.split("/")[1]
+        identity = ModelIdentity(name=model.name, source=source, revision=made, weights="pretrained", note=note)
+        return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+    def _merge(self, model: Model, base: Path, key: dict[str, Any], **more: str) -> Artifact:
+        def build(folder: Path) -> dict[str, Any]:
+            given = {"checkpoint": str(base), "trust_remote_code": model.trust_remote_code, **more}
+            return self._workers.once("quantize", {"device": "cpu"}, "merge_adapter", None, output=str(folder), **given)
+
+        key = {**key, **self._keys.packages("peft"), **self._keys.makers()}
+        label = f"{model.name} with its adapter"
+        return self._workers.store.get("plain", key, build, label=label, facts=versions.CHECKPOINT_FACTS)
 
     def _packed(self, package: Package) -> Artifact:
         # A download is waited for; what will read it is imported meanwhile.

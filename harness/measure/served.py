@@ -12,6 +12,7 @@ from harness.contract import flattened, weights
 from harness.records.coverage import Coverage, Weights
 
 _OF_ANOTHER_PART = re.compile(r"vis(ion|ual)|audio|speech|project|multi_modal|connector")
+_WORDS = {"embedding": "the embedding", "head": "the output head", "experts": "experts"}
 
 
 def refusal(held: Weights, kinds: frozenset[str], server: str) -> str:
@@ -26,11 +27,13 @@ def refusal(held: Weights, kinds: frozenset[str], server: str) -> str:
     group = Coverage.of(others).groups[0]
     parameters = sum(one.parameters for one in Coverage.of(others).groups)
     share = parameters / sum(one.parameters for one in coverage.groups)
-    what = " and ".join(dict.fromkeys(str(one["kind"]) for one in others.values()))
+    kinds_of_others = dict.fromkeys(str(one["kind"]) for one in others.values())
+    what = " and ".join(_WORDS.get(kind, kind) for kind in kinds_of_others)
+    verb = "is" if list(kinds_of_others) in (["embedding"], ["head"]) else "are"
     return (
-        f"{server} takes torchao weights in {' and '.join(sorted(kinds))} layers alone, and here {what} are quantized "
-        f"too, {percent(share)} of the parameters ({', '.join(group.names[:3])}): measure it through Transformers, or "
-        f"leave them plain for this server (--leave-plain {next(iter(others.values()))['kind']})"
+        f"{server} takes torchao weights in {' and '.join(sorted(kinds))} layers alone, and here {what} {verb} "
+        f"quantized too, {percent(share)} of the parameters ({', '.join(group.names[:3])}): measure it through "
+        f"Transformers, or leave them plain for this server (--leave-plain {next(iter(kinds_of_others))})"
     )
 
 

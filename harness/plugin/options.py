@@ -27,8 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "append",
         "default": [],
         "metavar": "KIND",
-        "help": "quantize these weights as well as those that the recipes are for: embedding, head, or linear layers "
-        "of another part of the model (vision, audio, projector, tower); repeatable",
+        "help": "quantize these weights as well as those that the recipes are for: embedding or head, which are untied "
+        "for it, or linear layers of another part of the model (vision, audio, projector, tower); repeatable",
     },
     "--leave-plain": {
         "action": "append",

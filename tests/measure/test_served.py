@@ -29,6 +29,10 @@ def test_experts_are_refused_by_a_server_of_linear_layers_alone() -> None:
     told = served.refusal(weights, frozenset({"linear"}), "vllm")
     assert "takes torchao weights in linear layers alone, and here experts are quantized too, 80" in told
     assert told.endswith("(--leave-plain experts)")
+    for kind, words in (("embedding", "the embedding is"), ("head", "the output head is")):
+        assert f"and here {words} quantized too" in served.refusal(
+            weight("one", kind, True), frozenset({"linear"}), "vllm"
+        )
     assert served.refusal(weight("q", "linear", True), frozenset({"linear"}), "vllm") == ""
 
 

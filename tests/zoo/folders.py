@@ -257,6 +257,28 @@ def adapter_fits(to: Path) -> None:
     lora(to)
 
 
+def without_its_model(to: Path, base: str | None) -> None:
+    lora(to, base_model_name_or_path=base)
+    for file in to.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+
+
+@folder
+def adapter_alone(to: Path) -> None:
+    without_its_model(to, "../whole")
+
+
+@folder
+def adapter_of_no_base(to: Path) -> None:
+    without_its_model(to, None)
+
+
+@folder
+def adapter_of_a_base_elsewhere(to: Path) -> None:
+    without_its_model(to, "/no/such/base")
+
+
 @folder
 def adapter_lacks_a_tensor(to: Path) -> None:
     lora(to, lambda state: state.pop(sorted(state)[0]))

@@ -238,6 +238,17 @@ def test_a_token_is_multiplied_by_the_experts_that_it_is_given_to(quantize: Quan
         assert made["linear"][told] == whole["linear"] + whole["head"] + whole["experts"] // 2
 
 
+@pytest.mark.parametrize("kind", ["embedding", "head"])
+def test_a_tied_embedding_or_head_is_quantized_by_itself_where_it_is_asked_for(quantize: Quantize, kind: str) -> None:
+    made = quantize("tied", "int8wo", more=(kind,))
+    apart = quantize("dense", "int8wo", more=(kind,))
+    for facts in (made, apart):
+        assert kinds(facts, True) == {"linear", kind}
+        assert kinds(facts, False) == HEADS - {kind}
+        assert facts["checkpoint_bytes"] == facts["predicted_checkpoint_bytes"]
+        assert not [path for path in facts["folder"].iterdir() if path.is_dir()], "the untied copy is gone"
+
+
 def test_a_vision_tower_stays_plain_and_is_said_to_unless_it_is_asked_for(quantize: Quantize) -> None:
     made = quantize("vision", "int8wo")
     said = "\n".join(Coverage.of(made["weights"]).lines())
