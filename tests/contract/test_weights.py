@@ -146,7 +146,9 @@ def test_what_is_wrong_with_shards_is_said(sharded: Path, damage: Damage, words:
 def test_an_adapter_alone_says_what_it_is_and_what_to_do(tmp_path: Path) -> None:
     write(tmp_path, weights.ADAPTER, {"base_model_name_or_path": "m/base"})
     (tmp_path / "adapter_model.safetensors").write_bytes(safetensors(a=(1,)))
-    with pytest.raises(weights.Unusable, match=r"an adapter of m/base and no model: give its base model, or merge"):
+    with pytest.raises(
+        weights.Unusable, match=r"an adapter of m/base and no model: give --merge-adapter to have it merged into m/base"
+    ):
         weights.check(tmp_path)
 
 
