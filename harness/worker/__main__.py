@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.contract.weights import Unusable
+from harness.worker import lean
 from harness.worker.backend import Backend
 
 
@@ -29,7 +30,8 @@ def main() -> int:
         job = Job.model_validate_json(requests.readline())
         # A backend of another package, which a server of its own brought along, has its whole name.
         name = job.backend if "." in job.backend else f"harness.worker.{job.backend}"
-        module = importlib.import_module(name)
+        with lean.imports():
+            module = importlib.import_module(name)
         backend = module.BACKEND(lambda value: send("progress", value))
         opened = backend.open(**job.specification)
         send("ready", {**opened, "ready_at": time.monotonic()})

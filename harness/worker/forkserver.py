@@ -33,6 +33,7 @@ from unittest import mock
 
 from harness.contract import visible, warden
 from harness.contract.protocol import FORKS_FD
+from harness.worker import lean
 
 _TRANSFORMERS = ("harness.worker.generate", "harness.worker.quantize", "transformers.models.auto.modeling_auto")
 _VLLM = (
@@ -52,7 +53,7 @@ def main() -> int:
     started = time.monotonic()
     jobs = socket.socket(fileno=int(os.environ.pop(FORKS_FD)))
     jobs.set_inheritable(False)
-    with _device_asked_through_nvml():
+    with lean.imports(), _device_asked_through_nvml():
         for name in FAMILIES[family]:
             # What another version of a package does not have is imported by the worker that needs it.
             with contextlib.suppress(ModuleNotFoundError):
