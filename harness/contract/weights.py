@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.contract import quantized
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -48,14 +50,12 @@ def check(folder: Path, merging: bool = False) -> None:
         _check_gguf(folder, found)
         return
     if not (folder / "config.json").is_file():
-        raise Unusable(
-            f"{folder} has no config.json, so nothing says what model it holds: give the folder that `save_pretrained` "
-            "wrote"
-        )
-    held: set[str] = set()
+        raise Unusable(_no_config(folder))
+    held: dict[str, dict[str, Any]] = {}
     for file in files(folder):
-        held |= header(file).keys()
-    if (index := _index(folder)) and (absent := sorted(index_of(index).keys() - held)):
+        held |= header(file)
+    _check_numbers(folder, held)
+    if (index := _index(folder)) and (absent := sorted(index_of(index).keys() - held.keys())):
         raise Unusable(
             f"{index} names {shown(absent)}, which none of its files holds: the files are of another model than the "
             "index; download them again"
@@ -165,6 +165,26 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.iterdir()) if path.is_file())
 
 
+# What a weight is held in that is a number by itself; packed and scaled ones need a rule by which they are read.
+_NUMBERS = ("F64", "F32", "F16", "BF16")
+
+
+def _check_numbers(folder: Path, held: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise Unusable for matrices of integers or float8 in a folder that does not say how they are quantized."""
+    packed = {
+        name: str(tensor["dtype"])
+        for name, tensor in held.items()
+        if name.endswith("weight") and len(tensor.get("shape") or ()) > 1 and tensor.get("dtype") not in _NUMBERS
+    }
+    if packed and not quantized.method(folder):
+        raise Unusable(
+            f"{folder} holds {len(packed)} weights as {' and '.join(sorted(set(packed.values())))} "
+            f"({shown(sorted(packed), 3)}), and its config.json names no quantization, so nothing says by which scales "
+            "they are to be read; Transformers would take the bare numbers. Give the plain model, or save it in "
+            "bfloat16 if bare numbers are meant"
+        )
+
+
 def _check_adapter(folder: Path, merging: bool) -> None:
     if not (folder / ADAPTER).is_file():
         if merging:
@@ -225,7 +245,41 @@ def _no_weights(folder: Path) -> str:
             f"{folder} holds {shown(others)}, and Transformers loads {SINGLE} or the files that {INDEX} names: rename "
             "the file, or save the model again"
         )
-    return f"{folder} holds neither .safetensors nor .gguf weights"
+    named = f"{folder} holds neither .safetensors nor .gguf weights"
+    kinds = [kind for pattern, kind in _FOREIGN.items() if any(folder.rglob(pattern))]
+    if kinds:
+        return (
+            f"{named}, but those of {' and '.join(kinds)}: give the folder that Transformers' `save_pretrained` wrote"
+        )
+    return f"{named}{_below(folder)}"
+
+
+_FOREIGN = {
+    "*.onnx": "ONNX",
+    "*.distcp": "a distributed checkpoint of PyTorch",
+    "*.h5": "TensorFlow",
+    "*.msgpack": "Flax",
+    "*.nemo": "NeMo",
+    "*.npz": "NumPy or MLX",
+    "*.pte": "ExecuTorch",
+    "*.engine": "TensorRT",
+}
+
+
+def _no_config(folder: Path) -> str:
+    """Return in words that a folder has no config.json, and what it seems to be."""
+    what = f"{folder} has no config.json, so nothing says what model it holds"
+    if (folder / "params.json").is_file():
+        return f"{what}: params.json is of Mistral's or Meta's own format; give the model in that of Transformers"
+    if (folder / "model_index.json").is_file():
+        return f"{what}: model_index.json is of a pipeline of diffusers, which is no language model"
+    return f"{what}{_below(folder) or ': give the folder that `save_pretrained` wrote'}"
+
+
+def _below(folder: Path) -> str:
+    """Return which folders below seem to be models, in words, or an empty string."""
+    below = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f": give one of the folders in it, {shown(below, 3)}" if below else ""
 
 
 def _index(folder: Path) -> Path | None:

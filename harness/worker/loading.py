@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeli
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from harness.contract.weights import Unusable, shown
-from harness.worker import tensors, texts
+from harness.worker import parameters, products, tensors, texts
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "Model")
 
@@ -139,8 +139,8 @@ def check_sound(found: Any, checkpoint: str, trust_remote_code: bool = False, wo
     """Return whether a model's weights and predictions are finite; None where this device cannot compute predictions.
 
     ``words`` is the checkpoint's tokenizer, where it was loaded already, which takes seconds of a large one. Raises
-    Unusable where they are not, so that no figure of such a model is given, and for a tokenizer with tokens that the
-    model does not have.
+    Unusable where they are not, so that no figure of such a model is given, for a tokenizer with tokens that the model
+    does not have, and for a model whose code does with a quantized weight what no quantized one can do.
     """
     if wrong := tensors.not_finite(found):
         raise Unusable(
@@ -152,12 +152,37 @@ def check_sound(found: Any, checkpoint: str, trust_remote_code: bool = False, wo
     ids = torch.tensor([[*texts.begin(words), *words(_SENTENCE, add_special_tokens=False)["input_ids"]]])
     try:
         logits = found(ids.to(found.device), use_cache=False).logits
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
+        if isinstance(error, NotImplementedError):
+            _check_taken(found, error)
         print(f"{checkpoint}: its predictions cannot be computed here: {error}", file=sys.stderr)
         return None
     if not bool(torch.isfinite(logits).all()):
         raise Unusable(f"{checkpoint}: the model's predictions are not finite (NaN or infinity) on ordinary text")
     return True
+
+
+def _check_taken(model: torch.nn.Module, error: NotImplementedError) -> None:
+    """Raise Unusable naming the layers at fault, if a quantized weight has no operator for what their code does."""
+    names = {id(module): name for name, module in model.named_modules()}
+    at_fault = None
+    trace = error.__traceback__
+    while trace is not None:
+        own = trace.tb_frame.f_locals.get("self")
+        at_fault = own if id(own) in names else at_fault
+        trace = trace.tb_next
+    alike = [names[id(module)] for module in model.modules() if type(module) is type(at_fault)]
+    found = parameters.survey(model)
+    inside = tuple(f"{name}." for name in alike)
+    taken = [one.name for one in found.values() if one.quantized and one.name.startswith(inside)]
+    if not taken:
+        return
+    others = any(one.quantized and one.name not in taken for one in found.values())
+    raise Unusable(
+        f"the quantized {type(model).__name__} cannot run: {type(at_fault).__name__} ({parameters.named(alike)}) does "
+        f"with its weights what {found[taken[0]].tensor} has no operator for ({products.words(error)}). "
+        + (parameters.leave_plain(found, taken) if others else "Measure another model by this recipe")
+    )
 
 
 def rows(found: Any) -> int:

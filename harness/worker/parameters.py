@@ -27,7 +27,7 @@ MATRICES = (LINEAR, EXPERTS, EMBEDDING, HEAD)
 
 _ROUTER_CLASS = re.compile(r"Router|TopK\w*Gat|Gating|MoE\w*Gate")
 _ROUTER_NAME = re.compile(r"(^|\.)(gate|router|wg|shared_expert_gate)(\.|$)")
-_STATE_CLASS = re.compile(r"Mamba|Mixer|SSM|Rwkv|RgLru|DeltaNet|LinearAttention|ShortConv|LSTM")
+_STATE_CLASS = re.compile(r"Mamba|Mixer|SSM|Rwkv|R[gG][lL][rR][uU]|DeltaNet|LinearAttention|ShortConv|LSTM")
 _NORM_CLASS = re.compile(r"Norm|LayerScale")
 
 

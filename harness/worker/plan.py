@@ -43,12 +43,15 @@ def make(
     quantizes: Sequence[str],
     plain: Sequence[str] = (),
     converted: Sequence[str] | None = None,
+    own: Mapping[str, str] | None = None,
 ) -> dict[str, Choice]:
     """Return what a recipe means for every parameter of a model.
 
     ``config`` is a torchao config, ``quantizes`` the kinds and parts of a model that it is for. ``plain`` are rules
     that come first: a kind or a part, a module's name, or ``re:`` and an expression that the whole name of a module or
-    a parameter matches. ``converted`` are patterns of Transformers' ``modules_to_not_convert``, if the recipe has them.
+    a parameter matches. ``converted`` are patterns of Transformers' ``modules_to_not_convert``, if the recipe has
+    them. ``own`` are rules by name, for weights that the model's own code computes with
+    (:mod:`harness.worker.products`).
 
     A key of an FqnToConfig that is not ``_default`` means what it matches, whatever its kind; None there is a rule.
     Raises Unusable for a rule or a key that nothing matches.
@@ -61,7 +64,11 @@ def make(
         keys = [key for key in table if key != "_default"]
         used = {key: [p.name for p in found.values() if key_of(p, table) == key] for key in keys}
         _check_keys("FqnToConfig", keys, used, found)
-    return {name: _choose(parameter, config, table, quantizes, plain, converted) for name, parameter in found.items()}
+    own = own or {}
+    return {
+        name: Choice(None, own[name]) if name in own else _choose(parameter, config, table, quantizes, plain, converted)
+        for name, parameter in found.items()
+    }
 
 
 def named_configs(config: Any) -> Mapping[str, Any] | None:

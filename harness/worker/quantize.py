@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
 from harness.contract import flattened, quantized
 from harness.contract.weights import Unusable, files
-from harness.worker import adapters, apply, feasible, loading, parameters, proof, tensors
+from harness.worker import adapters, apply, feasible, loading, parameters, products, proof, tensors
 from harness.worker import plan as plans
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
@@ -117,7 +117,11 @@ class Quantize(Backend):
         if config:
             found = parameters.survey(model)
             spared = (transformers_options or {}).get("modules_to_not_convert")
-            plan = plans.make(found, recipes.build(config, arguments or {}), quantizes or [], plain or [], spared)
+            made = recipes.build(config, arguments or {})
+            plan = plans.make(found, made, quantizes or [], plain or [], spared)
+            missed = any(choice.config is not None and not found[name].quantized for name, choice in plan.items())
+            if missed and any(one.quantized for one in found.values()):
+                plan = plans.make(found, made, quantizes or [], plain or [], spared, products.rules(model, found))
             proof.check(found, plan, config, f"the checkpoint {Path(checkpoint).name}")
         return _facts(model, checkpoint, plan, trust_remote_code, given=True)
 
@@ -154,27 +158,44 @@ class Quantize(Backend):
         def meant(of: Any) -> tuple[dict[str, parameters.Parameter], Plan]:
             found = parameters.survey(of)
             spared = transformers_options.get("modules_to_not_convert")
-            return found, plans.make(found, recipe, quantizes, plain or [], spared)
+            return found, plans.make(found, recipe, quantizes, plain or [], spared, own)
 
-        empty = loading.without_data(source, trust_remote_code)
-        found, plan = meant(empty)
-        feasible.check(found, plan, config, self.device)
-        applied = apply.torchao_config(found, plan, recipe)
-        options = apply.options(empty, found, plan, applied, transformers_options)
-        del empty
-        by_experts = any(found[name].kind == parameters.EXPERTS for name, choice in plan.items() if choice.config)
-        model = loading.model(
-            source,
-            device_map=self.device,
-            quantization_config=TorchAoConfig(applied, **options),
-            trust_remote_code=trust_remote_code,
-            # One product of all experts, which is what Transformers takes otherwise, takes no quantized ones.
-            **({"experts_implementation": "eager"} if by_experts else {}),
-        )
-        found, plan = meant(model)
-        proof.check(found, plan, config, "the quantized model")
-        if by_experts:
-            _check_experts(model, config)
+        def quantized() -> tuple[Any, Plan, bool]:
+            """Return the quantized model, what was meant of it, and whether that is of its experts too."""
+            empty = loading.without_data(source, trust_remote_code)
+            found, plan = meant(empty)
+            feasible.check(found, plan, config, self.device)
+            applied = apply.torchao_config(found, plan, recipe)
+            options = apply.options(empty, found, plan, applied, transformers_options)
+            del empty
+            by_experts = any(found[name].kind == parameters.EXPERTS for name, choice in plan.items() if choice.config)
+            model = loading.model(
+                source,
+                device_map=self.device,
+                quantization_config=TorchAoConfig(applied, **options),
+                trust_remote_code=trust_remote_code,
+                # One product of all experts, which is what Transformers takes otherwise, takes no quantized ones.
+                **({"experts_implementation": "eager"} if by_experts else {}),
+            )
+            found, plan = meant(model)
+            proof.check(found, plan, config, "the quantized model")
+            return model, plan, by_experts
+
+        own: dict[str, str] = {}
+        model, plan, by_experts = quantized()
+        if error := products.refused(model):
+            whole = loading.model(source, device_map=self.device, trust_remote_code=trust_remote_code)
+            found, _ = meant(whole)
+            own = {name: rule for name, rule in products.rules(whole, found).items() if plan[name].config is not None}
+            del whole
+            if own:
+                model, plan, by_experts = quantized()
+                error = products.refused(model)
+        if error and by_experts:
+            raise Unusable(
+                f"the experts of {type(model).__name__} are quantized by {config}, and the model cannot run with them: "
+                f"{products.words(error)}. To leave them plain on purpose: --leave-plain experts"
+            )
         model.save_pretrained(output)
         for file in files(Path(output)):
             flattened.name_what_is_held(file)
@@ -184,19 +205,6 @@ class Quantize(Backend):
         if source != checkpoint:
             shutil.rmtree(source)
         return _facts(model, output, plan, trust_remote_code)
-
-
-@tensors.inferring
-def _check_experts(model: Any, config: str) -> None:
-    """Raise Unusable unless a model with quantized experts runs: they are in products of the model's own code."""
-    ids = torch.zeros((1, 8), dtype=torch.long, device=model.device)
-    try:
-        model(ids, use_cache=False)
-    except NotImplementedError as error:
-        raise Unusable(
-            f"the experts of {type(model).__name__} are quantized by {config}, and the model cannot run with them: "
-            f"{str(error).splitlines()[0]}. To leave them plain on purpose: --leave-plain experts"
-        ) from error
 
 
 def _run_experts_one_by_one(file: Path) -> None:

@@ -317,6 +317,36 @@ def pickle(to: Path) -> None:
 
 
 @folder
+def bare_integers(to: Path) -> None:
+    """Quantized by hand: the numbers are there, and neither their scales nor a word of them."""
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state.update({name: value.to(torch.int8) for name, value in state.items() if "proj" in name})
+
+    copy("whole", to, change)
+
+
+@folder
+def of_onnx(to: Path) -> None:
+    copy("whole", to)
+    (to / "model.safetensors").rename(to / "model.onnx")
+
+
+@folder
+def of_a_training(to: Path) -> None:
+    copy("whole", to.parent / f"{to.name}-step")
+    to.mkdir()
+    (to.parent / f"{to.name}-step").rename(to / "checkpoint-500")
+
+
+@folder
+def of_another_format(to: Path) -> None:
+    to.mkdir()
+    (to / "params.json").write_text("{}")
+    save_file({"tok_embeddings.weight": torch.zeros(4, 4)}, to / "consolidated.safetensors")
+
+
+@folder
 def compressed(to: Path) -> None:
     copy("whole", to, compression_config={"config_groups": {"group_0": {"targets": ["Linear"]}}})
 

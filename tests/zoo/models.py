@@ -112,6 +112,20 @@ def transposed_experts() -> Any:
 
 
 @architecture
+def own_product() -> Any:
+    """Whose linear layers multiply in their own way, by the transposed weight as NumPy has it."""
+    return transformers.FalconConfig(
+        vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, bos_token_id=1, eos_token_id=2
+    )
+
+
+@architecture
+def recurrent() -> Any:
+    """Whose gates are matrices of no linear layer."""
+    return text("RecurrentGemma", lru_width=64, attention_window_size=128, num_key_value_heads=2)
+
+
+@architecture
 def conv1d() -> Any:
     """Whose layers are transformers' Conv1D: matrices of (in, out)."""
     return transformers.GPT2Config(

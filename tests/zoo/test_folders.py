@@ -61,6 +61,10 @@ REFUSED_AT_ONCE = {
     "empty_file": r"model\.safetensors is no safetensors file, or is cut off \(0 bytes\)",
     "no_config": r"no_config has no config\.json, so nothing says what model it holds",
     "unknown_method": r"is quantized with superquant, which is not torchao",
+    "bare_integers": r"holds 14 weights as I8 \(.*its config\.json names no quantization, so nothing says",
+    "of_onnx": r"holds neither \.safetensors nor \.gguf weights, but those of ONNX",
+    "of_a_training": r"has no config\.json, .*: give one of the folders in it, checkpoint-500",
+    "of_another_format": r"has no config\.json, .*: params\.json is of Mistral's or Meta's own format",
     "compressed": r"is quantized with compressed-tensors, which is not torchao: give the plain model",
 }
 

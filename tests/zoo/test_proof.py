@@ -40,8 +40,9 @@ QUANTIZED: dict[str, tuple[set[str], set[str]]] = {
     "with_biases": ({"linear"}, HEADS | {"bias"}),
     "float32": ({"linear"}, HEADS),
     "odd_sizes": ({"linear"}, HEADS),
-    "mamba": ({"linear"}, {"embedding", "norm", "bias", "convolution", "state"}),
+    "mamba": ({"linear"}, {"linear", "embedding", "norm", "bias", "convolution", "state"}),
     "hybrid": ({"linear"}, HEADS | {"bias", "convolution", "state"}),
+    "recurrent": ({"linear"}, HEADS | {"bias", "convolution", "state"}),
     "qwen3_moe": ({"linear", "experts"}, HEADS | {"router"}),
     "olmoe": ({"linear", "experts"}, HEADS | {"router"}),
     "mixtral": ({"linear", "experts"}, HEADS | {"router"}),
@@ -56,6 +57,10 @@ REFUSED = {
         "int8wo",
     ): r"would quantize nothing of the model: 8 weights are meant, 25\.7% .*c_attn.*"
     r"held as \(in, out\).* nn\.Linear",
+    (
+        "own_product",
+        "int8wo",
+    ): r"would quantize nothing of the model: .*the model's own code computes with it \(T\), which",
     ("conv1d", "8da4w"): r"would quantize nothing of the model: 8 weights are meant",
     (
         "transposed_experts",
@@ -134,7 +139,7 @@ def test_every_parameter_is_quantized_or_plain_by_a_rule(quantize: Quantize, nam
     assert (kinds(made, True), kinds(made, False)) == QUANTIZED[name]
     assert all(one["rule"] for one in made["weights"].values() if not one["quantized"])
     assert sum(math.prod(one["shape"]) for one in made["weights"].values()) == made["parameters"]
-    assert made["finite"] is not False
+    assert made["finite"] is True
 
 
 @pytest.mark.parametrize("name", [*QUANTIZED, "vision"])
@@ -166,6 +171,18 @@ def test_experts_stay_plain_where_the_user_says_so(quantize: Quantize, name: str
     assert kinds(made, True) == {"linear"}
     assert made["finite"] is True
     assert flattened.unnamed([made["folder"] / "model.safetensors"]) == [], "a server would pass over them"
+
+
+def test_a_weight_that_the_models_own_code_computes_with_stays_plain_and_is_said_to(
+    quantize: Quantize, worker: Worker
+) -> None:
+    """Mamba multiplies by the weight of one of its linear layers itself; a model given so is as much as one made so."""
+    made = quantize("mamba", "int8wo")
+    rules = {one["rule"] for name, one in made["weights"].items() if "dt_proj.weight" in name}
+    assert rules == {"the model's own code computes with it (matmul), which no quantized weight takes"}
+    taken = {name: made["recipe"][name] for name in ("config", "arguments", "quantizes", "transformers_options")}
+    facts = worker.ask("facts", 300, checkpoint=str(made["folder"]), trust_remote_code=False, **taken)
+    assert facts["weights"] == made["weights"]
 
 
 def test_a_given_checkpoint_has_the_facts_of_its_making(quantize: Quantize, worker: Worker) -> None:
