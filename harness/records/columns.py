@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from harness.base.errors import RecordError
@@ -211,6 +210,9 @@ def _copy(folder: Path, source: str, run: Run) -> Path:
 
 def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
     """Return all copies as one table; None if one of them is damaged, or was replaced meanwhile."""
+    # Not at the top: it imports pandas where there is one, and a session that is the first of its folder reads no copy.
+    import pyarrow.dataset as ds
+
     try:
         return ds.dataset([str(path) for path in paths], schema=SCHEMA, format="parquet").to_table(columns=list(names))
     except (pa.ArrowException, OSError):

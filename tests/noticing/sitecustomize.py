@@ -1,4 +1,7 @@
-"""In every Python process that a test starts: notes when torch is loaded, and for which test (see tests/marking.py)."""
+"""In every Python process that a test starts: notes when torch is loaded, and for which test (see tests/marking.py).
+
+Sessions that tests start are without Hypothesis's plugin, as users' are: it imports all of Hypothesis each time.
+"""
 
 import importlib.machinery
 import os
@@ -30,3 +33,6 @@ class NotesTorch:
 
 
 sys.meta_path.insert(0, NotesTorch)  # type: ignore[arg-type]
+
+if os.environ.get(TEST):
+    sys.modules["_hypothesis_pytestplugin"] = ModuleType("_hypothesis_pytestplugin")

@@ -35,4 +35,20 @@ def test_garbage_is_looked_for_again_after_the_imports():
 
 def test_other_modules_are_found_by_others():
     for name in ("transformers.generation.utils", "transformers.lossy", "json"):
-        assert lean._PassedOver.find_spec(name) is None
+        assert lean._Lean.find_spec(name) is None
+
+
+def test_the_names_that_modules_give_away_are_those_that_transformers_finds(run_code: RunCode):
+    """Held against Transformers' own function over all of its models' files."""
+    done = run_code(
+        "import pathlib, transformers\n"
+        "from transformers.utils import import_utils\n"
+        "quick = import_utils.fetch__all__\n"
+        "(its_own,) = [cell.cell_contents for cell in quick.__closure__]\n"
+        "files = list(pathlib.Path(transformers.__file__).parent.rglob('*.py'))\n"
+        "texts = [file.read_text(encoding='utf-8') for file in files]\n"
+        "texts += ['', '__all__ = []', 'x = 1\\n__all__ = [\"a\", \"b\"]\\n', ' __all__ = [\"a\"]', '# __all__']\n"
+        "assert len(texts) > 1000 and its_own.__module__ == import_utils.__name__\n"
+        "assert [quick(text) for text in texts] == [its_own(text) for text in texts]\n"
+    )
+    assert done.returncode == 0, done.stderr
