@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 FORMAT = "harness-bundle"
-VERSION = 1
+VERSION = 2
 MARK = ".bundle.json"  # written last: a target that holds it is whole
 _CHUNK = 1 << 20
 
@@ -145,6 +145,16 @@ def unpack(folder: Path, manifest: dict[str, Any], target: Path, jobs: int) -> N
         ]
         for done in waiting:
             done.result()
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as threads:
+        list(threads.map(lambda file: _unpack_file(parts, file, target), manifest["raw"]))
+
+
+def _unpack_file(parts: list[tuple[Path, int]], file: dict[str, Any], target: Path) -> None:
+    """Write one file that lies in the parts as it is: weights, which compression makes little smaller."""
+    path = safe_path(target, file["path"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with io.BufferedReader(_Slice(parts, file["offset"], file["size"]), _CHUNK) as stream, path.open("wb") as written:
+        shutil.copyfileobj(stream, written, _CHUNK)
 
 
 def _unpack_block(parts: list[tuple[Path, int]], offset: int, size: int, target: Path) -> None:
@@ -226,7 +236,8 @@ def install(folder: Path, target: Path, jobs: int) -> None:
         check_parts(folder, manifest)
         step(f"{len(manifest['parts'])} parts, {_mb(manifest['size'])}, checked")
     target.parent.mkdir(parents=True, exist_ok=True)
-    wanted, free = 2 * manifest["unpacked_size"], shutil.disk_usage(target.parent).free
+    files = sum(file["size"] for file in manifest["raw"])
+    wanted, free = 2 * manifest["unpacked_size"] + files, shutil.disk_usage(target.parent).free
     if free < wanted:
         raise InstallError(f"{target.parent} has {_mb(free)} free, {_mb(wanted)} are needed: name another folder")
     fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
@@ -235,7 +246,8 @@ def install(folder: Path, target: Path, jobs: int) -> None:
         with _timed() as step:
             unpack(folder, manifest, fresh, jobs)
             scripts = write_scripts(fresh)
-            step(f"{manifest['files']} files, {_mb(manifest['unpacked_size'])}, and {scripts} scripts unpacked")
+            size = _mb(manifest["unpacked_size"] + files)
+            step(f"{manifest['files'] + len(manifest['raw'])} files, {size}, and {scripts} scripts unpacked")
         with _timed() as step:
             whole = compile_all(fresh, target, jobs)
             step("Python files compiled" + ("" if whole else " (some cannot be: no harm)"))

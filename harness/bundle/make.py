@@ -3,7 +3,8 @@
     python -m harness bundle --python 3.12 --extra gpu-torch211 --runner FREEZE.txt --part-size 60MiB OUT/
 
 OUT then holds ``part-00.bin``, ``part-01.bin`` and so on, ``manifest.json`` (every part's SHA-256, every package's
-version) and ``install.py`` (see bundle_install.py), which joins, verifies, unpacks and precompiles them on the runner.
+version), ``install.py``, which joins, verifies, unpacks and precompiles them on the runner, and ``run.py``, which does
+that, runs the suites and leaves one file to bring back.
 
 What the extra requires is resolved by pip for the runner's Python and platform. Each package that comes out is then
 decided by this rule, which the run prints for every package where the runner and a requirement disagree:
@@ -27,13 +28,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness.base.files import file_digest
 from harness.base.reading import json_file
-from harness.bundle import install
+from harness.bundle import install, run
 from harness.bundle.asked import (
+    DISTRIBUTION,
     PROJECT,
     SETTINGS,
     BundleError,
@@ -45,8 +48,8 @@ from harness.bundle.asked import (
     read_settings,
 )
 from harness.bundle.install import FORMAT, VERSION
-from harness.bundle.pack import Entry, merge, wheel_entries, write_parts
-from harness.bundle.resolve import Decision, Pip, Plan, Planner, Row
+from harness.bundle.pack import Entry, merge, plain_entries, wheel_entries, write_parts
+from harness.bundle.resolve import Decision, Pip, Plan, Planner, ResolverFailed, Row
 
 
 def make(
@@ -58,9 +61,12 @@ def make(
     runner: Runner,
     pyproject: Path = PROJECT,
     settings_file: Path = SETTINGS,
+    files: Mapping[str, Path | bytes] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make the bundle in ``out`` and return its manifest.
+    """Make the bundle in ``out`` and return its manifest. ``files`` are carried besides, by where they go.
+
+    The harness itself is carried where ``pyproject`` is its own, so that run.py can start it there.
 
     ``out`` appears, or replaces an older bundle, only when it is whole. Raises BundleError for all that a user can
     mend, and OSError for what the system refuses.
@@ -77,7 +83,9 @@ def make(
     with _scratch(out) as scratch, _scratch(out) as fresh:
         pip = Pip(target, scratch)
         for name in settings.source_only:
-            pip.build(name)
+            # Where it cannot be had, the resolver says who asks for it, if anybody does.
+            with contextlib.suppress(ResolverFailed):
+                pip.build(name)
         say(f"resolving {', '.join(map(str, roots))}")
         start = time.perf_counter()
         chosen = Planner(roots, runner, settings, target.environment(), pip.resolve).plan()
@@ -85,6 +93,9 @@ def make(
         say(f"{len(chosen.carried)} packages to carry, resolved in {time.perf_counter() - start:.0f} s")
         wheels = pip.download(chosen.carried)
         entries, packages = _collect(wheels, chosen, settings, say)
+        if pyproject == PROJECT:
+            entries = merge([entries, own_entries(pip)])
+        more, raw = plain_entries(files or {})
         start = time.perf_counter()
         manifest = {
             "format": FORMAT,
@@ -93,17 +104,21 @@ def make(
             "python": target.python,
             "platform": target.platform,
             "machine": target.machine,
-            **write_parts(fresh, entries, part_size),
+            **write_parts(fresh, [*entries, *more], part_size, raw),
             "packages": packages,
             "decisions": [vars(row) for row in chosen.rows],
         }
         (fresh / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        shutil.copyfile(Path(install.__file__), fresh / "install.py")
+        for script in (install, run):
+            shutil.copy(Path(str(script.__file__)), fresh)
         _put(fresh, out)
-    say(f"{manifest['files']} files compressed in {time.perf_counter() - start:.0f} s")
+    say(f"{manifest['files']} files compressed in {time.perf_counter() - start:.0f} s, {len(raw)} carried as they are")
     for part in manifest["parts"]:
         say(f"{out / part['name']}  {part['size']} bytes  sha256 {part['sha256']}")
-    say(f"carry these and manifest.json and install.py, then there: python{target.python} install.py PARTS TARGET")
+    say(
+        f"carry these with manifest.json, install.py and run.py, then there: python{target.python} run.py PARTS TARGET "
+        "and what pytest is to be told, such as -m gpu; or install.py PARTS TARGET, which only installs"
+    )
     return manifest
 
 
@@ -144,6 +159,15 @@ def table(rows: Sequence[Row]) -> str:
     if believed:
         text.append(f"not carried, the runner's version being unknown but believed to do: {', '.join(believed)}")
     return "\n".join(text)
+
+
+def own_entries(pip: Pip) -> list[Entry]:
+    """Return the harness itself: built from its checkout, or the files of what is installed."""
+    if PROJECT.is_file():
+        return wheel_entries(pip.build_own(PROJECT.parent), {})[0]
+    files = metadata.distribution(DISTRIBUTION).files or []
+    carried = {path.as_posix(): Path(str(path.locate())) for path in files if path.suffix != ".pyc"}
+    return plain_entries({path: source for path, source in carried.items() if ".." not in Path(path).parts})[0]
 
 
 def _check_out(out: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -259,6 +261,17 @@ class Pip:
         for wheel in wheels.glob("*.whl"):
             if not wheel.name.endswith("-none-any.whl"):
                 raise BundleError(f"{name} was built as {wheel.name}, for this machine only: it cannot be carried")
+
+    def build_own(self, checkout: Path) -> Path:
+        """Return a wheel of a project, built from a copy: nothing is written into its checkout."""
+        copy, wheels = self.scratch / "project", self.scratch / "own"
+        away = shutil.ignore_patterns(
+            ".*", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests", "reference", "runs"
+        )
+        shutil.copytree(checkout, copy, ignore=away)
+        here = importlib.util.find_spec("setuptools") is not None
+        self._run("wheel", "--no-deps", *["--no-build-isolation"] * here, "--wheel-dir", str(wheels), str(copy))
+        return next(wheels.glob("*.whl"))
 
     def resolve(self, asked: Sequence[Requirement], stand_ins: Mapping[str, Version]) -> dict[str, Found]:
         """Return all that ``asked`` needs; an empty wheel stands for each of ``stand_ins``. Raises ResolverFailed."""

