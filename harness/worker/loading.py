@@ -34,7 +34,7 @@ def model(checkpoint: str, *, trust_remote_code: bool = False, **options: Any) -
         configuration(checkpoint, trust_remote_code)
     options = {"dtype": torch.bfloat16, **options}
     try:
-        with _conversions(checkpoint):
+        with _conversions(checkpoint), read_as_made():
             found, told = AutoModelForCausalLM.from_pretrained(
                 checkpoint,
                 trust_remote_code=trust_remote_code,
@@ -238,6 +238,23 @@ def _conversions(checkpoint: str) -> Iterator[None]:
                 "tensors: take `quantization_config` out of config.json if the weights are plain, or save the "
                 "quantized model again with save_pretrained"
             ) from None
+
+
+@contextlib.contextmanager
+def read_as_made() -> Iterator[None]:
+    """Have what was read as a quantized tensor count as made; Transformers 5.8, which SGLang pins, would make it anew.
+
+    It then asks torchao for random numbers in an integer tensor, which there are none of.
+    """
+    make = modeling_utils.PreTrainedModel._initialize_weights
+
+    def kept(self: Any, module: torch.nn.Module, *more: Any, **named: Any) -> None:
+        if any(tensors.tensor_class(parameter) != "Tensor" for parameter in module.parameters(recurse=False)):
+            module._is_hf_initialized = True
+        make(self, module, *more, **named)
+
+    with patch.object(modeling_utils.PreTrainedModel, "_initialize_weights", kept):
+        yield
 
 
 def conversion_error(checkpoint: str, failed: Mapping[str, str]) -> Exception:
