@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import importlib.metadata
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from harness.contract.weights import Unusable
+from harness.worker import task_index
 from harness.worker.local_tasks import Local
 from harness.worker.task_progress import Report, told
 
@@ -36,7 +36,7 @@ def evaluate(
     package that is missing.
     """
     options = options or {}
-    manager = _task_manager()
+    manager = task_index.manager(tuple(names))
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         close = {name: difflib.get_close_matches(name, manager.all_tasks, 3) for name in unknown}
@@ -61,14 +61,6 @@ def evaluate(
     return results
 
 
-@functools.cache
-def _task_manager() -> Any:
-    """Return the index of all tasks; reading their thousands of files takes ten seconds, so once a worker."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
 def _chats(model: Any) -> bool:
     return bool(getattr(getattr(model, "tokenizer", None), "chat_template", None))
 
@@ -90,22 +82,24 @@ def _leave_out_the_document_itself(task: Any) -> None:
 def _ask(model: Any, tasks: list[Any], manager: Any, limit: int | None, options: dict[str, Any]) -> dict[str, Any]:
     import lm_eval
 
-    found: dict[str, Any] = lm_eval.simple_evaluate(
-        model=model,
-        tasks=tasks,
-        task_manager=manager,
-        num_fewshot=options.get("num_fewshot"),
-        apply_chat_template=bool(options.get("chat_template")),
-        system_instruction=options.get("system_instruction") or None,
-        gen_kwargs=options.get("generation") or None,
-        limit=limit,
-        log_samples=True,
-        bootstrap_iters=100,
-        random_seed=0,
-        numpy_random_seed=0,
-        torch_random_seed=0,
-        fewshot_random_seed=0,
-    )
+    # It would list all packages with pip and ask for compilers, seconds each time, for a text that nothing here reads.
+    with patch("lm_eval.evaluator.add_env_info", create=True):
+        found: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model,
+            tasks=tasks,
+            task_manager=manager,
+            num_fewshot=options.get("num_fewshot"),
+            apply_chat_template=bool(options.get("chat_template")),
+            system_instruction=options.get("system_instruction") or None,
+            gen_kwargs=options.get("generation") or None,
+            limit=limit,
+            log_samples=True,
+            bootstrap_iters=100,
+            random_seed=0,
+            numpy_random_seed=0,
+            torch_random_seed=0,
+            fewshot_random_seed=0,
+        )
     return found
 
 
