@@ -16,9 +16,11 @@ from harness.base.files import json_finite
 from harness.base.reading import json_file
 from harness.base.text import quoted, redact
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
+from harness.judge.rules import EVENTS
 from harness.judge.verdict import Verdict
+from harness.records.metrics import METRICS
 from harness.records.place import OF_CELL, Place, gather, spread
-from harness.records.stored import implausible
+from harness.records.stored import disagreement, implausible, misplaced
 
 EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
 # The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
@@ -225,12 +227,25 @@ def parse(data: Any, where: str) -> GateFile:
         raise GateError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise GateError(f"{where}: {error}") from error
+    for number, verdict in enumerate(found.verdicts):
+        if problem := _disagreement(verdict):
+            raise GateError(f"{where}: verdicts.{number}: {problem}; run the gate anew")
     if found.exit_status == 0 != (due := exit_status(found.verdicts)):
         raise GateError(f"{where}: exit_status: 0, a pass, and its verdicts come to {due}; run the gate anew")
     if found.finished is False and found.exit_status == 0:
         # Of older harnesses, which took what an interrupted gate had judged for all of it.
         return found.model_copy(update={"exit_status": EXIT["inconclusive"]})
     return found
+
+
+def _disagreement(verdict: Verdict) -> str:
+    """Return in which point a stored verdict disagrees with the metric table, or an empty text."""
+    if verdict.metric in EVENTS and verdict.metric not in METRICS:
+        said = (verdict.unit, verdict.direction)
+        return (
+            "" if said == ("", "none") else f"{verdict.metric} has neither unit nor direction, and {said} stands there"
+        )
+    return disagreement(verdict.metric, unit=verdict.unit, direction=verdict.direction) or misplaced(verdict.place)
 
 
 def exit_status(verdicts: Iterable[Verdict], *, finished: bool = True) -> int:

@@ -259,6 +259,10 @@ def test_standard_output_takes_an_export_and_broken_lines_are_named(
 
 # -------------------------------------------------------------------------------------------------------------- gates
 
+OF = {
+    "peak_memory": {"metric": "peak_memory", "unit": "GB", "direction": "lower"},
+    "ttft": {"metric": "ttft", "unit": "ms", "direction": "lower"},
+}
 VERDICT = {
     "model": "small",
     "recipe": "int8wo",
@@ -295,8 +299,8 @@ GATE = {
     "differences": ["torchao 0.17.0 -> 0.18.0"],
     "verdicts": [
         VERDICT,
-        VERDICT | {"verdict": "regressed", "metric": "peak_memory", "low": 1.08, "ratio": 1.1, "high": 1.12},
-        VERDICT | {"verdict": "inconclusive", "metric": "ttft", "low": 0.9, "high": 1.2},
+        VERDICT | {"verdict": "regressed", **OF["peak_memory"], "low": 1.08, "ratio": 1.1, "high": 1.12},
+        VERDICT | {"verdict": "inconclusive", **OF["ttft"], "low": 0.9, "high": 1.2},
         VERDICT | {"verdict": "error", "server": None, "ratio": None, "low": None, "high": None},
     ],
     "compatibility": [
@@ -348,6 +352,10 @@ def test_junit_stays_sound_whatever_names_hold(name: str) -> None:
         (GATE | {"schema": 3}, "schema 3 is newer"),
         ({"schema": 1}, "package"),
         (GATE | {"verdicts": [VERDICT | {"verdict": "maybe"}]}, "verdicts.0.verdict"),
+        (GATE | {"verdicts": [VERDICT | {"direction": "higher"}]}, "verdicts.0: direction 'higher' of latency must be"),
+        (GATE | {"verdicts": [VERDICT | {"unit": "h"}]}, "verdicts.0: unit 'h' of latency must be 's'"),
+        (GATE | {"verdicts": [VERDICT | {"metric": "latencies"}]}, "verdicts.0: latencies is not measured any more"),
+        (GATE | {"verdicts": [VERDICT | {"metric": "works: load and run"}]}, "has neither unit nor direction"),
     ],
 )
 def test_a_gate_that_does_not_hold_is_named(

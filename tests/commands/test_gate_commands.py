@@ -377,7 +377,7 @@ def test_only_what_a_metric_needs_counts_as_its_regression(
     gates: Gates, command: Command, releases: list[str], metric: str, stage: str, status: int
 ) -> None:
     size = judge(Series(place("checkpoint_size", ""), {"old": [1e6], "new": [1e6]}), Margins())
-    served = replace(speed(), place=place("request_throughput", "vllm"))
+    served = replace(speed(), place=place("request_throughput", "vllm"), unit="req/s")
     gates.answer = lambda _: [speed(), served, size, stopped(stage)]
     assert bisect(command, metric)[0] == status
 

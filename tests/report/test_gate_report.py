@@ -215,7 +215,8 @@ def test_junit_fails_where_the_exit_status_does(verdict: Any, primary: bool) -> 
 
 
 def test_junit_tells_the_batch_sizes_of_one_metric_apart() -> None:
-    data = gate_file([replace(speed(1.0), place=place("latency", server="vllm", batch_size=size)) for size in (1, 8)])
+    of = [place("latency", server="vllm", batch_size=size) for size in (1, 8)]
+    data = gate_file([replace(speed(1.0), place=it, unit="s", direction="lower") for it in of])
     cases = xml.fromstring(junit.junit([data])).iter("testcase")
     assert {case.get("name") for case in cases} == {"latency (batch_size=1)", "latency (batch_size=8)"}
 

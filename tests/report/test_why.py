@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import main
+from harness.judge import profile
 from harness.records.run import Run
 from harness.records.schema import Measurement
 from harness.report import tables, why
@@ -28,7 +29,7 @@ def sides(repository: Path) -> list[why.Side]:
 
 
 def test_a_recipe_is_told_of_beside_its_baseline(sides: list[why.Side]) -> None:
-    (side,) = sides
+    (side,) = (it for it in sides if it.phase == profile.BATCH)
     assert [it.recipe for it in side.rows] == ["bf16", "float8dq", "int4wo"]
     float8dq, int4wo = why.sentences(side)
     assert float8dq.startswith("float8dq: 12.33 ms of kernels, 1.12 ms less than bf16: matrix products -2.97 ms")
@@ -38,6 +39,14 @@ def test_a_recipe_is_told_of_beside_its_baseline(sides: list[why.Side]) -> None:
     for column in (1, 2, 3):
         *parts, whole = (float(row[column]) for row in table.rows)
         assert sum(parts) == pytest.approx(whole, abs=0.05)
+
+
+def test_the_kernels_of_a_decode_step_take_what_the_clock_says(sides: list[why.Side]) -> None:
+    (step,) = (it for it in sides if it.phase == profile.DECODE)
+    (row,) = step.rows
+    assert row.recipe == "float8dq-int4"
+    assert row.measured is not None
+    assert row.profile.total == pytest.approx(row.measured, rel=0.1)
 
 
 def test_the_command_prints_it(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
