@@ -28,6 +28,24 @@ MODULES = (
 """Where torchao has its configs, granularities and enums; the first module that has a name is meant."""
 
 _ELSEWHERE = {
+    "AWQConfig": "torchao.prototype.awq",
+    "BlockSparseWeightConfig": "torchao.sparsity.sparse_api",
+    "CodebookWeightOnlyConfig": "torchao.prototype.quantization.codebook.codebook_quantized_tensor",
+    "Float8DynamicActivationFloat8WeightOpaqueTensorConfig": "torchao.prototype.float8_opaque_tensor",
+    "Float8StaticActivationFloat8WeightConfig": "torchao.prototype.quantization.quant_api",
+    "GPTQConfig": "torchao.prototype.gptq",
+    "GroupwiseLutWeightConfig": "torchao.prototype.quantization.codebook_groupwise.api",
+    "Int8DynamicActivationInt4WeightConfig": "torchao.prototype.quantization.int4.inference_workflow",
+    "IntNWeightOnlyConfig": "torchao.prototype.quantization.mixed_precision.scripts.naive_intNwo",
+    "MXDynamicActivationMXWeightConfig": "torchao.prototype.mx_formats.inference_workflow",
+    "NF4WeightOnlyConfig": "torchao.prototype._nf4tensor_api",
+    "NVFP4DynamicActivationNVFP4WeightConfig": "torchao.prototype.mx_formats.inference_workflow",
+    "NVFP4WeightOnlyConfig": "torchao.prototype.mx_formats.inference_workflow",
+    "PrototypeInt4WeightOnlyConfig": "torchao.prototype.quantization.int4.inference_workflow",
+    "ScaleCalculationMode": "torchao.prototype.mx_formats.config",
+    "SemiSparseWeightConfig": "torchao.sparsity.sparse_api",
+    "SmoothQuantConfig": "torchao.prototype.smoothquant",
+    "StretchedIntxWeightConfig": "torchao.prototype.parq.quant.config_torchao",
     "GGUFWeightOnlyConfig": MODULES[1],
     "Int8DynamicActivationUIntxWeightConfig": MODULES[1],
     "UIntxWeightOnlyConfig": MODULES[1],
@@ -96,6 +114,16 @@ def key_of(text: str) -> str | int:
 def is_config(value: Mapping[str, Any]) -> bool:
     """Return whether a table is a nested config: its class under ``config``, its arguments under ``arguments``."""
     return isinstance(value.get("config"), str) and set(value) <= {"config", "arguments"}
+
+
+def is_prototype_module(module: str) -> bool:
+    """Return whether a module of torchao is one that its releases may change or take away."""
+    return module.startswith(("torchao.prototype", "torchao.experimental"))
+
+
+def is_prototype(name: str) -> bool:
+    """Return whether a class is one of torchao's prototypes, by its name alone."""
+    return is_prototype_module(module_of(name))
 
 
 def module_of(name: str) -> str:

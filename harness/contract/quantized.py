@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 TORCHAO = "torchao"
+AT_LOAD = "quantized_at_load.json"
+"""The recipe in a checkpoint that torchao cannot save: it is applied to the plain model in PLAIN as that is loaded."""
+PLAIN = "plain"
 BY_NAME = "FqnToConfig"
 # Files beside config.json that say so where config.json itself does not: ModelOpt, AutoGPTQ, AutoAWQ, Quanto.
 _BESIDE = {

@@ -147,8 +147,11 @@ class Fleet:
         if cell.recipe.baseline or server not in SERVERS:
             return ""
         checkpoint = self._checkpoints.served(cell)
-        refusal = served.refusal(checkpoint.facts["weights"], SERVERS[server].quantized_kinds, server)
-        return refusal or served.passed_over(checkpoint.folder, server)
+        return (
+            served.unsaved(checkpoint.folder, cell.recipe.name, server)
+            or served.refusal(checkpoint.facts["weights"], SERVERS[server].quantized_kinds, server)
+            or served.passed_over(checkpoint.folder, server)
+        )
 
     def environment_of(self, cell: Cell) -> Environment:
         """Return what the cell's server runs in; all else runs in the workers' environment."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.numbers import percent
-from harness.contract import flattened, weights
+from harness.contract import flattened, quantized, weights
 from harness.records.coverage import Coverage, Weights
 
 _OF_ANOTHER_PART = re.compile(r"vis(ion|ual)|audio|speech|project|multi_modal|connector")
@@ -34,6 +34,16 @@ def refusal(held: Weights, kinds: frozenset[str], server: str) -> str:
         f"{server} takes torchao weights in {' and '.join(sorted(kinds))} layers alone, and here {what} {verb} "
         f"quantized too, {percent(share)} of the parameters ({', '.join(group.names[:3])}): measure it through "
         f"Transformers, or leave them plain for this server (--leave-plain {next(iter(kinds_of_others))})"
+    )
+
+
+def unsaved(folder: Path, recipe: str, server: str) -> str:
+    """Return why a server cannot be given a recipe's checkpoint that is quantized as it is loaded; else nothing."""
+    if not (folder / quantized.AT_LOAD).is_file():
+        return ""
+    return (
+        f"torchao cannot save what {recipe} makes of a weight, so it is applied as a model is loaded, and {server} is "
+        "given saved checkpoints: measure it through Transformers"
     )
 
 

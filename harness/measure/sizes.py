@@ -25,7 +25,11 @@ def checkpoint(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
         attachment = recorder.attach(f"{cell.id}-weights", {"weights": weights, "unpredicted": facts["unpredicted"]})
         share, statistics = coverage.share(coverage.quantized), coverage.statistics()
         return {
-            "checkpoint_size": Figure(float(facts["checkpoint_bytes"])),
+            **(
+                {"checkpoint_size": Figure(float(written))}
+                if (written := facts["checkpoint_bytes"]) is not None
+                else {}
+            ),
             "weight_size": Figure(float(facts["weight_bytes"])),
             "quantized_layers": Figure(float(sum(weight["quantized"] for weight in weights.values()))),
             "quantized_parameters": Figure(share, statistics=statistics, attachment=attachment),
@@ -37,9 +41,9 @@ def checkpoint(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
 
         def deviation(size: str = size) -> dict[str, Figure]:
             facts = recorder.flow.checkpoints.facts(cell)
-            measured, predicted = float(facts[size]), facts[f"predicted_{size}"]
-            if predicted is None:
+            if (predicted := facts[f"predicted_{size}"]) is None:
                 return {}
+            measured = float(facts[size])
             sizes = {"measured": measured, "predicted": float(predicted)}
             return {"size_deviation": Figure(abs(measured / predicted - 1), statistics=sizes)}
 

@@ -80,9 +80,15 @@ class _Expression:
     def imports(self) -> str:
         """Return the import statements of every name, torchao's first module first."""
         modules: dict[str, list[str]] = {}
-        for name in sorted(self.names, key=lambda name: (notation.MODULES.index(notation.module_of(name)), name)):
+        for name in sorted(self.names, key=lambda name: (*_place(notation.module_of(name)), name)):
             modules.setdefault(notation.module_of(name), []).append(name)
         return "\n".join(f"from {module} import {', '.join(names)}" for module, names in modules.items())
+
+
+def _place(module: str) -> tuple[int, str]:
+    """Return where a module's import stands: those that have most configs first."""
+    known = notation.MODULES
+    return (known.index(module), "") if module in known else (len(known), module)
 
 
 def _check(*names: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.contract.weights import Unusable
-from harness.worker import tensors, widths
+from harness.worker import products, tensors, widths
 from harness.worker.parameters import Parameter, grouped, leave_plain, named, share
 from harness.worker.plan import Plan
 
@@ -137,8 +137,7 @@ def _try(config: Any, shape: tuple[int, ...], dtype: torch.dtype, device: str) -
         else:
             quantize_(holder, FqnToConfig({"0.weight": config}), filter_fn=None)
     except Exception as error:
-        words = str(error).strip().splitlines()
-        return f"torchao refuses it ({words[0] if words else type(error).__name__})"
+        return f"torchao refuses it ({products.words(error)})"
     if tensors.tensor_class(holder[0].weight) == "Tensor":
         return f"torchao leaves a weight of this shape as it is ({'x'.join(map(str, shape))})"
     return ""

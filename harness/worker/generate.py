@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import evaluate, loading, parameters, reference, tasks, tensors, texts
+from harness.worker import applied, evaluate, loading, parameters, reference, tasks, tensors, texts
 from harness.worker.backend import Backend
 
 
@@ -31,8 +31,8 @@ class Generate(Backend):
     def open(self, checkpoint: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
         self.checkpoint = checkpoint
         self.device = device
-        self.tokenizer = loading.tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-        self.model = loading.model(checkpoint, device_map=device, trust_remote_code=trust_remote_code)
+        self.tokenizer = loading.tokenizer(applied.place(checkpoint), trust_remote_code=trust_remote_code)
+        self.model = applied.model(checkpoint, device, trust_remote_code)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.used = False
@@ -127,7 +127,7 @@ class Generate(Backend):
         return tasks.evaluate(model, names, data, limit, options, self.report)
 
     def _load(self, checkpoint: str) -> Any:
-        return loading.model(checkpoint, device_map=self.device, trust_remote_code=self.trust_remote_code)
+        return applied.model(checkpoint, self.device, self.trust_remote_code)
 
     def _progress(self, of: int) -> Callable[[int], None]:
         return lambda done: self.report({"done": done, "of": of})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,14 +21,15 @@ _PRODUCTS = frozenset({torch.nn.functional.linear, torch.nn.functional.embedding
 
 
 @tensors.inferring
-def refused(model: Any) -> NotImplementedError | None:
-    """Return torchao's error for a model with quantized weights that cannot run, or None for one that can."""
+def refused(model: Any) -> Exception | None:
+    """Return the error of a model with quantized weights that cannot run, or None for one that can.
+
+    It is a NotImplementedError where torchao has no operator for what is done with a weight.
+    """
     try:
         model(_ids(model), use_cache=False)
-    except NotImplementedError as error:
+    except Exception as error:  # whatever kernels and libraries raise
         return error
-    except RuntimeError:
-        return None  # of the device, which is told where its predictions are asked for
     return None
 
 
@@ -45,9 +47,13 @@ def rules(model: Any, found: Mapping[str, Parameter]) -> dict[str, str]:
     }
 
 
-def words(error: NotImplementedError) -> str:
-    """Return which operator torchao has not for a quantized weight, or the error's first line."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+def words(error: BaseException) -> str:
+    """Return which operator torchao has not for a quantized weight, or the error's first line; else the code's own."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    if not line:
+        # An assertion without words: what it asserts says most.
+        code = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+        return f"{type(error).__name__}{f': {code[-1]}' if code else ''}"
     operator = re.search(r"op='([\w.]+)'", line)
     return operator[1] if operator else line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
 from harness.contract import flattened, quantized
 from harness.contract.weights import Unusable, files
-from harness.worker import adapters, apply, feasible, loading, parameters, products, proof, tensors
-from harness.worker import plan as plans
+from harness.worker import adapters, applied, loading, parameters, products, proof, tensors
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
 from harness.worker.plan import Plan
@@ -115,13 +115,11 @@ class Quantize(Backend):
         model = loading.model(checkpoint, device_map=self.device, trust_remote_code=trust_remote_code)
         plan: Plan = {}
         if config:
-            found = parameters.survey(model)
-            spared = (transformers_options or {}).get("modules_to_not_convert")
-            made = recipes.build(config, arguments or {})
-            plan = plans.make(found, made, quantizes or [], plain or [], spared)
+            asked = applied.Asked(config, arguments or {}, quantizes or [], transformers_options or {}, plain or [])
+            found, plan = asked.plan(model)
             missed = any(choice.config is not None and not found[name].quantized for name, choice in plan.items())
             if missed and any(one.quantized for one in found.values()):
-                plan = plans.make(found, made, quantizes or [], plain or [], spared, products.rules(model, found))
+                found, plan = replace(asked, own=products.rules(model, found)).plan(model)
             proof.check(found, plan, config, f"the checkpoint {Path(checkpoint).name}")
         return _facts(model, checkpoint, plan, trust_remote_code, given=True)
 
@@ -149,62 +147,29 @@ class Quantize(Backend):
                 f"TorchAoConfig does not know {', '.join(swallowed)} and would ignore it in silence; "
                 f"it knows {', '.join(accepted)}"
             )
-        recipe = recipes.build(config, arguments)
+        recipes.build(config, arguments)
         source = checkpoint
         if untie_embeddings and _ties(checkpoint, trust_remote_code):
             source = str(Path(output) / "untied")
             _untie(checkpoint, source, trust_remote_code)
-
-        def meant(of: Any) -> tuple[dict[str, parameters.Parameter], Plan]:
-            found = parameters.survey(of)
-            spared = transformers_options.get("modules_to_not_convert")
-            return found, plans.make(found, recipe, quantizes, plain or [], spared, own)
-
-        def quantized() -> tuple[Any, Plan, bool]:
-            """Return the quantized model, what was meant of it, and whether that is of its experts too."""
-            empty = loading.without_data(source, trust_remote_code)
-            found, plan = meant(empty)
-            feasible.check(found, plan, config, self.device)
-            applied = apply.torchao_config(found, plan, recipe)
-            options = apply.options(empty, found, plan, applied, transformers_options)
-            del empty
-            by_experts = any(found[name].kind == parameters.EXPERTS for name, choice in plan.items() if choice.config)
-            model = loading.model(
-                source,
-                device_map=self.device,
-                quantization_config=TorchAoConfig(applied, **options),
-                trust_remote_code=trust_remote_code,
-                # One product of all experts, which is what Transformers takes otherwise, takes no quantized ones.
-                **({"experts_implementation": "eager"} if by_experts else {}),
-            )
-            found, plan = meant(model)
-            proof.check(found, plan, config, "the quantized model")
-            return model, plan, by_experts
-
-        own: dict[str, str] = {}
-        model, plan, by_experts = quantized()
-        if error := products.refused(model):
-            whole = loading.model(source, device_map=self.device, trust_remote_code=trust_remote_code)
-            found, _ = meant(whole)
-            own = {name: rule for name, rule in products.rules(whole, found).items() if plan[name].config is not None}
-            del whole
-            if own:
-                model, plan, by_experts = quantized()
-                error = products.refused(model)
-        if error and by_experts:
-            raise Unusable(
-                f"the experts of {type(model).__name__} are quantized by {config}, and the model cannot run with them: "
-                f"{products.words(error)}. To leave them plain on purpose: --leave-plain experts"
-            )
-        model.save_pretrained(output)
+        asked = applied.Asked(config, arguments, quantizes, transformers_options, plain or [])
+        made = applied.running(source, asked, self.device, trust_remote_code)
+        tokenizer = loading.tokenizer(source, trust_remote_code=trust_remote_code)
+        try:
+            made.model.save_pretrained(output)
+        except Exception as error:
+            if not applied.unsaved(error):
+                raise
+            applied.keep_plain(source, made.asked, Path(output))
+            return _facts(made.model, output, made.plan, trust_remote_code, words=tokenizer)
         for file in files(Path(output)):
             flattened.name_what_is_held(file)
-        if by_experts:
+        if made.by_experts:
             _run_experts_one_by_one(Path(output) / "config.json")
-        loading.tokenizer(source, trust_remote_code=trust_remote_code).save_pretrained(output)
+        tokenizer.save_pretrained(output)
         if source != checkpoint:
             shutil.rmtree(source)
-        return _facts(model, output, plan, trust_remote_code)
+        return _facts(made.model, output, made.plan, trust_remote_code, words=tokenizer)
 
 
 def _run_experts_one_by_one(file: Path) -> None:
@@ -262,20 +227,23 @@ def _facts(
 ) -> dict[str, Any]:
     """Return what is said of every checkpoint; of one that was ``given``, the tensors count that are loaded from it.
 
+    One that cannot be saved quantized has no size of its own.
     Raises Unusable for one that holds, or predicts, what is no number.
     """
     found = parameters.survey(model)
-    loaded = files(Path(output))
+    at_load = (Path(output) / quantized.AT_LOAD).is_file()
+    loaded = files(Path(applied.place(output)))
     headers = sum(map(_header_bytes, loaded))
-    saved = json.loads((Path(output) / "config.json").read_text(encoding="utf-8"))
+    saved = json.loads((Path(applied.place(output)) / "config.json").read_text(encoding="utf-8"))
     held = sum(parameter.bytes for parameter in found.values())
     predicted, unpredicted = proof.predicted_bytes(model, found, plan)
     kept = proof.buffer_bytes(model, persistent=True)
     buffers = proof.buffer_bytes(model, persistent=False)
+    written = held + kept + headers if given else sum(file.stat().st_size for file in loaded)
     return {
-        "checkpoint_bytes": held + kept + headers if given else sum(file.stat().st_size for file in loaded),
+        "checkpoint_bytes": None if at_load else written,
         "weight_bytes": tensors.weight_bytes(model),
-        "predicted_checkpoint_bytes": None if predicted is None else predicted + kept + headers,
+        "predicted_checkpoint_bytes": None if predicted is None or at_load else predicted + kept + headers,
         "predicted_weight_bytes": None if predicted is None else predicted + buffers,
         "unpredicted": unpredicted,
         "parameters": sum(parameter.size for parameter in found.values()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import importlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from harness.contract import notation, quantized
 from harness.contract.weights import Unusable
+from harness.worker import shelf
 
 # Arguments that no tensor depends on; a nested config's version is torchao's choice.
 _NOT_OF_TENSORS = ("set_inductor_config", "._version")
@@ -23,15 +23,19 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
     with a ``config`` key nested configs; an enum of strings takes its plain values too. Raises Unusable for a class,
     an argument or a value that this torchao does not have, and for arguments that it refuses together.
     """
-    kind = _named(config)
-    if not isinstance(kind, type):
-        stable = dir(importlib.import_module(notation.MODULES[0]))
-        known = ", ".join(sorted(name for name in stable if name.endswith("Config")))
-        raise Unusable(f"torchao has no config class {config!r}; it has: {known}")
+    kind = shelf.find(config, arguments)
+    if kind is not None and not isinstance(kind, type):
+        raise Unusable(f"{config} is a {type(kind).__name__} of torchao and no config that `quantize_` takes")
+    if kind is None:
+        raise Unusable(f"torchao has no config class {config!r}; it has: {shelf.known()}")
+    if refusal := shelf.refusal(kind):
+        raise Unusable(refusal)
     signature = inspect.signature(kind)
     for name in arguments:
         if name not in signature.parameters:
             raise Unusable(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
+    if needed := shelf.calibration(kind, arguments):
+        raise Unusable(needed)
     values = {name: _value(value) for name, value in arguments.items()}
     try:
         return kind(**values)
@@ -67,7 +71,7 @@ def _differences(
 ) -> Iterator[str]:
     """Yield where a config, as it is, serialized once more and as it was stored, is not that of a recipe."""
     named = getattr(found, "fqn_to_config", None)
-    if named is not None and _named(config) is not type(found):
+    if named is not None and shelf.find(config) is not type(found):
         # One config for all, by name where experts can be reached by name alone.
         for inner in quantized.named_configs(stored).values():
             if inner is not None:
@@ -75,7 +79,7 @@ def _differences(
         return
     # The version that a config has by default is torchao's choice of a format, and rises with its releases.
     version = "_version" in stored and "version" in inspect.signature(type(found)).parameters
-    same = {"version": stored["_version"]} if version and type(found) is _named(config) else {}
+    same = {"version": stored["_version"]} if version and type(found) is shelf.find(config) else {}
     asked = _serialized(build(config, same | arguments))
     if named is not None:
         held = _without_experts(held, asked)
@@ -130,22 +134,10 @@ def _shown(value: Any) -> str:
 
 def _written(leaf: Any) -> Any:
     """Return a member of an enum of strings as its plain value, which torchao's configs take as well."""
-    kind = _named(leaf["_type"]) if isinstance(leaf, dict) and isinstance(leaf.get("_type"), str) else None
+    kind = shelf.find(leaf["_type"]) if isinstance(leaf, dict) and isinstance(leaf.get("_type"), str) else None
     if isinstance(kind, type) and issubclass(kind, str) and issubclass(kind, enum.Enum):
         return kind[leaf["_data"]].value
     return leaf
-
-
-def _named(name: str) -> Any:
-    """Return what torchao has under a name, in the first of its modules that has it, or None."""
-    for module in notation.MODULES:
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except ImportError:  # not in every release
-            continue
-        if found is not None:
-            return found
-    return None
 
 
 def _value(value: Any) -> Any:
@@ -181,7 +173,7 @@ def _text(value: str) -> Any:
         except TypeError as error:
             raise Unusable(f"{value!r}: {error}") from error
     if parts := notation.member(value):
-        kind = _named(parts[0])
+        kind = shelf.find(parts[0])
         if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
             raise Unusable(f"{value!r}: torchao has no enum {parts[0]}")
         if parts[1] not in kind.__members__:

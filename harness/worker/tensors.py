@@ -80,6 +80,6 @@ def linear_weights(model: torch.nn.Module) -> dict[str, int]:
 
 def tensor_class(weight: Any) -> str:
     """Return the class of a weight: plain ``Tensor`` or the name of the quantized tensor class."""
-    data = weight.data if isinstance(weight, torch.nn.Parameter) else weight
-    name = type(data).__name__
+    # A parameter of a tensor subclass is of that class, whatever the subclass makes of its ``data``.
+    name = type(weight.data if type(weight) is torch.nn.Parameter else weight).__name__
     return "Tensor" if name in ("Parameter", "Tensor") else name

@@ -92,7 +92,27 @@ def _int4(config: Any, dtype: torch.dtype) -> Width | None:
     return Width(4, int(getattr(config, "group_size", 128)), 2 * dtype.itemsize)
 
 
+def _mx(config: Any, _: torch.dtype) -> Width:
+    """Of values of 8, 6 or 4 bits, and one byte of exponent for each block."""
+    bits = 4 if "float4" in str(config.weight_dtype) else 8
+    return Width(bits, int(config.block_size), 1)
+
+
+def _nvfp4(config: Any, _: torch.dtype) -> Width:
+    return Width(4, 16, 1, 4 if config.use_dynamic_per_tensor_scale else 0)
+
+
+def _stretched(config: Any, dtype: torch.dtype) -> Width:
+    scale = config.scale_dtype or dtype
+    return Width(8, _group(config.granularity), scale.itemsize + dtype.itemsize)
+
+
 _KNOWN: dict[str, Any] = {
+    "MXDynamicActivationMXWeightConfig": _mx,
+    "NVFP4WeightOnlyConfig": _nvfp4,
+    "NVFP4DynamicActivationNVFP4WeightConfig": _nvfp4,
+    "PrototypeInt4WeightOnlyConfig": lambda config, dtype: Width(4, int(config.group_size), 2 * dtype.itemsize),
+    "StretchedIntxWeightConfig": _stretched,
     "Int8WeightOnlyConfig": _int8,
     "Int8DynamicActivationInt8WeightConfig": _int8,
     "Float8WeightOnlyConfig": _float8,
