@@ -132,7 +132,7 @@ def test_no_baseline_is_made_of_records_that_disagree(tmp_path: Path, more: dict
 
 
 def gate_data(**verdict: Any) -> dict[str, Any]:
-    values = {"old": [1.0, 1.1, 0.9, 1.0], "new": [1.0, 1.1, 0.9, 1.0]}
+    values = {"old": [1.0, 1.1, 0.9, 1.0], "new": [1.0, 1.1, 0.9, 0.99]}
     found = judge(Series(Place.of(CELL).at("latency", {"batch_size": 1}, 1), values), Margins())
     told = {"package": "torchao", "old": "a", "new": "b", "hardware": "cpu", "created": "", "seconds": 1.0}
     made = gatefile.GateFile.model_validate({**told, "verdicts": [found], "exit_status": 0})

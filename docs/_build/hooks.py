@@ -46,6 +46,7 @@ def on_config(config: Any) -> Any:
         {"Guides": [guides[name] for name in order]},
         {"Reference": list(reference.PAGES)},
         {"Methods": ["methods/index.md", "methods/gate.md", "methods/noise.md", {"How often rules are wrong": "results/rules.md"},
+                     {"How often verdicts are wrong, simulated": "results/simulation.md"},
                      {"Gates of the same, and of planted faults": "results/gate_calibration.md"},
                      {"What gates found": "results/gate_detection.md"}]},
         {"Results": ["results/cpu.md", "results/h100.md", "results/h200.md", "results/float8.md", "results/phone.md", *map(titled, listed)]},

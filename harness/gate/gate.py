@@ -116,6 +116,8 @@ class Gate:
         if changed := self.options.changed(stored.options) + identity.changed(stored, self._made_of()):
             raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
         self.created = stored.created
+        # Whoever goes on with a gate that came to its end wants to know what it left open.
+        self.needs.undecided = stored.finished is not True
         self.budget = replace(self.budget, spent_before=stored.seconds)
         self.compatibility.restore(stored)
         for line in self.run.lines():

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.base.errors import HarnessError
+from harness.base.text import duration
 from harness.gate.plan import Unit
+from harness.gate.promise import Expected, Promise
 from harness.judge import stats
 from harness.judge.calibration import Calibration, Noise, Steady, blocks_within
 from harness.judge.rules import RULES, Margins
+
+POWER = 0.9
+"""How often a gate of metrics that are as they were must come to its end within its budget, or it is refused."""
 
 
 def noise_of(calibration: Calibration, unit: Unit, metric: str) -> list[Noise]:
@@ -25,8 +30,8 @@ def noise_of(calibration: Calibration, unit: Unit, metric: str) -> list[Noise]:
 def check(calibration: Calibration, margins: Margins, units: Sequence[Unit], budget: float) -> None:
     """Refuse margins that a machine cannot hold within ``budget`` seconds.
 
-    Raises HarnessError that names each metric with the smallest effect that can be detected, and each size and quality
-    of text that differs from itself by more than its margin.
+    Raises HarnessError that names each metric with the smallest effect that can be detected, the budget that all of
+    them together need, and each size and quality of text that differs from itself by more than its margin.
     """
     timed = [unit for unit in units if unit.timed]
     cells = [max((it.block_seconds for it in _all(calibration, unit)), default=0.0) for unit in timed]
@@ -40,6 +45,13 @@ def check(calibration: Calibration, margins: Margins, units: Sequence[Unit], bud
             smallest = max((stats.smallest_effect(it.sd, blocks) for it in found), default=0.0)
             if smallest > margins.of(metric):
                 problems.append(f"{metric} of {unit.id}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}")
+    promise = promised(calibration, margins, timed)
+    if not problems and (kept := promise.kept(budget)) < POWER:
+        needed = promise.seconds(POWER)
+        problems.append(
+            f"all metrics together: unchanged, they pass within that time in {kept:.0%} of gates; {POWER:.0%} do "
+            + (f"in {duration(needed)}" if needed < float("inf") else "in no time that can be told")
+        )
     given = _given(margins)
     for it in calibration.steady:
         # How many documents flip says little of their mean. What is advisory fails no gate, unless it is asked for.
@@ -58,6 +70,17 @@ def check(calibration: Calibration, margins: Margins, units: Sequence[Unit], bud
             f"calibration of {calibration.created}:\n  " + "\n  ".join(problems) + "\nRaise --margin or --budget, take "
             "fewer cells, or calibrate again on a quieter machine."
         )
+
+
+def promised(calibration: Calibration, margins: Margins, units: Sequence[Unit]) -> Promise:
+    """Return how long units take whose metrics are as they were, by their calibrated noise."""
+    expected = []
+    for unit in units:
+        judged = [metric for metric in sorted(unit.metrics) if RULES[metric].primary and RULES[metric].kind == "blocks"]
+        seconds = max((it.block_seconds for it in _all(calibration, unit)), default=0.0)
+        known = [(it.sd, margins.of(metric)) for metric in judged for it in noise_of(calibration, unit, metric)]
+        expected.append(Expected(seconds, known))
+    return Promise.of(expected)
 
 
 def unknown(calibration: Calibration, margins: Margins, units: Sequence[Unit]) -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from harness.gate.plan import Unit
 from harness.judge.ledger import Ledger
+from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.rules import RULES
 from harness.judge.series import task_of
-from harness.judge.stats import MINIMUM_BLOCKS
-from harness.judge.verdict import Verdict, family_of, settled
+from harness.judge.verdict import Verdict, settled
 from harness.measure.checkpoints import Checkpoints
 from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
 
@@ -21,6 +21,8 @@ class Needs:
         self._checkpoints = checkpoints
         self._ledger = ledger
         self._tasks = tasks
+        self.undecided = True
+        """Whether a metric may be left undecided whose effect is about as large as its margin."""
 
     def once(self, unit: Unit, judged: Iterable[Verdict]) -> frozenset[str]:
         """Return what one block is enough for and no block has yet; memory that grew is measured once more."""
@@ -52,12 +54,11 @@ class Needs:
         """Return whether no further block of a unit can tell more than is known."""
         if self.once(unit, judged):
             return False
-        family = len(family_of(judged))
         timed = [verdict for verdict in judged if unit.holds(verdict.place) and verdict.metric in unit.timed]
         if not timed:
             # What is zero everywhere, as compile time where nothing is compiled, gives no verdict.
             return not unit.timed or unit.done >= MINIMUM_BLOCKS
-        return all(settled(verdict, family) for verdict in timed)
+        return all(settled(verdict, undecided=self.undecided) for verdict in timed)
 
     def _random(self, unit: Unit) -> bool:
         """Return whether the cell's weights are random, which have no quality."""

@@ -39,7 +39,7 @@ def summarise(gates: Sequence[GateFile], on: str, budget: float) -> Calibration:
     for gate in gates:
         for it in gate.verdicts:
             rule = RULES.get(it.metric)
-            if rule is None or it.reason == "bad-samples" or not it.samples["old"] or not it.samples["new"]:
+            if rule is None or it.verdict == "error" or not it.samples["old"] or not it.samples["new"]:
                 continue
             if rule.kind == "blocks":
                 timed[it.place].add(it, gate)

@@ -13,8 +13,8 @@ from harness.gate.plan import Unit
 from harness.judge import gatefile
 from harness.judge.calibration import Calibration
 from harness.judge.gatefile import GateFile
+from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.series import unit_of
-from harness.judge.stats import MINIMUM_BLOCKS
 from harness.records.metric import Stage
 from harness.records.place import Place
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import scipy
 from scipy import special
 
@@ -97,7 +98,7 @@ def paired_difference(old: Sequence[float], new: Sequence[float], confidence: fl
     """Return the mean of new - old over the same documents, e.g. of their KL divergence from the baseline.
 
     One value a document (or window of text), never one a token: tokens of one text are not independent. Student's t
-    for few documents, BCa above; at least two.
+    of at least two.
     """
     return mean_interval(_differences(old, new), confidence, "a paired difference of documents")
 
@@ -111,23 +112,48 @@ def perplexity_ratio(old_nll: Sequence[float], new_nll: Sequence[float], confide
     return paired_difference(old_nll, new_nll, confidence).transformed(math.exp)
 
 
-def combine_tasks(tasks: Sequence[Interval]) -> Interval:
+def combine_tasks(tasks: Sequence[Interval], alike: Sequence[Sequence[float]] | None = None) -> Interval:
     """Combine the differences of several tasks: the plain mean of the tasks, each counting once whatever its size.
 
     That is how leaderboards average tasks, and a large task does not hide a small one. The interval is MOVER's (Zou and
-    Donner 2008): each arm is the root of the summed squares of the tasks' own arms, so their score intervals keep their
-    shape. The tasks' documents are taken to be independent of each other's.
+    Donner 2008): each arm is the root of the summed products of the tasks' own arms, each with each and times how much
+    the two are ``alike`` (their correlation, as :func:`shared` finds it), so their score intervals keep their shape.
+    Without it the tasks' documents are taken to be independent of each other's.
     """
     if not tasks:
         raise TooFewSamples("a mean over tasks", 1, 0)
     if len({task.confidence for task in tasks}) > 1:
         raise SampleError("the tasks' intervals have different confidence levels")
     count = len(tasks)
+    matrix = np.eye(count) if alike is None else np.asarray(alike, dtype=float)
     mean = math.fsum(task.estimate for task in tasks) / count
-    below = math.hypot(*(task.estimate - task.low for task in tasks)) / count
-    above = math.hypot(*(task.high - task.estimate for task in tasks)) / count
+    below = np.array([task.estimate - task.low for task in tasks])
+    above = np.array([task.high - task.estimate for task in tasks])
+    low, high = (mean - math.sqrt(max(0.0, arms @ matrix @ arms)) / count for arms in (below, -above))
+    high = 2 * mean - high
     documents = sum(task.n for task in tasks)
-    return Interval(mean, mean - below, mean + above, tasks[0].confidence, "mean of tasks, MOVER", documents)
+    return Interval(mean, low, high, tasks[0].confidence, "mean of tasks, MOVER", documents)
+
+
+def shared(tasks: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[list[float]]:
+    """Return how much the tasks' differences go together, 0 to 1, task by task: those of the same documents do.
+
+    ``tasks`` are the old and the new scores of each. Tasks of as many documents may be the same ones asked otherwise:
+    the correlation of their differences, document by document, says so where it is beyond what chance gives one pair
+    in forty. Those of other documents have none.
+    """
+    differences = [np.asarray(_differences(old, new)) for old, new in tasks]
+
+    def correlation(one: np.ndarray, other: np.ndarray) -> float:
+        if len(one) != len(other) or len(one) < 3 or not one.std() or not other.std():
+            return 0.0
+        found = float(np.corrcoef(one, other)[0, 1])
+        return found if found > 2 / math.sqrt(len(one)) else 0.0
+
+    return [
+        [1.0 if at == beside else correlation(one, other) for beside, other in enumerate(differences)]
+        for at, one in enumerate(differences)
+    ]
 
 
 def _differences(old: Sequence[float], new: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ from harness.records.metric import Rule
 from harness.records.metrics import METRICS
 
 CONFIDENCE = 0.95
+"""Of what is judged once; what is judged block by block asks for more: harness/judge/looks.py."""
 
 
 # The share of a gate's regressions that may be none.
@@ -19,6 +20,8 @@ FALSE_DISCOVERIES = 0.05
 
 REASONS = stats.REASONS | {
     "identical": "old and new gave the very same values",
+    "stuck-clock": "what is timed came out the same to the last digit: a stuck clock, or an answer that was kept",
+    "repeated-block": "a block has the very rounds of another one: it was copied, not measured",
     "too-few-blocks": "fewer blocks than the rule needs were measured within the budget",
     "bad-samples": "a sample is not a number that can be judged",
     "stopped-working": "it works under the old version and fails under the new one",

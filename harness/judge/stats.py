@@ -9,16 +9,14 @@ Sources
   effects as ratios with intervals, how many inner samples pay.
 - Schuirmann, J. Pharmacokin. Biopharm. 15, 1987: equivalence is shown by an interval inside the margin (TOST);
   Piaggio et al., JAMA 308, 2012: non-inferiority is its one-sided half.
-- Chow and Robbins, Ann. Math. Statist. 36, 1965: sampling until the interval is narrow enough keeps its coverage
-  (nearly, for few samples), since the rule looks at the width alone and never at where the interval lies. Only how
-  narrow one must be whose regression its family took back depends on that; results/rules.md has what it costs.
 - Benjamini and Hochberg, J. R. Statist. Soc. B 57, 1995: the false discovery rate of a family.
 - Kirkwood, Geometric Means and Measures of Dispersion, Biometrics 35, 1979: the standard deviation of logarithms.
 - Moore, Interval Analysis, Prentice-Hall 1966: what a quotient or a difference of two ranges can be.
 - PEP 485, A Function for Testing Approximate Equality, 2015: an absolute and a relative tolerance, of which the larger
   holds.
 
-Intervals of means are in harness/judge/intervals.py; what is judged document by document, in accuracy.py.
+Intervals of means are in harness/judge/intervals.py; when a gate looks at its blocks and how sure it has to be then, in
+looks.py; what is judged document by document, in accuracy.py.
 """
 
 from __future__ import annotations
@@ -33,15 +31,12 @@ import scipy
 from scipy import special
 
 from harness.base.errors import SampleError, TooFewSamples
-from harness.judge.intervals import RESAMPLES, Interval, interval_of_mean, log_ratios, positive
+from harness.judge.intervals import Interval, log_ratios, positive
+from harness.judge.looks import PRECISION, Look
 
 Direction = Literal["lower", "higher", "none"]
 Finding = Literal["pass", "regressed", "inconclusive"]
 
-# A sequential rule must not stop on a variance that is small by luck; see tests/benchmarks/bench_rules.py.
-MINIMUM_BLOCKS = 6
-# Stop once the interval reaches half a margin to either side of the estimate.
-PRECISION = 0.5
 _FARTHEST = 6.0
 
 
@@ -75,11 +70,11 @@ def paired_ratio(old: Sequence[float], new: Sequence[float], confidence: float =
 
     A process counts once, by its median, however many rounds it gave: the spread of those medians holds what rounds
     within a process add to it already, so no level below needs a term of its own (Kalibera and Jones 2013, section 6).
-    The estimate is the geometric mean of the blocks' ratios. Its interval is Student's t on the log ratios for fewer
-    than FEW blocks, and BCa (Efron 1987) from there on. Raises TooFewSamples below two blocks, and SampleError for
-    unequal lengths and for values that are not finite and above zero.
+    The estimate is the geometric mean of the blocks' ratios, its interval Student's t on the log ratios. Raises
+    TooFewSamples below two blocks, and SampleError for unequal lengths and for values that are not finite and above
+    zero.
     """
-    return interval_of_mean(log_ratios(old, new), confidence, "a paired ratio").transformed(math.exp)
+    return Look.at(log_ratios(old, new)).interval(confidence).transformed(math.exp)
 
 
 @dataclass(frozen=True)
@@ -137,16 +132,18 @@ def baseline_ratio(runs: Sequence[float], today: Sequence[float], confidence: fl
 # ----------------------------------------------------------------------------------------------------------- verdicts
 
 
-def decide(interval: Interval, margin: float, direction: Direction) -> Decision:
+def decide(interval: Interval, margin: float, direction: Direction, *, narrow: bool | None = None) -> Decision:
     """Judge a ratio: regressed only if the whole interval lies beyond the margin, pass only if it lies inside.
 
     ``margin`` is a share: 0.05 allows a ratio of 1.05 where lower is better, and of 1 / 1.05 where higher is, so that
     a time and its rate get the same verdict. An improvement of any size passes. Where neither direction is better
-    ("none"), any change beyond the margin counts as regressed. An interval that touches the margin is inconclusive.
+    ("none"), any change beyond the margin counts as regressed. An interval that touches the margin is inconclusive:
+    near it if it is ``narrow`` (by default: as :func:`precise_enough` says), else too noisy.
     Source: confidence intervals for equivalence and non-inferiority (Schuirmann 1987; Piaggio et al. 2012).
     """
     bound = math.log1p(_margin(margin))
-    return _decide(interval.transformed(math.log), bound, direction, precise_enough(interval, margin, minimum=2))
+    near = precise_enough(interval, margin) if narrow is None else narrow
+    return _decide(interval.transformed(math.log), bound, direction, near)
 
 
 def decide_difference(interval: Interval, margin: float, direction: Direction) -> Decision:
@@ -171,44 +168,23 @@ def _decide(effect: Interval, bound: float, direction: Direction, precise: bool)
     return Decision("inconclusive", "near-margin" if precise else "too-noisy")
 
 
-def precise_enough(
-    interval: Interval,
-    margin: float,
-    *,
-    minimum: int = MINIMUM_BLOCKS,
-    precision: float = PRECISION,
-    level: float | None = None,
-) -> bool:
-    """Return whether measuring may stop: the interval's longer arm is at most ``precision`` x margin (log scale).
+def precise_enough(interval: Interval, margin: float) -> bool:
+    """Return whether the interval's longer arm is at most PRECISION of the margin (log scale).
 
-    With ``level``, the arm is as long as one whose end is beyond the margin with that probability alone (Student's t).
-
-    Looks at the width and the number of blocks alone, never at which side of anything the interval lies, so asking
-    after every block leaves the error rates nearly as they are (Chow and Robbins 1965; by how much, a simulation shows
-    in results/rules.md). At a precision of a half, an unchanged metric passes with a probability of about 0.975.
+    Looks at the width alone, never at which side of anything the interval lies: what is this narrow and still holds the
+    margin is about as large as that.
     """
     effect = interval.transformed(math.log)
     arm = max(effect.high - effect.estimate, effect.estimate - effect.low)
-    if level is not None and interval.confidence is not None and interval.n > 1:
-        levels = (level, (1 - interval.confidence) / 2)
-        wanted, told = (-float(special.stdtrit(interval.n - 1, one)) for one in levels)
-        arm *= wanted / told
-    return interval.n >= minimum and arm <= precision * math.log1p(_margin(margin))
+    return arm <= PRECISION * math.log1p(_margin(margin))
 
 
 def regression_p(old: Sequence[float], new: Sequence[float], margin: float, direction: Direction) -> float:
-    """Return the one-sided p-value of "not worse than the margin" for a paired ratio, by ``inverted_p``.
+    """Return the one-sided p-value of "not worse than the margin" for a paired ratio: Student's t.
 
     For direction "none" the p-value of the worse side, doubled.
     """
-    logs, bound = log_ratios(old, new), math.log1p(_margin(margin))
-
-    def at(confidence: float) -> Interval:
-        return interval_of_mean(logs, confidence, "a paired ratio")
-
-    if direction == "none":
-        return min(1.0, 2 * min(inverted_p(at, bound, "lower"), inverted_p(at, bound, "higher")))
-    return inverted_p(at, bound, direction)
+    return Look.at(log_ratios(old, new)).p(math.log1p(_margin(margin)), direction)
 
 
 def inverted_p(interval_at: Callable[[float], Interval], margin: float, direction: Direction) -> float:
@@ -217,7 +193,7 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
     It is the level at which the interval's end reaches the margin (duality of tests and intervals: Lehmann and Romano,
     Testing Statistical Hypotheses, 2005, section 3.5), so that it is below (1 - confidence) / 2 exactly where the
     interval lies beyond the margin, whichever kind of interval it is. ``margin`` is in the interval's unit. It is no
-    smaller than a bootstrap's resamples, or six standard errors, can tell.
+    smaller than six standard errors can tell.
     """
 
     def short(z: float) -> float:
@@ -231,8 +207,7 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
         z = -_FARTHEST
     else:
         z = scipy.optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)
-    least = 1 / (RESAMPLES + 1) if interval_at(0.5).method == "BCa" else 0.0
-    return max(least, float(special.ndtr(-z)))
+    return float(special.ndtr(-z))
 
 
 def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:

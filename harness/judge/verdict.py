@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.base.errors import SampleError, TooFewSamples
-from harness.judge import accuracy, stats
-from harness.judge.intervals import Interval, logs
+from harness.judge import accuracy, looks, stats
+from harness.judge.intervals import Interval, log_ratios, logs
+from harness.judge.looks import Look, Prior
 from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Margins
 from harness.judge.series import MEAN_OF, SIDES, Series, label_of, task_of
 from harness.judge.stats import Decision
@@ -64,6 +65,8 @@ class Verdict:
     """Why somebody accepted this regression, which fails no gate then."""
     since: str = ""
     """Since which version it is worse, in words, where stored gates tell."""
+    freedom: float | None = None
+    """Degrees of freedom of the interval over blocks: more than its blocks give where other metrics helped."""
 
     @property
     def metric(self) -> str:
@@ -107,11 +110,29 @@ def judge(series: Series, margins: Margins) -> Verdict:
         # Finite samples too may be so far apart that their ratio is none: math.exp and math.log refuse it.
         failed = _verdict(series, rule, margin, None, Decision("inconclusive", "bad-samples"), str(error), None)
         return replace(failed, verdict="error")
+    if rule.kind == "blocks" and (fault := _unmeasured(series)):
+        failed = _verdict(series, rule, margin, None, Decision("inconclusive", fault), REASONS[fault], None)
+        return replace(failed, verdict="error")
     if series.old == series.new and decision.verdict == "pass":
         decision = Decision("pass", "identical")
     if decision.reason == "too-noisy" and rule.kind not in ("blocks", "size"):
         detail = f"{detail or REASONS[decision.reason]}; one block holds it all: {_MORE}"
     return _verdict(series, rule, margin, interval, decision, detail or REASONS[decision.reason], p)
+
+
+def _unmeasured(series: Series) -> str:
+    """Return the reason why timed samples cannot have been measured, or an empty text.
+
+    Clocks tell more digits than machines repeat. A compile time of zero is that of nothing compiled.
+    """
+    old, new = series.old, series.new
+    if len(old) < 2 or not any((*old, *new)):
+        return ""
+    if old == new or (len(old) > 2 and (len(set(old)) == 1 or len(set(new)) == 1)):
+        return "stuck-clock"
+    rounds = [tuple(tuple(samples) for samples in block) for block in zip(*series.rounds.values(), strict=True)]
+    several = [block for block in rounds if min(map(len, block)) > 1]
+    return "repeated-block" if len(set(several)) < len(several) else ""
 
 
 def combined(tasks: Iterable[Series]) -> list[Series]:
@@ -143,12 +164,15 @@ def _rank(series: Series) -> int:
 
 
 def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES) -> list[Verdict]:
-    """Hold the family of primary verdicts that rest on a test against a false discovery rate of ``q``.
+    """Return the verdicts of one gate, each with what the others say of it.
 
-    Every p-value is one-sided and of "not worse than the margin". A regression that Benjamini-Hochberg does not keep
-    becomes inconclusive. Sizes, which hardly vary, have no p-value and stay out of it.
+    The noise of primary metrics over blocks is estimated from all of them (harness.judge.looks). The family of primary
+    verdicts that rest on a test is held against a false discovery rate of ``q``: every p-value is one-sided and of "not
+    worse than the margin", and a regression that Benjamini-Hochberg does not keep becomes inconclusive. Sizes, which
+    hardly vary, have no p-value and stay out of it.
     """
-    family = family_of(verdicts)
+    known = _beside(verdicts)
+    family = family_of(known)
     decisions = [
         Decision("regressed" if verdict.verdict == "regressed" else "pass", verdict.reason) for verdict in family
     ]
@@ -160,8 +184,36 @@ def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES) -> list[V
         replace(verdict, verdict="inconclusive", reason="false-discovery", detail=REASONS["false-discovery"])
         if id(verdict) in weakened
         else verdict
-        for verdict in verdicts
+        for verdict in known
     ]
+
+
+def _beside(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts, those of primary metrics over blocks by the noise of all of those."""
+    logs = {
+        id(it): log_ratios(it.samples["old"], it.samples["new"])
+        for it in verdicts
+        if it.primary and it.freedom is not None and RULES[it.metric].kind == "blocks"
+    }
+    prior = Prior.of([float(one.var(ddof=1)) for one in logs.values()], [len(one) - 1 for one in logs.values()])
+    if prior is None:
+        return list(verdicts)
+    found = []
+    for it in verdicts:
+        if id(it) in logs:
+            interval, decision, p = _looked(Look.at(logs[id(it)], prior), it.margin, it.direction)
+            it = replace(
+                it,
+                verdict=decision.verdict,
+                reason=decision.reason,
+                detail=REASONS[decision.reason],
+                low=interval.low,
+                high=interval.high,
+                freedom=interval.freedom,
+                p=p,
+            )
+        found.append(it)
+    return found
 
 
 def family_of(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -192,17 +244,22 @@ def event(
     )
 
 
-def settled(verdict: Verdict, family: int = 1) -> bool:
-    """Return whether more blocks would not make this verdict's interval narrower than it needs to be.
+def settled(verdict: Verdict, *, undecided: bool = True) -> bool:
+    """Return whether no more blocks are needed for a verdict, as :func:`control` returns it.
 
-    A regression that is one by itself and not in its family of so many is measured until its interval is as narrow at
-    the level that the family leaves to one of it (Bonferroni's, Benjamini-Hochberg's strictest).
+    It is one way or the other; or its interval is so narrow that it is about as large as its margin, which counts
+    where it may be left ``undecided``. What cannot be judged at all is not measured on.
     """
-    if verdict.ratio is None or verdict.low is None or verdict.high is None:
+    if verdict.verdict == "error":
+        return verdict.blocks >= looks.MINIMUM_BLOCKS
+    if verdict.ratio is None or verdict.low is None or verdict.high is None or verdict.freedom is None:
         return False
-    interval = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks)
-    level = FALSE_DISCOVERIES / family if verdict.reason == "false-discovery" else (1 - verdict.confidence) / 2
-    return stats.precise_enough(interval, verdict.margin, level=level)
+    if not looks.enough(verdict.blocks, verdict.freedom):
+        return False
+    if verdict.verdict in ("pass", "regressed"):
+        return True
+    found = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks, verdict.freedom)
+    return undecided and Look.of(found.transformed(math.log)).narrow(math.log1p(verdict.margin))
 
 
 def _verdict(
@@ -225,7 +282,7 @@ def _verdict(
         ratio=interval.estimate if interval else None,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
-        confidence=CONFIDENCE,
+        confidence=interval.confidence if interval and interval.confidence else CONFIDENCE,
         margin=margin,
         blocks=pairs if rule.kind in ("blocks", "size") else min(1, pairs),
         reason=decision.reason,
@@ -234,6 +291,7 @@ def _verdict(
         samples={side: list(series.values.get(side, ())) for side in SIDES},
         p=p,
         rounds={side: [list(samples) for samples in blocks] for side, blocks in series.rounds.items()},
+        freedom=interval.freedom if interval and rule.kind == "blocks" else None,
     )
 
 
@@ -242,9 +300,16 @@ Judged = tuple[Interval, Decision, str, float | None, float]
 
 def _blocks(series: Series, rule: Rule, margin: float) -> Judged:
     direction = METRICS[series.metric].direction
-    interval = stats.paired_ratio(series.old, series.new, CONFIDENCE)
-    decision = stats.decide(interval, margin, direction)
-    return interval, decision, "", stats.regression_p(series.old, series.new, margin, direction), margin
+    interval, decision, p = _looked(Look.at(log_ratios(series.old, series.new)), margin, direction)
+    return interval, decision, "", p, margin
+
+
+def _looked(look: Look, margin: float, direction: Direction) -> tuple[Interval, Decision, float]:
+    """Return the interval of the ratio that a look is judged by, what it comes to, and the p-value of its margin."""
+    bound = math.log1p(margin)
+    interval = look.interval(looks.confidence(look.blocks)).transformed(math.exp)
+    decision = stats.decide(interval, margin, direction, narrow=look.narrow(bound))
+    return interval, decision, look.p(bound, direction)
 
 
 def _size(series: Series, rule: Rule, margin: float) -> Judged:
@@ -284,9 +349,10 @@ def _difference(series: Series, rule: Rule, margin: float) -> Judged:
 
 def _documents(series: Series, rule: Rule, margin: float) -> Judged:
     parts = series.parts or (series,)
+    alike = accuracy.shared([(one.old, one.new) for one in parts])
 
     def at(confidence: float) -> Interval:
-        return accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, confidence) for one in parts])
+        return accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, confidence) for one in parts], alike)
 
     found, p = at(CONFIDENCE), stats.inverted_p(at, margin, "higher")
     flips = accuracy.flips(series.old, series.new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.judge import stats
 from harness.judge.calibration import Calibration, blocks_within
+from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.series import unit_of
 from harness.records.place import Place
 from harness.report import blocks
@@ -30,7 +31,7 @@ def table(found: Calibration) -> Table:
         costs = []
         for margin in MARGINS:
             needed = stats.samples_needed(it.sd, margin)
-            fewest = max(stats.MINIMUM_BLOCKS, needed or 0)
+            fewest = max(MINIMUM_BLOCKS, needed or 0)
             costs.append("-" if needed is None else f"{fewest} ({fewest * it.block_seconds:.0f} s)")
         smallest = f"{stats.smallest_effect(it.sd, blocks):.1%}" if blocks > 1 else "-"
         metric = it.metric + (f" ({it.label})" if it.label else "")
@@ -60,7 +61,7 @@ def table(found: Calibration) -> Table:
             "confidence of 95 % and a power of 90 %",
             f"smallest effect in {found.budget_seconds:.0f} s: in a gate of all these cells together "
             f"({len(cells)}, {blocks} blocks each), all of whose time goes into blocks, and none of which is settled "
-            f"before; blocks: of that cell alone, at least {stats.MINIMUM_BLOCKS}, below which no gate stops by itself",
+            f"before; blocks: of that cell alone, at least {MINIMUM_BLOCKS}, below which no gate stops by itself",
             "best rounds: as many a process as tell most in the same time (Kalibera and Jones, 2013), by the "
             "variance between processes and within one; now: as the matrix has it",
         ),

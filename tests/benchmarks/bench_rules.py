@@ -15,7 +15,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,12 @@ from scipy import stats as distributions
 
 from harness.judge import stats
 from harness.judge.baseline import MOST_MARGIN, smallest_margin
-from harness.judge.rules import FALSE_DISCOVERIES
+from harness.judge.looks import MINIMUM_BLOCKS
+from harness.judge.rules import FALSE_DISCOVERIES, Margins
+from harness.judge.verdict import judge, settled
+from harness.records.place import Place
 from harness.report.rendering import Table, render
+from tests.simulation.draws import series
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOWER = (0.0, 0.05, 0.10, 0.20)
@@ -33,6 +37,7 @@ BUDGET_SECONDS = 1800
 NIGHTLY_RUNS = 5
 # As many as a gate over all CPU recipes has primary metrics with a p-value, about.
 FAMILY = 25
+_LATENCY = Place("m", "", "r", "", server="s").at("latency", {"batch_size": 1})
 
 
 @dataclass(frozen=True)
@@ -155,27 +160,23 @@ def peeking(seconds: np.ndarray) -> Outcome:
 
 
 def gate(margin: float, family: int = 1) -> Callable[[np.ndarray], Outcome]:
-    """The gate's rule: paired blocks until the interval is narrow enough or the budget is spent.
+    """The gate's rule: paired blocks until a look decides, or the budget is spent.
 
     In a ``family`` of primary metrics of which no other is worse, Benjamini-Hochberg asks for a p-value that many times
-    smaller; what it takes back is measured until its interval is as narrow at that level.
+    smaller. What the others say of its noise is left out.
     """
-    level = FALSE_DISCOVERIES / family
 
-    def judge(seconds: np.ndarray) -> Outcome:
-        old, new = _blocks(seconds)
-        interval, count = _until_precise(old, new, margin)
-        while family > 1 and stats.decide(interval, margin, "lower").verdict == "regressed":
-            strict = stats.paired_ratio(old[:count].tolist(), new[:count].tolist(), 1 - 2 * level)
-            if stats.decide(strict, margin, "lower").verdict == "regressed":
+    def judge_all(seconds: np.ndarray) -> Outcome:
+        logs = np.log(seconds[1::2] / seconds[0::2])
+        for count in range(2, len(logs) + 1):
+            found = judge(series(_LATENCY, logs[:count]), Margins([f"latency={margin}"]))
+            if found.verdict == "regressed" and (found.p or 0.0) > FALSE_DISCOVERIES / family:
+                found = replace(found, verdict="inconclusive", reason="false-discovery")
+            if settled(found):
                 break
-            if count == len(old) or stats.precise_enough(interval, margin, level=level):
-                return Outcome("inconclusive", 2 * count)
-            count += 1
-            interval = stats.paired_ratio(old[:count].tolist(), new[:count].tolist())
-        return Outcome(stats.decide(interval, margin, "lower").verdict, 2 * count)
+        return Outcome(found.verdict, 2 * count)
 
-    return judge
+    return judge_all
 
 
 def nightly(seconds: np.ndarray) -> Outcome:
@@ -210,18 +211,6 @@ def rules(most: int) -> list[Rule]:
 
 def _blocks(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return seconds[0::2], seconds[1::2]
-
-
-def _until_precise(old: np.ndarray, new: np.ndarray, margin: float) -> tuple[stats.Interval, int]:
-    _, errors = _running(np.log(new / old))
-    # A bootstrap takes long. Its longer arm is never a tenth shorter than the normal one: until then it need not run.
-    near = 1.96 * errors < 1.1 * stats.PRECISION * math.log1p(margin)
-    for count in range(min(stats.MINIMUM_BLOCKS, len(old)), len(old) + 1):
-        if count == len(old) or near[count - 1]:
-            interval = stats.paired_ratio(old[:count].tolist(), new[:count].tolist())
-            if count == len(old) or stats.precise_enough(interval, margin):
-                break
-    return interval, count
 
 
 def _running(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -297,34 +286,6 @@ def rules_table(noise: Noise, most: int, gates: int) -> Table:
     return Table("Rules", f"noise {noise.name}: {noise.words}", header, tuple(rows))
 
 
-def stopping_table(every: list[Noise], gates: int) -> Table:
-    """How stopping on precision changes coverage and the error exactly at the margin, where it is largest."""
-    rows = []
-    for noise in every:
-        for margin in MARGINS[1:]:
-            most = 40 * stats.MINIMUM_BLOCKS
-            covered, alarms, blocks = 0, 0, []
-            for seed in range(gates):
-                seconds = np.exp(noise.processes(np.random.default_rng(seed), 2 * most, paired=True))
-                old, new = _blocks(seconds)
-                interval, count = _until_precise(old, new * (1 + margin), margin)
-                covered += interval.low <= 1 + margin <= interval.high
-                alarms += stats.decide(interval, margin, "lower").verdict == "regressed"
-                blocks.append(count)
-            median = f"{statistics.median(blocks):g}"
-            rows.append((noise.name, f"{margin:.0%}", median, rate(covered, gates), rate(alarms, gates)))
-            print(*rows[-1], sep=" | ", flush=True)
-    header = (
-        "noise",
-        "margin",
-        "blocks (median)",
-        "interval covers the truth (95 % wanted)",
-        "regressed at the margin",
-    )
-    title = "new is slower by exactly the margin; looks after every block, no budget to speak of"
-    return Table("Stopping on precision", title, header, tuple(rows))
-
-
 def cost_table(every: list[Noise], seconds: float) -> Table:
     """What a verdict costs: blocks for a power of 0.9, and what blocks of the recorded kind take."""
     rows = []
@@ -332,7 +293,7 @@ def cost_table(every: list[Noise], seconds: float) -> Table:
         for margin in MARGINS:
             blocks = stats.samples_needed(noise.sd, margin)
             assert blocks is not None
-            blocks = max(blocks, stats.MINIMUM_BLOCKS)
+            blocks = max(blocks, MINIMUM_BLOCKS)
             took = blocks * seconds
             rows.append(
                 (noise.name, f"{margin:.0%}", str(blocks), str(2 * blocks), f"{took:.0f} s ({took / 60:.0f} min)")
@@ -354,8 +315,7 @@ def main() -> None:
     logs, seconds = recorded(arguments.noise)
     every = noises(logs)
     most = int(BUDGET_SECONDS / seconds)
-    shown = [cost_table(every, seconds), stopping_table(every[:2], arguments.gates)]
-    shown += [rules_table(noise, most, arguments.gates) for noise in every]
+    shown = [rules_table(noise, most, arguments.gates) for noise in every]
     facts = {
         "simulated gates": f"{arguments.gates} for each rule, effect and noise; intervals are Clopper-Pearson, 95 %",
         "noise": f"generate_throughput of {len(logs)} blocks of two fresh processes, {arguments.noise.name}",
@@ -363,7 +323,10 @@ def main() -> None:
         "written by": "tests/benchmarks/bench_rules.py",
     }
     text = render(
-        [*shown[2:], recorded_table(logs), shown[1], shown[0]], "md", title="How often verdicts are wrong", facts=facts
+        [*shown, recorded_table(logs), cost_table(every, seconds)],
+        "md",
+        title="How often verdicts are wrong",
+        facts=facts,
     )
     arguments.output.write_text(text, encoding="utf-8")
     print(text)

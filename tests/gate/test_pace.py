@@ -168,8 +168,8 @@ def stored(unit: Unit, **more: Any) -> GateFile:
 def test_an_estimate_is_of_stored_gates(suites_matrix: Matrix) -> None:
     unit = unit_of(suites_matrix)
     told = Known.of([stored(unit)]).estimate([unit], 1800)
-    # A first block of 25 s, five more of 10 s, and 60 s besides.
-    assert told.startswith("about 2 min for 6 blocks, the fewest, of each of 1 units, by earlier gates; at most the")
+    # A first block of 25 s, three more of 10 s, and 60 s besides.
+    assert told.startswith("about 2 min for 4 blocks, the fewest, of each of 1 units, by earlier gates; at most the")
     short = Known.of([stored(unit)]).estimate([unit], 60)
     assert "give more --budget" in short
     other = Known.of([stored(unit)]).estimate([unit, unit_of(suites_matrix, "bf16")], 1800)

@@ -23,6 +23,7 @@ from harness.gate.plan import units
 from harness.judge import calibration, gatefile, stats
 from harness.judge.calibration import Calibration
 from harness.judge.gatefile import Difference, GateFile, Options, UnitState, Works, exit_status
+from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.rules import Margins
 from harness.judge.series import Series
 from harness.judge.verdict import Verdict, event, judge
@@ -265,7 +266,8 @@ def calibrated(spread: float, seconds: float = 10.0) -> Calibration:
     signs = [1, -1] * 4
     gates = []
     for _ in range(2):
-        values = {"old": [10.0] * 8, "new": [10 * math.exp(sign * spread) for sign in signs]}
+        old = [10 + 1e-6 * index for index in range(len(signs))]
+        values = {"old": old, "new": [it * math.exp(sign * spread) for it, sign in zip(old, signs, strict=True)]}
         found = judge(Series(place("generate_throughput", max_new_tokens=16), values), Margins())
         gates.append(gate_file([found], units=unit(seconds=seconds)))
     return summarise(gates, "cpu", 1800.0)
@@ -288,12 +290,15 @@ def test_a_calibration_is_the_pooled_noise_and_comes_back_from_the_disk(tmp_path
 
 
 def test_engine_and_server_of_a_cell_are_calibrated_each_by_its_own_blocks(suites_matrix: Matrix) -> None:
-    noisy, quiet = [10 * noise for noise in NOISE], [10.0] * 8
+    noisy, quiet = [10 * noise for noise in NOISE], [10 + 1e-6 * index for index in range(8)]
     values = {"old": noisy, "new": noisy[::-1]}
-    rounds = {side: [[value] * 3 for value in blocks] for side, blocks in values.items()}
+    rounds = {
+        side: [[value, value, value + 1e-6 * index] for index, value in enumerate(blocks)]
+        for side, blocks in values.items()
+    }
     found = [
         Series(place("request_throughput", server="vllm", num_prompts=4), values, rounds=rounds),
-        Series(place("latency", server="vllm", batch_size=1), {"old": quiet, "new": quiet}),
+        Series(place("latency", server="vllm", batch_size=1), {"old": quiet, "new": quiet[::-1]}),
         *(Series(place("engine_start", server="vllm", kind=kind), values) for kind in ("engine", "server")),
     ]
     seconds = unit("vllm", "engine", 40.0) | unit("vllm", "server", 70.0)
@@ -311,7 +316,11 @@ def test_engine_and_server_of_a_cell_are_calibrated_each_by_its_own_blocks(suite
         "kind=engine",
         "kind=server",
     ]
-    margins.check(made, Margins(["0.5"]), wanted, budget=100)
+    margins.check(made, Margins(["0.5"]), wanted, budget=300)
+    with pytest.raises(
+        HarnessError, match=r"(?s)all metrics together: unchanged, .* in 0% of gates; 90% do in \d+ min"
+    ):
+        margins.check(made, Margins(["0.5"]), wanted, budget=100)
     with pytest.raises(HarnessError, match=r"request_throughput of \S+-vllm-server: margin 0.5%, detectable \d"):
         margins.check(made, Margins(["request_throughput=0.005"]), wanted, budget=300)
 
@@ -344,7 +353,7 @@ def test_the_table_divides_the_budget_as_the_check_does_and_asks_for_no_fewer_bl
     assert alone.rows[0][column] == f"{stats.smallest_effect(0.02, 18):.1%}"
     assert [row[column] for row in shared.rows] == [f"{stats.smallest_effect(0.02, 9):.1%}"] * 2
     blocks = [int(cell.split()[0]) for cell in alone.rows[0][column + 1 :]]
-    assert blocks == [stats.samples_needed(0.02, 0.03), stats.MINIMUM_BLOCKS, stats.MINIMUM_BLOCKS]
+    assert blocks == [max(MINIMUM_BLOCKS, stats.samples_needed(0.02, margin) or 0) for margin in (0.03, 0.05, 0.10)]
     assert "in a gate of all these cells together (2, 9 blocks each)" in " ".join(shared.notes)
     short = report_noise.table(made.model_copy(update={"budget_seconds": 150.0}))
     assert short.rows[0][column] == "-", "one block is no verdict"

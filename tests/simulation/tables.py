@@ -1,0 +1,206 @@
+"""The tables of results/simulation.md: each says what it drew, and how often it was called what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.gate.promise import Expected, Promise
+from harness.judge import accuracy, stats
+from harness.report.rendering import Table
+from tests.simulation import draws, gates
+from tests.simulation.draws import Draw
+from tests.simulation.gates import BLOCK_SECONDS, FAMILY, Ended
+
+MARGINS = (0.05, 0.03, 0.02)
+
+
+@dataclass(frozen=True)
+class Times:
+    """How often things are drawn: metrics of their own, and whole gates."""
+
+    metrics: int = 600
+    gates: int = 300
+
+    def shorter(self, by: float) -> Times:
+        return Times(max(1, round(self.metrics * by)), max(1, round(self.gates * by)))
+
+
+def rate(count: int, of: int) -> str:
+    """Return a share with its exact 95 % interval."""
+    found = stats.proportion(count, of)
+    return f"{found.estimate:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+def _many(count: int, draw: Draw, margin: float, effects: Sequence[float], **more: Any) -> list[Ended]:
+    """Return so many gates of metrics whose true log ratios are ``effects``: the same ones whenever they are asked."""
+    return [gates.gate(draw, np.random.default_rng((22, number)), margin, effects, **more) for number in range(count)]
+
+
+def single(times: Times) -> Table:
+    """A metric alone, measured until it is settled: unchanged, exactly at its margin, and twice as much worse."""
+    rows = []
+    for margin in MARGINS:
+        for words, factor in (("unchanged", 0.0), ("at the margin", 1.0), ("twice the margin", 2.0)):
+            count = max(50, round(times.metrics * margin / MARGINS[0]))
+            effect = factor * math.log1p(margin)
+            found = _many(count, draws.even, margin, [effect])
+            verdicts = gates.counted(found)
+            mean = float(np.mean([one.blocks[0] for one in found]))
+            rows.append(
+                (
+                    f"{margin:.0%}",
+                    words,
+                    f"{mean:.1f}",
+                    f"{mean * BLOCK_SECONDS:.0f} s",
+                    *(rate(verdicts[name], count) for name in ("pass", "regressed", "inconclusive")),
+                )
+            )
+            print(*rows[-1], sep=" | ", flush=True)
+    header = ("margin", "truth", "blocks (mean)", "seconds", "pass", "regressed", "inconclusive")
+    return Table("One metric", "3 % noise a process, until it is settled", header, tuple(rows))
+
+
+def whole(times: Times) -> Table:
+    """Gates of 25 metrics in 15 units: unchanged, over several kinds of noise, and with faults planted."""
+    none = [0.0] * sum(FAMILY)
+    step = math.log1p(0.05)
+    cases: list[tuple[str, Draw, list[float], int]] = [
+        ("unchanged", draws.even, none, 10**9),
+        ("unchanged, within 30 minutes", draws.even, none, int(1800 / BLOCK_SECONDS)),
+        ("unchanged, within what is promised for 90 %", draws.even, none, int(_promised(0.9) / BLOCK_SECONDS)),
+        ("unchanged, noise from 1 to 2 times that", draws.uneven, none, 10**9),
+        ("unchanged, recorded noise", draws.recorded, none, 10**9),
+        ("one metric at its margin", draws.even, [step, *none[1:]], 10**9),
+        ("one metric twice its margin", draws.even, [2 * step, *none[1:]], 10**9),
+        ("all metrics at their margins", draws.even, [step] * len(none), 10**9),
+    ]
+    rows = []
+    for words, draw, effects, total in cases:
+        count = times.gates if effects == none else max(1, times.gates // 4)
+        found = _many(count, draw, 0.05, effects, units=FAMILY, total=total)
+        status = Counter(one.status for one in found)
+        seconds = BLOCK_SECONDS * float(np.mean([sum(one.blocks) for one in found]))
+        per_unit = float(np.mean([one.blocks for one in found]))
+        rows.append(
+            (
+                words,
+                str(count),
+                *(rate(status[code], count) for code in (0, 1, 3)),
+                f"{per_unit:.1f}",
+                f"{seconds:.0f} s",
+            )
+        )
+        print(*rows[-1], sep=" | ", flush=True)
+    header = ("truth", "gates", "exit 0", "exit 1", "exit 3", "blocks a unit (mean)", "a gate takes")
+    title = "25 metrics in 15 units, margin 5 %, 3 % noise a process, 23.5 s a block"
+    return Table("Whole gates", title, header, tuple(rows))
+
+
+def _promised(share: float) -> float:
+    """Return the seconds within which the gate's own calculation says that so many unchanged gates pass."""
+    noise = (draws.PROCESS * math.sqrt(2), 0.05)
+    return Promise.of([Expected(BLOCK_SECONDS, [noise] * metrics) for metrics in FAMILY]).seconds(share)
+
+
+def coverage(times: Times) -> Table:
+    """How often the interval of a paired ratio holds the truth, by how many blocks it is of and how they are spread."""
+    rng = np.random.default_rng(8)
+    count = 4 * times.metrics
+    rows = []
+    for words, sample in _SPREADS.items():
+        for blocks in (6, 12, 19, 20, 40):
+            values, truth = sample(rng, count, blocks)
+            found = [stats.paired_ratio([1.0] * blocks, np.exp(one).tolist()) for one in values]
+            held = sum(one.low <= math.exp(truth) <= one.high for one in found)
+            width = float(np.median([math.log(one.high / one.low) / 2 for one in found]))
+            rows.append((words, str(blocks), rate(held, count), f"{width * math.sqrt(blocks) / np.std(values):.3f}"))
+            print(*rows[-1], sep=" | ", flush=True)
+    header = ("log ratios", "blocks", "interval of 95 % holds the truth", "arm, in standard errors (median)")
+    return Table("Coverage", "the interval of a paired ratio", header, tuple(rows))
+
+
+Sample = Callable[[np.random.Generator, int, int], tuple[np.ndarray, float]]
+
+
+def _normal(rng: np.random.Generator, count: int, blocks: int) -> tuple[np.ndarray, float]:
+    return rng.normal(0, 0.04, (count, blocks)), 0.0
+
+
+def _skewed(rng: np.random.Generator, count: int, blocks: int) -> tuple[np.ndarray, float]:
+    return 0.02 * np.exp(rng.normal(0, 0.75, (count, blocks))), 0.02 * math.exp(0.75**2 / 2)
+
+
+def _stragglers(rng: np.random.Generator, count: int, blocks: int) -> tuple[np.ndarray, float]:
+    late = rng.random((count, blocks)) < 0.1
+    return rng.normal(0, 0.02, (count, blocks)) + np.where(late, 0.2, 0.0), 0.02
+
+
+_SPREADS: dict[str, Sample] = {
+    "normal": _normal,
+    "skewed (lognormal, .75)": _skewed,
+    "one in ten 20 % slower": _stragglers,
+}
+
+
+def dependence(times: Times) -> Table:
+    """What dependence between blocks does: coverage at 20 blocks, and false verdicts exactly at the margin."""
+    rows = []
+    for share in (0.0, 0.2, 0.5, 0.8):
+        draw = draws.dependent(share)
+        rng = np.random.default_rng(5)
+        values = draw(rng, 2 * times.metrics, 20)
+        found = [stats.paired_ratio([1.0] * 20, np.exp(one).tolist()) for one in values]
+        held = sum(one.low <= 1 <= one.high for one in found)
+        count = times.metrics
+        margin = math.log1p(0.05)
+        at, same = (gates.counted(_many(count, draw, 0.05, [effect])) for effect in (margin, 0.0))
+        rows.append(
+            (
+                f"{share:g}",
+                rate(held, len(values)),
+                rate(at["regressed"], count),
+                rate(at["pass"], count),
+                rate(same["pass"], count),
+            )
+        )
+        print(*rows[-1], sep=" | ", flush=True)
+    header = ("AR(1)", "coverage at 20 blocks", "regressed at the margin", "pass at the margin", "unchanged: pass")
+    return Table("Dependence", "a share of every block is kept by the next one; margin 5 %", header, tuple(rows))
+
+
+def tasks(times: Times) -> Table:
+    """How often the interval of the mean over tasks holds the truth: of their own documents, and of the same ones."""
+    rows = []
+    count, documents, flips, loss = 2 * times.metrics, 500, 0.04, 0.01
+    for words, of, same in (("4 tasks of their own documents", 4, 0.0), ("4 tasks of the same documents", 4, 0.7)):
+        rng = np.random.default_rng(15)
+        held = {True: 0, False: 0}
+        for _ in range(count):
+            common = _flipped(rng, flips, loss, (1, documents))
+            drawn = np.where(rng.random((of, documents)) < same, common, _flipped(rng, flips, loss, (of, documents)))
+            answers = [([float(d < 0) for d in one], [float(d > 0) for d in one]) for one in drawn]
+            intervals = [accuracy.noninferiority(old, new) for old, new in answers]
+            for known in held:
+                found = accuracy.combine_tasks(intervals, accuracy.shared(answers) if known else None)
+                held[known] += found.low <= -loss <= found.high
+        rows.append((words, rate(held[True], count), rate(held[False], count)))
+        print(*rows[-1], sep=" | ", flush=True)
+    header = ("tasks", "interval of 95 % holds the truth", "if they were taken to be independent")
+    title = f"mean of {documents} documents each, of which 4 % change and 1 % are lost, by MOVER"
+    return Table("Several tasks", title, header, tuple(rows))
+
+
+def _flipped(rng: np.random.Generator, flips: float, loss: float, shape: tuple[int, int]) -> np.ndarray:
+    """Return -1 for documents lost, 1 for those won, 0 for the others."""
+    drawn = rng.random(shape)
+    lost = (flips + loss) / 2
+    return np.where(drawn < lost, -1, np.where(drawn < flips, 1, 0))
+
+
+TABLES: Sequence[Callable[[Times], Table]] = (single, whole, coverage, dependence, tasks)
