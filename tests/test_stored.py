@@ -269,6 +269,13 @@ def test_every_other_reader_names_its_file(tmp_path: Path, text: str) -> None:
     assert "its manifest cannot be read" in str(problem(tmp_path))
 
 
+@pytest.mark.parametrize("files", [{"a\0": {"size": 1, "sha256": "x"}}, {"a": 3}, {"a": {}}, {"a": None}])
+def test_a_manifest_that_names_no_file_is_a_damaged_one(tmp_path: Path, files: Any) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "artifact.json").write_text(json.dumps({"key": {}, "facts": {}, "files": files}), encoding="utf-8")
+    assert "its manifest cannot be read" in str(problem(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

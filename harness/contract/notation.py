@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,16 @@ def is_dtype(text: str) -> bool:
     return bool(_DTYPE.match(text))
 
 
+def expression(text: str) -> ast.expr:
+    """Return a text's syntax tree, without a word on the terminal of what Python would warn of in code of one's own.
+
+    Raises SyntaxError and ValueError where it is no expression, MemoryError and RecursionError where it is too deep.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return ast.parse(text, mode="eval").body
+
+
 def looks_like_granularity(text: str) -> bool:
     """Return whether a text is meant as a granularity, be it a sound one or not."""
     return bool(_GRANULARITY.match(text))
@@ -83,7 +94,7 @@ def granularity(text: str) -> Granularity | None:
     if not looks_like_granularity(text):
         return None
     try:
-        node = ast.parse(text, mode="eval").body
+        node = expression(text)
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             return None
         named = {given.arg: ast.literal_eval(given.value) for given in node.keywords if given.arg}

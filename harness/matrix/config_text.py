@@ -21,8 +21,7 @@ def parse_config(text: str) -> dict[str, Any]:
     (``MappingType.SYMMETRIC``), nested configs, and lists and dictionaries of all these.
     """
     try:
-        node = ast.parse(text, mode="eval").body
-        return _config(node, text)
+        return _config(notation.expression(text), text)
     except SyntaxError as error:
         raise MatrixError(f"--recipe {text!r}: {error.msg} at column {error.offset}") from error
     except (ValueError, MemoryError, RecursionError) as error:

@@ -221,6 +221,8 @@ def problem(folder: Path, *, verify: bool = True) -> str | None:
                 return f"{name} has other contents than when it was made"
         except OSError:
             return f"{name} is missing"
+        except (ValueError, KeyError, TypeError) as error:
+            return f"its manifest cannot be read: {name!r}: {error}"
     return None
 
 

@@ -850,3 +850,9 @@ def test_the_published_phone_figures_are_limits(
     documented = Documented.load().find(cell.model.name, cell.recipe.name, cell.hardware.name, metric)
     assert documented
     assert {one.limit for one in found if not one.needs_baseline} <= {documented.value}
+
+
+def test_python_warns_of_no_text_that_is_only_read(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(MatrixError):
+        parse_config("AConfig(x=32in y)")
+    assert not recwarn.list

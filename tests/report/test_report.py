@@ -510,6 +510,16 @@ def test_what_is_too_noisy_to_say_is_on_the_page_and_claims_nothing(tmp_path: Pa
     assert "known failure" not in body.partition("<script")[0]
 
 
+def test_a_page_of_a_run_and_a_gate_begins_with_the_runs_table(tmp_path: Path) -> None:
+    run = written(tmp_path, [measured("latency", 2.0, of) for of in ("bf16", "int8wo")], "run")
+    assert main(["report", str(gate_folder(tmp_path)), str(run.folder), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    places = [page.index(it) for it in ('class="verdict', 'id="subject-1"', 'id="gate-1"', 'id="rest"')]
+    assert places == sorted(places)
+    contents = page[: page.index("<main")]
+    assert contents.index("#subject-1") < contents.index("#gate-1")
+
+
 def test_an_older_run_tells_a_known_failure_by_its_test(repository: Path) -> None:
     run = Run(repository / "results" / "reference" / "cpu-20261124-024508")
     found = judged.limits(run.lines())
