@@ -14,13 +14,17 @@ which takes hashes of all packages or of none, is not asked instead of uv.
 from __future__ import annotations
 
 import ast
+import compileall
 import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 LOCK = Path(__file__).with_name("install.lock")
@@ -45,6 +49,10 @@ VARIABLES = {
     "default-timeout": "UV_HTTP_TIMEOUT",
     "timeout": "UV_HTTP_TIMEOUT",
 }
+# Of these a process imports one or two if any; they are a third of all code, and are compiled when they are imported.
+SELDOM = re.compile(
+    r"(?:^|/)(?:tests?|_?testing|examples|models|backends|lexers|resources|_vendor)/|^(?:numba|nltk|mypy)/"
+)
 # Where one of these is set, uv has been told of the index itself.
 OWN_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 
@@ -162,14 +170,36 @@ def main(words: list[str]) -> int:
 def _with_uv(starter: list[str], words: list[str]) -> tuple[int, str]:
     """Install with uv, and from torch's own indexes where none here has this torch."""
     options, variables = for_uv(pip_settings())
-    # As pip does: where nothing may write bytecode later, every process would compile torch anew.
-    command = [*starter, "pip", "install", "--python", sys.executable, "--compile-bytecode", *options]
+    command = [*starter, "pip", "install", "--python", sys.executable, *options]
     environment = os.environ | variables
+    site = Path(sysconfig.get_path("purelib"))
+    before = installed(site)
     status, said = run([*command, *words], environment)
     if status and re.search(r"\btorch\b", said) and not re.search("hash", said, re.IGNORECASE):
         print("no index here has this torch: asking torch's own through uv", file=sys.stderr)
         status, said = run([*command, "--torch-backend", "cpu", *words], environment)
+    if not status:
+        compile_files(site, [record for record, state in installed(site).items() if before.get(record) != state])
     return status, said
+
+
+def installed(site: Path) -> dict[Path, int]:
+    """Return the list of files of each package, with the time at which it was installed."""
+    return {record: record.stat().st_mtime_ns for record in site.glob("*.dist-info/RECORD")}
+
+
+def compile_files(site: Path, records: list[Path]) -> None:
+    """Compile the Python files of packages as pip does, but for those that are seldom imported.
+
+    Where nothing may write bytecode later, every process would compile torch anew: there all of them are.
+    """
+    listed = (line.partition(",")[0] for record in records for line in record.read_text("utf-8").splitlines())
+    names = [name for name in listed if name.endswith(".py") and not name.startswith(("..", "/", '"'))]
+    files = [site / name for name in names if sys.dont_write_bytecode or not SELDOM.search(name)]
+    if files:
+        with ProcessPoolExecutor() as pool:
+            # Templates that are no Python are none of its business, as they are none of pip's.
+            list(pool.map(partial(compileall.compile_file, quiet=2), files, chunksize=50))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -83,8 +84,8 @@ def test_what_pip_is_told_is_handed_to_uv(install: Install) -> None:
     status, calls = install("--no-deps", "-r", "cpu.lock", told=told)
     assert (status, len(calls)) == (0, 1)
     (call,) = calls
-    assert call[:6] == ["uv", "pip", "install", "--python", sys.executable, "--compile-bytecode"]
-    assert call[6:-4] == [
+    assert call[:5] == ["uv", "pip", "install", "--python", sys.executable]
+    assert call[5:-4] == [
         *("--default-index", "https://mirror.example/simple"),
         *("--index", "https://one.example/simple", "--index", "https://two.example/simple"),
         *("--find-links", "/wheels", "--find-links", "/more-wheels"),
@@ -93,6 +94,40 @@ def test_what_pip_is_told_is_handed_to_uv(install: Install) -> None:
     ]
     assert call[-4:-1] == ["--no-deps", "-r", "cpu.lock"]
     assert call[-1] == {"SSL_CERT_FILE": "/own.crt", "UV_HTTP_TIMEOUT": "180"}
+
+
+@pytest.mark.parametrize("written_later", [True, False])
+def test_what_was_installed_is_compiled_but_for_what_is_seldom_imported(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_later: bool
+) -> None:
+    """Where nothing writes bytecode later, that too; what was there before, and what is no Python, is left alone."""
+    spec = importlib.util.spec_from_file_location("install", repository / "requirements" / "install.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "dont_write_bytecode", not written_later)
+    site = tmp_path / "lib" / "site-packages"
+    names = (
+        "new/often.py",
+        "new/tests/seldom.py",
+        "new/template.py",
+        "../../bin/script.py",
+        "new/data.txt",
+        "old/it.py",
+    )
+    for name in names:
+        (site / name).resolve().parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("{{ no Python }}}" if "template" in name else "x = 1\n")
+    for name in ("old", "new"):
+        record = site / f"{name}-1.dist-info" / "RECORD"
+        record.parent.mkdir()
+        before = module.installed(site)
+        record.write_text("".join(f"{it},sha256=abc,6\n" for it in names if name in it or "script" in it))
+    found = module.installed(site)
+    module.compile_files(site, [it for it, state in found.items() if before.get(it) != state])
+    compiled = {path.name.partition(".")[0] for path in tmp_path.rglob("*.pyc")}
+    assert compiled == ({"often"} if written_later else {"often", "seldom"})
 
 
 def test_where_uv_was_told_of_an_index_itself_that_stands(install: Install) -> None:
