@@ -21,6 +21,7 @@ from harness.gate.compatibility import Compatibility, verdict_of
 from harness.gate.needs import Needs
 from harness.gate.pace import Known, Pace
 from harness.gate.plan import Unit
+from harness.gate.profiles import Profiles
 from harness.gate.schedule import Budget, block_order
 from harness.judge import gatefile
 from harness.judge.gatefile import GateFile, Options, UnitState
@@ -90,6 +91,7 @@ class Gate:
         )
         self.runner = BlockRunner(self.bench, lambda seconds: self.budget.allows(seconds))
         self.compatibility = Compatibility(self.bench)
+        self.profiles = Profiles(run, pair.old.name)
         self.hardware = matrix.hardware[options.hardware]
         self.units = wanted
         self.ledger = Ledger(
@@ -108,6 +110,7 @@ class Gate:
     def _hear(self, line: Line) -> None:
         self.ledger.add(line)
         self.compatibility.add(line)
+        self.profiles.add(line)
 
     def resume(self, stored: GateFile) -> None:
         """Take over what an earlier session of this gate has done; its records are read here, and never again."""
@@ -321,6 +324,7 @@ class Gate:
             verdicts=verdicts,
             compatibility=list(self.compatibility.rows.values()),
             kernels=self.compatibility.changes,
+            profiles=self.profiles.changes,
             exit_status=gatefile.exit_status(verdicts, finished=finished),
             options=self.options,
             units={unit.id: _state(unit) for unit in self.units},

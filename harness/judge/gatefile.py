@@ -96,6 +96,17 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class ProfileChange:
+    """What the kernels of a cell's engine took before and after: milliseconds of a phase by kind, and in words."""
+
+    place: Place
+    phase: str
+    old: dict[str, float]
+    new: dict[str, float]
+    words: str
+
+
+@dataclass(frozen=True)
 class UnitState:
     """How far a unit of a gate had come: a cell through one server at one stage."""
 
@@ -145,6 +156,9 @@ StoredWorks = Annotated[Works, BeforeValidator(_of_cell), WrapSerializer(_works)
 StoredDifference = Annotated[
     Difference, BeforeValidator(_of_cell), WrapSerializer(lambda it, to: spread(to(it), OF_CELL))
 ]
+StoredProfile = Annotated[
+    ProfileChange, BeforeValidator(_of_cell), WrapSerializer(lambda it, to: spread(to(it), OF_CELL))
+]
 StoredUnit = Annotated[UnitState, BeforeValidator(_of_unit), WrapSerializer(lambda it, to: spread(to(it), _OF_UNIT))]
 
 
@@ -178,6 +192,7 @@ class GateFile(BaseModel):
     verdicts: list[StoredVerdict]
     compatibility: list[StoredWorks] = []
     kernels: list[StoredDifference] = []
+    profiles: list[StoredProfile] = Field([], description="Milliseconds of each engine's kernels by phase and kind.")
     exit_status: int = Field(ge=0, le=3, description="0 pass, 1 regressed, 2 could not be judged, 3 inconclusive.")
     options: Options | None = None
     units: dict[str, StoredUnit] = {}

@@ -173,6 +173,26 @@ def difference(profile: Profile, baseline: Profile) -> list[Change]:
     return sorted(found, key=lambda it: -abs(it.milliseconds))
 
 
+_TOLD = 0.02
+"""A change of less than this share of the whole time is not put into words."""
+_MOST_TOLD = 4
+
+
+def told(profile: Profile, baseline: Profile, name: str) -> str:
+    """Return in words how much longer or shorter a profile's kernels run than those of ``name``, and which."""
+    change = profile.total - baseline.total
+    way = "less" if change < 0 else "more"
+    parts = []
+    for it in difference(profile, baseline)[:_MOST_TOLD]:
+        if abs(it.milliseconds) < _TOLD * baseline.total:
+            break
+        ours, theirs = (short(kernel.name) if kernel else "" for kernel in (it.kernel, it.baseline))
+        names = f"{ours}, for {theirs}" if ours and theirs and ours != theirs else ours or f"no more {theirs}"
+        parts.append(f"{it.kind} {it.milliseconds:+.2f} ms ({names})")
+    which = "; ".join(parts) or "every kind as before"
+    return f"{profile.total:.2f} ms of kernels, {abs(change):.2f} ms {way} than {name}: {which}"
+
+
 _TILE = re.compile(r"IJNS\w*?_ILi(\d+)E+NS\w*?_ILi(\d+)E+NS\w*?_ILi(\d+)E+")
 
 

@@ -124,10 +124,21 @@ def _regressed(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:
     return [
         ("worse", how_much(finding.members)),
         ("means", "; ".join(meaning(metric) for metric in metrics)),
+        ("kernels", _kernels(finding, gate)),
         ("since", finding.worst.since or f"{gate.new}, held against {gate.old}"),
         ("find it", search(finding.worst, gate)),
         ("accept it", " ".join([asked, "--resume last", *map(quoted, accept)])),
     ]
+
+
+def _kernels(finding: Finding, gate: GateFile) -> str:
+    """Return what the kernels of the engine took before and after, where it is a figure of its speed that got worse."""
+    for it in finding.members:
+        if topic(it.metric) == "speed" and (
+            found := [one for one in gate.profiles if one.place == it.place.named.cell]
+        ):
+            return ". ".join(one.words for one in found)
+    return ""
 
 
 def _error(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:

@@ -18,9 +18,6 @@ from harness.report.svg import COLOURS, Drawing, Scale, number, wrapped
 
 _MEASURED = {PREFILL: "prefill_time", DECODE: "decode_step_time"}
 _MILLISECONDS = {"s": 1000.0, "ms": 1.0}
-_TOLD = 0.02
-"""A change of less than this share of the baseline's time is not put into words."""
-_MOST_TOLD = 4
 
 
 @dataclass(frozen=True)
@@ -104,23 +101,10 @@ def sentences(side: Side) -> list[str]:
 
 
 def _sentence(side: Side, one: Profiled, base: Profiled) -> str:
-    change = one.profile.total - base.profile.total
-    way = "less" if change < 0 else "more"
-    told = []
-    for it in profile.difference(one.profile, base.profile)[:_MOST_TOLD]:
-        if abs(it.milliseconds) < _TOLD * base.profile.total:
-            break
-        ours, theirs = (profile.short(kernel.name) if kernel else "" for kernel in (it.kernel, it.baseline))
-        names = f"{ours}, for {theirs}" if ours and theirs and ours != theirs else ours or f"no more {theirs}"
-        told.append(f"{it.kind} {it.milliseconds:+.2f} ms ({names})")
-    which = "; ".join(told) or "every kind as before"
     covered = ""
     if one.measured and side.phase != BATCH:
         covered = f". Kernels run for {one.profile.total / one.measured:.0%} of the {number(one.measured)} ms measured"
-    return (
-        f"{one.recipe}: {one.profile.total:.2f} ms of kernels, "
-        f"{abs(change):.2f} ms {way} than {base.recipe}: {which}{covered}."
-    )
+    return f"{one.recipe}: {profile.told(one.profile, base.profile, base.recipe)}{covered}."
 
 
 def table(side: Side) -> Table:
