@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from harness.base.errors import MatrixError, nearest
@@ -77,6 +77,15 @@ def with_rules(recipe: Recipe, quantize: Sequence[str], plain: Sequence[str]) ->
             "plain": [*recipe.plain, *plain],
         }
     )
+
+
+def prototypes(config: Any) -> list[str]:
+    """Return those of the classes of a recipe's configuration that torchao has as prototypes."""
+    if isinstance(config, Mapping):
+        own = config.get("config")
+        found = [own] if isinstance(own, str) and notation.is_prototype(own) else []
+        return list(dict.fromkeys([*found, *(name for inner in config.values() for name in prototypes(inner))]))
+    return [name for inner in config for name in prototypes(inner)] if isinstance(config, list) else []
 
 
 def _config(node: ast.expr, text: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from harness.base.files import write_text
 from harness.base.terminal import fold
 from harness.base.text import duration
 from harness.judge import limits
+from harness.matrix.config_text import prototypes
 from harness.records import columns
 from harness.records.coverage import Coverage
 from harness.records.published import Documented
@@ -199,6 +200,8 @@ class Summary:
                 except (HarnessError, ValueError, KeyError, TypeError, AttributeError):
                     continue  # A run whose attachments were taken away, or damaged.
                 about = [f"the model: {row.cell.model.note}"] if row.cell.model.note else []
+                if names := prototypes(row.cell.recipe.config):
+                    about.append(f"a prototype of torchao, which its releases may change: {', '.join(names)}")
                 found[of] = [f"{of}: {first}", *(f"  {line}" for line in (*about, *rest))]
             elif row.metric == "size_deviation" and of in found and {"measured", "predicted"} <= row.statistics.keys():
                 sizes = " B, predicted ".join(f"{row.statistics[name]:,.0f}" for name in ("measured", "predicted"))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import MatrixError
-from harness.matrix.config_text import parse_config, with_rules
+from harness.matrix.config_text import parse_config, prototypes, with_rules
 from harness.matrix.hardware import Hardware, Needs
 from harness.matrix.load import load, locate
 from harness.matrix.plan import Cell, Matrix, Through
@@ -357,6 +357,12 @@ def test_whatever_changes_the_weights_changes_the_identity(matrix: Matrix, chang
     recipe = matrix.recipes["int8wo"]
     assert recipe.model_copy(update=change).identity.hash != recipe.identity.hash
     assert recipe.model_copy(update={"name": "other", "reason": "x"}).identity.hash == recipe.identity.hash
+
+
+def test_prototypes_of_torchao_are_known_by_name(suites_matrix: Matrix) -> None:
+    by_name = "FqnToConfig(fqn_to_config={'re:.*mlp.*': NVFP4WeightOnlyConfig(), '_default': Int8WeightOnlyConfig()})"
+    said = {name: prototypes(suites_matrix.recipe(name).identity.config) for name in ("int8wo", "nf4wo", by_name)}
+    assert said == {"int8wo": [], "nf4wo": ["NF4WeightOnlyConfig"], by_name: ["NVFP4WeightOnlyConfig"]}
 
 
 @pytest.mark.parametrize(("kind", "unties"), [("embedding", True), ("head", True), ("vision", False)])
@@ -796,10 +802,11 @@ def test_limits_that_the_committed_phone_run_missed_are_known(suites_matrix: Mat
 
 
 def test_a_served_model_must_agree_on_the_most_likely_token_too(suites_matrix: Matrix, repository: Path) -> None:
-    """Every pretrained cell through vLLM has both limits, which the committed run keeps; random weights have one."""
-    (run,) = (repository / "results" / "reference").glob("cpu-*")
-    seen = [line for line in Run(run).lines() if isinstance(line, Measurement) and line.metric == "served_top1"]
-    measured = {line.cell.recipe.name: line for line in seen if not line.discarded}
+    """Every pretrained cell through vLLM has both limits, which the committed runs keep; random weights have one."""
+    runs = sorted((repository / "results" / "reference").glob("cpu-*"))
+    lines = [line for run in runs for line in Run(run).lines() if isinstance(line, Measurement)]
+    seen = [line for line in lines if line.metric == "served_top1" and not line.discarded]
+    measured = {(line.cell.model.name, line.cell.recipe.name): line for line in seen}
     limits = {
         (cell.model.name, cell.recipe.name): {
             name: suites_matrix.limits(cell, name, {}) for name in ("served_kl", "served_top1")
@@ -811,7 +818,7 @@ def test_a_served_model_must_agree_on_the_most_likely_token_too(suites_matrix: M
         assert len(found["served_kl"]) == 1
         assert len(found["served_top1"]) == (model == "SmolLM2-135M-Instruct"), recipe
         for limit in found["served_top1"]:
-            assert measured[recipe].value >= limit.limit
+            assert measured[model, recipe].value >= limit.limit
             assert 1 - limit.limit < 0.25, "a server that is wrong at every fourth token does not pass"
 
 

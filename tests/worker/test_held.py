@@ -91,12 +91,20 @@ def written(config: str, arguments: dict[str, Any]) -> Any:
     return json.loads(json.dumps(serialized.config_to_dict(recipes.build(config, arguments))))
 
 
+# What torchao cannot save it cannot read either: they are quantized as a model is loaded.
+UNSAVED = ("int4wo-opaque", "nf4wo")
+
+
 @pytest.mark.models
 def test_every_recipe_of_the_matrix_equals_itself_and_no_other(suites_matrix: Matrix) -> None:
     quantized = [recipe for recipe in suites_matrix.recipes.values() if not recipe.baseline]
     for recipe in quantized:
         assert recipe.config
         stored = written(recipe.config, recipe.arguments)
+        if recipe.name in UNSAVED:
+            with pytest.raises(Unusable, match="cannot read the checkpoint's own config"):
+                recipes.differences(recipe.config, recipe.arguments, stored)
+            continue
         assert recipes.differences(recipe.config, recipe.arguments, stored) == []
         for other in quantized:
             assert other.config

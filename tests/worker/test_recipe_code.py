@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 
 import pytest
@@ -23,7 +24,10 @@ def test_code_makes_the_same_config(suites_matrix: Matrix) -> None:
         if recipe.baseline:
             continue
         config = recipe.identity.config
-        made = eval(recipe_code.expression(config), {"torch": torch, **vars(quantization)})
+        expression = recipe_code.expression(config)
+        names = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)} - {"torch"}
+        imported = {name: getattr(importlib.import_module(notation.module_of(name)), name, None) for name in names}
+        made = eval(expression, {"torch": torch, **vars(quantization), **{k: v for k, v in imported.items() if v}})
         built = recipes.build(config["config"], config["arguments"])
         assert serialized.config_to_dict(made) == serialized.config_to_dict(built)
         assert type(made).__name__ == recipe.config
