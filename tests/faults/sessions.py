@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -316,21 +318,23 @@ def full(fault: Fault) -> None:
         check(fault, session, status)
 
 
-def memory(fault: Fault) -> None:
-    """Too little memory for the planner: it may fail, and must not pass by."""
-    limit = fault.draw.randrange(20, 200)
-    fault.what = f"{limit} MB of address space for a session"
-    folder = fault.folder
-    (folder / "tmp").mkdir(exist_ok=True)
-    session = Session(folder)
-    with contextlib.suppress(psutil.Error, ProcessLookupError):
-        if session.wait_kept(fault.draw.randrange(3)):
-            import resource
+_NO_MEMORY = ("MemoryError", "failed to map segment", os.strerror(errno.ENOMEM))
 
-            resource.prlimit(session.process.pid, resource.RLIMIT_AS, (limit << 20, limit << 20))
+
+def memory(fault: Fault) -> None:
+    """Too little memory for the planner or a worker: it may fail, and must not pass by."""
+    victim = fault.draw.choice(["planner", "worker"])
+    limit = fault.draw.randrange(1, 20)
+    # Later the planner asks for none, and a worker is there once a record is.
+    after = fault.draw.randrange(2) if victim == "planner" else fault.draw.randrange(1, UNITS)
+    fault.what = f"{limit} MB of address space for the {victim} after {after} records"
+    session = Session(fault.folder, "--seconds", "0.15")
+    if session.wait_kept(after) and (pid := session.victim(victim)):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit << 20, limit << 20))
     status = session.end()
     fault.hit = status not in (0, STUCK)
-    if fault.hit and "MemoryError" in session.told:
+    if fault.hit and any(words in session.told for words in _NO_MEMORY):
         # Python's own last words, where there is no memory for any of ours.
         session.output.write_text(session.told.replace(TRACEBACK, "out of memory"), encoding="utf-8")
     check(fault, session, status)
@@ -345,5 +349,5 @@ SCENARIOS = [
     Scenario("session: the clock steps", clock, 2),
     Scenario("session: several at once", together, 2, quick=False),
     Scenario("session: a full or read-only disk", full, 4),
-    Scenario("session: too little memory", memory, 1, quick=False),
+    Scenario("session: too little memory", memory, 3, quick=False),
 ]
