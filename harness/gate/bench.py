@@ -75,10 +75,14 @@ class Bench:
         }
         return self.flow(side).workers.once("compatibility", specification, command, cell, **arguments)
 
-    def close(self) -> None:
-        """End what workers are forked from on either side."""
+    def renew(self) -> None:
+        """End what workers are forked from on either side, between two blocks; the next ones start it anew."""
         for forks in self._forks.values():
             forks.close()
+
+    def close(self) -> None:
+        """End what workers are forked from on either side."""
+        self.renew()
         self.base.close()
 
     def end_at_once(self) -> None:

@@ -40,6 +40,9 @@ from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 
+_LASTING = 300.0
+"""Seconds after which what workers are forked from is started anew, so that its luck is not in all blocks."""
+
 
 @dataclass(frozen=True)
 class GateResult:
@@ -98,6 +101,7 @@ class Gate:
             self.margins,
             frozenset().union(*(unit.metrics for unit in self.units)) | SIZES,
             interleaved=self.hardware.sides_at_once,
+            kept=known.kept if known else 0.0,
         )
         self.needs = Needs(self.bench.base.checkpoints, self.ledger, options.tasks)
         run.written = self._hear
@@ -254,6 +258,7 @@ class Gate:
         Those through every server and stage take part in every round, so that none uses up the budget of another.
         """
         draw = random.Random(f"{self.options.seed}/cells")  # noqa: S311 - a reproducible order
+        renewed = self.budget.spent
         too_long: set[str] = set()
 
         def pending_units() -> list[Unit]:
@@ -267,6 +272,9 @@ class Gate:
                 if not self.budget.allows(unit.seconds) or unit.done >= (self.options.blocks or math.inf):
                     too_long.add(unit.id)
                     continue
+                if self.budget.spent - renewed > _LASTING:
+                    self.bench.renew()
+                    renewed = self.budget.spent
                 self._block(unit)
                 self.write()
 
@@ -328,6 +336,7 @@ class Gate:
             exit_status=gatefile.exit_status(verdicts, finished=finished),
             options=self.options,
             units={unit.id: _state(unit) for unit in self.units},
+            remarks=_remarks(self.ledger.dependence()),
         )
         path, text = self.run.folder / "gate.json", gate.text()
         try:
@@ -335,6 +344,15 @@ class Gate:
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
         return GateResult(self.run.folder, verdicts, gatefile.parse(json_value(text), str(path)))
+
+
+def _remarks(kept: float) -> list[str]:
+    if not kept:
+        return []
+    return [
+        f"blocks depend on one another: each keeps {kept:.0%} of how far the one before it was off, here or in earlier "
+        "gates of this machine; intervals are wider by that"
+    ]
 
 
 def _state(unit: Unit) -> UnitState:

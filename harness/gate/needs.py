@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.gate.plan import Unit
+from harness.judge.family import settled
 from harness.judge.ledger import Ledger
 from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.rules import RULES
 from harness.judge.series import task_of
-from harness.judge.verdict import Verdict, settled
+from harness.judge.verdict import Verdict
 from harness.measure.checkpoints import Checkpoints
 from harness.records.metrics import SIZES, TASKS, TEXT_QUALITY
 

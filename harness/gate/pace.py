@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from harness.base.errors import HarnessError
 from harness.base.text import duration
 from harness.gate.plan import Unit
-from harness.judge import gatefile
+from harness.judge import gatefile, looks
 from harness.judge.calibration import Calibration
+from harness.judge.family import over_blocks
 from harness.judge.gatefile import GateFile
 from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.series import unit_of
@@ -33,6 +36,8 @@ class Known:
     blocks: Mapping[Place, float] = field(default_factory=dict)
     first: Mapping[Place, float] = field(default_factory=dict)
     besides: float | None = None
+    kept: float = 0.0
+    """The share of a block's deviation that the next one keeps, by the stored gates."""
 
     @classmethod
     def of(cls, gates: Iterable[GateFile], calibration: Calibration | None = None) -> Known:
@@ -43,13 +48,16 @@ class Known:
             place = unit_of(noise.place)
             blocks[place] = max(blocks.get(place, 0.0), noise.block_seconds)
         besides = []
+        blocks_of: list[np.ndarray] = []
         for gate in gates:
+            blocks_of += over_blocks(gate.verdicts).values()
             states = [it for it in gate.units.values() if it.done]
             blocks |= {it.place.named: it.seconds for it in states if it.seconds > 0}
             first |= {it.place.named: it.first for it in states if it.first > 0}
             if gate.finished and states:
                 besides.append(max(0.0, gate.seconds - gate.measuring_seconds))
-        return cls(blocks, first, statistics.median(besides) if besides else None)
+        kept = looks.dependence(blocks_of)
+        return cls(blocks, first, statistics.median(besides) if besides else None, kept)
 
     @classmethod
     def load(cls, results: Path, hardware: str, device: str) -> Known:

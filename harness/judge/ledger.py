@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
+from harness.judge.family import control, dependence
 from harness.judge.rules import Margins
 from harness.judge.series import Pairs, Series, in_series, place_of
-from harness.judge.verdict import Verdict, combined, control, judge
+from harness.judge.verdict import Verdict, combined, judge
 from harness.records.place import Place
 from harness.records.schema import Line, Measurement
 
@@ -15,14 +16,16 @@ from harness.records.schema import Line, Measurement
 class Ledger:
     """Keeps the series and verdicts of a gate's records; only what a line has changed is judged again.
 
-    ``metrics`` are those that are judged. ``interleaved`` says that both sides' rounds were taken in turns. Lines may
-    be added by several threads.
+    ``metrics`` are those that are judged. ``interleaved`` says that both sides' rounds were taken in turns. ``kept``
+    is how much of a block's deviation the next one keeps on this machine, where that is known. Lines may be added by
+    several threads.
     """
 
-    def __init__(self, margins: Margins, metrics: Collection[str], *, interleaved: bool) -> None:
+    def __init__(self, margins: Margins, metrics: Collection[str], *, interleaved: bool, kept: float = 0.0) -> None:
         self._margins = margins
         self._metrics = frozenset(metrics)
         self._interleaved = interleaved
+        self._kept = kept
         self._lock = threading.Lock()
         self._pairs: dict[Place, Pairs] = {}
         self._changed: set[Place] = set()
@@ -51,7 +54,11 @@ class Ledger:
     def controlled(self) -> list[Verdict]:
         """Return the verdicts, those on several tasks together too, held against the family's false discovery rate."""
         together = combined(self.series()) if "accuracy" in self._metrics else []
-        return control(self.judged() + [self._judge(one) for one in together])
+        return control(self.judged() + [self._judge(one) for one in together], kept=self._kept)
+
+    def dependence(self) -> float:
+        """Return how much of a block's deviation the next one keeps, which the verdicts allow for."""
+        return dependence(self.judged(), self._kept)
 
     def _counts(self, one: Series) -> bool:
         # Where nothing is compiled, every compile time is zero.

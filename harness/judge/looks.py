@@ -8,13 +8,15 @@ estimated from all of them, and few blocks of one are then not taken for quiet, 
 Sources
 - Jennison and Turnbull, Group Sequential Methods with Applications to Clinical Trials, 2000: repeated looks.
 - Schuirmann, J. Pharmacokin. Biopharm. 15, 1987: two one-sided tests, which stop at either end.
+- Kendall, Biometrika 41, 1954: by how much a correlation of neighbours comes out too small.
+- Box, Jenkins and Reinsel, Time Series Analysis, 4th edition, 2008, section 2.1: what dependent values are worth.
 - Smyth, Statist. Appl. Genet. Mol. Biol. 3, 2004: the moderated t, sections 4 to 6.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +39,9 @@ NARROW_BLOCKS = 12
 ALIKE = 3
 """Metrics from which on it is estimated how alike they are."""
 _MOST_FREEDOM = 1e6
+_ORDERED = 5
+"""Blocks from which on their order says something."""
+_MOST_KEPT = 0.9
 
 
 def level(blocks: int) -> float:
@@ -74,6 +79,37 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Dependence:
+    """How much of a block's deviation the next one keeps (first-order autoregression), and how sure that is."""
+
+    kept: float
+    error: float
+
+    @classmethod
+    def of(cls, series: Iterable[np.ndarray]) -> Dependence | None:
+        """Estimate it from the log ratios of blocks in their order, many series of one machine; None of too few."""
+        known = [logs - logs.mean() for logs in series if len(logs) >= _ORDERED and np.ptp(logs) > ROUNDING]
+        if not known:
+            return None
+        counts = np.array([len(one) for one in known])
+        found = np.array([float(one[1:] @ one[:-1] / (one @ one)) for one in known])
+        # The mean that was taken off makes each come out too small by (1 + 3 kept) / n (Kendall 1954).
+        free = float((counts - 3).sum())
+        return cls(float((counts * found + 1).sum()) / free, math.sqrt(float(counts.sum())) / free)
+
+    @property
+    def certain(self) -> float:
+        """The share that is kept if it is more than chance gives one machine in forty, else none."""
+        return min(self.kept, _MOST_KEPT) if self.kept > 2 * self.error else 0.0
+
+
+def dependence(series: Sequence[np.ndarray], known: float = 0.0) -> float:
+    """Return the share that a block keeps of the one before: what these blocks show, or is ``known`` of the machine."""
+    here = Dependence.of(series)
+    return max(known, here.certain if here else 0.0)
+
+
+@dataclass(frozen=True)
 class Look:
     """The mean of some blocks' log ratios, its standard error, and that error's degrees of freedom."""
 
@@ -83,8 +119,12 @@ class Look:
     blocks: int
 
     @classmethod
-    def at(cls, logs: np.ndarray, prior: Prior | None = None) -> Look:
-        """Return what blocks say, by their own noise and by what is known of it before; raises TooFewSamples."""
+    def at(cls, logs: np.ndarray, prior: Prior | None = None, kept: float = 0.0) -> Look:
+        """Return what blocks say, by their own noise and by what is known of it before; raises TooFewSamples.
+
+        Blocks that each keep a share of the one before it are worth fewer that do not: the variance of their mean is
+        (1 + kept) / (1 - kept) times as large, and their own variance too small an estimate of it.
+        """
         count = len(logs)
         if count < 2:
             raise TooFewSamples("a paired ratio", 2, count)
@@ -93,7 +133,11 @@ class Look:
         if prior and variance:
             whole = freedom + prior.freedom
             variance, freedom = (freedom * variance + prior.freedom * prior.variance) / whole, whole
-        return cls(float(logs.mean()), math.sqrt(variance / count), freedom, count)
+        worth = max(1.5, count * (1 - kept) / (1 + kept)) if kept else float(count)
+        if kept:
+            variance /= max(0.25, 1 - (count / worth - 1) / (count - 1))
+            freedom = max(1.0, freedom * (worth - 1) / (count - 1))
+        return cls(float(logs.mean()), math.sqrt(variance / worth), freedom, count)
 
     @classmethod
     def of(cls, interval: Interval) -> Look:

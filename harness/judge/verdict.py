@@ -8,15 +8,15 @@ the baseline, and a drift of the whole machine shows in all of them. Ratios to b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import accuracy, looks, stats
 from harness.judge.intervals import Interval, log_ratios, logs
-from harness.judge.looks import Look, Prior
-from harness.judge.rules import CONFIDENCE, FALSE_DISCOVERIES, REASONS, RULES, Margins
+from harness.judge.looks import Look
+from harness.judge.rules import CONFIDENCE, REASONS, RULES, Margins
 from harness.judge.series import MEAN_OF, SIDES, Series, label_of, task_of
 from harness.judge.stats import Decision
 from harness.records.metric import Direction, Kind, Rule
@@ -163,64 +163,6 @@ def _rank(series: Series) -> int:
     return TASK_METRICS.index(known) if known in TASK_METRICS else len(TASK_METRICS)
 
 
-def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES) -> list[Verdict]:
-    """Return the verdicts of one gate, each with what the others say of it.
-
-    The noise of primary metrics over blocks is estimated from all of them (harness.judge.looks). The family of primary
-    verdicts that rest on a test is held against a false discovery rate of ``q``: every p-value is one-sided and of "not
-    worse than the margin", and a regression that Benjamini-Hochberg does not keep becomes inconclusive. Sizes, which
-    hardly vary, have no p-value and stay out of it.
-    """
-    known = _beside(verdicts)
-    family = family_of(known)
-    decisions = [
-        Decision("regressed" if verdict.verdict == "regressed" else "pass", verdict.reason) for verdict in family
-    ]
-    kept = stats.control_family(decisions, [float(verdict.p or 0.0) for verdict in family], q)
-    weakened = {
-        id(verdict) for verdict, decision in zip(family, kept, strict=True) if decision.verdict == "inconclusive"
-    }
-    return [
-        replace(verdict, verdict="inconclusive", reason="false-discovery", detail=REASONS["false-discovery"])
-        if id(verdict) in weakened
-        else verdict
-        for verdict in known
-    ]
-
-
-def _beside(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Return the verdicts, those of primary metrics over blocks by the noise of all of those."""
-    logs = {
-        id(it): log_ratios(it.samples["old"], it.samples["new"])
-        for it in verdicts
-        if it.primary and it.freedom is not None and RULES[it.metric].kind == "blocks"
-    }
-    prior = Prior.of([float(one.var(ddof=1)) for one in logs.values()], [len(one) - 1 for one in logs.values()])
-    if prior is None:
-        return list(verdicts)
-    found = []
-    for it in verdicts:
-        if id(it) in logs:
-            interval, decision, p = _looked(Look.at(logs[id(it)], prior), it.margin, it.direction)
-            it = replace(
-                it,
-                verdict=decision.verdict,
-                reason=decision.reason,
-                detail=REASONS[decision.reason],
-                low=interval.low,
-                high=interval.high,
-                freedom=interval.freedom,
-                p=p,
-            )
-        found.append(it)
-    return found
-
-
-def family_of(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Return the verdicts whose false discovery rate is held: the primary ones that rest on a test."""
-    return [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
-
-
 def event(
     series: Series, ruling: Ruling, reason: str, detail: str, *, unit: str = "", direction: Direction = "none"
 ) -> Verdict:
@@ -242,24 +184,6 @@ def event(
         drift_cancelled=False,
         samples={side: list(series.values.get(side, ())) for side in SIDES},
     )
-
-
-def settled(verdict: Verdict, *, undecided: bool = True) -> bool:
-    """Return whether no more blocks are needed for a verdict, as :func:`control` returns it.
-
-    It is one way or the other; or its interval is so narrow that it is about as large as its margin, which counts
-    where it may be left ``undecided``. What cannot be judged at all is not measured on.
-    """
-    if verdict.verdict == "error":
-        return verdict.blocks >= looks.MINIMUM_BLOCKS
-    if verdict.ratio is None or verdict.low is None or verdict.high is None or verdict.freedom is None:
-        return False
-    if not looks.enough(verdict.blocks, verdict.freedom):
-        return False
-    if verdict.verdict in ("pass", "regressed"):
-        return True
-    found = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks, verdict.freedom)
-    return undecided and Look.of(found.transformed(math.log)).narrow(math.log1p(verdict.margin))
 
 
 def _verdict(
@@ -300,11 +224,11 @@ Judged = tuple[Interval, Decision, str, float | None, float]
 
 def _blocks(series: Series, rule: Rule, margin: float) -> Judged:
     direction = METRICS[series.metric].direction
-    interval, decision, p = _looked(Look.at(log_ratios(series.old, series.new)), margin, direction)
+    interval, decision, p = looked(Look.at(log_ratios(series.old, series.new)), margin, direction)
     return interval, decision, "", p, margin
 
 
-def _looked(look: Look, margin: float, direction: Direction) -> tuple[Interval, Decision, float]:
+def looked(look: Look, margin: float, direction: Direction) -> tuple[Interval, Decision, float]:
     """Return the interval of the ratio that a look is judged by, what it comes to, and the p-value of its margin."""
     bound = math.log1p(margin)
     interval = look.interval(looks.confidence(look.blocks)).transformed(math.exp)

@@ -119,7 +119,7 @@ def _verdicts(gate: GateFile) -> Table:
         margin = _margin(it)
         rows.append((shown, _where(it.place), it.what, interval(it), margin, _over(it), it.reason))
     models = sorted({it.place.model for it in gate.verdicts})
-    notes = [f"new / old: {gate.new} over {gate.old}, with its {_confidence(gate)} interval; the worst first"]
+    notes = [f"new / old: {gate.new} over {gate.old}, with {_interval_words(gate)}; the worst first"]
     if cancelled := sorted({it.metric for it in gate.verdicts if it.drift_cancelled}):
         notes.append(
             f"both sides' rounds were taken in turns, which cancels the machine's drift: {', '.join(cancelled)}"
@@ -261,6 +261,10 @@ def _walk(it: Verdict) -> list[str]:
     if it.ratio is not None:
         lines.append(f"  ratio new / old {interval(it)} over {_over(it)}; better is {it.direction}")
         lines.append(f"  the margin is {_margin(it)}; {'primary' if it.primary else 'advisory'}")
+    if it.freedom is not None:
+        lines.append(
+            f"  the interval is of {it.confidence:.1%}, by {it.freedom:.0f} degrees of freedom of {it.blocks} blocks"
+        )
     if it.p is not None:
         family = "held under Benjamini-Hochberg at 5 % with all primary metrics" if it.primary else "advisory"
         lines.append(f"  p of 'not worse than the margin' (one-sided): {it.p:.3g}, {family}")
@@ -282,5 +286,9 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}" if value < 100 else decimal(value)
 
 
-def _confidence(gate: GateFile) -> str:
-    return f"{next((it.confidence for it in gate.verdicts), 0.95):.0%}"
+def _interval_words(gate: GateFile) -> str:
+    """Return of which confidence a gate's intervals are: of more, the more looks there were."""
+    found = sorted({it.confidence for it in gate.verdicts if it.ratio is not None})
+    if len(found) < 2:
+        return f"its {found[0] if found else 0.95:.0%} interval"
+    return f"its interval of {found[0]:.1%} to {found[-1]:.1%}"

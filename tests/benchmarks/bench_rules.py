@@ -23,9 +23,10 @@ from scipy import stats as distributions
 
 from harness.judge import stats
 from harness.judge.baseline import MOST_MARGIN, smallest_margin
+from harness.judge.family import settled
 from harness.judge.looks import MINIMUM_BLOCKS
 from harness.judge.rules import FALSE_DISCOVERIES, Margins
-from harness.judge.verdict import judge, settled
+from harness.judge.verdict import judge
 from harness.records.place import Place
 from harness.report.rendering import Table, render
 from tests.simulation.draws import series

@@ -145,6 +145,41 @@ def test_a_change_as_large_as_the_margin_is_left_open_and_whoever_resumes_may_ha
     assert (decided.verdict, decided.blocks > found.blocks) == ("regressed", True)
 
 
+def test_blocks_that_depend_on_one_another_are_allowed_for_and_the_gate_says_so(gate: Callable[..., Gate]) -> None:
+    """A side that is off stays so for four blocks: their number says more than they do."""
+    lasting = Machine(rate=lambda unit, side, block: 10.0 * (1 + (side == "new") * (0.25 if block // 4 % 2 else -0.25)))
+    outcome = gate(lasting, budget=400)()
+    found = of(outcome, "generate_throughput")
+    assert (found.verdict, found.blocks) == ("inconclusive", 40)
+    assert found.freedom is not None
+    assert found.freedom < 30, "forty blocks are worth fewer"
+    (said,) = outcome.file.remarks
+    assert re.match(r"blocks depend on one another: each keeps \d\d% of", said)
+    assert said in gate_report.text(outcome.file)
+
+
+def test_what_stored_gates_show_of_a_machine_is_allowed_for_from_the_first_look(gate: Callable[..., Gate]) -> None:
+    plain = of(gate(Machine(), budget=1e6)(), "generate_throughput")
+    known = gate(Machine(), budget=1e6, resume=False)
+    known.ledger._kept = 0.5
+    told = of(known(), "generate_throughput")
+    assert plain.freedom is not None
+    assert told.freedom is not None
+    assert told.freedom < plain.freedom * told.blocks / plain.blocks
+    assert "a block keeps 50%" in told.detail
+
+
+def test_what_workers_are_forked_from_is_started_anew_every_five_minutes(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = Machine(rate=lambda unit, side, block: 10.0 * (1.5 if (block % 2 == 0) == (side == "old") else 1.0))
+    made = gate(noisy, budget=1000)
+    at: list[float] = []
+    monkeypatch.setattr(made.bench, "renew", lambda: at.append(noisy.now))
+    made()
+    assert at[:-1] == [320.0, 630.0, 940.0], "between two blocks; the last one ends them"
+
+
 def test_engine_and_server_share_the_budget_with_transformers(gate: Callable[..., Gate]) -> None:
     noisy = Machine(
         rate=lambda unit, side, block: 10.0 * (1.5 if (block % 3 == 0) == (side == "old") else 1.0),

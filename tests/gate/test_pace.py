@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,9 @@ from harness.gate.pace import Known, Pace
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget
 from harness.judge.gatefile import GateFile, Options, UnitState
-from harness.judge.series import SIDES
+from harness.judge.rules import Margins
+from harness.judge.series import SIDES, Series
+from harness.judge.verdict import judge
 from harness.matrix.plan import Matrix
 from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
@@ -174,6 +177,25 @@ def test_an_estimate_is_of_stored_gates(suites_matrix: Matrix) -> None:
     assert "give more --budget" in short
     other = Known.of([stored(unit)]).estimate([unit, unit_of(suites_matrix, "bf16")], 1800)
     assert "and what 1 more take, of which nothing is known" in other
+
+
+def test_stored_gates_say_how_much_blocks_depend_on_one_another(suites_matrix: Matrix) -> None:
+    unit = unit_of(suites_matrix)
+
+    def gates(kept: float) -> list[GateFile]:
+        rng = np.random.default_rng(0)
+        found = []
+        for _ in range(10):
+            logs = [0.0]
+            for _ in range(9):
+                logs.append(kept * logs[-1] + float(rng.normal(0, 0.03)))
+            values = {"old": [1 + 1e-6 * at for at in range(10)], "new": np.exp(logs).tolist()}
+            verdict = judge(Series(unit.place.at("latency", {"batch_size": 1}), values), Margins())
+            found.append(stored(unit).model_copy(update={"verdicts": [verdict]}))
+        return found
+
+    assert Known.of(gates(0.0)).kept == 0.0
+    assert 0.3 < Known.of(gates(0.7)).kept < 0.9
 
 
 def test_an_estimate_of_what_was_never_gated_says_so(suites_matrix: Matrix) -> None:

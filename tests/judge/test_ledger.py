@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.judge import ledger as ledgers
+from harness.judge.family import control
 from harness.judge.gatefile import VERDICT
 from harness.judge.ledger import Ledger
 from harness.judge.rules import RULES, Margins
 from harness.judge.series import SIDES, Series, series
-from harness.judge.verdict import Verdict, combined, control, judge
+from harness.judge.verdict import Verdict, combined, judge
 from harness.records.metrics import METRICS
 from harness.records.schema import Cell, Device, Line, Measurement, ModelIdentity, RecipeIdentity
 from tests.laws import examples

@@ -12,7 +12,7 @@ from scipy import special
 
 from harness.base.errors import TooFewSamples
 from harness.judge import looks
-from harness.judge.looks import Look, Prior
+from harness.judge.looks import Dependence, Look, Prior
 
 LOGS = st.lists(st.floats(-0.5, 0.5), min_size=2, max_size=30)
 VARIANCE = st.floats(1e-8, 1.0)
@@ -109,3 +109,43 @@ def test_a_gate_stops_at_six_blocks_of_one_metric_and_at_four_beside_others() ->
 def test_one_block_is_no_look() -> None:
     with pytest.raises(TooFewSamples):
         look([0.1])
+
+
+def keeping(share: float, series: int, blocks: int, seed: int = 0) -> list[np.ndarray]:
+    """Blocks that each keep a share of the one before them, as noisy as each other."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(0, 0.04, (series, blocks))
+    for at in range(1, blocks):
+        found[:, at] = share * found[:, at - 1] + math.sqrt(1 - share**2) * found[:, at]
+    return list(found)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8])
+def test_dependence_is_found_again(share: float) -> None:
+    found = Dependence.of(keeping(share, 400, 30))
+    assert found is not None
+    assert found.kept == pytest.approx(share, abs=0.06)
+
+
+def test_what_chance_may_give_is_no_dependence() -> None:
+    called = [looks.dependence(keeping(0.0, 20, 8, seed)) > 0 for seed in range(200)]
+    assert sum(called) <= 14, "one in forty, and luck"
+    assert looks.dependence([]) == looks.dependence([np.array([0.1, 0.2, 0.1])]) == 0.0
+    assert looks.dependence(keeping(0.0, 20, 8), known=0.3) == 0.3, "what is known of the machine stays"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_intervals_that_allow_for_dependence_hold_the_truth(share: float) -> None:
+    found = [Look.at(one, kept=share).interval(0.95) for one in keeping(share, 1000, 20)]
+    plain = [Look.at(one).interval(0.95) for one in keeping(share, 1000, 20)]
+    held, before = (sum(it.low <= 0 <= it.high for it in some) / len(some) for some in (found, plain))
+    assert held >= 0.92
+    assert before < 0.91
+
+
+@given(LOGS, st.floats(0.01, 0.9))
+def test_dependent_blocks_never_tell_more(logs: list[float], kept: float) -> None:
+    alone, dependent = look(logs), Look.at(np.array(logs), kept=kept)
+    assert dependent.mean == alone.mean
+    assert dependent.error >= alone.error * (1 - 1e-9)
+    assert dependent.freedom <= alone.freedom

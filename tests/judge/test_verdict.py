@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError
 from harness.judge import looks
+from harness.judge.family import control, settled
 from harness.judge.gatefile import exit_status
 from harness.judge.rules import REASONS, RULES, Margins
 from harness.judge.series import SIDES, Series
-from harness.judge.verdict import Verdict, combined, control, event, judge, settled
+from harness.judge.verdict import Verdict, combined, event, judge
 from harness.records.metrics import METRICS
 from harness.records.place import Place
 

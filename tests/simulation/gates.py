@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.judge.family import control, settled
 from harness.judge.gatefile import exit_status
 from harness.judge.rules import Margins
-from harness.judge.verdict import Verdict, control, judge, settled
+from harness.judge.verdict import Verdict, judge
 from harness.records.place import Place
 from tests.simulation.draws import Draw, series
 
@@ -39,10 +40,12 @@ def gate(
     units: Sequence[int] = (1,),
     most: int = 600,
     total: int = 10**9,
+    kept: float = 0.0,
 ) -> Ended:
     """Measure units until all are settled, each of ``most`` blocks and all of ``total`` at most.
 
-    ``effects`` are the metrics' true log ratios; ``units`` says how many metrics each unit has.
+    ``effects`` are the metrics' true log ratios; ``units`` says how many metrics each unit has;
+    ``kept`` is what is known of the machine's dependence.
     """
     logs = draw(rng, len(effects), most) + np.asarray(effects)[:, None]
     of = np.repeat(np.arange(len(units)), units)
@@ -58,10 +61,10 @@ def gate(
                 told[at] = judge(series(places[at], logs[at, : blocks[unit]]), margins)
         if blocks[pending[0]] < 2:
             continue
-        found = control(told)
+        found = control(told, kept=kept)
         left = {of[at] for at, verdict in enumerate(found) if not settled(verdict)}
         pending = [unit for unit in range(len(units)) if unit in left and blocks[unit] < most]
-    verdicts = control(told)
+    verdicts = control(told, kept=kept)
     return Ended(exit_status(verdicts), tuple(verdicts), tuple(blocks))
 
 

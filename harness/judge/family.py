@@ -1,0 +1,105 @@
+"""The verdicts of one gate together: each with what the others say of it, and whether it needs more blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from harness.judge import looks, stats
+from harness.judge.intervals import Interval, log_ratios
+from harness.judge.looks import Look, Prior
+from harness.judge.rules import FALSE_DISCOVERIES, REASONS, RULES
+from harness.judge.stats import Decision
+from harness.judge.verdict import Verdict, looked
+
+
+def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES, *, kept: float = 0.0) -> list[Verdict]:
+    """Return the verdicts of one gate, each with what the others say of it.
+
+    The noise of primary metrics over blocks is estimated from all of them, and so is how much each block depends on the
+    one before it, unless the machine is known to have blocks ``kept`` more of it (harness.judge.looks). The family of
+    primary verdicts that rest on a test is held against a false discovery rate of ``q``: every p-value is one-sided and
+    of "not worse than the margin", and a regression that Benjamini-Hochberg does not keep becomes inconclusive. Sizes,
+    which hardly vary, have no p-value and stay out of it.
+    """
+    known = _beside(verdicts, kept)
+    family = family_of(known)
+    decisions = [
+        Decision("regressed" if verdict.verdict == "regressed" else "pass", verdict.reason) for verdict in family
+    ]
+    held = stats.control_family(decisions, [float(verdict.p or 0.0) for verdict in family], q)
+    weakened = {
+        id(verdict) for verdict, decision in zip(family, held, strict=True) if decision.verdict == "inconclusive"
+    }
+    return [
+        replace(verdict, verdict="inconclusive", reason="false-discovery", detail=REASONS["false-discovery"])
+        if id(verdict) in weakened
+        else verdict
+        for verdict in known
+    ]
+
+
+def dependence(verdicts: Iterable[Verdict], kept: float = 0.0) -> float:
+    """Return the share of a block's deviation that the next one keeps, as :func:`control` allows for it."""
+    return looks.dependence(list(over_blocks(verdicts).values()), kept)
+
+
+def over_blocks(verdicts: Iterable[Verdict]) -> dict[int, np.ndarray]:
+    """Return the log ratios of each primary verdict over blocks, by its identity."""
+    return {
+        id(it): log_ratios(it.samples["old"], it.samples["new"])
+        for it in verdicts
+        if it.primary and it.freedom is not None and RULES[it.metric].kind == "blocks"
+    }
+
+
+def _beside(verdicts: Sequence[Verdict], kept: float) -> list[Verdict]:
+    """Return the verdicts, those of primary metrics over blocks by the noise and the dependence of all of those."""
+    logs = over_blocks(verdicts)
+    prior = Prior.of([float(one.var(ddof=1)) for one in logs.values()], [len(one) - 1 for one in logs.values()])
+    kept = looks.dependence(list(logs.values()), kept)
+    if prior is None and not kept:
+        return list(verdicts)
+    found = []
+    for it in verdicts:
+        if id(it) in logs:
+            interval, decision, p = looked(Look.at(logs[id(it)], prior, kept), it.margin, it.direction)
+            detail = REASONS[decision.reason]
+            it = replace(
+                it,
+                verdict=decision.verdict,
+                reason=decision.reason,
+                detail=f"{detail}; a block keeps {kept:.0%} of the one before, and is worth less" if kept else detail,
+                low=interval.low,
+                high=interval.high,
+                freedom=interval.freedom,
+                p=p,
+            )
+        found.append(it)
+    return found
+
+
+def family_of(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return the verdicts whose false discovery rate is held: the primary ones that rest on a test."""
+    return [verdict for verdict in verdicts if verdict.primary and verdict.p is not None]
+
+
+def settled(verdict: Verdict, *, undecided: bool = True) -> bool:
+    """Return whether no more blocks are needed for a verdict, as :func:`control` returns it.
+
+    It is one way or the other; or its interval is so narrow that it is about as large as its margin, which counts
+    where it may be left ``undecided``. What cannot be judged at all is not measured on.
+    """
+    if verdict.verdict == "error":
+        return verdict.blocks >= looks.MINIMUM_BLOCKS
+    if verdict.ratio is None or verdict.low is None or verdict.high is None or verdict.freedom is None:
+        return False
+    if not looks.enough(verdict.blocks, verdict.freedom):
+        return False
+    if verdict.verdict in ("pass", "regressed"):
+        return True
+    found = Interval(verdict.ratio, verdict.low, verdict.high, verdict.confidence, "", verdict.blocks, verdict.freedom)
+    return undecided and Look.of(found.transformed(math.log)).narrow(math.log1p(verdict.margin))
