@@ -16,10 +16,12 @@ from harness.records.schema import Failure, Line, Measurement
 from harness.report import tables
 from harness.report.rendering import render
 from harness.report.stacks import stacks
+from harness.report.support import support
 
 FOLDER = Path("results/reference")
 TABLES = "tables"
 STACKS = "stacks.md"
+SUPPORT = "support.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write FOLDER/tables, a file a hardware and format, and one of all stacks; ``--check`` compares them.
+    """Write FOLDER/tables: a file a hardware and format, one of all stacks, one of all recipes. ``--check`` compares.
 
     Then 1 is returned where what is there differs.
     Raises HarnessError where the folder has no run, or a run a line that cannot be read.
@@ -71,11 +73,11 @@ def write(folder: Path, into: Path) -> list[Path]:
         for hardware in dict.fromkeys(_hardware(found)):
             on.setdefault(hardware, []).append(name)
     failures = columns.load(runs.values()).failures()
-    written = [into / STACKS]
-    text = render(
-        [stacks(lines.values())], "md", title="Stacks that were seen working", facts={"runs": ", ".join(runs)}
-    )
-    write_text(written[0], text)
+    facts = {"runs": ", ".join(runs)}
+    written = [into / STACKS, into / SUPPORT]
+    write_text(written[0], render([stacks(lines.values())], "md", title="Stacks that were seen working", facts=facts))
+    title = "Which recipe runs where, as runs show it"
+    write_text(written[1], render(support(lines.values()), "md", title=title, facts=facts))
     for hardware, names in sorted(on.items()):
         of = [line for name in names for line in lines[name]]
         written += tables.write(
