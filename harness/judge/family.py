@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.judge import looks, stats
+from harness.judge import looks, stats, unseen
 from harness.judge.intervals import Interval, log_ratios
 from harness.judge.looks import Look, Prior
 from harness.judge.rules import FALSE_DISCOVERIES, REASONS, RULES
@@ -66,13 +66,16 @@ def _beside(verdicts: Sequence[Verdict], kept: float) -> list[Verdict]:
     found = []
     for it in verdicts:
         if id(it) in logs:
-            interval, decision, p = looked(Look.at(logs[id(it)], prior, kept), it.margin, it.direction)
-            detail = REASONS[decision.reason]
+            others = unseen.of(it.rounds, it.direction, kept)
+            look = Look.at(logs[id(it)], prior, kept)
+            interval, decision, p, detail = looked(look, others, it.margin, it.direction)
+            detail = detail or REASONS[decision.reason]
             it = replace(
                 it,
                 verdict=decision.verdict,
                 reason=decision.reason,
                 detail=f"{detail}; a block keeps {kept:.0%} of the one before, and is worth less" if kept else detail,
+                ratio=interval.estimate,
                 low=interval.low,
                 high=interval.high,
                 freedom=interval.freedom,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from harness.judge.rules import MEASURING, RULES
@@ -29,8 +29,9 @@ MEAN_OF = "mean_of_tasks"
 class Series:
     """One metric of one cell: values of both sides, block by block; of quality, document by document.
 
-    ``rounds`` are the samples of every block's rounds, where a block has several. ``parts`` are the tasks whose
-    documents these are, if it is several tasks' accuracy together.
+    ``rounds`` are the samples of every block's rounds, where a block has several, ``requests`` those of its requests,
+    where its samples are of these. ``parts`` are the tasks whose documents these are, if it is several tasks' accuracy
+    together.
     """
 
     place: Place
@@ -38,6 +39,7 @@ class Series:
     drift_cancelled: bool = False
     rounds: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     parts: tuple[Series, ...] = ()
+    requests: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -120,11 +122,12 @@ class Pairs:
         else:
             values = {side: list(whole[0][side].samples) if whole else [] for side in SIDES}
         in_turns = rule.kind == "blocks" and metric not in ("engine_start", "compile_time")
-        rounds: dict[str, list[list[float]]] = {}
+        samples: dict[str, list[list[float]]] = {}
+        if in_turns:
+            samples = {side: [sides[side].samples for sides in whole] for side in SIDES}
         # The advisory times of serving have a sample a request, not a round.
-        if in_turns and rule.primary:
-            rounds = {side: [sides[side].samples for sides in whole] for side in SIDES}
-        return Series(self.place, values, drift_cancelled=interleaved and in_turns, rounds=rounds)
+        found = Series(self.place, values, drift_cancelled=interleaved and in_turns)
+        return replace(found, rounds=samples) if rule.primary else replace(found, requests=samples)
 
 
 def series(lines: Iterable[Line], interleaved: bool) -> list[Series]:

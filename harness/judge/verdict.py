@@ -8,17 +8,18 @@ the baseline, and a drift of the whole machine shows in all of them. Ratios to b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.base.errors import SampleError, TooFewSamples
-from harness.judge import accuracy, looks, stats
+from harness.judge import accuracy, looks, stats, unseen
 from harness.judge.intervals import Interval, log_ratios, logs
 from harness.judge.looks import Look
 from harness.judge.rules import CONFIDENCE, REASONS, RULES, Margins
 from harness.judge.series import MEAN_OF, SIDES, Series, label_of, task_of
 from harness.judge.stats import Decision
+from harness.judge.unseen import Unseen
 from harness.records.metric import Direction, Kind, Rule
 from harness.records.metrics import METRICS
 from harness.records.place import Parameters, Place
@@ -224,16 +225,22 @@ Judged = tuple[Interval, Decision, str, float | None, float]
 
 def _blocks(series: Series, rule: Rule, margin: float) -> Judged:
     direction = METRICS[series.metric].direction
-    interval, decision, p = looked(Look.at(log_ratios(series.old, series.new)), margin, direction)
-    return interval, decision, "", p, margin
+    others = unseen.of(series.rounds or series.requests, direction)
+    interval, decision, p, detail = looked(Look.at(log_ratios(series.old, series.new)), others, margin, direction)
+    return interval, decision, detail, p, margin
 
 
-def looked(look: Look, margin: float, direction: Direction) -> tuple[Interval, Decision, float]:
-    """Return the interval of the ratio that a look is judged by, what it comes to, and the p-value of its margin."""
+def looked(
+    look: Look, others: Sequence[Unseen], margin: float, direction: Direction
+) -> tuple[Interval, Decision, float, str]:
+    """Return the interval of the ratio that a look is judged by, what it comes to, the p-value of its margin, and why.
+
+    ``others`` are what the median does not see.
+    """
     bound = math.log1p(margin)
     interval = look.interval(looks.confidence(look.blocks)).transformed(math.exp)
     decision = stats.decide(interval, margin, direction, narrow=look.narrow(bound))
-    return interval, decision, look.p(bound, direction)
+    return unseen.judged(decision, interval, look.p(bound, direction), others, margin, direction)
 
 
 def _size(series: Series, rule: Rule, margin: float) -> Judged:

@@ -12,7 +12,12 @@ import numpy as np
 
 from harness.gate.promise import Expected, Promise
 from harness.judge import accuracy, looks, stats
+from harness.judge.family import settled
 from harness.judge.looks import Look
+from harness.judge.rules import Margins
+from harness.judge.series import Series
+from harness.judge.verdict import judge
+from harness.records.place import Place
 from harness.report.rendering import Table
 from tests.simulation import draws, gates
 from tests.simulation.draws import Draw
@@ -181,6 +186,50 @@ def dependence(times: Times) -> Table:
     return Table("Dependence", title, header, tuple(rows))
 
 
+def medians(times: Times) -> Table:
+    """Faults that no median shows, in blocks of rounds and of requests: how many metrics are called regressed."""
+    rows = []
+    cases = [
+        ("unchanged, 15 rounds", "latency", 15, 0.0, 0.0, 1.0),
+        ("2 of 15 rounds twice as long on both sides", "latency", 15, 2 / 15, 2 / 15, 2.0),
+        ("2 of 15 rounds twice as long in the new one", "latency", 15, 0.0, 2 / 15, 2.0),
+        ("unchanged, 1000 requests", "tpot", 1000, 0.0, 0.0, 1.0),
+        ("3 % of requests five times as long on both sides", "tpot", 1000, 0.03, 0.03, 5.0),
+        ("3 % of requests five times as long in the new one", "tpot", 1000, 0.0, 0.03, 5.0),
+    ]
+    count = max(20, times.metrics // 4)
+    for words, metric, samples, old, new, by in cases:
+        verdicts: Counter[str] = Counter()
+        blind: Counter[str] = Counter()
+        blocks = 0
+        for number in range(count):
+            rng = np.random.default_rng((4, number))
+            drawn = {side: _samples(rng, 40, samples, slow, by) for side, slow in (("old", old), ("new", new))}
+            place = Place("m", "", "r", "", server="s").at(metric)
+            for at in range(2, 41):
+                sides = {side: every[:at] for side, every in drawn.items()}
+                values = {side: [float(np.median(block)) for block in some] for side, some in sides.items()}
+                given = {"rounds": sides} if metric == "latency" else {"requests": sides}
+                found = judge(Series(place, values, **given), Margins())  # type: ignore[arg-type]
+                if settled(found):
+                    break
+            verdicts[found.verdict] += 1
+            blocks += at
+            blind[judge(Series(place, values), Margins()).verdict] += 1
+        shares = (rate(verdicts["regressed"], count), rate(verdicts["pass"], count), rate(blind["regressed"], count))
+        rows.append((words, f"{blocks / count:.1f}", *shares))
+        print(*rows[-1], sep=" | ", flush=True)
+    header = ("fault", "blocks (mean)", "regressed", "pass", "regressed by the median alone")
+    title = "one metric, 3 % noise a process and 2 % a sample, at its own margin (latency 5 %, time a token 10 %)"
+    return Table("What a median does not see", title, header, tuple(rows))
+
+
+def _samples(rng: np.random.Generator, blocks: int, samples: int, slow: float, by: float) -> list[list[float]]:
+    """Return blocks of samples, each of which is ``by`` times as long with a probability of ``slow``."""
+    found = np.exp(rng.normal(0, draws.PROCESS, (blocks, 1)) + rng.normal(0, 0.02, (blocks, samples)))
+    return np.where(rng.random(found.shape) < slow, by * found, found).tolist()  # type: ignore[no-any-return]
+
+
 def tasks(times: Times) -> Table:
     """How often the interval of the mean over tasks holds the truth: of their own documents, and of the same ones."""
     rows = []
@@ -210,4 +259,4 @@ def _flipped(rng: np.random.Generator, flips: float, loss: float, shape: tuple[i
     return np.where(drawn < lost, -1, np.where(drawn < flips, 1, 0))
 
 
-TABLES: Sequence[Callable[[Times], Table]] = (single, whole, coverage, dependence, tasks)
+TABLES: Sequence[Callable[[Times], Table]] = (single, whole, coverage, dependence, medians, tasks)
