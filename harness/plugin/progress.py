@@ -29,9 +29,13 @@ class Estimate:
     @classmethod
     def load(cls, runs: Path, device: str, cache: Path | None = None) -> Estimate:
         """Read the latest runs of a folder that were made on the device of that name."""
+        latest = sorted(runs.glob("*/records.jsonl"))[-_RUNS:]
+        opened = [Run(path.parent) for path in latest if _has_begun(path)]
+        if not opened:
+            return cls({})
+        # Not at the top: a session that is the first of its folder need not wait for pyarrow.
         from harness.records import columns
 
-        opened = [Run(path.parent) for path in sorted(runs.glob("*/records.jsonl"))[-_RUNS:]]
         found = columns.load(opened, columns=["test", "outcome", "seconds", "device"], cache=cache)
         devices = dict(zip(*(found.kind("header")[name].to_pylist() for name in ("source", "device")), strict=True))
         rows = found.kind("outcome").sort_by([("time", "ascending")]).to_pylist()
@@ -54,6 +58,17 @@ class Estimate:
         """Return the seconds that tests are expected to take, and how many of them nothing is known of."""
         times = [self.of(test) for test in tests]
         return sum(it for it in times if it is not None), sum(it is None for it in times)
+
+
+def _has_begun(records: Path) -> bool:
+    """Return whether a run has a line below its header."""
+    try:
+        with records.open("rb") as file:
+            file.readline()
+            return bool(file.readline())
+    except OSError:
+        # What is wrong with it is told by who reads it.
+        return True
 
 
 class Progress:

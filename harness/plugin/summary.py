@@ -17,11 +17,10 @@ from harness.base.terminal import fold
 from harness.base.text import duration
 from harness.judge import limits
 from harness.matrix.config_text import prototypes
-from harness.records import columns
 from harness.records.coverage import Coverage
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import Line, Measurement, Timing
+from harness.records.schema import Failure, Line, Measurement, Timing
 from harness.report import budget, limited, tables, unsteady
 from harness.report.blocks import text as tables_text
 from harness.report.brief import LINES, Paragraph, cut, main_table
@@ -112,13 +111,22 @@ class Summary:
                     self.measurements,
                     self.documented,
                     runs=[self.run.name],
-                    failures=columns.load([self.run]).failures(),
+                    failures=self._failures(),
                     skips=tables.skips_of(list(self.lines)),
                 )
                 yield from (f"table: {path}" for path in written)
             except HarnessError as error:
                 yield f"no tables: {error}; the records are kept: python -m harness table"
         yield self.limits()
+
+    def _failures(self) -> list[Failure]:
+        """Return what failed and was not measured since."""
+        if not any(isinstance(line, Failure) for line in self.lines):
+            return []
+        # Not at the top: a session in which nothing fails need not wait for pyarrow.
+        from harness.records import columns
+
+        return columns.load([self.run]).failures()
 
     def limits(self) -> str:
         """Say how many limits hold, and how many of the others are known not to."""

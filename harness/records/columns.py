@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from harness.base.errors import RecordError
 from harness.base.files import default_root
 from harness.base.text import digest
 from harness.records import failures
+from harness.records.arrow import ds, pa, pc, pq
 from harness.records.place import figure_of, subject_of
 from harness.records.run import BrokenLine, Run, parse, raw_lines
 from harness.records.schema import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Timing
@@ -210,9 +207,6 @@ def _copy(folder: Path, source: str, run: Run) -> Path:
 
 def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
     """Return all copies as one table; None if one of them is damaged, or was replaced meanwhile."""
-    # Not at the top: it imports pandas where there is one, and a session that is the first of its folder reads no copy.
-    import pyarrow.dataset as ds
-
     try:
         return ds.dataset([str(path) for path in paths], schema=SCHEMA, format="parquet").to_table(columns=list(names))
     except (pa.ArrowException, OSError):

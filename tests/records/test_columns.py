@@ -197,3 +197,27 @@ def test_a_run_is_read_while_another_process_writes_it(tmp_path: Path, cache: Pa
 def test_failures_come_back_whole(tmp_path: Path, cache: Path) -> None:
     failure = Failure(cell=LATENCY.cell, stage="start", failure="crash", message="|<script>\n", log_tail="end")
     assert columns.load([written(tmp_path, [failure, STEPS[0]])], cache=cache).failures() == [failure]
+
+
+def test_the_first_session_of_a_folder_loads_no_pyarrow_and_pandas_is_left_alone_until_somebody_uses_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "records.jsonl").write_text("what only a session that is older than another reads\n")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from harness.plugin import session\n"
+        "assert session.Estimate.load(Path(sys.argv[1]), 'here').left(['test']) == (0, 1)\n"
+        "assert 'pyarrow' not in sys.modules\n"
+        "from harness.records.columns import SCHEMA\n"
+        "import pyarrow as pa\n"
+        "rows = pa.Table.from_pylist([{'kind': 'header'}], schema=SCHEMA)\n"
+        "assert not {'pandas', 'numba', 'scipy'} & sys.modules.keys()\n"
+        "import pandas\n"
+        "assert rows.to_pandas()['kind'].tolist() == ['header']\n"
+        "assert pa.array(pandas.Series([1.0, None])).null_count == 1\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
