@@ -42,10 +42,21 @@ def vocabulary(checkpoint: str, trust_remote_code: bool) -> int:
 def chat(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """Return the ids of a chat that an answer is to follow, with one BOS, whether template or tokenizer writes it.
 
-    Without a chat template it is the text of its messages, one a line.
+    Without a chat template it is the text of its messages, one a line. Raises Unusable for a template that is none, or
+    that refuses such a chat.
     """
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # Which Transformers needs for a template alone.
+        import jinja2
+
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            roles, why = " and ".join(message["role"] for message in messages), " ".join(str(error).split())
+            raise Unusable(
+                f"the chat template of the tokenizer {tokenizer.name_or_path} cannot write a chat of {roles} ({why}): "
+                "mend it, or take it away to have the messages' text alone"
+            ) from error
     else:
         text = "\n".join(message["content"] for message in messages if message["content"])
     return begun(list(tokenizer(text, add_special_tokens=False)["input_ids"]), begin(tokenizer))

@@ -106,3 +106,21 @@ def test_random_prompts_have_ids_that_the_model_has_rows_for(number: int, length
     made = texts.random_prompts(number, length, vocabulary)
     assert [len(ids) for ids in made] == [length] * number
     assert all(0 <= one < min(10_000, vocabulary) for ids in made for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "{% for message in messages %}",
+            r"cannot write a chat of system and user \(Unexpected end of template\..*mend it",
+        ),
+        ("{{ raise_exception('no system, please') }}", r"cannot write a chat of system and user \(no system, please\)"),
+    ],
+)
+def test_a_template_that_is_none_or_refuses_a_chat_is_said(template: str, words: str) -> None:
+    made = tokenizer("bos")
+    made.chat_template = template
+    with pytest.raises(Unusable, match=words) as caught:
+        texts.chat(made, MESSAGES)
+    assert "\n" not in str(caught.value)
