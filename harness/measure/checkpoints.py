@@ -17,6 +17,7 @@ from harness.machine import probe
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Model
+from harness.measure import served
 from harness.measure.clock import Clock
 from harness.measure.plain import EVALUATORS, Checkpoint, Keys, PlainModels, identity
 from harness.measure.workers import Failed, Key, Workers
@@ -234,6 +235,8 @@ class Checkpoints:
     def _export(self, cell: Cell, route: str) -> tuple[dict[str, Any], Callable[[Path], dict[str, Any]]]:
         """Return the key of a program and what builds it, in any thread."""
         checkpoint = self.of(cell)
+        if refusal := served.unsaved(checkpoint.folder, cell.recipe.name, "ExecuTorch's export"):
+            raise Unsuitable(refusal)
         assert cell.measurements.mobile  # noqa: S101 - for the type alone
         options: dict[str, Any] = {"context": cell.measurements.mobile.context}
         if route == "llama":

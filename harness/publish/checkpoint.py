@@ -90,6 +90,11 @@ def open_checkpoint(folder: Path, store: Store) -> Checkpoint:
         )
     files = [path for path in entries if path.is_file() and any(fnmatchcase(path.name, it) for it in _BELONGS)]
     weights = [path for path in files if path.suffix == ".safetensors"]
+    if (folder / quantized.AT_LOAD).is_file():
+        raise ArtifactError(
+            f"{folder} is quantized as it is loaded, since torchao cannot save what its recipe makes of a weight: "
+            "there are no quantized weights to publish"
+        )
     if not weights:
         raise ArtifactError(f"{folder} has no .safetensors file: there are no weights to publish")
     for path in weights:

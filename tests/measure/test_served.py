@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from harness.contract import quantized
 from harness.measure import served
 
 
@@ -43,3 +44,11 @@ def test_weights_that_a_server_would_leave_unread_are_said(tmp_path: Path) -> No
     assert f"does not name 5 of its tensors ({', '.join(experts[:3])} and 2 more), which would be random" in told
     assert "\n" not in told
     assert served.passed_over(write(tmp_path, ("norm",), ("norm",)), "vllm") == ""
+
+
+def test_a_checkpoint_that_is_quantized_as_it_is_loaded_is_for_no_server(tmp_path: Path) -> None:
+    assert served.unsaved(tmp_path, "nf4wo", "vllm") == ""
+    (tmp_path / quantized.AT_LOAD).write_text("{}")
+    told = served.unsaved(tmp_path, "nf4wo", "vllm")
+    assert told.startswith("torchao cannot save what nf4wo makes of a weight, so it is applied as a model is loaded")
+    assert told.endswith("vllm is given saved checkpoints: measure it through Transformers")

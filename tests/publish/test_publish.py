@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 
 from harness import __main__ as command_line
 from harness.commands import publish as publish_command
+from harness.contract.quantized import AT_LOAD
 from harness.measure.recorder import record_of
 from harness.records.run import Run
 from harness.records.schema import (
@@ -587,6 +588,7 @@ def add_index(folder: Path) -> None:
         (truncate, "it is damaged; save it again"),
         (add_index, "names model-2.safetensors, which"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no .safetensors file"),
+        (lambda folder: (folder / AT_LOAD).write_text("{}"), "is quantized as it is loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is not a safetensors file"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is not there"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
