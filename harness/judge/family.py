@@ -48,12 +48,17 @@ def dependence(verdicts: Iterable[Verdict], kept: float = 0.0) -> float:
 
 
 def over_blocks(verdicts: Iterable[Verdict]) -> dict[int, np.ndarray]:
-    """Return the log ratios of each primary verdict over blocks, by its identity."""
+    """Return the log ratios of each primary verdict over blocks, stored ones too, by its identity."""
     return {
         id(it): log_ratios(it.samples["old"], it.samples["new"])
         for it in verdicts
-        if it.primary and it.freedom is not None and RULES[it.metric].kind == "blocks"
+        if it.primary and it.p is not None and len(it.samples["old"]) > 1 and _kind(it) == "blocks"
     }
+
+
+def _kind(verdict: Verdict) -> str:
+    # A stored gate may know metrics that are none any more.
+    return RULES[verdict.metric].kind if verdict.metric in RULES else ""
 
 
 def _beside(verdicts: Sequence[Verdict], kept: float) -> list[Verdict]:

@@ -21,6 +21,8 @@ from harness.gate.gate import Gate
 from harness.gate.pace import Known, Pace
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget
+from harness.judge import gatefile
+from harness.judge.family import over_blocks
 from harness.judge.gatefile import GateFile, Options, UnitState
 from harness.judge.rules import Margins
 from harness.judge.series import SIDES, Series
@@ -196,6 +198,13 @@ def test_stored_gates_say_how_much_blocks_depend_on_one_another(suites_matrix: M
 
     assert Known.of(gates(0.0)).kept == 0.0
     assert 0.3 < Known.of(gates(0.7)).kept < 0.9
+
+
+def test_gates_that_older_harnesses_stored_say_it_too(repository: Path) -> None:
+    old = [gatefile.load(path) for path in sorted((repository / "results" / "gates").glob("*/gate.json"))]
+    series = [one for gate in old for one in over_blocks(gate.verdicts).values()]
+    assert len(series) >= 9
+    assert 0 <= Known.of(old).kept < 0.9
 
 
 def test_an_estimate_of_what_was_never_gated_says_so(suites_matrix: Matrix) -> None:

@@ -233,7 +233,8 @@ def test_one_regression_among_many_tests_must_be_clear() -> None:
     passing = judge(series("latency", times(1.0), times(1.01, NOISE[::-1])), MARGINS)
     regressed = judge(series("latency", times(1.0), times(1.2, NOISE[::-1])), MARGINS)
     # Of no blocks, whose noise would be estimated from all of them.
-    weak, passing = replace(regressed, p=0.02, freedom=None), replace(passing, freedom=None)
+    none: dict[str, list[float]] = {"old": [], "new": []}
+    weak, passing = replace(regressed, p=0.02, samples=none), replace(passing, samples=none)
     found = control([weak, *[replace(passing, p=0.9) for _ in range(20)]])
     assert (found[0].verdict, found[0].reason) == ("inconclusive", "false-discovery")
     assert control([regressed, passing])[0].verdict == "regressed"
