@@ -272,7 +272,7 @@ def test_the_baseline_and_other_recipes_do_not_suit_it_and_name_the_one_that_doe
     flow = came(INT8)
     words = (
         r"model came came quantized, with Int8WeightOnlyConfig: it is measured as it is, "
-        r"by --recipe int8wo or 'Int8WeightOnlyConfig\(\.\.\.\)' alone"
+        r"by --recipe int8wo or int8wo-g32 or 'Int8WeightOnlyConfig\(\.\.\.\)' alone"
     )
     for ask in (flow.checkpoints.of, flow.checkpoints.facts, flow.flow.fleet.transformers):
         with pytest.raises(Unsuitable, match=words):
