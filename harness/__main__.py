@@ -18,6 +18,7 @@ from harness.base.terminal import columns, folded_output
 COMMANDS = {
     "table": "write the tables of one or several runs",
     "cost": "tell what the rows of runs cost, against the tutorial's commands one after another",
+    "choose": "measure all recipes that run here on a model, and tell which are worth having",
     "why": "tell by their profiles why recipes are faster or slower than their baseline",
     "baseline": "store what several runs measured, with their spread, as this hardware's baseline",
     "gate": "compare two versions of a package: one verdict a metric",

@@ -1,0 +1,101 @@
+"""``choose``: measure all recipes that run on a device, and tell which of them are worth having for a model."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.base import shipped, terminal
+from harness.base.errors import HarnessError
+from harness.base.files import write_text
+from harness.matrix.load import load
+from harness.matrix.plan import Matrix
+from harness.records.published import Documented
+from harness.records.run import Run
+from harness.report import blocks, choice, html
+from harness.report.choice import Choices
+from harness.report.tables import collect
+
+_FIRST, _THEN = "checkpoint or text_quality", "peak_memory or generate"
+_HANDED_ON = ("cache", "data", "python", "matrix")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m harness choose``."""
+    parser.add_argument("model", help="a model of the matrix, a folder, or a hub id")
+    parser.add_argument("-m", dest="hardware", default="cpu", metavar="HARDWARE", help="on which (default: cpu)")
+    parser.add_argument(
+        "--recipe", action="append", metavar="RECIPE", help="only these; repeatable (default: all that run there)"
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are written")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run: what it measured is not measured again")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code of the model's own")
+    for name in _HANDED_ON:
+        parser.add_argument(f"--{name}", metavar="PATH", help="as pytest's option of that name")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure size and quality of every recipe, speed and memory of those that none beats by then, and print a table.
+
+    Returns 0, or 1 where a limit did not hold. Raises HarnessError where nothing could be measured.
+    """
+    matrix = load(Path(arguments.matrix) if arguments.matrix else shipped.matrix(Path.cwd()))
+    recipes, absent = candidates(matrix, arguments.hardware, arguments.recipe)
+    status = _measure(arguments, recipes, _FIRST, arguments.resume)
+    made = Run.open(arguments.results / "runs", arguments.resume or "last")
+    first = _choices(made, absent)
+    beaten = {it.recipe: it.beaten_by for it in first.choices if it.beaten_by}
+    for name, by in beaten.items():
+        print(f"{name}: {by} is no larger and surely nearer to the baseline; its speed is not measured", flush=True)
+    kept = [name for name in recipes if name not in beaten]
+    status = max(status, _measure(arguments, kept, _THEN, made.name))
+    found = _choices(made, absent)
+    told = blocks.text([found.table()], None if arguments.wide else terminal.columns())
+    print(told)
+    files = [made.folder / "choices.md", made.folder / "choices.html"]
+    write_text(files[0], blocks.text([found.table()], None))
+    page, _ = html.render([made], [], Documented.load(shipped.documented()), f"Which recipe: {found.heading}")
+    write_text(files[1], page)
+    print(f"worth having: {', '.join(found.standing)}\n" + "\n".join(map(str, files)))
+    return status
+
+
+def candidates(matrix: Matrix, hardware: str, given: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Return the recipes that run on a hardware through Transformers, the baseline first, and why others do not."""
+    on = matrix.members(hardware)[0]
+    names = [*matrix.recipes] if given is None else [matrix.baseline.name, *given]
+    found, absent = [], {}
+    for name in dict.fromkeys(names):
+        recipe = matrix.recipe(name)
+        if why := recipe.refusal(on, "transformers"):
+            absent[recipe.name] = why
+        else:
+            found.append(name)
+    return sorted(found, key=lambda name: not matrix.recipe(name).baseline), absent
+
+
+def _measure(arguments: argparse.Namespace, recipes: Sequence[str], what: str, resume: str | None) -> int:
+    """Run the suites for some recipes and tests; returns 0, or 1 where a test failed. HarnessError for all else."""
+    suites = Path(arguments.matrix).parent if arguments.matrix else shipped.matrix(Path.cwd()).parent
+    words = [sys.executable, "-m", "pytest", str(suites), "-m", arguments.hardware, "--model", arguments.model]
+    words += ["--server", "transformers", "-k", what, "--results", str(arguments.results), "-p", "no:cacheprovider"]
+    words += [word for name in recipes for word in ("--recipe", name)]
+    options: Mapping[str, str | None] = {name: getattr(arguments, name) for name in _HANDED_ON} | {"resume": resume}
+    words += [word for name, value in options.items() if value for word in (f"--{name}", value)]
+    words += ["--trust-remote-code"] if arguments.trust_remote_code else []
+    status = subprocess.run(words, check=False).returncode
+    if status not in (0, 1):
+        raise HarnessError(f"the suites ended with status {status}, and nothing is chosen by what they told above")
+    return status
+
+
+def _choices(made: Run, absent: Mapping[str, str]) -> Choices:
+    from harness.records import columns
+
+    subjects = collect(columns.load([made]).standing())
+    if not subjects:
+        raise HarnessError(f"{made.folder}: nothing was measured, so nothing can be chosen")
+    return choice.choices(subjects[0], absent)

@@ -1,0 +1,133 @@
+"""Which recipe for a model and a device: size, quality and speed of all of them, and which ones another one beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from harness.records.schema import Measurement
+from harness.report.layout import Subject
+from harness.report.lines import recipe_key
+from harness.report.rendering import Table
+from harness.report.svg import number
+
+PLAIN_BITS = 16
+"""Bits of a weight of the baseline, which is in bfloat16."""
+_SURE = 1.96
+"""Standard errors to each side of a mean in an interval of 95 %."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value, and the standard error of its mean; 0 where it has none."""
+
+    value: float
+    error: float = 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of 95 %."""
+        return self.value - _SURE * self.error, self.value + _SURE * self.error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One recipe: its figures by name, and the recipe that beats it, if one does."""
+
+    recipe: str
+    baseline: bool
+    figures: Mapping[str, Figure]
+    beaten_by: str = ""
+
+    @property
+    def bytes(self) -> float | None:
+        """The size of its checkpoint."""
+        found = self.figures.get("checkpoint_size")
+        return found.value if found else None
+
+
+_SHOWN = {
+    "checkpoint_size": ("checkpoint (MB)", 1e6),
+    "peak_memory": ("peak memory (GB)", 1.0),
+    "perplexity": ("perplexity", 1.0),
+    "kl_divergence": ("KL to the baseline (nats)", 1.0),
+    "generate_throughput": ("generate (tok/s)", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """All recipes of a model on a device, the smallest first, and why others are not among them."""
+
+    heading: str
+    choices: Sequence[Choice]
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def standing(self) -> list[str]:
+        """The recipes that none beats."""
+        return [it.recipe for it in self.choices if not it.beaten_by]
+
+    def table(self) -> Table:
+        """Return a row a recipe: bits a weight, size, memory, quality, speed, and whether another one beats it."""
+        shown = {name: it for name, it in _SHOWN.items() if any(name in one.figures for one in self.choices)}
+        plain = next(
+            (it.figures["weight_size"].value for it in self.choices if it.baseline and "weight_size" in it.figures), 0
+        )
+        rows = []
+        for it in self.choices:
+            weights = it.figures.get("weight_size")
+            bits = f"{PLAIN_BITS * weights.value / plain:.1f}" if weights and plain else "-"
+            cells = [_told(it.figures.get(name), by) for name, (_, by) in shown.items()]
+            rows.append((it.recipe, bits, *cells, f"{it.beaten_by} beats it" if it.beaten_by else "stands"))
+        notes = [
+            f"bits a weight: of all weights together; the baseline has {PLAIN_BITS} each. ± is the standard error",
+            "A recipe is beaten by one that is no larger, is surely nearer to the baseline's predictions (the 95% "
+            "intervals of KL are apart) and is not surely slower, where both were timed",
+            *(f"{name}: {why}" for name, why in self.absent.items()),
+        ]
+        header = ("recipe", "bits a weight", *(words for words, _ in shown.values()), "")
+        return Table("", self.heading, header, tuple(rows), tuple(notes))
+
+
+def choices(subject: Subject, absent: Mapping[str, str] | None = None) -> Choices:
+    """Return what was measured of each recipe of a model on a device through Transformers."""
+    found = []
+    for recipe in subject.recipes:
+        mine = [it for it in subject.measurements if recipe_key(it.cell.recipe) == recipe_key(recipe)]
+        figures = {it.metric: _figure(it) for it in mine if it.cell.server in ("", "transformers")}
+        kept = {name: it for name, it in figures.items() if name in _SHOWN or name == "weight_size"}
+        found.append(Choice(recipe.name, recipe.baseline, kept))
+    found.sort(key=lambda it: (it.bytes or 0.0, it.recipe))
+    beaten = [replace(it, beaten_by=next((one.recipe for one in found if beats(one, it)), "")) for it in found]
+    return Choices(subject.heading, beaten, dict(absent or {}))
+
+
+def beats(one: Choice, other: Choice) -> bool:
+    """Return whether nobody would take ``other``: ``one`` is no larger, surely nearer to the baseline, and not slower.
+
+    Quality is the KL divergence from the baseline, whose own is 0. What was not measured beats nothing.
+    """
+    if one.recipe == other.recipe or other.baseline or one.bytes is None or other.bytes is None:
+        return False
+    ours, theirs = one.figures.get("kl_divergence"), other.figures.get("kl_divergence")
+    if one.baseline:
+        ours = Figure(0.0)
+    if ours is None or theirs is None or one.bytes > other.bytes or ours.interval[1] >= theirs.interval[0]:
+        return False
+    mine, its = (it.figures.get("generate_throughput") for it in (one, other))
+    return mine is None or its is None or mine.interval[1] >= its.interval[0]
+
+
+def _figure(record: Measurement) -> Figure:
+    statistics = record.statistics
+    error = statistics.get("stderr")
+    if error is None and statistics.get("n", 0) > 1:
+        error = statistics.get("stdev", 0.0) / statistics["n"] ** 0.5
+    return Figure(record.value, error or 0.0)
+
+
+def _told(figure: Figure | None, by: float) -> str:
+    if figure is None:
+        return "-"
+    return number(figure.value / by) + (f" ± {number(figure.error / by)}" if figure.error else "")

@@ -1,0 +1,77 @@
+"""``choose``: which recipes are asked for, what is dropped before it is timed, and what is said of the rest."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.__main__ import main
+from harness.base import shipped
+from harness.base.errors import MatrixError
+from harness.commands import choose
+from harness.matrix.load import load
+from harness.records.run import Run
+from harness.records.schema import Measurement
+from tests.report.test_choice import BASE, figures
+
+
+def test_all_recipes_that_run_there_are_candidates_and_others_say_why() -> None:
+    matrix = load(shipped.matrix())
+    found, absent = choose.candidates(matrix, "cpu", None)
+    assert found[0] == "bf16"
+    assert {"int8wo", "8da4w", "float8wo"} <= set(found)
+    assert set(found) | set(absent) == set(matrix.recipes)
+    assert "GPU" in absent["float8dq"]
+    assert choose.candidates(matrix, "cpu", ["int8wo"]) == (["bf16", "int8wo"], {})
+    with pytest.raises(MatrixError, match="did you mean int8wo"):
+        choose.candidates(matrix, "cpu", ["int8w"])
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Sessions that write records in place of measuring: int4 is better than nf4 in all that is told first."""
+    asked: list[list[str]] = []
+    runs: list[Run] = []
+    what = {"bf16": BASE, "int8wo": figures("int8wo", 8, 0.01), "8da4w": figures("8da4w", 8.5, 0.9)}
+
+    def session(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        if not runs:
+            runs.append(Run.create(tmp_path / "results" / "runs"))
+        lines: list[Measurement] = [it for name in what if name in words for it in what[name]]
+        for line in lines:
+            runs[0].append(line)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(choose.subprocess, "run", session)
+    return asked
+
+
+def test_what_is_beaten_before_it_is_timed_is_not_timed(
+    sessions: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["choose", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--recipe", "8da4w"]
+    assert main([*words, "--results", str(tmp_path / "results"), "--cache", "here"]) == 0
+    first, then = sessions
+    assert first[first.index("-k") + 1] == "checkpoint or text_quality"
+    assert "8da4w" in first
+    assert "8da4w" not in then
+    assert then[then.index("--resume") + 1] == next((tmp_path / "results" / "runs").iterdir()).name
+    assert [it[it.index("--cache") + 1] for it in sessions] == ["here", "here"]
+    out = capsys.readouterr().out
+    assert "8da4w: int8wo is no larger" in out
+    assert "worth having: int8wo, bf16" in out
+    folder = next((tmp_path / "results" / "runs").iterdir())
+    assert "int8wo beats it" in (folder / "choices.md").read_text(encoding="utf-8")
+    assert "<svg" in (folder / "choices.html").read_text(encoding="utf-8")
+
+
+def test_a_session_that_could_not_begin_chooses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choose.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 4))
+    assert main(["choose", "nobody", "--results", str(tmp_path)]) == 2
+    assert "ended with status 4" in capsys.readouterr().err

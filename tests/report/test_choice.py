@@ -1,0 +1,84 @@
+"""Which recipe: who beats whom, by laws and by example, and the table that tells it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.report.choice import Choice, Figure, beats, choices
+from harness.report.tables import collect
+from tests.report.test_tables import measured
+
+FIGURES = st.builds(Figure, st.floats(0.001, 5), st.floats(0, 0.5))
+
+
+@st.composite
+def a_choice(draw: st.DrawFn) -> Choice:
+    figures = {"checkpoint_size": Figure(draw(st.integers(1, 5)) * 1e6), "kl_divergence": draw(FIGURES)}
+    if draw(st.booleans()):
+        figures["generate_throughput"] = draw(FIGURES)
+    return Choice(draw(st.sampled_from("abcdef")), False, figures)
+
+
+@given(a_choice(), a_choice(), a_choice())
+def test_none_beats_itself_or_one_that_beats_it(one: Choice, other: Choice, third: Choice) -> None:
+    assert not beats(one, one)
+    assert not (beats(one, other) and beats(other, one))
+    if beats(one, other) and beats(other, third) and one.recipe != third.recipe:
+        assert one.bytes is not None
+        assert third.bytes is not None
+        assert one.bytes <= third.bytes, "size and quality are in order along a chain"
+
+
+def figures(recipe: str, size: float, kl: float | None, error: float = 0.001, speed: float | None = None) -> list:  # type: ignore[type-arg]
+    found = [
+        measured("checkpoint_size", size * 1e6, recipe, server=""),
+        measured("weight_size", size * 1e6, recipe, server=""),
+    ]
+    if kl is not None:
+        statistics = {"stderr": error}
+        found.append(measured("kl_divergence", kl, recipe, server="transformers", statistics=statistics))
+    if speed is not None:
+        spread = {"n": 4.0, "stdev": 0.2, "mean": speed}
+        found.append(measured("generate_throughput", speed, recipe, server="transformers", statistics=spread))
+    return found
+
+
+def told(*given: list) -> dict[str, str]:  # type: ignore[type-arg]
+    (subject,) = collect([it for of in given for it in of])
+    return {it.recipe: it.beaten_by for it in choices(subject).choices}
+
+
+BASE = figures("bf16", 16, None, speed=10.0)
+
+
+def test_what_is_larger_and_further_away_is_beaten() -> None:
+    assert told(BASE, figures("int4", 4, 0.5), figures("nf4", 4.1, 0.9)) == {"int4": "", "nf4": "int4", "bf16": ""}
+
+
+def test_neither_is_beaten_where_the_intervals_of_quality_meet() -> None:
+    assert told(BASE, figures("int4", 4, 0.5, 0.2), figures("nf4", 4.1, 0.9, 0.2))["nf4"] == ""
+
+
+def test_what_is_surely_faster_stands() -> None:
+    slow, fast = figures("int4", 4, 0.5, speed=5.0), figures("nf4", 4.1, 0.9, speed=9.0)
+    assert told(BASE, slow, fast)["nf4"] == ""
+    assert told(BASE, slow, figures("nf4", 4.1, 0.9, speed=5.1))["nf4"] == "int4"
+
+
+def test_a_recipe_that_makes_nothing_smaller_is_beaten_by_the_baseline() -> None:
+    assert told(BASE, figures("wide", 16.5, 0.01))["wide"] == "bf16"
+
+
+def test_the_baseline_and_what_was_not_measured_are_never_beaten() -> None:
+    assert told(BASE, figures("int4", 4, 0.5), figures("odd", 5, None)) == {"int4": "", "odd": "", "bf16": ""}
+
+
+def test_the_table_tells_bits_and_who_is_absent() -> None:
+    (subject,) = collect([*BASE, *figures("int4", 4, 0.5), *figures("nf4", 4.1, 0.9)])
+    table = choices(subject, {"int1": "needs another device"}).table()
+    rows = {row[0]: row for row in table.rows}
+    assert [rows[name][1] for name in ("bf16", "int4", "nf4")] == ["16.0", "4.0", "4.1"]
+    assert rows["nf4"][-1] == "int4 beats it"
+    assert rows["int4"][-1] == "stands"
+    assert "int1: needs another device" in table.notes
