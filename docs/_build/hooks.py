@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 # Guides in the order of who comes for what; those that are not named here follow, by name.
-GUIDES = ("run", "publish", "upgrade", "nightly", "your-gpu", "sglang", "phone", "offline", "evaluate",
+GUIDES = ("run", "choose", "publish", "upgrade", "nightly", "your-gpu", "sglang", "phone", "offline", "evaluate",
           "models-and-tasks", "quantized-models", "page-and-exports", "own-project", "extend", "house")  # fmt: skip
 _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+)([^)#\s]+)(#[^)\s]*)?\)")
 

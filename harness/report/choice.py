@@ -13,6 +13,8 @@ from harness.report.svg import number
 
 PLAIN_BITS = 16
 """Bits of a weight of the baseline, which is in bfloat16."""
+_ALIKE = 1.01
+"""Checkpoints whose sizes differ by less than this factor are of one size."""
 _SURE = 1.96
 """Standard errors to each side of a mean in an interval of 95 %."""
 
@@ -82,8 +84,8 @@ class Choices:
             rows.append((it.recipe, bits, *cells, f"{it.beaten_by} beats it" if it.beaten_by else "stands"))
         notes = [
             f"bits a weight: of all weights together; the baseline has {PLAIN_BITS} each. ± is the standard error",
-            "A recipe is beaten by one that is no larger, is surely nearer to the baseline's predictions (the 95% "
-            "intervals of KL are apart) and is not surely slower, where both were timed",
+            "A recipe is beaten by one that is no larger (by 1 %), is surely nearer to the baseline's predictions (the "
+            "95% intervals of KL are apart) and is not surely slower, where both were timed",
             *(f"{name}: {why}" for name, why in self.absent.items()),
         ]
         header = ("recipe", "bits a weight", *(words for words, _ in shown.values()), "")
@@ -99,7 +101,8 @@ def choices(subject: Subject, absent: Mapping[str, str] | None = None) -> Choice
         kept = {name: it for name, it in figures.items() if name in _SHOWN or name == "weight_size"}
         found.append(Choice(recipe.name, recipe.baseline, kept))
     found.sort(key=lambda it: (it.bytes or 0.0, it.recipe))
-    beaten = [replace(it, beaten_by=next((one.recipe for one in found if beats(one, it)), "")) for it in found]
+    nearest = sorted(found, key=lambda it: it.figures.get("kl_divergence", Figure(0.0)).value)
+    beaten = [replace(it, beaten_by=next((one.recipe for one in nearest if beats(one, it)), "")) for it in found]
     return Choices(subject.heading, beaten, dict(absent or {}))
 
 
@@ -113,7 +116,7 @@ def beats(one: Choice, other: Choice) -> bool:
     ours, theirs = one.figures.get("kl_divergence"), other.figures.get("kl_divergence")
     if one.baseline:
         ours = Figure(0.0)
-    if ours is None or theirs is None or one.bytes > other.bytes or ours.interval[1] >= theirs.interval[0]:
+    if ours is None or theirs is None or one.bytes > _ALIKE * other.bytes or ours.interval[1] >= theirs.interval[0]:
         return False
     mine, its = (it.figures.get("generate_throughput") for it in (one, other))
     return mine is None or its is None or mine.interval[1] >= its.interval[0]
@@ -130,4 +133,4 @@ def _figure(record: Measurement) -> Figure:
 def _told(figure: Figure | None, by: float) -> str:
     if figure is None:
         return "-"
-    return number(figure.value / by) + (f" ± {number(figure.error / by)}" if figure.error else "")
+    return number(figure.value / by) + (f" ± {figure.error / by:.2g}" if figure.error else "")
