@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Installs a bundle on a runner without a network, runs the suites there, and leaves one file to bring back.
 
-    python3 run.py PARTS TARGET -m h200 --server vllm
+    python3 run.py PARTS TARGET -m gpu --server vllm
 
 ``python -m harness bundle`` copies this file beside the parts, with ``install.py``. What follows TARGET is pytest's.
 The runs, with their records, logs and tables, are in ``results.tar.xz`` afterwards, however pytest ended; a second
