@@ -212,6 +212,8 @@ def _next(verdicts: Sequence[Verdict]) -> str:
     reasons = {it.reason for it in verdicts}
     if all(topic(it.metric) == "quality" and it.reason == "too-noisy" for it in verdicts):
         return "measure more documents: --limit, or measurements.text.windows of the matrix"
-    if reasons & {"too-few-blocks", "budget-spent", "too-noisy", "false-discovery"}:
+    if reasons & {"too-few-blocks", "budget-spent", "too-noisy", "false-discovery", "mean-undecided", "tail-undecided"}:
         return "measure on: the same command with --resume last and a larger --budget"
+    if any(it.reason == "near-margin" and it.freedom is not None for it in verdicts):
+        return "decide by the interval; or have it measured until it is decided: --resume last and a larger --budget"
     return "more blocks do not settle it; decide by the interval, or choose another --margin"

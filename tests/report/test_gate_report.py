@@ -422,3 +422,16 @@ def test_what_a_gate_measures_is_selected_as_pytest_selects(suites_matrix: Matri
         units(suites_matrix, Options("a", "b", "cpu", keyword="no_such_thing"))
     with pytest.raises(HarnessError, match="-k 'and and'"):
         units(suites_matrix, Options("a", "b", "cpu", keyword="and and"))
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("too-noisy", "measure on: the same command with --resume last"),
+        ("mean-undecided", "measure on: the same command with --resume last"),
+        ("near-margin", "decide by the interval; or have it measured until it is decided: --resume last"),
+    ],
+)
+def test_what_to_do_next_of_what_is_undecided_is_what_settles_it(reason: str, words: str) -> None:
+    found = replace(speed(1.0), verdict="inconclusive", reason=reason, detail="")
+    assert words in gate_report.text(gate_file([found]))
