@@ -98,6 +98,12 @@ class Comparison:
             for name in ("regressed", "error", "inconclusive", "pass")
         ]
         shown = [describe(found) for found in ordered if found.verdict != "pass"]
+        wide = [found.margin for found in ordered if found.verdict == "pass" and found.margin > _margin(found)]
+        if wide:
+            shown.append(
+                f"{len(wide)} passed at a margin of up to {max(wide):.1%}, which is more than is asked for: the "
+                f"{len(self.baseline.runs)} runs of the baseline tell no less; add runs to it"
+            )
         return [*shown, f"{', '.join(counts)}; {len(self.baseline.runs)} runs stand behind {self.path}"]
 
     def write(self, folder: Path) -> Path:
@@ -144,6 +150,12 @@ class Comparison:
                 detail = f"{REASONS['did-not-recur']}: {_ratio(first)}, then {_ratio(second)}"
                 found[key] = replace(first, verdict="inconclusive", reason="did-not-recur", detail=detail, blocks=2)
         return found
+
+
+def _margin(found: Verdict) -> float:
+    """Return the margin that is asked of a metric; what is not timed is held against that or, by its rule, another."""
+    rule = _RULES.get(found.metric, _ADVISORY)
+    return rule.margin if rule.kind == "blocks" else found.margin
 
 
 def judge(entry: BaselineEntry, measurement: Measurement) -> Verdict:

@@ -242,9 +242,9 @@ def test_figures_of_other_weights_are_not_compared() -> None:
 class Night:
     """A session's measurements against a baseline of latencies near 1, without workers behind them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spread: float = 0.01) -> None:
         self.recorder = Recorder(_NoFlow(), Run(folder))  # type: ignore[arg-type]
-        made = latencies(folder, [1.0, 1.01, 0.99, 1.0, 1.0])
+        made = latencies(folder, [1.0, 1 + spread, 1 - spread, 1.0, 1.0])
         self.coverage = Coverage(whole={CELL}, seen=(), narrowed=False)
         self.against = Comparison(made, folder / "cpu.json", self.coverage, self.recorder)
 
@@ -332,6 +332,20 @@ def test_what_is_fine_is_measured_once(tmp_path: Path) -> None:
     night.take(1.0)
     night.against.check(lambda: pytest.fail("measured again"))
     assert night.against.lines()[-1].startswith("0 regressed, 0 error, 0 inconclusive, 1 pass; 5 runs stand behind")
+
+
+def test_a_pass_at_a_wider_margin_than_was_asked_for_is_not_silent(tmp_path: Path) -> None:
+    quiet, noisy = Night(tmp_path / "quiet"), Night(tmp_path / "noisy", 0.04)
+    for night in (quiet, noisy):
+        night.take(1.0)
+        night.against.check(lambda: None)
+    assert len(quiet.against.lines()) == 1
+    said, _ = noisy.against.lines()
+    (found,) = noisy.against.verdicts.values()
+    assert (found.verdict, found.margin > 0.1) == ("pass", True)
+    assert said.startswith(
+        f"1 passed at a margin of up to {found.margin:.1%}, which is more than is asked for: the 5 runs"
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ MARGINS = (0.05, 0.03, 0.02)
 class Times:
     """How often things are drawn: metrics of their own, and whole gates."""
 
-    metrics: int = 600
-    gates: int = 300
+    metrics: int = 240
+    gates: int = 120
 
     def shorter(self, by: float) -> Times:
         return Times(max(1, round(self.metrics * by)), max(1, round(self.gates * by)))
