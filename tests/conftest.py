@@ -178,20 +178,24 @@ def forks(kept_store: Store, repository: Path, tmp_path_factory: pytest.TempPath
 RunCode = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def run_forked(forks: ForkServer, folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code as ``python -c`` does, in a process that has all loaded that a fork server has; ``folder`` is empty."""
+    (folder / "code.py").write_text(code, encoding="utf-8")
+    (folder / "argv.json").write_text(json.dumps(["-c", *arguments]), encoding="utf-8")
+    process = forks.start("tests.forked", [str(folder)], log=folder / "log")
+    status = process.wait(600)
+    process.end()
+    assert status is not None, "the code did not end"
+    said = [(folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(code, status, *said)
+
+
 @pytest.fixture(scope="session")
 def run_code(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> RunCode:
     """``run_code(code, *arguments)``, as ``python -c`` does, in a process that has torch loaded already."""
 
     def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        folder = tmp_path_factory.mktemp("code")
-        (folder / "code.py").write_text(code, encoding="utf-8")
-        (folder / "argv.json").write_text(json.dumps(["-c", *arguments]), encoding="utf-8")
-        process = forks.start("tests.forked", [str(folder)], log=folder / "log")
-        status = process.wait(600)
-        process.end()
-        assert status is not None, "the code did not end"
-        said = [(folder / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
-        return subprocess.CompletedProcess(code, status, *said)
+        return run_forked(forks, tmp_path_factory.mktemp("code"), code, *arguments)
 
     return run
 

@@ -86,3 +86,4 @@ if __name__ == "__main__":
     out = sys.stdout
     sys.stdout = sys.stderr
     json.dump([parsed(words) for words in commands], out)
+    out.flush()

@@ -93,11 +93,15 @@ def without_variables(words: list[str]) -> list[str]:
     return words[at:]
 
 
+def of_every_card(matrix: Matrix) -> list[list[str]]:
+    """Return the commands of the cards of a CPU's session and of a GPU's, without what is set for them."""
+    texts = [card(session(matrix, name)) for name in ("cpu", "h100")]
+    return [without_variables(words) for text in texts for words in commands(text)]
+
+
 @pytest.fixture(scope="module")
 def every(suites_matrix: Matrix) -> list[list[str]]:
-    """The commands of the cards of a CPU's session and of a GPU's, without what is set for them."""
-    texts = [card(session(suites_matrix, name)) for name in ("cpu", "h100")]
-    return [without_variables(words) for text in texts for words in commands(text)]
+    return of_every_card(suites_matrix)
 
 
 def started_with(every: list[list[str]], *programs: str) -> list[list[str]]:
@@ -118,36 +122,6 @@ def test_pip_reads_what_is_installed(every: list[list[str]]) -> None:
         assert wanted
         assert words[1] == "uninstall" or all("==" in one and "+" not in one for one in wanted)
         assert words[1] == "install" or options.yes
-
-
-@pytest.mark.models
-def test_servers_and_benchmarks_and_tasks_are_read_by_their_own_parsers(every: list[list[str]]) -> None:
-    asked = started_with(every, "vllm", "python", "lm_eval")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("parse.py"))],
-        input=json.dumps(
-            [*asked, ["vllm", "serve", "x", "--inputs", "sharegpt/1"], ["lm_eval", "--model", "hf", "--no"]]
-        ),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    *read, inputs, unknown = json.loads(done.stdout)
-    assert "unrecognized arguments: --inputs" in inputs["refused"], "it is a parser, and refuses"
-    assert "refused" in unknown
-    by_words = {tuple(words): found for words, found in zip(asked, read, strict=True)}
-    for words, found in by_words.items():
-        assert "refused" not in found, (words, found)
-    served = {found.get("model_tag", "None") for words, found in by_words.items() if words[:2] == ("vllm", "serve")}
-    assert served == {REPOSITORY}
-    lengths = [found for found in by_words.values() if found.get("num_iters")]
-    assert {(it["input_len"], it["output_len"], it["batch_size"]) for it in lengths} == {(256, 256, 1)}
-    tasks = {found["tasks"]: found for words, found in by_words.items() if words[0] == "lm_eval"}
-    assert tasks.keys() == {"['hellaswag']", "['gsm8k']"}, "of a system's text a digest is known alone"
-    gsm8k = tasks["['gsm8k']"]
-    assert (gsm8k["limit"], gsm8k["num_fewshot"], gsm8k["apply_chat_template"]) == (20, 5, True)
-    assert gsm8k["gen_kwargs"] == "{'max_gen_toks': 8, 'top_k': 1}"
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "h100"])

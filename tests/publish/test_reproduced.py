@@ -2,7 +2,7 @@
 
 Its programs are forked from processes that have imported vLLM and Transformers, so that none waits for it again; what
 is run, and with which words, is the card's. Its records are such as a session here has; the slow test is of a session
-itself. What test_commands.py asks of the parsers is asked of every card.
+itself. The parsers are asked of the commands of every card.
 """
 
 from __future__ import annotations
@@ -27,11 +27,20 @@ from harness.runtime.job import free_port
 from harness.runtime.process import ForkServer, Process
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
-from tests.conftest import TinyModel
-from tests.publish.test_commands import card, commands, session, without_variables
+from tests.conftest import TinyModel, run_forked
+from tests.publish.test_commands import (
+    REPOSITORY,
+    card,
+    commands,
+    of_every_card,
+    session,
+    started_with,
+    without_variables,
+)
 
 pytestmark = pytest.mark.models
 
+PARSE = Path(__file__).with_name("parse.py")
 SECONDS = 900
 
 
@@ -151,6 +160,32 @@ def asked(chat: Sequence[str], port: int) -> float:
     told = json.loads(done.stdout)
     assert told["choices"][0]["message"]["content"]
     return float(told["usage"]["completion_tokens"])
+
+
+def test_servers_and_benchmarks_and_tasks_are_read_by_their_own_parsers(
+    suites_matrix: Matrix, families: dict[str, ForkServer], tmp_path: Path
+) -> None:
+    asked = started_with(of_every_card(suites_matrix), "vllm", "python", "lm_eval")
+    given = [*asked, ["vllm", "serve", "x", "--inputs", "sharegpt/1"], ["lm_eval", "--model", "hf", "--no"]]
+    parse = "import io, runpy, sys\nsys.stdin = io.StringIO(sys.argv[1])\n"
+    parse += f"runpy.run_path({str(PARSE)!r}, run_name='__main__')"
+    done = run_forked(families["vllm"], tmp_path, parse, json.dumps(given))
+    assert done.returncode == 0, done.stderr
+    *read, inputs, unknown = json.loads(done.stdout)
+    assert "unrecognized arguments: --inputs" in inputs["refused"], "it is a parser, and refuses"
+    assert "refused" in unknown
+    by_words = {tuple(words): found for words, found in zip(asked, read, strict=True)}
+    for words, found in by_words.items():
+        assert "refused" not in found, (words, found)
+    served = {found.get("model_tag", "None") for words, found in by_words.items() if words[:2] == ("vllm", "serve")}
+    assert served == {REPOSITORY}
+    lengths = [found for found in by_words.values() if found.get("num_iters")]
+    assert {(it["input_len"], it["output_len"], it["batch_size"]) for it in lengths} == {(256, 256, 1)}
+    tasks = {found["tasks"]: found for words, found in by_words.items() if words[0] == "lm_eval"}
+    assert tasks.keys() == {"['hellaswag']", "['gsm8k']"}, "of a system's text a digest is known alone"
+    gsm8k = tasks["['gsm8k']"]
+    assert (gsm8k["limit"], gsm8k["num_fewshot"], gsm8k["apply_chat_template"]) == (20, 5, True)
+    assert gsm8k["gen_kwargs"] == "{'max_gen_toks': 8, 'top_k': 1}"
 
 
 def test_the_card_of_a_session_here_is_reproduced_by_running_it(
