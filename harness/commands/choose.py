@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.base import shipped, terminal
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.text import one_line
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
 from harness.records.published import Documented
@@ -46,13 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
     recipes, absent = candidates(matrix, arguments.hardware, arguments.recipe)
     status = _measure(arguments, recipes, _FIRST, arguments.resume)
     made = Run.open(arguments.results / "runs", arguments.resume or "last")
-    first = _choices(made, absent)
+    first, failed = _choices(made, absent)
+    absent |= {name: why for name, why in failed.items() if name not in {it.recipe for it in first.choices}}
     beaten = {it.recipe: it.beaten_by for it in first.choices if it.beaten_by}
     for name, by in beaten.items():
         print(f"{name}: {by} is no larger and surely nearer to the baseline; its speed is not measured", flush=True)
-    kept = [name for name in recipes if name not in beaten]
+    kept = [name for name in recipes if name not in beaten and matrix.recipe(name).name not in absent]
     status = max(status, _measure(arguments, kept, _THEN, made.name))
-    found = _choices(made, absent)
+    found, _ = _choices(made, absent)
     told = blocks.text([found.table()], None if arguments.wide else terminal.columns())
     print(told)
     files = [made.folder / "choices.md", made.folder / "choices.html"]
@@ -92,10 +94,14 @@ def _measure(arguments: argparse.Namespace, recipes: Sequence[str], what: str, r
     return status
 
 
-def _choices(made: Run, absent: Mapping[str, str]) -> Choices:
+def _choices(made: Run, absent: Mapping[str, str]) -> tuple[Choices, dict[str, str]]:
+    """Return what a run holds as choices, and by recipe in a line why something of it gave no result."""
     from harness.records import columns
 
-    subjects = collect(columns.load([made]).standing())
+    loaded = columns.load([made])
+    failed = {it.cell.recipe.name: one_line(it.message) for it in loaded.failures()}
+    subjects = collect(loaded.standing())
     if not subjects:
-        raise HarnessError(f"{made.folder}: nothing was measured, so nothing can be chosen")
-    return choice.choices(subjects[0], absent)
+        why = next(iter(failed.values()), "the suites tell why above")
+        raise HarnessError(f"{made.folder}: nothing was measured, so nothing can be chosen: {why}")
+    return choice.choices(subjects[0], absent), failed

@@ -14,7 +14,7 @@ from harness.base.errors import MatrixError
 from harness.commands import choose
 from harness.matrix.load import load
 from harness.records.run import Run
-from harness.records.schema import Measurement
+from harness.records.schema import Failure, Line
 from tests.report.test_choice import BASE, figures
 
 
@@ -35,13 +35,20 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     """Sessions that write records in place of measuring: int4 is better than nf4 in all that is told first."""
     asked: list[list[str]] = []
     runs: list[Run] = []
-    what = {"bf16": BASE, "int8wo": figures("int8wo", 8, 0.01), "8da4w": figures("8da4w", 8.5, 0.9)}
+    failure = Failure(cell=BASE[0].cell.model_copy(update={"recipe": figures("nf4wo", 4, None)[0].cell.recipe}),
+                      stage="quantize", failure="refused", message="it would leave\n120 layers plain")  # fmt: skip
+    what: dict[str, list[Any]] = {
+        "nf4wo": [failure],
+        "bf16": BASE,
+        "int8wo": figures("int8wo", 8, 0.01),
+        "8da4w": figures("8da4w", 8.5, 0.9),
+    }
 
     def session(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         asked.append(words)
         if not runs:
             runs.append(Run.create(tmp_path / "results" / "runs"))
-        lines: list[Measurement] = [it for name in what if name in words for it in what[name]]
+        lines: list[Line] = [it for name in what if name in words for it in what[name]]
         for line in lines:
             runs[0].append(line)
         return subprocess.CompletedProcess(words, 0)
@@ -53,16 +60,17 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 def test_what_is_beaten_before_it_is_timed_is_not_timed(
     sessions: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["choose", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--recipe", "8da4w"]
+    words = ["choose", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--recipe", "8da4w", "--recipe", "nf4wo"]
     assert main([*words, "--results", str(tmp_path / "results"), "--cache", "here"]) == 0
     first, then = sessions
     assert first[first.index("-k") + 1] == "checkpoint or text_quality"
     assert "8da4w" in first
-    assert "8da4w" not in then
+    assert not {"8da4w", "nf4wo"} & set(then), "beaten, and without a result"
     assert then[then.index("--resume") + 1] == next((tmp_path / "results" / "runs").iterdir()).name
     assert [it[it.index("--cache") + 1] for it in sessions] == ["here", "here"]
     out = capsys.readouterr().out
     assert "8da4w: int8wo is no larger" in out
+    assert "nf4wo: it would leave 120 layers plain" in " ".join(out.split())
     assert "worth having: int8wo, bf16" in out
     folder = next((tmp_path / "results" / "runs").iterdir())
     assert "int8wo beats it" in (folder / "choices.md").read_text(encoding="utf-8")
