@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     matrix = load(Path(arguments.matrix) if arguments.matrix else shipped.matrix(Path.cwd()))
     recipes, absent = candidates(matrix, arguments.hardware, arguments.recipe)
-    status = _measure(arguments, recipes, _FIRST, arguments.resume)
+    suites = matrix.path.parent
+    status = _measure(arguments, suites, recipes, _FIRST, arguments.resume)
     made = Run.open(arguments.results / "runs", arguments.resume or "last")
     first, failed = _choices(made, absent)
     absent |= {name: why for name, why in failed.items() if name not in {it.recipe for it in first.choices}}
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, by in beaten.items():
         print(f"{name}: {by} is no larger and surely nearer to the baseline; its speed is not measured", flush=True)
     kept = [name for name in recipes if name not in beaten and matrix.recipe(name).name not in absent]
-    status = max(status, _measure(arguments, kept, _THEN, made.name))
+    status = max(status, _measure(arguments, suites, kept, _THEN, made.name))
     found, _ = _choices(made, absent)
     told = blocks.text([found.table()], None if arguments.wide else terminal.columns())
     print(told)
@@ -79,9 +80,8 @@ def candidates(matrix: Matrix, hardware: str, given: Sequence[str] | None) -> tu
     return sorted(found, key=lambda name: not matrix.recipe(name).baseline), absent
 
 
-def _measure(arguments: argparse.Namespace, recipes: Sequence[str], what: str, resume: str | None) -> int:
+def _measure(arguments: argparse.Namespace, suites: Path, recipes: Sequence[str], what: str, resume: str | None) -> int:
     """Run the suites for some recipes and tests; returns 0, or 1 where a test failed. HarnessError for all else."""
-    suites = Path(arguments.matrix).parent if arguments.matrix else shipped.matrix(Path.cwd()).parent
     words = [sys.executable, "-m", "pytest", str(suites), "-m", arguments.hardware, "--model", arguments.model]
     words += ["--server", "transformers", "-k", what, "--results", str(arguments.results), "-p", "no:cacheprovider"]
     words += [word for name in recipes for word in ("--recipe", name)]

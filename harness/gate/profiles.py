@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.base.errors import RecordError
 from harness.judge import profile
 from harness.judge.gatefile import ProfileChange
 from harness.judge.profile import Profile
@@ -32,7 +33,7 @@ class Profiles:
             return
         try:
             phases = profile.read(self._run.attached(line.attachment))
-        except ValueError:
+        except (RecordError, ValueError):
             return
         place = Place.of(line).named.cell
         sides = self._found.setdefault(place, {})

@@ -63,6 +63,10 @@ def test_the_prompt_and_a_step_are_told_apart_and_the_newest_block_counts(run: R
     assert all("every kind as before" in it.words for it in profiles.changes)
     heard(run, profiles, "new", {"kernels": "none"})
     assert len(profiles.changes) == 2, "what is no profile tells nothing"
+    line = heard(run, profiles, "new", STEPS)
+    (run.folder / line.attachment).unlink()
+    profiles.add(line)
+    assert len(profiles.changes) == 2, "nor does one that is gone"
 
 
 def test_a_regression_of_speed_says_what_its_kernels_did() -> None:
