@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.base import network
@@ -90,10 +90,5 @@ def _artifact(artifact: Artifact) -> Files:
 
 def _below(folder: Path, place: str) -> Files:
     """Return all files of a folder but hidden ones and compiled code; links are carried as what they name."""
-    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    kept: Mapping[Path, Path] = {
-        short: path
-        for short, path in found.items()
-        if not any(part.startswith(".") or part == "__pycache__" for part in short.parts)
-    }
-    return {f"{place}/{short.as_posix()}": path for short, path in kept.items()}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not sources.hidden(path, folder))
+    return {f"{place}/{path.relative_to(folder).as_posix()}": path for path in found}

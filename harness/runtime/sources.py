@@ -209,7 +209,7 @@ def folder_revision(folder: Path) -> str:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix in (*_READ, *_WEIGHTS) and path.name != MANIFEST and path.is_file() and not _hidden(path, folder)
+        if path.suffix in (*_READ, *_WEIGHTS) and path.name != MANIFEST and path.is_file() and not hidden(path, folder)
     ]
     if not any(path.suffix in _WEIGHTS for path in files):
         raise ArtifactError(f"{folder} holds neither .safetensors nor .gguf weights")
@@ -219,5 +219,6 @@ def folder_revision(folder: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def _hidden(path: Path, folder: Path) -> bool:
+def hidden(path: Path, folder: Path) -> bool:
+    """Return whether a file of a folder is no part of what it holds: hidden, or compiled code."""
     return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
