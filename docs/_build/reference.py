@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from harness.__main__ import parser
 from harness.judge.rules import REASONS, RULES
+from harness.matrix import measurements, workload
 from harness.matrix import schema as matrix
 from harness.plugin import hooks
 from harness.plugin.options import OPTIONS
@@ -167,7 +168,7 @@ def matrix_keys() -> str:
         "matrix.toml",
         "The tables of [suites/matrix.toml](../../suites/matrix.toml) by the class that reads them. An unknown key is an "
         "error that names the file, the line and the key. [Extend](../guides/extend.md) says which to write for what.",
-        *_models(matrix, lambda it: it.__name__ != "_Table"),
+        *(part for module in (matrix, measurements, workload) for part in _models(module, lambda _: True)),
     )
 
 

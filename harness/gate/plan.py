@@ -8,8 +8,8 @@ from harness.base.errors import HarnessError
 from harness.judge.gatefile import Options
 from harness.judge.rules import RULES
 from harness.judge.series import unit_of
+from harness.matrix.measurements import Measurements
 from harness.matrix.plan import Cell, Matrix
-from harness.matrix.schema import Measurements
 from harness.measure.fleet import gated
 from harness.records.metric import Stage
 from harness.records.metrics import SIZES, TASKS

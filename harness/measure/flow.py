@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import TaskOptions, Threshold
+from harness.matrix.workload import Workload
 from harness.measure.checkpoints import Checkpoints, Program
 from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
@@ -29,7 +30,9 @@ class Flow:
 
     ``data`` is a folder that has tasks' documents and prompts, ``limit`` the number of documents of a task, and
     ``task_options`` tells by a task's name how it is asked, ``limits`` those of a cell's metric, as
-    :meth:`harness.matrix.plan.Matrix.limits` does. ``rule`` makes what ends rounds early; without, all are taken.
+    :meth:`harness.matrix.plan.Matrix.limits` does; ``workload`` tells one by its name, and ``settings`` are what was
+    set otherwise than the matrix has it, which every record says. ``rule`` makes what ends rounds early; without, all
+    are taken.
     """
 
     workers: Workers
@@ -41,6 +44,8 @@ class Flow:
     limit: int | None = None
     task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
     limits: Callable[..., Sequence[Threshold]] = lambda *_, **__: ()
+    workload: Callable[[str], Workload] | None = None
+    settings: tuple[str, ...] = ()
     rule: MakeRule | None = None
 
     @classmethod
@@ -84,7 +89,20 @@ class Flow:
         )
         fleet = Fleet(workers, made, clock, environments=environments, plan=plan, data=data)
         memory = PeakMemory(workers, made, fleet, memories)
-        return cls(workers, made, fleet, clock, memory, data, limit, matrix.task_options, matrix.limits, rule)
+        return cls(
+            workers,
+            made,
+            fleet,
+            clock,
+            memory,
+            data,
+            limit,
+            matrix.task_options,
+            matrix.limits,
+            matrix.workload,
+            matrix.settings,
+            rule,
+        )
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""

@@ -15,8 +15,9 @@ from harness.base.errors import HarnessError
 from harness.base.files import file_digest
 from harness.contract import versions
 from harness.devices import Adb, DeviceRunner, Host, Ios, Reading, Request
+from harness.matrix.measurements import Mobile
 from harness.matrix.plan import Cell
-from harness.matrix.schema import PORTABLE, Mobile
+from harness.matrix.schema import PORTABLE
 from harness.measure.figures import Figure, percentiles
 from harness.measure.quality import task_through
 from harness.measure.recorder import Recorder

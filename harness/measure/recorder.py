@@ -110,6 +110,8 @@ class Recorder:
         """
         state = state or functools.partial(probe.state, cell.hardware)
         flags: dict[str, Scalar] = dict(self.tags)
+        if self.flow.settings:
+            flags["set"] = "; ".join(self.flow.settings)
         if inputs:
             flags["inputs"] = inputs
         if engine:

@@ -13,8 +13,8 @@ from typing import Any
 from harness.base.errors import WorkerError
 from harness.base.text import duration, file_name
 from harness.contract.protocol import Job
+from harness.matrix.measurements import TimeLimits
 from harness.matrix.plan import Cell
-from harness.matrix.schema import TimeLimits
 from harness.records.place import Place
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server, Worker, free_port

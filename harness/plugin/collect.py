@@ -24,7 +24,7 @@ from harness.runtime import environment
 from harness.runtime.environment import Environment
 from harness.servers.registry import EXECUTORCH, SERVERS, at, unsupported
 
-PARAMETERS = ("batch_size", "num_prompts", "task", "route", "device", "through")
+PARAMETERS = ("batch_size", "num_prompts", "workload", "task", "route", "device", "through")
 """What a suite's test may ask for beside ``cell``, in the order of its id."""
 DEVICES = ("host", "qemu")
 """Where programs run unless ``--device`` says otherwise."""
@@ -78,6 +78,8 @@ def check(matrix: Matrix, given: CommandLine) -> None:
     """Raise HarnessError for a model, recipe or data folder of the command line that there is none of."""
     _cells(matrix, given)
     given.chosen_tasks()
+    for name in given.workloads:
+        matrix.workload(name)
 
 
 def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) -> Iterator[Case]:
@@ -94,6 +96,7 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
             values: dict[str, Sequence[Any]] = {
                 "batch_size": cell.measurements.latency.batch_sizes,
                 "num_prompts": cell.measurements.serving.num_prompts,
+                "workload": _workloads(matrix, through, given) if "workload" in names else (),
                 "task": tasks or _matrix_tasks(through),
                 "route": ROUTES if cell.model.executorch else [PORTABLE],
                 "device": _devices(given.devices, cell, cells),
@@ -158,6 +161,15 @@ def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
 def _matrix_tasks(cell: Cell) -> list[str]:
     """Return the tasks that the matrix names for the cell through its server."""
     return list(cell.servers[cell.server].tasks) if cell.server in cell.servers else []
+
+
+def _workloads(matrix: Matrix, cell: Cell, given: CommandLine) -> list[str]:
+    """Return the workloads to measure: those named, or where load is asked for those of the hardware; else none."""
+    for name in given.workloads:
+        matrix.workload(name)
+    if given.workloads or not given.asks_for_load:
+        return list(given.workloads)
+    return list(cell.measurements.load.workloads)
 
 
 # --------------------------------------------------------------------------------------------------------- order

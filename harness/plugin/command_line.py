@@ -38,6 +38,8 @@ class CommandLine:
     require: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     environments: tuple[str, ...] = ()
     limit: int | None = None
@@ -58,6 +60,8 @@ class CommandLine:
     only_collect: bool = False
     wide: bool = False
     words: tuple[str, ...] = ()
+    _chosen: tuple[str, ...] = ()
+    """What chooses tests by their names: -k, and the files and ids that are to be collected."""
 
     @classmethod
     def of(cls, config: pytest.Config) -> CommandLine:
@@ -87,6 +91,8 @@ class CommandLine:
             require=several("--require"),
             servers=several("--server"),
             tasks=several("--task"),
+            workloads=several("--workload"),
+            settings=(*several("--set"), *_price(option("--price"))),
             devices=several("--device"),
             environments=several("--environment"),
             limit=option("--limit"),
@@ -107,12 +113,18 @@ class CommandLine:
             only_collect=option("collectonly", False),
             wide=option("--wide"),
             words=tuple(map(str, config.invocation_params.args)),
+            _chosen=(option("keyword", ""), *(_below(word) for word in config.args)),
         )
 
     def named(self, names: Iterable[str]) -> set[str]:
         """Return those of some names that stand anywhere in what was asked: in -m, in -k, in a test's id."""
         asked = " ".join((self.markers, *self.words))
         return {name for name in names if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", asked)}
+
+    @property
+    def asks_for_load(self) -> bool:
+        """Whether tests of load are meant: a workload, or -k, a file or a test's id that speaks of them."""
+        return bool(self.workloads) or any(re.search(r"load|capacity", word) for word in self._chosen)
 
     def own_environments(self) -> dict[str, Path]:
         """Return the environment of each server that was given one."""
@@ -134,6 +146,20 @@ class CommandLine:
             # A file of one split says so in its name: TASK.SPLIT.jsonl.
             return sorted({_task_of(path.stem) for path in self.data.glob("*.jsonl")})
         return list(self.tasks)
+
+
+def _price(amount: float | None) -> list[str]:
+    if amount is None:
+        return []
+    if not amount > 0:
+        raise pytest.UsageError(f"--price {amount:g}: an hour costs more than nothing; leave it out for no cost")
+    return [f"load.price={amount!r}"]
+
+
+def _below(word: str) -> str:
+    """Return the file and the test of what is collected, without the folders that the file lies in."""
+    path, _, test = word.partition("::")
+    return f"{Path(path).name}::{test}" if path.endswith(".py") else ""
 
 
 def _task_of(stem: str) -> str:

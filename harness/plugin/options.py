@@ -48,6 +48,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "only this server: vllm, sglang, transformers, executorch, or one of another plugin; repeatable",
     },
+    "--workload": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "put this workload of the matrix on the servers (chat, summarize, code, batch, ...): latencies over "
+        "rates, and the capacity within its limits; repeatable. Load is measured on request: by this, or where -k or "
+        "the tests named speak of load or capacity",
+    },
+    "--set": {
+        "action": "append",
+        "default": [],
+        "metavar": "PATH=VALUE",
+        "help": "measure otherwise than the matrix says: latency.input_len=4096, load.seconds=30, "
+        "workloads.chat.slo.ttft_p99_ms=300 (repeatable); tables say what was set",
+    },
+    "--price": {
+        "type": float,
+        "metavar": "AMOUNT",
+        "help": "what an hour of the device costs (load.price of the matrix), which gives a million tokens their cost",
+    },
     "--task": {
         "action": "append",
         "default": [],

@@ -79,7 +79,7 @@ def pytest_plugin_registered(plugin: object, plugin_name: str) -> None:
 def pytest_collection(session: pytest.Session) -> None:
     """Refuse names of the command line that there are none of before anything is collected by them."""
     given = CommandLine.of(session.config)
-    if given.models or given.recipes or given.data:
+    if given.models or given.recipes or given.data or given.workloads:
         try:
             collect.check(matrix_of(session.config), given)
         except HarnessError as error:

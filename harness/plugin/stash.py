@@ -41,7 +41,7 @@ def matrix_of(config: pytest.Config) -> Matrix:
     if _matrix_key not in config.stash:
         given = CommandLine.of(config)
         try:
-            matrix = here.whole(load(given.matrix, server_names()))
+            matrix = here.whole(load(given.matrix, server_names(), given.settings))
             asked = [parse_limit(text) for text in given.require]
             matrix = replace(matrix, thresholds=[*matrix.thresholds, *asked])
         except HarnessError as error:

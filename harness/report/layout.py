@@ -276,6 +276,7 @@ class Layout:
         return [
             *(["weights: random, exact shape; accuracy is left out"] if model.weights == "random" else []),
             *(f"model: {note}" for note in about if note),
+            *_settings(lines),
             *_parameter_notes(lines, self.documented),
             *claims.notes([record for line in lines for record in line.cells.values() if record]),
             *([f"discarded: {why.total()} record{'s' if why.total() > 1 else ''}: {reasons}"] if why else []),
@@ -332,6 +333,16 @@ def _reproduced(claim: Claim, published: float | None) -> str:
     if claim.noisy or spread.undecided(claim.within, least):
         return TOO_NOISY
     return "yes" if claim.ratio >= least else "no"
+
+
+def _settings(lines: Sequence[TableLine]) -> list[str]:
+    """Say what was set otherwise than the matrix has it, for the records of a table."""
+    records = [record for line in lines for record in line.cells.values() if record]
+    given = dict.fromkeys(str(record.flags.get("set", "")) for record in records)
+    if list(given) in ([], [""]):
+        return []
+    some = "" if "" not in given else " for some of the figures"
+    return [f"set{some}: {' | '.join(filter(None, given))}"]
 
 
 def _parameter_notes(lines: Sequence[TableLine], documented: Documented) -> list[str]:

@@ -104,6 +104,7 @@ class StubFlow:
         self.task_options: Callable[[str], TaskOptions] = lambda _: TaskOptions()
         self.limits: Callable[..., list[Threshold]] = lambda *_, **__: []
         self.rule: Any = None
+        self.settings: tuple[str, ...] = ()
         self.workers = self.checkpoints = self.fleet = self.clock = self.memory = self
 
     def packages(self, cell: Cell) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from harness.base.errors import WorkerError
+from harness.matrix.measurements import Latency, Serving
 from harness.matrix.plan import Cell, Matrix
-from harness.matrix.schema import Latency, Serving
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
 from harness.measure.recorder import Recorder
