@@ -99,6 +99,12 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if not error.filename:
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        else:
+            print(without_secrets(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
+        return 2
     except Exception:
         print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         return 2

@@ -65,6 +65,32 @@ TEXTS = [
     f"https://{SECRET}@github.com/o/r.git",
     f"https://s3/x?X-Amz-Signature={SECRET}&y=1",
     f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.{SECRET}",
+    f"npm_config__authToken={SECRET}",
+    f"gsk_{SECRET}",
+    f"xai-{SECRET}",
+    f"nvapi-{SECRET}",
+    f"hvs.{SECRET}",
+    "dapiabcd1234efgh5678abcd1234efgh5678".replace("g", "a").replace("h", "b"),
+    f"SG.{SECRET}.{SECRET}",
+    f"dckr_pat_{SECRET}",
+    f"sk_test_{SECRET}",
+    f"GOCSPX-{SECRET}",
+    f"https://hooks.slack.com/services/T0/B0/{SECRET}",
+    f"machine host login ada password {SECRET}",
+    f"curl -u ada:{SECRET} https://host",
+    f"twine --password {SECRET}",
+    f"hf --token {SECRET}",
+    f'{{"auths": {{"host": {{"auth": "{SECRET}="}}}}}}',
+    f"https://store/x?sv=1&sig={SECRET}",
+    f"Server=h;Uid=ada;Pwd={SECRET};",
+    f"DB_PASS={SECRET}",
+    f"token={SECRET}",
+    f'"token": "{SECRET}"',
+    f"Cookie: session={SECRET}",
+    f"https://ada:{SECRET}@{SECRET}@example.org",
+    f"git+https://x-access-token:{SECRET}@github.com/o/r@v1",
+    f"{SECRET}\n{SECRET}\n-----END OPENSSH PRIVATE KEY-----",
+    f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{SECRET}\n-----END PGP PRIVATE KEY BLOCK-----",
     f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
 ]
 PLAIN = [
@@ -75,6 +101,10 @@ PLAIN = [
     "api_key=EMPTY, api_key: None, password: ''",
     "b2f0d5e1c7a94c1d8e3f5a6b7c8d9e0f1a2b3c4d and /srv/a_b/c-d.json at 12:30:45",
     "the bearer of",
+    "eos_token: 50256, pad_token=<|endoftext|>, token: 12345678901234567890, next token: the",
+    "tokens per second 1234567890, --user 1000:1000, -u 1000:1000 and -p 8000:8000",
+    "pre-commit run --all-files, http://127.0.0.1:8000/v1/models, https://host:8443/a@b",
+    "d_model=1024 dapi.md SG. hvs. r8 and LTAI; torch.float8_e4m3fn; model.layers.0.self_attn.q_proj.weight",
     "10:20@30 user@host:22",
 ]
 
@@ -114,6 +144,10 @@ def test_taking_out_twice_is_taking_out_once(text: str) -> None:
         "AZURE_CLIENT_SECRET",
         "OPENAI_API_KEY",
         "X_PAT",
+        "OPENAI_KEY",
+        "DB_PASS",
+        "DB_PWD",
+        "SENTRY_DSN",
     ],
 )
 def test_what_stands_in_the_environment_as_a_credential_is_taken_out(
@@ -126,7 +160,20 @@ def test_what_stands_in_the_environment_as_a_credential_is_taken_out(
 
 
 @pytest.mark.parametrize(
-    "name", ["TOKENIZERS_PARALLELISM", "VLLM_MAX_TOKENS", "KEYBOARD", "HF_TOKEN_PATH", "PATH", "PATTERN", "MONKEY"]
+    "name",
+    [
+        "TOKENIZERS_PARALLELISM",
+        "VLLM_MAX_TOKENS",
+        "KEYBOARD",
+        "HF_TOKEN_PATH",
+        "PATH",
+        "PATTERN",
+        "MONKEY",
+        "PWD",
+        "OLDPWD",
+        "BYPASS",
+        "CACHE_KEY",
+    ],
 )
 def test_a_name_that_only_sounds_like_one_is_none(name: str) -> None:
     assert not is_secret(name)
@@ -280,6 +327,16 @@ def test_a_device_that_would_be_an_option_is_refused(tmp_path: Path, name: str) 
     with pytest.raises(MatrixError, match="begins with a hyphen"):
         open_device(name, Store(tmp_path), Environment())
     assert open_device("ssh:board-1", Store(tmp_path), Environment()).name == "ssh:board-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["ssh:`touch x`", "ssh:a;b", "ssh:$(x)", "ssh:ada@h|x", "ssh:a b", "ssh:a\nb", "adb:a\0b"]
+)
+def test_a_device_whose_name_a_shell_would_run_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MatrixError, match="is in no name of a device"):
+        open_device(name, Store(tmp_path), Environment())
+    for good in ("ssh:ada@board-1.local", "ssh:ssh://ada@[::1]:22", "ssh:board_1", "adb:emulator-5554"):
+        assert open_device(good, Store(tmp_path), Environment()).name == good
 
 
 KEYS = st.integers(-(2**40), 2**40) | st.text(st.characters(codec="ascii", categories=["Ll", "Nd"]), max_size=5)

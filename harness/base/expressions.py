@@ -18,7 +18,10 @@ def selects(expression: str, names: Iterable[str]) -> bool:
     def matches(name: str, /, **_: str | int | bool | None) -> bool:
         return name in there
 
-    return bool(Expression.compile(expression).evaluate(matches))
+    try:
+        return bool(Expression.compile(expression).evaluate(matches))
+    except RecursionError:
+        raise SyntaxError("nested too deeply") from None
 
 
 def asked_for(expression: str, names: Iterable[str]) -> set[str]:

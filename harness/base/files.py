@@ -35,6 +35,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise HarnessError(f"{path}: cannot be written ({error.strerror or error}); name another file") from error
 
 
+def is_file(path: Path | str) -> bool:
+    """Return whether a path that somebody gave is a file; one that no file can have, a too long one, is none."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: Path | str) -> bool:
+    """Return whether a path that somebody gave is a folder, as :func:`is_file` does."""
+    return os.path.isdir(path)
+
+
 def json_finite(value: Any) -> Any:
     """Return JSON data with null for every number that is not finite, which JSON does not have."""
     if isinstance(value, float):

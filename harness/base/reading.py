@@ -32,15 +32,19 @@ def json_value(text: str | bytes, *, finite: bool = False) -> Any:
         found = json.loads(data.decode())
     except RecursionError:
         raise ValueError(f"nested more than {MOST_DEPTH} deep") from None
-    # Nothing is nested deeper than it has brackets, and no number is longer than its digits.
-    if (
-        finite
-        or data.count(b"{") + data.count(b"[") > MOST_DEPTH
-        or _LONG in data.translate(_AS_ZEROS)
-        or _SURROGATE.search(data)
-    ):
+    if finite or not is_plain(data):
         _check(found, finite)
     return found
+
+
+def is_plain(data: bytes) -> bool:
+    """Return whether a JSON text can hold nothing that :func:`json_value` refuses, by a glance at its bytes."""
+    # Nothing is nested deeper than it has brackets, and no number is longer than its digits.
+    return (
+        data.count(b"{") + data.count(b"[") <= MOST_DEPTH
+        and _LONG not in data.translate(_AS_ZEROS)
+        and not _SURROGATE.search(data)
+    )
 
 
 def json_file(path: Path, *, finite: bool = False) -> Any:

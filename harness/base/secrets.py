@@ -14,7 +14,8 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 REMOVED = "[token removed]"
 
 _SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY)(?:_?\d+)?$|(?:^|_)(?:PAT|AUTH)$|"
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY)(?:_?\d+)?$|(?:^|_)(?:PAT|AUTH|PASS|JWT|DSN)$|"
+    r"_(?:PWD|COOKIE|CONNECTION_STRING|WEBHOOK(?:_URL)?)$|(?<!CACHE)(?<!SORT)(?<!PUBLIC)_KEY$|"
     r"(?:^|_)(?:SECRET|PASSWORD|CREDENTIALS?|API_KEY|ACCESS_KEY)_|"
     r"(?:^|_)(?:ACCESS|SECRET|PRIVATE|SIGNING|ENCRYPTION|ACCOUNT|STORAGE|MASTER)_KEY$",
     re.IGNORECASE,
@@ -25,7 +26,8 @@ _SHORTEST = 8
 _NAMES = (
     r"secret[_-]?access[_-]?key|session[_-]?token|secret[_-]?key|client[_-]?secret|secret|passwd|password|passphrase|"
     r"api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|account[_-]?key|auth[_-]?token|access[_-]?token|"
-    r"refresh[_-]?token|hub[_-]?token|hf[_-]?token|x-amz-signature|x-amz-credential|x-amz-security-token"
+    r"refresh[_-]?token|hub[_-]?token|hf[_-]?token|x-amz-signature|x-amz-credential|x-amz-security-token|"
+    r"(?:encryption|signing|master|license|subscription|shared[_-]?access)[_-]?key|_pass|[_;]pwd|set-cookie|[?&]sig"
 )
 _VALUE = r"(?!\[token removed\])[^\s\"'<>,;&\\\[\]{}()|]"
 _PATTERNS = [
@@ -34,24 +36,56 @@ _PATTERNS = [
     # GitHub and GitLab, package indexes, Slack, OpenAI and Anthropic, Google, Stripe.
     re.compile(
         r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|oas|cbt|dt|rt)-[\w-]{16,}|npm_[A-Za-z0-9]{30,}"
-        r"|pypi-[\w-]{40,}|xox[abeoprs]-[\w-]{10,}|sk-[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w.-]{20,}|[rs]k_live_\w{16,})",
+        r"|pypi-[\w-]{40,}|xox[abceoprs]-[\w-]{10,}|xapp-[\w-]{10,}|sk-[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w.-]{20,}"
+        r"|[rs]k_(?:live|test)_\w{16,}|GOCSPX-[\w-]{16,})",
         re.I,
+    ),
+    # Of hosts of models and of jobs, of clouds, registries, mail and chat.
+    re.compile(
+        r"(?<![A-Za-z0-9])(?:gsk_\w{20,}|xai-\w{20,}|r8_\w{20,}|pplx-\w{20,}|nvapi-[\w-]{20,}|lsv2_\w{20,}|pcsk_\w{20,}"
+        r"|wandb_v\d_\w{20,}|tgp_v\d_[\w-]{20,}|dapi[0-9a-f]{32}(?:-\d+)?|hv[sbr]\.[\w-]{20,}|dop_v\d_\w{20,}"
+        r"|dckr_(?:pat|oat)_[\w-]{16,}|rubygems_\w{20,}|SG\.[\w-]{16,}\.[\w-]{16,}|ATATT3[\w=-]{20,}|ATBB\w{20,}"
+        r"|lin_api_\w{20,}|ntn_\w{20,}|figd_[\w-]{20,}|sbp_\w{20,}|shp(?:at|ca|pa|ss)_\w{20,}|PMAK-[\w-]{20,}"
+        r"|AGE-SECRET-KEY-1\w{20,}|LTAI\w{16,}|FlyV1\s+\S{20,})",
+        re.I,
+    ),
+    re.compile(
+        r"https://(?:hooks\.slack\.com|discord(?:app)?\.com/api|[\w.-]+\.webhook\.office\.com)/[^\s\"'<>]{20,}", re.I
     ),
     # The ids of AWS's keys (IAM identifiers); JSON web tokens; private keys.
     re.compile(r"(?<![A-Za-z0-9])A(?:3T[A-Z0-9]|KIA|SIA|GPA|IDA|ROA|NPA|NVA)[A-Z0-9]{16}(?![A-Za-z0-9])", re.I),
     re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
+    re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S
+    ),
 ]
+# The rest of a private key whose beginning a log's tail does not have; read backwards from its last line.
+_KEYS_END = re.compile(r"-----(?:KCOLB )?YEK ETAVIRP[A-Z ]{0,20} DNE-----(?:(?:\s|[nr]\\){1,9}[A-Za-z0-9+/=]{8,200})*")
 _AFTER = [
     re.compile(rf"(bearer\s+){_VALUE}{{4,}}", re.I),
     re.compile(rf"(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|token)\s+){_VALUE}+", re.I),
+    # Of a command line, of .netrc and of Docker's settings; a token under its bare name, which tokenizers have as well.
+    re.compile(rf"((?:^|\s)--(?:{_NAMES}|token)\s+){_VALUE}{{6,}}", re.I),
+    re.compile(rf"(\blogin\s+\S+\s+password\s+){_VALUE}+", re.I),
+    re.compile(rf"((?:^|\s)(?:-u|--user)\s+[\"']?[A-Za-z][\w.-]*:){_VALUE}{{6,}}", re.I),
+    re.compile(rf"(\"_?auth\"\s*:\s*\"|\b_auth\s*=\s*){_VALUE}{{8,}}", re.I),
+    re.compile(rf"(\bcookie[\"']?\s*:\s*[\"']?(?:[\w.-]+=)?+){_VALUE}{{6,}}", re.I),
+    re.compile(
+        r"((?:(?<![A-Za-z])|(?<=[_-]))token[\"']?\s*[=:]\s*[\"']?)"
+        rf"(?=[\w.+/=~-]{{0,99}}\d)(?=[\w.+/=~-]{{0,99}}[A-Za-z]){_VALUE}{{16,}}",
+        re.I,
+    ),
     re.compile(rf"((?:{_NAMES})[\"']?\s*[=:]\s*[\"']?){_VALUE}{{6,}}", re.I),
     # What stands before the host of an address: a name with a password, or a token alone.
-    re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!\[token removed\])[^\s/@:\"'<>]*:[^\s/@\"'<>]+(?=@)", re.I),
-    re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?!\[token removed\])[^\s/@:\"'<>]{16,}(?=@)", re.I),
+    re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\]@)[^\s/@:\"'<>]*:[^\s/\"'<>]+(?=@)", re.I),
+    re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\])[^\s/@:\"'<>]{16,}(?=@)", re.I),
 ]
 # One of these stands in whatever one of the patterns finds.
-_HINT = re.compile(rf"_|-|://|bearer|authorization|AIza|ya29|eyJ|{_NAMES}|A[3KSGIRN][TIPDOV]", re.I)
+_HINT = re.compile(
+    rf"_|-|://|bearer|authorization|AIza|ya29|eyJ|{_NAMES}|A[3KSGIRN][TIPDOV]|dapi|hv[sbr]\.|SG\.|ATATT|ATBB|LTAI|FlyV1|"
+    r"token|cookie|auth\"",
+    re.I,
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -84,6 +118,8 @@ def _without(text: str, secrets: Iterable[str]) -> str:
         return text
     for pattern in _PATTERNS:
         text = pattern.sub(REMOVED, text)
+    if "-----END " in text:
+        text = _KEYS_END.sub(REMOVED[::-1], text[::-1])[::-1]
     for pattern in _AFTER:
         text = pattern.sub(rf"\1{REMOVED}", text)
     return text
@@ -100,8 +136,9 @@ def _cleaned(value: Any, secrets: list[str]) -> Any:
         found = _without(value, secrets)
         return value if found == value else found
     if isinstance(value, dict):
-        parts = {name: _cleaned(part, secrets) for name, part in value.items()}
-        return parts if any(parts[name] is not value[name] for name in parts) else value
+        parts = {_cleaned(name, secrets): _cleaned(part, secrets) for name, part in value.items()}
+        same = parts.keys() == value.keys() and all(parts[name] is value[name] for name in parts)
+        return value if same else parts
     if isinstance(value, (list, tuple)):
         if all(isinstance(part, (int, float)) for part in value):
             return value

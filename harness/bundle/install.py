@@ -38,6 +38,25 @@ MARK = ".bundle.json"  # written last: a target that holds it is whole
 _CHUNK = 1 << 20
 
 
+_KEYS: dict[str, type] = {
+    "python": str,
+    "machine": str,
+    "sha256": str,
+    "size": int,
+    "unpacked_size": int,
+    "files": int,
+    "parts": list,
+    "blocks": list,
+    "raw": list,
+    "packages": list,
+}
+_LISTS: dict[str, dict[str, type]] = {
+    "parts": {"name": str, "size": int, "sha256": str},
+    "blocks": {"offset": int, "size": int},
+    "raw": {"path": str, "offset": int, "size": int},
+}
+
+
 class InstallError(Exception):
     """What is wrong, and what to do next."""
 
@@ -95,7 +114,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InstallError(f"{path} is damaged ({error!r}): carry it again") from error
     if kind != (FORMAT, VERSION):
         raise InstallError(f"{path} is of {kind}, this script reads {(FORMAT, VERSION)}: use the one made with it")
+    if wrong := _wrong(manifest):
+        raise InstallError(f"{path} is damaged ({wrong}): carry it again")
     return manifest
+
+
+def _wrong(manifest: dict[str, Any]) -> str:
+    """Return what of a manifest is not as it must be, or an empty string."""
+    for name, kind in _KEYS.items():
+        if not isinstance(manifest.get(name), kind) or isinstance(manifest.get(name), bool):
+            return f"{name} is {manifest.get(name)!r:.80}"
+    for name, keys in _LISTS.items():
+        for number, entry in enumerate(manifest[name]):
+            for key, due in keys.items():
+                value: Any = entry.get(key) if isinstance(entry, dict) else None
+                if not isinstance(value, due) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+                    return f"{name}.{number}.{key} is {value!r:.80}"
+            if name == "parts" and entry["name"] != PurePosixPath(entry["name"]).name:
+                return f"{name}.{number}.name is {entry['name']!r:.80}, which is no name of a file"
+    return ""
 
 
 def check_python(manifest: dict[str, Any]) -> None:
@@ -141,7 +178,8 @@ def unpack(folder: Path, manifest: dict[str, Any], target: Path, jobs: int) -> N
     parts = [(folder / part["name"], part["size"]) for part in manifest["parts"]]
     with ProcessPoolExecutor(max_workers=max(1, min(jobs, len(manifest["blocks"])))) as pool:
         waiting = [
-            pool.submit(_unpack_block, parts, block["offset"], block["size"], target) for block in manifest["blocks"]
+            pool.submit(_unpack_block, parts, block["offset"], block["size"], target, manifest["unpacked_size"])
+            for block in manifest["blocks"]
         ]
         for done in waiting:
             done.result()
@@ -157,8 +195,8 @@ def _unpack_file(parts: list[tuple[Path, int]], file: dict[str, Any], target: Pa
         shutil.copyfileobj(stream, written, _CHUNK)
 
 
-def _unpack_block(parts: list[tuple[Path, int]], offset: int, size: int, target: Path) -> None:
-    """Unpack one block's files. Only plain files are taken: a link could point outside the target."""
+def _unpack_block(parts: list[tuple[Path, int]], offset: int, size: int, target: Path, most: int) -> None:
+    """Unpack one block's files, ``most`` bytes at most. Only plain files: a link could point outside the target."""
     made: set[Path] = set()
     stream = io.BufferedReader(_Slice(parts, offset, size), _CHUNK)
     with lzma.open(stream) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
@@ -167,6 +205,9 @@ def _unpack_block(parts: list[tuple[Path, int]], offset: int, size: int, target:
             content = archive.extractfile(member) if member.isreg() else None
             if content is None:
                 raise InstallError(f"the bundle holds {member.name!r}, which is not a plain file; do not use it")
+            most -= member.size
+            if most < 0:
+                raise InstallError("the bundle unpacks to more bytes than its manifest says; do not use it")
             if path.parent not in made:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 made.add(path.parent)
@@ -308,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     target = args.target.resolve()
     try:
         install(args.parts, target, max(1, args.jobs))
-    except (InstallError, lzma.LZMAError, tarfile.TarError) as error:
+    except (InstallError, lzma.LZMAError, tarfile.TarError, EOFError, OverflowError) as error:
         print(f"install: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -66,7 +66,7 @@ def environment(target: Path) -> dict[str, str]:
 
 def command(target: Path, given: Sequence[str], cache: Path, results: Path) -> list[str]:
     """Return how pytest is called: on the suites that were carried, unless ``given`` names some of its own."""
-    paths = [word for word in given if Path(word).exists() and not word.startswith("-")]
+    paths = [word for word in given if os.path.exists(word) and not word.startswith("-")]
     words = [sys.executable, "-m", "pytest", *([] if paths else [str(target / "harness" / "suites")]), *given]
     words += ["-p", "no:cacheprovider"]
     data = target / CARRIED / "data"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.base import shipped
 from harness.base.errors import HarnessError
-from harness.base.files import default_root
+from harness.base.files import default_root, is_folder
 from harness.base.text import one_line
 from harness.matrix.load import load
 from harness.matrix.schema import Model
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     checkpoint = None
     folder = Path(args.checkpoint)
-    if folder.is_dir():
+    if is_folder(folder):
         for store in stores:
             checkpoint = open_checkpoint(folder, store)
             if checkpoint.origin:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.base.errors import RecordError
-from harness.base.files import write_text
+from harness.base.files import is_file, write_text
 from harness.judge.gatefile import load as load_gate
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page. Raises HarnessError for a run that is not there, and for a page above MOST_BYTES."""
-    gates = [load_gate(Path(name)) for name in args.names if (Path(name) / "gate.json").is_file()]
-    names = [name for name in args.names if not (Path(name) / "gate.json").is_file()]
+    gates = [load_gate(Path(name)) for name in args.names if is_file(Path(name) / "gate.json")]
+    names = [name for name in args.names if not is_file(Path(name) / "gate.json")]
     page, problems = html.render(
         [Run.open(args.runs, name) for name in names], gates, Documented.load(args.documented), args.title
     )

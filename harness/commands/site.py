@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.files import is_folder
 from harness.judge.gatefile import load as load_gate
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the site. Raises HarnessError for a folder that is not there, and where there is nothing to show."""
     for folder in args.runs or []:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise HarnessError(f"--runs {folder}: there is no such folder")
     folders = args.runs or [Path("results/runs"), Path("results/reference")]
     runs = [Run(path.parent) for folder in folders for path in sorted(folder.glob("*/records.jsonl"))]

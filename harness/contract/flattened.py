@@ -62,15 +62,18 @@ def _type(told: Mapping[str, str], name: str) -> str:
 
 def _metadata(file: Path) -> dict[str, str]:
     """Return the metadata of a file that torchao's tensors are in, or nothing for another file."""
+    header(file)
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         found = json.loads(opened.read(length)).get("__metadata__") or {}
-    if _NAMES not in found:
-        return {}
     try:
+        if _NAMES not in found:
+            return {}
         for name in json.loads(found[_NAMES]):
             _type(found, name)
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(text, str) for pair in found.items() for text in pair):
+            raise TypeError("it holds more than texts")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unusable(f"{file}: its metadata of torchao's tensors is damaged ({error!r})") from error
     return dict(found)
 

@@ -7,10 +7,11 @@ Transformers opens. Every function raises :class:`Unusable` for a folder whose w
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.contract import quantized
@@ -85,25 +86,42 @@ def files(folder: Path) -> list[Path]:
     """
     single, index = folder / SINGLE, _index(folder)
     if named := _named_in_config(folder):
+        _check_inside(folder / "config.json", named)
         single = folder / named
-        if not single.is_file():
+        if not os.path.isfile(single):
             raise Unusable(f"{folder}: config.json names {named} (transformers_weights), which is not there")
     if index is None:
         if single.is_file():
             return [single]
         raise Unusable(_no_weights(folder))
     shards = sorted(set(index_of(index).values()))
+    for name in shards:
+        _check_inside(index, name)
     if single.is_file() and shards != [single.name]:
         raise Unusable(
             f"{folder} holds two sets of weights, {single.name} and those of {index.name}, and libraries differ in "
             "which they load: leave one"
         )
-    if absent := [name for name in shards if not (folder / name).is_file()]:
+    if absent := [name for name in shards if not os.path.isfile(folder / name)]:
         raise Unusable(
             f"{index} names {len(shards)} files, of which {len(absent)} cannot be found: {shown(absent)}. The download "
             "was interrupted: download what is missing"
         )
     return [folder / name for name in shards]
+
+
+def _check_inside(where: Path, name: str) -> None:
+    """Raise Unusable for weights that lie elsewhere, which the folder's digest would not be of, and for other formats.
+
+    Transformers joins the name to the folder's, wherever that leads, and opens as a pickle what does not end so.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or any(part.startswith(".") for part in path.parts) or "\\" in name or "\0" in name:
+        raise Unusable(
+            f"{where} names {name[:200]!r}, which is not in its folder: weights from elsewhere are not loaded"
+        )
+    if not name.endswith((".safetensors", ".index.json")):
+        raise Unusable(f"{where} names {name[:200]!r}, which is no safetensors file: save the model again")
 
 
 def gguf(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def open_device(name: str, store: Store, environment: Environment, phone_runner:
     if which.startswith("-") or (kind == "ssh" and "@-" in which) or name.startswith("-"):
         # ssh, scp and adb would take it for an option, and ssh has options that run commands.
         raise MatrixError(f"--device {name!r}: a name that begins with a hyphen is an option to {kind}, not a device")
+    if wrong := re.search(r"[^\w.@:%+/~\[\]-]" if kind == "ssh" else r"[\x00-\x1f\x7f]", which):
+        # ssh hands a host's name to a shell where its settings say so (ProxyCommand, Match exec).
+        raise MatrixError(f"--device {name!r}: {wrong[0]!r} is in no name of a device")
     if name == "host":
         return Host(store, environment)
     if name == "qemu":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from harness.base.files import file_digest
 from harness.base.reading import json_value
@@ -149,8 +151,8 @@ class Adb(DeviceRunner):
                     stage="run",
                     log_tail=(output + errors)[-3000:],
                 )
-            rounds.append(json_value(lines[-1].split(_OBSERVER, 1)[1]))
-        return observed(rounds, request.warmup)
+            rounds.append(lines[-1].split(_OBSERVER, 1)[1])
+        return observer(rounds, request.warmup)
 
     def _push(self, file: Path, name: str) -> str:
         """Put a file on the phone under a name of its contents, unless it is there whole."""
@@ -213,6 +215,30 @@ def locked(trust: str) -> bool:
     told = [line for line in trust.splitlines() if "deviceLocked=" in line]
     current = [line for line in told if "(current)" in line] or told[:1]
     return any("deviceLocked=1" in line for line in current)
+
+
+def observer(lines: list[str], warmup: int = 0) -> Reading:
+    """Return the reading of the JSON that ExecuTorch's runner printed, a text for each round.
+
+    Raises DeviceError for a text that is none, and as :func:`observed` does.
+    """
+    try:
+        rounds = [json_value(line) for line in lines]
+        if wrong := [it for found in rounds for it in found.values() if isinstance(it, bool) or not _is_count(it)]:
+            raise ValueError(f"{wrong[0]!r} is no number")
+        return observed(rounds, warmup)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        words = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DeviceError(
+            f"llama_main: what it printed of its times cannot be read ({words}); take a runner of the ExecuTorch that "
+            "the program was exported with",
+            stage="run",
+            log_tail="\n".join(lines)[-3000:],
+        ) from error
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def observed(rounds: list[dict[str, int]], warmup: int) -> Reading:

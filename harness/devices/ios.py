@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.base.files import is_file
 from harness.base.reading import json_file
 from harness.devices.base import DeviceError, DeviceRunner, Reading, Request
 from harness.records.schema import Device
@@ -33,7 +34,7 @@ class Told:
 def named(which: str) -> tuple[str, Path]:
     """Return recipe and file of ``RECIPE=FILE``; the recipe is empty where a file alone is named."""
     recipe, _, file = which.rpartition("=")
-    return ("", Path(which)) if not recipe or Path(which).is_file() else (recipe, Path(file))
+    return ("", Path(which)) if not recipe or is_file(which) else (recipe, Path(file))
 
 
 class Ios(DeviceRunner):
@@ -54,7 +55,7 @@ class Ios(DeviceRunner):
         return False
 
     def missing(self) -> str:
-        return "" if self.file.is_file() else f"{self.file} is not there: export it with xcrun xcresulttool"
+        return "" if is_file(self.file) else f"{self.file} is not there: export it with xcrun xcresulttool"
 
     def device(self) -> Device:
         found = self._run().get("device")

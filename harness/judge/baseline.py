@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from harness.base.errors import RecordError, TooFewSamples
+from harness.base.files import is_file
 from harness.base.reading import json_file
 from harness.records.metrics import stage_of
 from harness.records.place import Place, Placed
@@ -174,7 +175,7 @@ def _from_1(data: dict[str, Any]) -> dict[str, Any]:
 def find(name: str, folder: Path) -> Path:
     """Return the file of ``--against NAME``: a path, or the hardware of a baseline in ``folder``."""
     path = Path(name)
-    return path if path.suffix == ".json" or path.is_file() else folder / f"{name}.json"
+    return path if path.suffix == ".json" or is_file(path) else folder / f"{name}.json"
 
 
 def collect(runs: Sequence[Run]) -> list[Baseline]:

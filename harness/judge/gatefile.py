@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WrapSerializer
 
 from harness.base.errors import HarnessError
-from harness.base.files import json_finite
+from harness.base.files import is_folder, json_finite
 from harness.base.reading import json_file
 from harness.base.text import quoted, redact
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
@@ -219,7 +219,7 @@ def load(path: Path) -> GateFile:
     Raises GateError naming the file: for a newer schema, for a number that is not finite or cannot have been measured,
     for a pass that its verdicts do not come to, and for what does not hold.
     """
-    file = path / "gate.json" if path.is_dir() else path
+    file = path / "gate.json" if is_folder(path) else path
     try:
         return parse(json_file(file), str(file))
     except OSError as error:

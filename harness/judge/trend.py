@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.records.place import Place
-from harness.records.run import Run, read
+from harness.records.run import Run
 from harness.records.schema import Measurement
 
 # Fewer runs hold two levels of LEVEL runs each only by chance.
@@ -227,7 +227,7 @@ def series(runs: Iterable[Run], metrics: Sequence[str] = ()) -> list[Trend]:
     found: dict[tuple[Place, str, str], Trend] = {}
     for run in runs:
         latest: dict[tuple[Place, str, str], Measurement] = {}
-        for line in read(run.path)[0]:
+        for line in run.lines():
             if not isinstance(line, Measurement) or line.discarded or line.direction == "none":
                 continue
             if not metrics or line.metric in metrics:

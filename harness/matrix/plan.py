@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import MatrixError, nearest
+from harness.base.files import is_folder
 from harness.contract.quantized import BY_NAME
 from harness.matrix.arithmetic import OF_ARITHMETIC
 from harness.matrix.config_text import parse_config
@@ -156,7 +157,7 @@ class Matrix:
         if given in self.models:
             return self.models[given]
         folder = Path(given)
-        if folder.is_dir():
+        if is_folder(folder):
             return self._named(Model(name=folder.resolve().name, folder=str(folder.resolve())))
         if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", given) and not given.startswith((".", "/")):
             return self._named(Model(name=given.split("/")[1], hub=given))

@@ -39,14 +39,19 @@ class Recorder:
         self.measurements: list[Measurement] = []
         self._standing: dict[str, Measurement] = {}
 
-    def resume(self) -> None:
-        """Take over what the run has already measured, but for what was too noisy to be held against its limit."""
-        for line in self.run.lines():
+    def resume(self) -> list[str]:
+        """Take over what the run has already measured, but for what was too noisy to be held against its limit.
+
+        Returns a message for each line that could not be read.
+        """
+        problems: list[str] = []
+        for line in self.run.lines(problems):
             if isinstance(line, Measurement) and not line.discarded:
                 self._standing[identity(line)] = line
             elif isinstance(line, Judgement) and line.noisy:
                 for record in [it for it in self._standing.values() if _is_judged(it, line)]:
                     self.forget(record)
+        return problems
 
     def standing(self) -> list[Measurement]:
         """Return the last record of everything that the run has measured, in earlier sessions too."""

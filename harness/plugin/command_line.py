@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from harness.base import shipped
 from harness.base.errors import HarnessError, nearest
+from harness.base.files import is_folder
 from harness.base.reading import json_value
 from harness.base.secrets import without_secrets
 from harness.matrix.schema import TaskOptions
@@ -140,7 +141,7 @@ class CommandLine:
 
     def chosen_tasks(self) -> list[str]:
         """Return the tasks to evaluate: those named, or all that the data folder has; none leaves it to the matrix."""
-        if self.data is not None and not self.data.is_dir():
+        if self.data is not None and not is_folder(self.data):
             raise HarnessError(f"--data {self.data}: there is no such folder")
         if not self.tasks and self.data is not None:
             # A file of one split says so in its name: TASK.SPLIT.jsonl.
@@ -182,14 +183,14 @@ def _task_options(config: pytest.Config) -> TaskOptions:
         name, equals, value = part.partition("=")
         if not equals or not name.strip():
             raise pytest.UsageError(f"--gen-kwargs {part!r}: give NAME=VALUE, such as max_gen_toks=128")
-        given.setdefault("generation", {})[name.strip()] = _value(value.strip())
+        given.setdefault("generation", {})[name.strip()] = option_value(value.strip())
     try:
         return TaskOptions.model_validate(given)
     except ValidationError as error:
         raise pytest.UsageError(f"--num-fewshot {given.get('num_fewshot')}: {error.errors()[0]['msg']}") from error
 
 
-def _value(text: str) -> str | int | float | bool:
+def option_value(text: str) -> str | int | float | bool:
     try:
         found = json_value(text.lower() if text in ("True", "False") else text)
     except ValueError:

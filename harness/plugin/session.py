@@ -96,18 +96,6 @@ class HarnessSession:
         others = {name: at(path, environment) for name, path in given.own_environments().items()}
         runs = given.results / "runs"
         run = Run.open(runs, given.resume) if given.resume else Run.create(runs)
-        problems = run.read()[1] if given.resume else []
-        header = Header(
-            run=run.name,
-            command=["pytest", *given.words],
-            packages=environment.packages(),
-            device=probe.host(),
-            harness=_harness(),
-            python=environment.python_version,
-        )
-        run.append(header)
-        run.become_latest()
-        run.note_cache(store.root)
         devices = Devices(store, environment, given.phone_runner, own_device)
         flow = Flow.open(
             store,
@@ -126,8 +114,18 @@ class HarnessSession:
             programs=lambda: collect.programs(claims, lambda device, route: devices(device).lacks(route)),
         )
         recorder = Recorder(flow, run)
-        if given.resume:
-            recorder.resume()
+        problems = recorder.resume() if given.resume else []
+        header = Header(
+            run=run.name,
+            command=["pytest", *given.words],
+            packages=environment.packages(),
+            device=probe.host(),
+            harness=_harness(),
+            python=environment.python_version,
+        )
+        run.append(header)
+        run.become_latest()
+        run.note_cache(store.root)
         documented = Documented.load()
         judge = Judge(matrix, recorder, run, documented)
         measure, mobile = Measure(recorder), MeasureMobile(recorder)

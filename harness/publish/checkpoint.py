@@ -98,7 +98,7 @@ def open_checkpoint(folder: Path, store: Store) -> Checkpoint:
     if not weights:
         raise ArtifactError(f"{folder} has no .safetensors file: there are no weights to publish")
     for path in weights:
-        _check_whole(path)
+        check_whole(path)
     for index in (path for path in files if path.name.endswith(".safetensors.index.json")):
         missing = sorted(set(_json(index).get("weight_map", {}).values()) - {path.name for path in weights})
         if missing:
@@ -146,7 +146,7 @@ def _origin_of(found: Mapping[str, Any]) -> Origin | None:
     return Origin(key["plain"], key["recipe"], key["device"], key.get("packages") or {})
 
 
-def _check_whole(path: Path) -> None:
+def check_whole(path: Path) -> None:
     """Hold a safetensors file against its own header. Source: the format's description, safetensors README."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -8,6 +8,7 @@ away, and are written again when next asked for.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -91,6 +92,7 @@ SCHEMA = pa.schema(
 _LAYOUT = 6
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
+_AT_ONCE = 4000
 # What tables and trends need; the rest is read for exports.
 SLIM = ("source", "line", "offset", "kind", "time", "subject", "place", "discarded", "message")
 
@@ -177,7 +179,7 @@ def load(runs: Iterable[Run], *, columns: Sequence[str] = SLIM, cache: Path | No
         if path.is_file():
             found[path] = (source, run)
         else:
-            parts.append(_make(source, run, path).select(names))
+            parts.append(_make(source, run, path, names))
     if found:
         whole = _read_all(list(found), names)
         if whole is None:
@@ -215,39 +217,93 @@ def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
 
 def _read_one(path: Path, source: str, run: Run, names: Sequence[str]) -> pa.Table:
     table = _read_all([path], names)
-    return _make(source, run, path).select(names) if table is None else table
+    return _make(source, run, path, names) if table is None else table
 
 
-def _make(source: str, run: Run, path: Path) -> pa.Table:
-    """Return a run's lines as a table, and keep them as ``path`` in place of the run's former copies."""
-    rows = []
+def _make(source: str, run: Run, path: Path, names: Sequence[str]) -> pa.Table:
+    """Return the named columns of a run's lines, and keep all of them as ``path`` in place of the run's former copies.
+
+    Some thousand lines are held whole at once, however many there are.
+    """
+    parts: list[pa.Table] = []
+    copy = _Kept(path)
     try:
-        for number, offset, raw in raw_lines(run.path):
-            try:
-                row = _row(parse(raw, f"{run.path}, line {number}"))
-            except BrokenLine as error:
-                row = {"kind": _PROBLEM, "message": str(error)}
-            rows.append({"source": source, "line": number, "offset": offset, **row})
+        rows = _rows(source, run)
+        while some := list(itertools.islice(rows, _AT_ONCE)):
+            part = pa.Table.from_pylist(some, schema=SCHEMA)
+            copy.write(part)
+            parts.append(part.select(names))
     except OSError as error:
+        copy.drop()
         raise RecordError(f"{run.path}: cannot be read ({error.strerror})") from error
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-        for former in path.parent.glob(f"{source}-*.parquet"):
-            if former != path:
-                former.unlink(missing_ok=True)
-    except OSError:
-        # A cache that cannot be written costs time, nothing else.
+    except BaseException:
+        copy.drop()
+        raise
+    copy.replace(f"{source}-*.parquet")
+    return pa.concat_tables(parts) if parts else SCHEMA.empty_table().select(names)
+
+
+def _rows(source: str, run: Run) -> Iterator[dict[str, Any]]:
+    for number, offset, raw in raw_lines(run.path):
+        try:
+            row = _row(parse(raw, f"{run.path}, line {number}"))
+        except BrokenLine as error:
+            row = {"kind": _PROBLEM, "message": str(error)}
+        yield {"source": source, "line": number, "offset": offset, **row}
+
+
+class _Kept:
+    """A copy as it is written beside its place; a cache that cannot be written costs time, nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.writer: pq.ParquetWriter | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.writer = pq.ParquetWriter(self.temporary, SCHEMA, compression="zstd")
+        except OSError:
+            self.drop()
+
+    def write(self, rows: pa.Table) -> None:
+        if self.writer is not None:
+            try:
+                self.writer.write_table(rows)
+            except OSError:
+                self.drop()
+
+    def replace(self, former: str) -> None:
+        """Put it in its place, and remove other files of that pattern beside it."""
+        if self.writer is not None:
+            try:
+                self.writer.close()
+                os.replace(self.temporary, self.path)
+                for it in self.path.parent.glob(former):
+                    if it != self.path:
+                        it.unlink(missing_ok=True)
+            except OSError:
+                self.drop()
+
+    def drop(self) -> None:
+        writer, self.writer = self.writer, None
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return table
+            if writer is not None:
+                writer.close()
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+
+_texts: dict[str, str] = {}
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    # Of the lines of a run most have the same few packages, devices and options.
+    key = repr(value)
+    if key not in _texts:
+        if len(_texts) > _AT_ONCE:
+            _texts.clear()
+        _texts[key] = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return _texts[key]
 
 
 def _row(line: Line) -> dict[str, Any]:

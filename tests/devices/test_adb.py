@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.devices import Adb, DeviceError, Host, Request
-from harness.devices.adb import FOLDER, observed
+from harness.devices.adb import FOLDER, observed, observer
 from tests import needs
 from tests.devices.adb_server import AdbServer
 
@@ -181,3 +181,12 @@ def test_llama_main(llama_main: Adb, pte: Path, tmp_path: Path) -> None:
 def test_an_answer_that_ends_at_once() -> None:
     with pytest.raises(DeviceError, match="the answer of round 2 ended with its first token"):
         observed([ROUNDS[0], ROUNDS[1] | {"generated_tokens": 0}], 0)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{}", "[1]", '{"generated_tokens": "9"}', "[" * 9000, '{"generated_tokens": true}']
+)
+def test_a_line_of_times_that_cannot_be_read_is_told_of(line: str) -> None:
+    with pytest.raises(DeviceError, match="what it printed of its times cannot be read"):
+        observer([line])
+    assert observer([json.dumps(it) for it in ROUNDS]) == observed(ROUNDS, 0)

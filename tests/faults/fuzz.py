@@ -6,29 +6,42 @@ places, and brackets without end, or nothing but noise.
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
 import random
+import shutil
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
+from harness.base.expressions import asked_for
 from harness.base.reading import json_value, toml_value
 from harness.bundle import asked, install
-from harness.contract import notation, quantized, weights
+from harness.commands import calibrate
+from harness.contract import flattened, notation, quantized, weights
+from harness.devices import adb, open_device
 from harness.devices.base import read as reading
-from harness.judge import baseline, gatefile
+from harness.devices.ios import Ios
+from harness.judge import accepted, baseline, gatefile
 from harness.judge.calibration import Calibration
 from harness.matrix.config_text import parse_config
 from harness.matrix.load import load
+from harness.plugin.command_line import option_value
+from harness.publish.checkpoint import check_whole as weights_of_a_checkpoint
 from harness.records import columns
 from harness.records.published import Documented
 from harness.records.run import BrokenLine, Run, parse
 from harness.records.run import read as read_records
 from harness.report.judged import nights
-from harness.runtime import sources, store
+from harness.runtime import job, sources, store
+from harness.runtime.environment import Environment, worker_threads
 from tests.faults import damage
 from tests.faults.small_session import measurement
 
@@ -114,9 +127,13 @@ class Readers:
         self.own: dict[str, tuple[type[BaseException], ...]] = {}
         self.seeds: dict[str, list[bytes]] = {}
         self.readers: dict[str, Reader] = {}
+        self._store, self._environment = store.Store(folder / "store"), Environment()
         self._records()
         self._stored()
         self._others()
+        self._of_models()
+        self._of_commands()
+        self._archives()
 
     def _add(self, name: str, reader: Reader, seeds: list[bytes], *own: type[BaseException]) -> None:
         self.readers[name], self.seeds[name], self.own[name] = reader, seeds, own or (HarnessError,)
@@ -187,7 +204,11 @@ class Readers:
         ).encode()
         turns = [{"from": "gpt", "value": "a"}]
         prompts = json.dumps([{"id": "1", "conversations": turns}]).encode()
-        parts = json.dumps({"format": install.FORMAT, "version": install.VERSION}).encode()
+        part = {"name": "bundle.00", "size": 10, "sha256": "x"}
+        told = {"python": "3.11", "machine": "x86_64", "sha256": "x", "size": 10, "unpacked_size": 20, "files": 1,
+                "parts": [part], "blocks": [{"offset": 0, "size": 10}], "packages": [],
+                "raw": [{"path": "a/b", "offset": 0, "size": 5}]}  # fmt: skip
+        parts = json.dumps({"format": install.FORMAT, "version": install.VERSION, **told}).encode()
         output = b'words\n{"load_seconds": 1.0, "rounds": []}\n'
         recipe = (
             b"FqnToConfig(fqn_to_config={'_default': Int8WeightOnlyConfig(granularity=PerRow(), x={1: [torch.int8]})})"
@@ -217,6 +238,143 @@ class Readers:
             "TOML", lambda data: toml_value(data.decode(errors="replace")), [b'[a]\nb = [1, 2.5, "x"]\n'], ValueError
         )
 
+    def _of_models(self) -> None:
+        """What a model's folder holds, as the planner reads it before anything loads it."""
+        config = json.dumps({"model_type": "llama", "transformers_weights": "model.safetensors", "text_config": {}})
+        plain = json.dumps({"w": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [0, 16]}}).encode()
+        named = json.dumps(
+            {
+                "__metadata__": {
+                    "tensor_names": json.dumps(["a.weight", "b.weight"]),
+                    "a.weight": json.dumps({"_type": "Tensor"}),
+                    "b.weight": json.dumps({"_type": "Int8Tensor", "_data": {}}),
+                },
+                "a.weight": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]},
+                "b._weight_qdata": {"dtype": "I8", "shape": [8], "data_offsets": [8, 16]},
+            }
+        ).encode()
+
+        def model(data: bytes) -> None:
+            folder = self._file("m/config.json", data).parent
+            if not (folder / "model.safetensors").exists():
+                self._file("m/model.safetensors", _tensors(plain))
+            weights.check(folder)
+
+        def adapter(data: bytes) -> object:
+            folder = self._file("ad/adapter_config.json", data).parent
+            if not (folder / "adapter_model.safetensors").exists():
+                self._file("ad/adapter_model.safetensors", _tensors(plain))
+            return weights.adapter_alone(folder)
+
+        def recipes(data: bytes) -> object:
+            found = quantized.quant_type(self._file("qt/config.json", data).parent)
+            return quantized.inner_classes(found), list(quantized.classes(found)), quantized.named_configs(found)
+
+        def whole(data: bytes) -> None:
+            # Its header may have any length, and the file's first bytes tell it.
+            weights_of_a_checkpoint(self._file("pub/model.safetensors", _tensors(data)))
+
+        quant = {"_type": "FqnToConfig", "_data": {"fqn_to_config": {"_default": {"_type": "Int8WeightOnlyConfig"}}}}
+        nested = json.dumps({"quantization_config": {"quant_method": "torchao", "quant_type": {"default": quant}}})
+        based = b'{"base_model_name_or_path": "o/m", "revision": "main", "peft_type": "LORA"}'
+        self._add("a model's config.json", model, [config.encode()], weights.Unusable, ValueError)
+        self._add("an adapter's config", adapter, [based], weights.Unusable)
+        self._add("classes of a quantized config", recipes, [nested.encode()], ValueError)
+        self._add("names of torchao's tensors", lambda data: flattened.unnamed(
+            [self._file("fl/model.safetensors", _tensors(data))]), [named], weights.Unusable)  # fmt: skip
+        self._add("a published checkpoint's header", whole, [plain])
+        self._add("ShareGPT of --data", self._conversations, [b'[{"id": "1", "conversations": [{"from": "gpt", '
+                  b'"value": "a\\u00e9"}]}]'])  # fmt: skip
+
+    def _conversations(self, data: bytes) -> object:
+        place = self.folder / "sg"
+        self._file(f"sg/{sources.SHAREGPT_FILE}", data)
+        return sources.sharegpt(store.Store(place / "cache"), place).facts
+
+    def _of_commands(self) -> None:
+        """What a command reads: of what others wrote, of a phone, of pip, and of its own command line."""
+        place = {"model": "m", "recipe": "r", "hardware": "cpu", "server": "", "stage": "", "metric": "latency"}
+        one = {"metric": "latency", "reason": "x", "package": "torchao", "old": "1", "new": "2", "hardware": "cpu",
+               "accepted": "2026-01-01", "figures": [{**place, "worse": 1.5, "reason": "slower"}]}  # fmt: skip
+        run = {"device": {"modelName": "iPhone", "osVersion": "26"}, "metrics": [
+            {"displayName": "Tokens per second", "unitOfMeasurement": "t/s", "measurements": [10.5, 11]},
+            {"displayName": "Memory peak physical", "unitOfMeasurement": "kB", "measurements": [1024]}]}  # fmt: skip
+        phone = json.dumps([{"testIdentifier": "t", "testRuns": [run]}]).encode()
+        options = {
+            "options": asdict(gatefile.Options("a", "b", "cpu")),
+            "threads": worker_threads(),
+            "packages": {},
+            "gates": [],
+        }
+
+        def iphone(data: bytes) -> object:
+            device = Ios(self._file("ios/it.json", data))
+            return device.told(), device.device()
+
+        def calibration(data: bytes) -> object:
+            self._file("cal/calibration/cpu.unfinished.json", data)
+            return calibrate._Kept(self.folder / "cal", gatefile.Options("a", "b", "cpu"), "d").resume({})
+
+        def attachment(data: bytes) -> object:
+            return Run(self._file("at/attachments/a.json", data).parent.parent).attached("attachments/a.json")
+
+        def caches(data: bytes) -> object:
+            return Run(self._file("ca/caches.txt", data).parent).caches
+
+        def frozen(data: bytes) -> object:
+            return asked.read_runner(self._file("fr/freeze.txt", data))
+
+        def text(reader: Callable[[str], object]) -> Reader:
+            return lambda data: reader(data.decode(errors="surrogateescape"))
+
+        stage = b'{"prompt_tokens": 5, "generated_tokens": 9, "prompt_eval_end_ms": 20, "inference_start_ms": 1, '
+        stage += b'"inference_end_ms": 90, "model_load_start_ms": 0, "model_load_end_ms": 1, "first_token_ms": 21, '
+        stage += b'"SCALING_FACTOR_UNITS_PER_SECOND": 1000, "aggregate_sampling_time_ms": 1}'
+        self._add("accepted.json", lambda data: accepted.Acceptances.load(self._file("ac/accepted.json", data).parent),
+                  [json.dumps({"schema": accepted.SCHEMA, "accepted": [one]}).encode()])  # fmt: skip
+        self._add("an iPhone's results", iphone, [phone])
+        self._add("a phone's last line", text(lambda it: adb.observer([it])), [stage])
+        self._add("an unfinished calibration", calibration, [json.dumps(options).encode()], HarnessError)
+        self._add("an attachment", attachment, [b'{"documents": [1, 2], "weights": {}}'])
+        self._add("a run's caches", caches, [b"/srv/cache\n/other\n"])
+        self._add("a runner's packages", frozen, [b"torch==2.13.0\nx @ file:///x\n# words\nnumpy\n"])
+        self._add("--accept", text(lambda it: accepted.parse([it])), [b"latency:the new kernel waits"])
+        self._add("a device's name", text(lambda it: open_device(it, self._store, self._environment)),
+                  [b"ssh:ada@host", b"adb:emulator-5554", b"ios:int8wo=x.json", b"host", b"qemu"])  # fmt: skip
+        self._add("an expression of -m", text(lambda it: asked_for(it, ["cpu", "h100"])),
+                  [b"cpu and not (h100 or slow)"], SyntaxError)  # fmt: skip
+        self._add("an option of a task", text(option_value), [b"0.5", b"True", b"[1, 2]"])
+        self._add("a server's answer", lambda data: job.read_answer(data), [b'{"data": [{"id": "m"}]}'], ValueError)
+
+    def _archives(self) -> None:
+        """Archives that are opened: a bundle's blocks, and a wheel that a file is taken from."""
+        tar, wheel = io.BytesIO(), io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            for name in ("a/b.py", "c.txt"):
+                archive.addfile(_member(name, 9), io.BytesIO(b"contents\n"))
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("p/model.gguf", b"GGUF" * 20)
+
+        def block(data: bytes) -> None:
+            target = self.folder / "unpacked"
+            parts = self._file("block.xz", lzma.compress(data, preset=0))
+            install._unpack_block([(parts, parts.stat().st_size)], 0, parts.stat().st_size, target, 100_000)
+            if outside := [it for it in target.rglob("*") if it.is_symlink()]:
+                raise AssertionError(f"a link was made: {outside}")
+            shutil.rmtree(target, ignore_errors=True)
+
+        def damaged(data: bytes) -> None:
+            parts = self._file("damaged.xz", data)
+            install._unpack_block([(parts, len(data))], 0, len(data), self.folder / "unpacked", 100_000)
+
+        def taken(data: bytes) -> None:
+            sources.take_out(self._file("w/x.whl", data), "p/model.gguf", "x==1", io.BytesIO())
+
+        system = (install.InstallError, lzma.LZMAError, tarfile.TarError, EOFError, OverflowError, OSError)
+        self._add("a bundle's archive", block, [tar.getvalue()[:2048]], *system)
+        self._add("a bundle's block", damaged, [lzma.compress(tar.getvalue(), preset=0)], *system)
+        self._add("a wheel", taken, [wheel.getvalue()])
+
     def one(self, name: str, seed: int) -> str:
         """Try a reader on one input; return what it raised that is not its own, or an empty text."""
         return self.tried(name, mutated(random.Random(seed), self.seeds[name]))
@@ -230,6 +388,16 @@ class Readers:
         except Exception as error:
             return f"{type(error).__name__}: {str(error)[:300]} of {data[:200]!r}"
         return ""
+
+
+def _tensors(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + bytes(16)
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member
 
 
 def _reading(text: str) -> object:

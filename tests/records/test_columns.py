@@ -136,6 +136,17 @@ def test_without_a_writable_cache_the_lines_are_read_all_the_same(tmp_path: Path
     assert columns.load([run], cache=blocked).table.num_rows == 1
 
 
+def test_a_run_of_more_lines_than_are_held_at_once_is_whole(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_AT_ONCE", 3)
+    run = written(tmp_path, [LATENCY.model_copy(update={"value": float(it)}) for it in range(10)])
+    for where in (cache, cache, run.path):
+        found = columns.load([run], columns=["value"], cache=where)
+        assert found.table["value"].to_pylist() == [float(it) for it in range(10)]
+    assert [path.suffix for path in copies(cache)] == [".parquet"]
+
+
 def test_broken_lines_are_named_and_remembered(tmp_path: Path, cache: Path) -> None:
     run = written(tmp_path, [STEPS[0]])
     with run.path.open("ab") as file:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -22,10 +24,12 @@ from pydantic import ValidationError
 
 import harness
 from harness.base.errors import RecordError
+from harness.base.reading import json_value
 from harness.base.text import file_name, redact
-from harness.records.migrations import SCHEMA_VERSION
+from harness.records.migrations import SCHEMA_VERSION, migrate
 from harness.records.run import Run, parse, read
 from harness.records.schema import (
+    LINE,
     Cell,
     Device,
     Failure,
@@ -39,6 +43,7 @@ from harness.records.schema import (
     Timing,
     identity,
 )
+from tests.faults.fuzz import mutated
 
 NAMES = st.text(
     st.sampled_from("ab|\n\r\t\"'\\{}[],:\x00\x0b\x0c\x85\u2028é😀") | st.characters(exclude_categories=["Cs"]),
@@ -164,6 +169,38 @@ def test_every_kind_of_line_is_read_as_it_was_written(lines: list[Line]) -> None
             run.append(line)
         if lines:
             assert run.read() == (lines, [])
+
+
+@QUICK
+@given(LINES, st.integers(0, 2**31))
+def test_the_quick_way_to_read_a_line_says_what_the_careful_one_says(line: Line, seed: int) -> None:
+    sound = line.model_dump_json().encode()
+    for raw in (sound, mutated(random.Random(seed), [sound])):
+        try:
+            careful = LINE.validate_python(migrate(json_value(raw), "x"))
+        except (ValueError, KeyError, TypeError, RecordError):
+            with pytest.raises(RecordError):
+                parse(raw, "x")
+        else:
+            assert repr(parse(raw, "x")) == repr(careful)
+
+
+def test_lines_are_read_one_by_one_and_those_that_are_held_share_what_is_the_same(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    packages = {f"package-{number}": "1.0" for number in range(300)}
+    lines = [LATENCY.model_copy(update={"value": float(it), "packages": packages}) for it in range(400)]
+    run.path.write_bytes(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
+    tracemalloc.start()
+    assert sum(1 for _ in run.lines()) == 400
+    _, peak = tracemalloc.get_traced_memory()
+    held, problems = run.read()
+    now, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (held, problems) == (lines, [])
+    size = run.path.stat().st_size
+    assert peak < size / 10
+    assert now < size * 0.7, "each of them holds what differs alone"
+    assert {id(it.packages) for it in held if isinstance(it, Measurement)} == {id(held[0].packages)}  # type: ignore[union-attr]
 
 
 @QUICK
