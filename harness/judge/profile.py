@@ -2,14 +2,15 @@
 
 A profile is what the stage engine keeps beside a record of ``kernel_time``: name, seconds and calls of every kernel
 (on a CPU: operator, its own time) of one batch that reads a prompt and takes a few further steps, and the same of the
-prompt alone. The difference of the two is the further steps.
+prompt alone. The difference of the two is the further steps; where the engine had begun a step when the prompt's token
+was out, that step is told from the prompt.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -131,23 +132,46 @@ def read(value: Any) -> dict[str, Profile]:
 def phases(found: Kept) -> dict[str, Profile]:
     """Return a profile by phase: the prompt and one further step, or the batch where these were not told apart."""
     whole = {name: (seconds, calls) for name, seconds, calls in found.kernels}
-    if found.prefill is None or not (steps := _steps(whole, found.prefill)):
+    if found.prefill is None:
         return {BATCH: _profile(BATCH, whole, 1)}
     first = {name: (seconds, calls) for name, seconds, calls in found.prefill}
-    further = {
-        name: (max(0.0, seconds - first.get(name, (0.0, 0))[0]), max(0, calls - first.get(name, (0.0, 0))[1]))
-        for name, (seconds, calls) in whole.items()
-    }
-    return {PREFILL: _profile(PREFILL, first, 1), DECODE: _profile(DECODE, further, steps)}
+    ahead, further = _steps(whole, first)
+    if not further:
+        return {BATCH: _profile(BATCH, whole, 1)}
+    beyond = {name: _less(it, first.get(name, (0.0, 0.0)), 1) for name, it in whole.items()}
+    prompt = {name: _less(it, beyond.get(name, (0.0, 0.0)), ahead / further) for name, it in first.items()}
+    return {PREFILL: _profile(PREFILL, prompt, 1), DECODE: _profile(DECODE, beyond, further)}
 
 
-def _steps(whole: Mapping[str, tuple[float, int]], prefill: _Kernels) -> int:
-    """Return how many steps followed the prompt's: an engine may go one further than it was asked to."""
-    ratios = [whole[name][1] / calls for name, _, calls in prefill if name in whole and calls]
-    return max(0, round(statistics.median(ratios)) - 1) if ratios else 0
+def _less(one: tuple[float, float], other: tuple[float, float], times: float) -> tuple[float, float]:
+    """Return seconds and calls of a kernel without those of ``other``; noise may make them negative, which is none."""
+    return max(0.0, one[0] - times * other[0]), max(0.0, one[1] - times * other[1])
 
 
-def _profile(phase: str, kernels: Mapping[str, tuple[float, int]], steps: int) -> Profile:
+# An engine may go further than it was asked to: a scheduler that prepares the next step while one runs has begun it
+# when the last token is out. So the profile of a prompt alone may hold a step already.
+_MOST_AHEAD, _MOST_FURTHER = 1, 8
+
+
+def _steps(whole: Mapping[str, tuple[float, int]], first: Mapping[str, tuple[float, int]]) -> tuple[int, int]:
+    """Return how many steps the profile of the prompt holds, and how many more that of the batch; 0 where none is.
+
+    A kernel that prompt and step run alike is called 1 + ahead times as often in the first, and 1 + ahead + further
+    times in the second; one of steps alone ahead and ahead + further times. The numbers are those that most kernels
+    agree with.
+    """
+    ratios = [whole[name][1] / calls for name, (_, calls) in first.items() if name in whole and calls]
+
+    def agree(ahead: int, further: int) -> int:
+        due = {(1 + ahead + further) / (1 + ahead)} | ({(ahead + further) / ahead} if ahead else set())
+        return sum(any(math.isclose(ratio, it, rel_tol=0.01) for it in due) for ratio in ratios)
+
+    candidates = [(ahead, further) for ahead in range(_MOST_AHEAD + 1) for further in range(1, _MOST_FURTHER + 1)]
+    most = max(candidates, key=lambda it: agree(*it))
+    return most if agree(*most) else (0, 0)
+
+
+def _profile(phase: str, kernels: Mapping[str, tuple[float, float]], steps: int) -> Profile:
     found = [Kernel(name, 1000 * seconds / steps, calls / steps) for name, (seconds, calls) in kernels.items()]
     return Profile(phase, sorted((it for it in found if it.milliseconds > 0), key=lambda it: -it.milliseconds))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import MatrixError, nearest
+from harness.base.reading import toml_value
 from harness.matrix.keys import known
 from harness.matrix.measurements import Measurements
 
@@ -122,8 +122,8 @@ def _exists(text: str, path: Sequence[str]) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return toml_value(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from harness.base import network
 from harness.base.errors import ArtifactError, MatrixError
 from harness.base.reading import json_file
+from harness.base.text import digest
 from harness.contract import quantized, versions, weights
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
@@ -183,9 +184,10 @@ class PlainModels:
             return _noted(found)
         if found.quantized:
             raise ArtifactError(f"model {model.name}: it came quantized, and no adapter is merged into such weights")
-        artifact = self._merge(model, found.folder, {"merged": found.key})
+        key = {"merged": found.key}
+        artifact = self._merge(model, found.folder, key)
         note = f"the adapter beside it ({artifact.facts['adapter']}) is merged into its weights"
-        identity = found.model.model_copy(update={"revision": artifact.key.split("/")[1], "note": note})
+        identity = found.model.model_copy(update={"revision": digest(key), "note": note})
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
 
     def _on_its_base(self, model: Model, adapter: Path, source: str, named: str, revision: str) -> Checkpoint:
@@ -219,8 +221,7 @@ class PlainModels:
         key = {"adapter": sources.folder_revision(adapter), "base": at}
         artifact = self._merge(model, base, key, adapter=str(adapter))
         note = f"the adapter ({artifact.facts['adapter']}) is merged into its base model {named}"
-        made = artifact.key.split("/")[1]
-        identity = ModelIdentity(name=model.name, source=source, revision=made, weights="pretrained", note=note)
+        identity = ModelIdentity(name=model.name, source=source, revision=digest(key), weights="pretrained", note=note)
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)
 
     def _merge(self, model: Model, base: Path, key: dict[str, Any], **more: str) -> Artifact:
@@ -254,13 +255,8 @@ class PlainModels:
             raise MatrixError(f"{self._matrix.path}: models.{model.name}.random.shape: {shape} is not there")
         lender = self.of(self._matrix.models[random.tokenizer], on)
         device = on.torch_device
-        key = {
-            "shape": shape.read_text(encoding="utf-8"),
-            "seed": random.seed,
-            "tokenizer": lender.key,
-            "device": device,
-            **self._keys.makers(),
-        }
+        what = {"shape": shape.read_text(encoding="utf-8"), "seed": random.seed, "device": device}
+        key = {**what, "tokenizer": lender.key, **self._keys.makers()}
 
         def build(folder: Path) -> dict[str, Any]:
             given = {"shape": str(shape), "seed": random.seed, "tokenizer": str(lender.folder), "output": str(folder)}
@@ -271,7 +267,8 @@ class PlainModels:
         identity = ModelIdentity(
             name=model.name,
             source=f"random:{shape.name}",
-            revision=artifact.key.split("/")[1],
+            # Not the artifact's key: the model stays the same one when a library that writes its files is upgraded.
+            revision=digest({**what, "tokenizer": lender.model.revision}),
             weights="random",
             note=f"random weights of the exact shape, seed {random.seed}; "
             f"tokenizer of {random.tokenizer}, so prompts have other token counts",

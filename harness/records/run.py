@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -148,20 +149,33 @@ class Run:
     def attach(self, name: str, data: Mapping[str, Any] | list[Any]) -> str:
         """Write bulky detail beside the records and return its path relative to the run folder.
 
+        What an earlier record of another model or session has under that name stays as it is: a number is added.
         Raises RecordError when the disk refuses it; nothing half-written is left behind.
         """
-        target = self.attachments / f"{file_name(name)}.json"
+        text = json.dumps(cleaned(data))
+        target = self._free(file_name(name), text)
         temporary = target.with_suffix(".tmp")
         with _kept(target, "an attachment"):
             self.attachments.mkdir(parents=True, exist_ok=True)
             try:
-                temporary.write_text(json.dumps(cleaned(data)), encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
                 os.replace(temporary, target)
             except OSError:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
                 raise
         return str(target.relative_to(self.folder))
+
+    def _free(self, name: str, text: str) -> Path:
+        """Return the first path of that name that is not there, or that holds this text or nothing whole."""
+        for number in itertools.count(1):
+            target = self.attachments / f"{name}{f'-{number}' if number > 1 else ''}.json"
+            try:
+                if target.read_text(encoding="utf-8") == text:
+                    return target
+            except (OSError, UnicodeDecodeError):
+                return target
+        raise AssertionError
 
     def attached(self, name: str) -> Any:
         """Return what :meth:`attach` has written; RecordError names the file where it is gone or damaged."""

@@ -71,6 +71,21 @@ def test_what_steps_take_is_what_the_batch_takes_beyond_the_prompt(
         assert sum(phase.kinds().values()) == pytest.approx(phase.total)
 
 
+@given(st.integers(1, 40), st.integers(1, 6))
+def test_a_step_that_the_engine_had_begun_is_told_from_the_prompt(layers: int, further: int) -> None:
+    """As SGLang does: its scheduler has begun the next step when the prompt's token is out."""
+    shared, prompt, step = ["nvjet_a", "fused_norm", "Memcpy"], ["flash_fwd"], ["flash_decode", "nvjet_b"]
+
+    def taken(steps: int) -> list[list[Any]]:
+        rows = [[name, layers * (2.0 + 0.5 * steps), layers * (1 + steps)] for name in shared]
+        rows += [[name, 8.0 * layers, layers] for name in prompt]
+        return rows + [[name, 0.25 * layers * steps, layers * steps] for name in step]
+
+    found = read({"kernels": taken(1 + further), "prefill": taken(1)})
+    assert found[PREFILL].total == pytest.approx(1000 * layers * (3 * 2.0 + 8.0))
+    assert found[DECODE].total == pytest.approx(1000 * layers * (3 * 0.5 + 2 * 0.25))
+
+
 @given(KERNELS, KERNELS)
 def test_the_changes_add_up_to_the_difference(
     one: dict[str, tuple[float, int]], other: dict[str, tuple[float, int]]

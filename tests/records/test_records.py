@@ -615,6 +615,14 @@ def test_an_attachment_stays_in_its_run(tmp_path: Path, name: str) -> None:
     assert [entry.name for entry in run.attachments.iterdir()] == [path.name]
 
 
+def test_the_detail_of_an_earlier_record_stays(tmp_path: Path) -> None:
+    """A resumed run may measure another model of the same name: each record keeps the detail that was measured."""
+    run = Run(tmp_path / "run")
+    first, again, other, third = (run.attach("kernels", {"took": it}) for it in (1, 1, 2, 3))
+    assert first == again
+    assert [run.attached(it)["took"] for it in (first, other, third)] == [1, 2, 3]
+
+
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 TOKEN = "hf_" + "AbCd1234" * 4
