@@ -44,9 +44,12 @@ if importlib.util.find_spec("hypothesis"):
 
     laws.register()
 
-# A shell's background jobs ignore interruption, and what they start inherits that: nothing here could be interrupted.
+# A shell's background jobs ignore interruption, what nohup starts ignores the end of its terminal, and what they start
+# inherits that: nothing here could be ended so.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _TINY_MODEL = Path(__file__).with_name("tiny_model.py")

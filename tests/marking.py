@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,12 @@ LONGEST = (
     "tests/plugin/test_main_job.py",
     "tests/judge/test_baseline.py",
 )
+# Files that share what is expensive to have, a worker with lm-evaluation-harness and one with ExecuTorch: the tests of
+# such files, by how their names begin, are run by one process.
+SHARED = {
+    "generating": ("tests/worker/test_evaluate.py", "tests/worker/test_generate.py", "tests/worker/test_tasks.py"),
+    "executorch": ("tests/devices/",),
+}
 FIXTURES = {
     MARK: frozenset({"forks", "tiny_model", "host", "qemu"}),
     PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed", "run_pages"}),
@@ -41,12 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     handle, notes = tempfile.mkstemp(prefix="harness-tests-")
     os.close(handle)
-    config.add_cleanup(Path(notes).unlink)
+    test = Path(noticing.running(notes))
+    test.touch()
+    for file in (Path(notes), test):
+        config.add_cleanup(file.unlink)
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     patch.setenv(noticing.NOTES, notes)
     patch.setenv("PYTHONPATH", str(Path(noticing.__file__).parent), prepend=os.pathsep)
-    patch.setenv(noticing.TEST, "")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,7 +76,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    os.environ[noticing.TEST] = _name(item)
+    Path(noticing.running(os.environ[noticing.NOTES])).write_text(_name(item), encoding="utf-8")
     return (yield)
 
 
@@ -79,13 +88,27 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Sharing(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return next((name for name, files in SHARED.items() if file.startswith(files)), file)
+
+    return Sharing(config, log)
+
+
 def _rank(item: pytest.Item) -> int:
     file = item.nodeid.partition("::")[0]
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 def _name(item: pytest.Item) -> str:
-    """Return a test's name as an environment variable can hold it, on one line."""
+    """Return a test's name on one line."""
     return item.nodeid.encode("unicode_escape").decode()
 
 

@@ -2,11 +2,13 @@
 
 The index of all tasks takes some eight seconds, since 14,000 files are parsed as YAML, many of them several times. To
 look for a name in their texts takes one. What a name stands for is in a file that has it in its text, or includes one
-that has; so the entries of what is asked for, and of all that belongs to it, are those of the whole index.
+that has; so the entries of what is asked for, and of all that belongs to it, are those of the whole index, and a name
+that no text has is none.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import re
@@ -18,6 +20,7 @@ from unittest.mock import patch
 MOST = 150
 """Names beyond which the whole index is made: each is looked for in every text."""
 _INCLUDE = re.compile(rb"^include:[ \t]*([^\n#]*(?:\n[ \t]*-[^\n#]*)*)", re.MULTILINE)
+_NAMING = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?:[ \t]*([^\n#]*(?:\n[ \t]*-[^\n#]*)*)", re.MULTILINE)
 
 
 @functools.cache
@@ -30,18 +33,37 @@ def whole() -> Any:
 
 @functools.cache
 def manager(names: tuple[str, ...]) -> Any:
-    """Return a task manager whose index has these names and what belongs to them, or all where one is not found."""
+    """Return a task manager whose index has these names, as far as they are tasks, and what belongs to them."""
     from lm_eval import tasks
     from lm_eval.tasks import _index
 
     if not hasattr(_index.TaskIndex, "_iter_yaml_files"):
         return whole()
-    files = telling_of(names, Texts.read(Path(tasks.__file__).parent, _index._IGNORE_DIRS), _index.TaskIndex)
+    files = telling_of(names, _texts(), _index.TaskIndex)
     if files is None:
         return whole()
     with patch.object(_index.TaskIndex, "_iter_yaml_files", staticmethod(lambda root: files)):
-        found = tasks.TaskManager()
-    return found if set(names) <= found.task_index.keys() else whole()
+        return tasks.TaskManager()
+
+
+def nearest(name: str) -> list[str]:
+    """Return up to three names of tasks, groups and tags that are much like one that is none."""
+    from lm_eval.tasks import _index
+
+    if not hasattr(_index.TaskIndex, "_iter_yaml_files"):
+        return difflib.get_close_matches(name, whole().all_tasks, 3)
+    texts = _texts()
+    close = difflib.get_close_matches(name, sorted(texts.names()), 9)
+    # What a file says of itself stands for nothing where another one includes it under a name of its own.
+    known = _entries(texts.telling_of(close), _index.TaskIndex)
+    return [one for one in close if one in known][:3]
+
+
+def _texts() -> Texts:
+    from lm_eval import tasks
+    from lm_eval.tasks import _index
+
+    return Texts.read(Path(tasks.__file__).parent, _index._IGNORE_DIRS)
 
 
 def telling_of(names: Iterable[str], texts: Texts, index: Any) -> list[Path] | None:
@@ -51,12 +73,18 @@ def telling_of(names: Iterable[str], texts: Texts, index: Any) -> list[Path] | N
         if len(wanted) > MOST:
             return None
         files |= texts.telling_of(new)
-        chosen = [Path(file) for file in sorted(files)]
-        with patch.object(index, "_iter_yaml_files", staticmethod(lambda root, chosen=chosen: chosen)):
-            entries = index.build([Path()])
+        entries = _entries(files, index)
         new = {name for one in wanted for name in _belonging(entries.get(one))} - wanted
         wanted |= new
     return [Path(file) for file in sorted(files)]
+
+
+def _entries(files: Iterable[str], index: Any) -> dict[str, Any]:
+    """Return the index that only these files give."""
+    chosen = [Path(file) for file in sorted(files)]
+    with patch.object(index, "_iter_yaml_files", staticmethod(lambda root: chosen)):
+        found: dict[str, Any] = index.build([Path()])
+    return found
 
 
 def _belonging(entry: Any) -> Iterator[str]:
@@ -82,6 +110,12 @@ def _members(members: Any) -> Iterator[str]:
 def _as_a_word(name: bytes) -> re.Pattern[bytes]:
     """Return what finds a name where YAML may have it as a whole text, and not as a part of a longer word."""
     return re.compile(rb"(?<![^\s\"'\[,{:])" + re.escape(name) + rb"(?![^\s\"'\],}:#])")
+
+
+def _listed(value: bytes) -> list[str]:
+    """Return the words of a value in YAML that is a word or a list of words."""
+    words = re.split(rb"[\s,\[\]]+|^-|\s-\s", value)
+    return [word.strip(b"\"'").decode(errors="replace") for word in words if word.strip(b"\"'-")]
 
 
 class Texts:
@@ -117,9 +151,12 @@ class Texts:
     def _includes(self, path: str) -> tuple[str, ...]:
         text = self._texts[path]
         told = _INCLUDE.findall(text) if b"include:" in text else []
-        words = [word for match in told for word in re.split(rb"[\s,\[\]]+|^-|\s-\s", match)]
-        names = [word.strip(b"\"'").decode() for word in words if word.strip(b"\"'-")]
+        names = (name for match in told for name in _listed(match))
         return tuple(os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in names)
+
+    def names(self) -> set[str]:
+        """Return what files name as a task, a group, a tag or one of their members."""
+        return {name for text in self._texts.values() for match in _NAMING.findall(text) for name in _listed(match)}
 
     def telling_of(self, names: Iterable[str]) -> set[str]:
         """Return the tasks' files that have one of the names in their text or in that of a file they include."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import math
 import re
@@ -39,7 +38,7 @@ def evaluate(
     manager = task_index.manager(tuple(names))
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
-        close = {name: difflib.get_close_matches(name, manager.all_tasks, 3) for name in unknown}
+        close = {name: task_index.nearest(name) for name in unknown}
         raise Unusable(f"lm-evaluation-harness has no task {', '.join(unknown)}; nearest: {close}")
     if options.get("chat_template") and not _chats(model):
         raise Unusable("a chat template was asked for, and the tokenizer has none: leave it out for this model")

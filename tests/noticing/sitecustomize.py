@@ -9,7 +9,29 @@ import sys
 from types import ModuleType
 from typing import Any
 
-NOTES, TEST = "HARNESS_TEST_TORCH_NOTES", "HARNESS_TEST_NAME"
+NOTES = "HARNESS_TEST_TORCH_NOTES"
+
+
+def running(notes: str) -> str:
+    """Return the file that has the name of the test that runs.
+
+    It is no environment variable: what is kept for all processes of one environment, as fork servers are, would then be
+    another one for every test.
+    """
+    return notes + ".test"
+
+
+def test() -> str:
+    """Return the test that runs, or an empty text before the first and where the tests have ended."""
+    try:
+        with open(running(os.environ[NOTES]), encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+# A process is that test's in which it was started; the one that runs the tests is the current one's.
+STARTED = test() if NOTES in os.environ else ""
 
 
 class NotesTorch:
@@ -25,7 +47,7 @@ class NotesTorch:
 
             def noting(module: ModuleType) -> None:
                 with open(os.environ[NOTES], "a", encoding="utf-8") as notes:
-                    notes.write(os.environ.get(TEST, "") + "\n")
+                    notes.write((STARTED or test()) + "\n")
                 execute(module)
 
             spec.loader.exec_module = noting  # type: ignore[method-assign]
@@ -34,5 +56,5 @@ class NotesTorch:
 
 sys.meta_path.insert(0, NotesTorch)  # type: ignore[arg-type]
 
-if os.environ.get(TEST):
+if STARTED:
     sys.modules["_hypothesis_pytestplugin"] = ModuleType("_hypothesis_pytestplugin")

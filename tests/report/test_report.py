@@ -233,6 +233,8 @@ def chromium() -> Iterator[Any]:
         pytest.skip("no Chromium is installed; on Debian: apt-get install chromium")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    # Nobody types an address; each window would start two more processes for what then pops up.
+    flags += ["--disable-features=WebUIOmniboxPopup,WebUIOmniboxAimPopup,HttpsUpgrades,PaintHolding"]
     with sync.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-sync", "--no-first-run"])
         yield browser

@@ -110,3 +110,8 @@ def test_only_files_that_tell_of_a_name_are_parsed(folder: Path) -> None:
         "groups/group.yaml",
     }, "not those of longer names"
     assert texts.telling_of(["lain", "nothing"]) == set()
+
+
+def test_what_files_name_is_read_from_their_texts(folder: Path) -> None:
+    names = Texts.read(folder, ["__pycache__"]).names()
+    assert {"plain", "plain_more", "inherited", "other", "third", "many", "whole", "half", "code", "twice"} <= names
