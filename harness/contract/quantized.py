@@ -14,6 +14,8 @@ TORCHAO = "torchao"
 AT_LOAD = "quantized_at_load.json"
 """The recipe in a checkpoint that torchao cannot save: it is applied to the plain model in PLAIN as that is loaded."""
 PLAIN = "plain"
+OBSERVED = "observed.safetensors"
+"""What a calibrated recipe saw of each layer, beside a checkpoint that is quantized as it is loaded."""
 BY_NAME = "FqnToConfig"
 # Files beside config.json that say so where config.json itself does not: ModelOpt, AutoGPTQ, AutoAWQ, Quanto.
 _BESIDE = {

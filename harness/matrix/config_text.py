@@ -79,6 +79,13 @@ def with_rules(recipe: Recipe, quantize: Sequence[str], plain: Sequence[str]) ->
     )
 
 
+def with_calibration(recipe: Recipe, asked: Mapping[str, Any]) -> Recipe:
+    """Return a recipe that observes a model on what is asked; another one by its digest. Any other stays as it is."""
+    if recipe.calibration is None or not asked:
+        return recipe
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=dict(asked))})
+
+
 def prototypes(config: Any) -> list[str]:
     """Return those of the classes of a recipe's configuration that torchao has as prototypes."""
     if isinstance(config, Mapping):

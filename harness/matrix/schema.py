@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
 from harness.base.text import digest
+from harness.contract import calibrated
 from harness.matrix.hardware import AnyOf, Arithmetic, Hardware, lacking
 from harness.matrix.measurements import Measurements
 from harness.matrix.table import Table
@@ -100,8 +101,23 @@ class Model(Table):
         return self
 
 
+class Calibration(Table):
+    """What a recipe observes a model on: so many sequences, of so many tokens each, of a text with this digest.
+
+    ``sha256`` is that of ShareGPT's answers after those that are evaluated, or of the documents of ``file``.
+    """
+
+    text: str = "ShareGPT answers"
+    sha256: Sha256 = "c9bb1dc8e6e0f6834e6386ecb36f8f96a7bda8cd41c8214aeff34c40fc047ccc"
+    sequences: PositiveInt = 8
+    tokens: PositiveInt = 128
+    file: str | None = Field(default=None, exclude=True)
+
+
 class Recipe(Table):
     """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
+
+    One that observes a model before it quantizes it has a ``calibration``, which is part of its identity.
 
     ``quantizes`` are the kinds of weights that it is for: linear layers (experts are linear layers too), embeddings,
     the output head; and the parts of a model beside the text's, whose linear layers stay plain otherwise. ``plain``
@@ -120,6 +136,7 @@ class Recipe(Table):
     plain: list[str] = []
     transformers_options: dict[str, Any] = {}
     untie_embeddings: bool = False
+    calibration: Calibration | None = None
     baseline: bool = False
     arithmetic: Arithmetic = "bfloat16"
     kernels: dict[str, str] = {}
@@ -128,6 +145,16 @@ class Recipe(Table):
     servers: list[str]
     reason: str = ""
     reasons: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_calibrated(cls, table: Any) -> Any:
+        if not isinstance(table, dict) or not isinstance(table.get("arguments", {}), dict):
+            return table
+        needed = calibrated.needs_text(table.get("config"), table.get("arguments", {}))
+        if table.get("calibration") and not needed:
+            raise ValueError(f"calibration: {table.get('config')} observes nothing, and takes no text")
+        return {**table, "calibration": table.get("calibration") or {}} if needed else table
 
     @model_validator(mode="after")
     def _is_whole(self) -> Recipe:
@@ -151,6 +178,8 @@ class Recipe(Table):
         }
         if self.plain:
             config["plain"] = self.plain
+        if self.calibration:
+            config["calibration"] = self.calibration.model_dump()
         return RecipeIdentity(
             name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
         )

@@ -18,6 +18,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import Model
 from harness.measure import served
+from harness.measure.calibrations import Calibrations, observed
 from harness.measure.clock import Clock
 from harness.measure.plain import EVALUATORS, Checkpoint, Keys, PlainModels, identity
 from harness.measure.workers import Failed, Key, Workers
@@ -76,6 +77,7 @@ class Checkpoints:
         self._data = data
         self._programs: Callable[[], Sequence[Program]] | None = programs
         self._block = block
+        self.calibrations = Calibrations(workers.store, data, self.prompts, workers.progress)
         self._failed = Failed()
         self._failed_ahead: dict[Key, HarnessError] = {}
 
@@ -116,12 +118,13 @@ class Checkpoints:
         for cell in cells:
             try:
                 plain = self.plain(cell.model, cell.hardware)
+                self.calibrations.of(cell)
             except HarnessError:
                 failed.add(cell.base)
                 continue
             if not (cell.recipe.baseline or plain.quantized or cell.hardware.is_gpu):
                 size = sum(file.stat().st_size for file in plain.folder.glob("*.safetensors"))
-                held = _QUANTIZE_BYTES + _QUANTIZE_WEIGHTS * size
+                held = _QUANTIZE_BYTES + (_QUANTIZE_WEIGHTS + observed(cell)) * size
                 missing[cell.base] = Work(functools.partial(self._quantized, cell, plain), held)
         with self._clock.timed("quantize"):
             errors = together(list(missing.values()), self._workers.end_once)
@@ -136,12 +139,14 @@ class Checkpoints:
         device, config = cell.hardware.torch_device, cell.recipe.identity.config
 
         def build(folder: Path) -> dict[str, Any]:
-            given = {"checkpoint": str(plain.folder), "trust_remote_code": cell.model.trust_remote_code}
+            given = {"checkpoint": str(plain.folder), "trust_remote_code": cell.model.trust_remote_code, **text}
             return self._workers.once(
                 "quantize", {"device": device}, "quantize", cell, output=str(folder), **given, **config
             )
 
+        text = self.calibrations.given(cell)
         key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._keys.makers()}
+        key |= self.calibrations.key(cell)
         by_name = {"_default": None, **cell.recipe.arguments.get("fqn_to_config", {})}
         if cell.recipe.plain or (cell.recipe.config == quantized.BY_NAME and None in by_name.values()):
             key |= versions.in_key("named", versions.NAMED)

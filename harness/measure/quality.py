@@ -55,6 +55,7 @@ def text_quality(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
             cell.measurements.time_limits.evaluate,
             baseline=str(baseline.folder) if baseline else None,
             kept=str(kept) if kept else None,
+            **_apart(recorder, cell),
             **asked,
         )
 
@@ -71,6 +72,13 @@ def text_quality(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
         "window_tokens": wanted.window_tokens,
     }
     return recorder.take(cell, parameters, take, names=names, inputs=text.key)
+
+
+def _apart(recorder: Recorder, cell: Cell) -> dict[str, Any]:
+    """Have workers refuse to evaluate what a cell's recipe was calibrated on."""
+    if cell.recipe.calibration is None:
+        return {}
+    return {"calibrated_on": recorder.flow.checkpoints.calibrations.file(cell)}
 
 
 def _over_windows(artifact: Artifact) -> dict[str, Figure]:
@@ -124,6 +132,7 @@ def task(recorder: Recorder, cell: Cell, name: str) -> dict[str, Measurement]:
     flow, limit = recorder.flow, cell.measurements.time_limits.evaluate
     common: dict[str, Any] = {"names": [name], "data": str(flow.data) if flow.data else None, "limit": flow.limit}
     common["options"] = flow.task_options(name).asked
+    common |= _apart(recorder, cell)
     batch_size = cell.hardware.task_batch
 
     def through_transformers() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from harness.base.errors import HarnessError, MatrixError
 from harness.base.expressions import asked_for
 from harness.machine import here, probe
-from harness.matrix.config_text import with_rules
+from harness.matrix.config_text import with_calibration, with_rules
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import PORTABLE, ROUTES
@@ -109,7 +109,11 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
 def _cells(matrix: Matrix, given: CommandLine, on: Mapping[str, Collection[str]] | None = None) -> list[Cell]:
     models, recipes = given.models, given.recipes
     found = matrix.cells(None if models is None else list(models), None if recipes is None else list(recipes), on)
-    return [replace(cell, recipe=with_rules(cell.recipe, given.quantize, given.leave_plain)) for cell in found]
+    found = [replace(cell, recipe=with_rules(cell.recipe, given.quantize, given.leave_plain)) for cell in found]
+    if any(cell.recipe.calibration for cell in found):
+        asked = given.calibrated_on()
+        found = [replace(cell, recipe=with_calibration(cell.recipe, asked)) for cell in found]
+    return found
 
 
 def _devices(given: Sequence[str], cell: Cell, cells: Sequence[Cell]) -> list[str]:

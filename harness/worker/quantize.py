@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
 from harness.contract import flattened, quantized
 from harness.contract.weights import Unusable, files
-from harness.worker import adapters, applied, loading, parameters, products, proof, tensors
+from harness.worker import adapters, applied, loading, parameters, products, proof, tensors, texts
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
 from harness.worker.plan import Plan
@@ -134,11 +134,14 @@ class Quantize(Backend):
         trust_remote_code: bool,
         output: str,
         plain: list[str] | None = None,
+        calibration: dict[str, Any] | None = None,
+        calibration_text: str = "",
     ) -> dict[str, Any]:
         """Quantize through TorchAoConfig at load, save, and prove that exactly what the recipe means is quantized.
 
-        Raises Unusable naming the weights that cannot be quantized or stayed as they were, and the options that
-        Transformers would swallow in silence.
+        A recipe that observes a model first does so on ``sequences`` of ``tokens`` of the calibration text. Raises
+        Unusable naming the weights that cannot be quantized or stayed as they were, and the options that Transformers
+        would swallow in silence.
         """
         accepted = [name for name in inspect.signature(TorchAoConfig.__init__).parameters if name not in _NOT_OPTIONS]
         swallowed = [name for name in transformers_options if name not in accepted]
@@ -153,14 +156,20 @@ class Quantize(Backend):
             source = str(Path(output) / "untied")
             _untie(checkpoint, source, trust_remote_code)
         asked = applied.Asked(config, arguments, quantizes, transformers_options, plain or [])
-        made = applied.running(source, asked, self.device, trust_remote_code)
         tokenizer = loading.tokenizer(source, trust_remote_code=trust_remote_code)
+        ids = _sequences(tokenizer, calibration, calibration_text) if calibration else []
+        told = applied.Calibration(ids, report=self.report)
+        made = applied.running(source, asked, self.device, trust_remote_code, told)
         try:
             made.model.save_pretrained(output)
         except Exception as error:
             if not applied.unsaved(error):
                 raise
-            applied.keep_plain(source, made.asked, Path(output))
+            saved = False
+        else:
+            saved = not applied.unread(made.model, Path(output))
+        if not saved:
+            applied.keep_plain(source, made, Path(output))
             return _facts(made.model, output, made.plan, trust_remote_code, words=tokenizer)
         for file in files(Path(output)):
             flattened.name_what_is_held(file)
@@ -170,6 +179,17 @@ class Quantize(Backend):
         if source != checkpoint:
             shutil.rmtree(source)
         return _facts(made.model, output, made.plan, trust_remote_code, words=tokenizer)
+
+
+def _sequences(tokenizer: Any, wanted: dict[str, Any], text: str) -> list[list[int]]:
+    """Return the token ids of a calibration text's sequences; Unusable for a text that is too short."""
+    try:
+        return texts.windows(tokenizer, Path(text), wanted["sequences"], wanted["tokens"]).ids
+    except ValueError as error:
+        raise Unusable(
+            f"the calibration text is too short: {error}. Give a longer one (--calibration FILE), or ask for less "
+            "(--calibration-sequences, --calibration-tokens)"
+        ) from error
 
 
 def _run_experts_one_by_one(file: Path) -> None:

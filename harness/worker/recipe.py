@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from harness.contract import notation, quantized
+from harness.contract import calibrated, notation, quantized
 from harness.contract.weights import Unusable
 from harness.worker import shelf
 
@@ -16,9 +16,14 @@ from harness.worker import shelf
 _NOT_OF_TENSORS = ("set_inductor_config", "._version")
 
 
-def build(config: str, arguments: dict[str, Any]) -> Any:
-    """Return the torchao config ``config(**arguments)``.
+# Of configs that are applied in steps, which `step` a config of theirs has that loads what was made.
+_LOADED = {"AWQConfig": "prepare_for_loading", "SmoothQuantConfig": "prepare_for_loading"}
 
+
+def build(config: str, arguments: dict[str, Any], inside: str = "") -> Any:
+    """Return the torchao config ``config(**arguments)``; one that is applied in steps is that of their last.
+
+    ``inside`` is the config that it is an argument of.
     The texts of :mod:`harness.contract.notation` become dtypes, granularities and members of torchao's enums, tables
     with a ``config`` key nested configs; an enum of strings takes its plain values too. Raises Unusable for a class,
     an argument or a value that this torchao does not have, and for arguments that it refuses together.
@@ -28,15 +33,23 @@ def build(config: str, arguments: dict[str, Any]) -> Any:
         raise Unusable(f"{config} is a {type(kind).__name__} of torchao and no config that `quantize_` takes")
     if kind is None:
         raise Unusable(f"torchao has no config class {config!r}; it has: {shelf.known()}")
-    if refusal := shelf.refusal(kind):
+    steps = calibrated.staged(config, arguments)
+    if not steps and (refusal := shelf.refusal(kind)):
         raise Unusable(refusal)
     signature = inspect.signature(kind)
     for name in arguments:
         if name not in signature.parameters:
             raise Unusable(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
-    if needed := shelf.calibration(kind, arguments):
+    if steps:
+        if inside and not (inside == "SmoothQuantConfig" and config == "Int8StaticActivationInt8WeightConfig"):
+            raise Unusable(f"{config} is applied in steps, to a whole model: it can be no part of {inside}")
+        if "step" in arguments:
+            raise Unusable(f"{config}: its steps are taken one after the other here: leave `step` out")
+        if "step" in signature.parameters:
+            arguments = {**arguments, "step": _LOADED.get(config, "convert")}
+    elif needed := shelf.calibration(kind, arguments):
         raise Unusable(needed)
-    values = {name: _value(value) for name, value in arguments.items()}
+    values = {name: _value(value, config) for name, value in arguments.items()}
     try:
         return kind(**values)
     except Exception as error:
@@ -140,15 +153,15 @@ def _written(leaf: Any) -> Any:
     return leaf
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, inside: str) -> Any:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, dict):
         if notation.is_config(value):
-            return build(value["config"], value.get("arguments", {}))
-        return OrderedDict((notation.key_of(name), _value(inner)) for name, inner in value.items())
+            return build(value["config"], value.get("arguments", {}), inside)
+        return OrderedDict((notation.key_of(name), _value(inner, inside)) for name, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return [_value(inner) for inner in value]
+        return [_value(inner, inside) for inner in value]
     return value
 
 

@@ -64,7 +64,7 @@ def calibration(kind: type, arguments: Collection[str]) -> str:
         return ""
     what = "its steps are prepare, observe and convert" if staged else "the scale of activations is seen on a text"
     return (
-        f"{kind.__name__} needs calibration: {what}, and there is no such stage here yet. It was not run; give "
+        f"{kind.__name__} needs calibration: {what}, and its steps are not known here. It was not run; give "
         "a config that needs none"
     )
 

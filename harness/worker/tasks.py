@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 from harness.contract.weights import Unusable
-from harness.worker import task_index
+from harness.worker import task_index, texts
 from harness.worker.local_tasks import Local
 from harness.worker.task_progress import Report, told
 
@@ -25,14 +25,15 @@ def evaluate(
     limit: int | None = None,
     options: dict[str, Any] | None = None,
     report: Report | None = None,
+    calibrated_on: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate tasks by name and return their metrics and per-document results; a tag's by the names of its tasks.
 
     With ``data``, a folder of JSON-lines files named after the tasks (:class:`harness.worker.local_tasks.Local`), each
     task keeps its own prompts, processing and metrics. ``options`` may have ``num_fewshot``, ``chat_template``, which
     asks for that of the tokenizer, ``system_instruction`` and ``generation``, a table of generation options.
-    ``report`` is told of documents done. Raises Unusable for a task that is not there, lacks documents, or needs a
-    package that is missing.
+    ``report`` is told of documents done. Raises Unusable for a task that is not there, lacks documents, needs a
+    package that is missing, or asks what is in the text ``calibrated_on``.
     """
     options = options or {}
     manager = task_index.manager(tuple(names))
@@ -56,8 +57,28 @@ def evaluate(
                 whole = list((loaded["groups"] or loaded["tasks"]).values())
                 with told(model, report):
                     found = _ask(model, whole, manager, limit, options)
+            if calibrated_on:
+                texts.check_apart(calibrated_on, f"{name}'s documents", _documents(found))
             results |= _results(name, found, loaded)
     return results
+
+
+def _documents(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the texts of each document that was evaluated, in one."""
+    for samples in found["samples"].values():
+        for sample in samples:
+            yield "\n".join(_texts(sample["doc"]))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _chats(model: Any) -> bool:

@@ -44,6 +44,17 @@ def inferring(function: Function) -> Function:
     return cast("Function", run)
 
 
+def without_gradients(function: Function) -> Function:
+    """Have a function run without gradients; unlike with :func:`inferring`, what it makes may be kept and changed."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
+        with torch.no_grad():
+            return function(*arguments, **named)
+
+    return cast("Function", run)
+
+
 def weight_bytes(model: torch.nn.Module) -> int:
     """Return the bytes of the distinct storages behind all parameters and buffers."""
     storages: dict[tuple[str, int], int] = {}

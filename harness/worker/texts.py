@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.contract.calibrated import Pieces
 from harness.contract.weights import Unusable, shown
 
 
@@ -93,6 +95,17 @@ def windows(tokenizer: Any, text: Path, count: int, tokens: int) -> Windows:
         raise ValueError(f"{text} has {len(ids)} tokens; {count} windows of {tokens} need {wanted}")
     first = begin(tokenizer)
     return Windows([[*first, *ids[start : start + tokens]] for start in range(0, wanted, tokens)], len(first))
+
+
+def check_apart(calibrated_on: str, what: str, documents: Iterable[str]) -> None:
+    """Raise Unusable where documents that are evaluated hold a piece of the text that a model was calibrated on."""
+    seen = Pieces(Path(calibrated_on).read_text(encoding="utf-8").split("\n\n"))
+    found = [index for index, one in enumerate(documents) if seen.in_common(one)]
+    if found:
+        raise Unusable(
+            f"{len(found)} of {what} are in the text that the recipe was calibrated on (the first is number "
+            f"{found[0]}), which would make it look better than it is: give another text (--calibration FILE)"
+        )
 
 
 def check_fits(tokenizer: Any, rows: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ class Width:
     """What stands behind a weight: ``bits`` for each of its values, ``block_bytes`` for each block that shares a scale.
 
     ``group`` is the number of values along the last dimension of a block, 0 for a whole row, None for the whole tensor.
-    ``tensor_bytes`` are there once.
+    ``tensor_bytes`` are there once, ``column_bytes`` for each value of the last dimension.
     """
 
     bits: int
     group: int | None
     block_bytes: int
     tensor_bytes: int = 0
+    column_bytes: int = 0
 
     def blocks(self, shape: tuple[int, ...]) -> int:
         """Return how many blocks a weight of this shape has."""
@@ -31,7 +32,8 @@ class Width:
 
     def bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of a weight of this shape."""
-        return math.ceil(math.prod(shape) * self.bits / 8) + self.blocks(shape) * self.block_bytes + self.tensor_bytes
+        once = self.tensor_bytes + self.column_bytes * shape[-1]
+        return math.ceil(math.prod(shape) * self.bits / 8) + self.blocks(shape) * self.block_bytes + once
 
 
 def width(config: Any, dtype: torch.dtype = torch.bfloat16) -> Width | None:
@@ -107,7 +109,28 @@ def _stretched(config: Any, dtype: torch.dtype) -> Width:
     return Width(8, _group(config.granularity), scale.itemsize + dtype.itemsize)
 
 
+def _static(config: Any, dtype: torch.dtype) -> Width:
+    """As int8, and a scale and a zero point of the activations."""
+    return replace(_int8(config, dtype), tensor_bytes=4 + 1)
+
+
+def _scaled(config: Any, dtype: torch.dtype) -> Width | None:
+    """As the config that it is put on top of, and a scale for each input."""
+    found = width(config.base_config, dtype)
+    return replace(found, column_bytes=dtype.itemsize) if found else None
+
+
+def _as_base(config: Any, dtype: torch.dtype) -> Width | None:
+    return width(config.base_config, dtype)
+
+
 _KNOWN: dict[str, Any] = {
+    "AWQConfig": _scaled,
+    "SmoothQuantConfig": _scaled,
+    "GPTQConfig": _as_base,
+    "QATConfig": _as_base,
+    "Int8StaticActivationInt8WeightConfig": _static,
+    "Float8StaticActivationFloat8WeightConfig": lambda *_: Width(8, None, 4, 4),
     "MXDynamicActivationMXWeightConfig": _mx,
     "NVFP4WeightOnlyConfig": _nvfp4,
     "NVFP4DynamicActivationNVFP4WeightConfig": _nvfp4,

@@ -30,8 +30,9 @@ class Quantized:
 class QuantizeWorker:
     """A worker that quantizes the tiny model, by each recipe of the suites' matrix once."""
 
-    def __init__(self, worker: Worker, checkpoint: Path, matrix: Matrix, output: Path) -> None:
+    def __init__(self, worker: Worker, checkpoint: Path, matrix: Matrix, output: Path, text: Path) -> None:
         self.worker = worker
+        self._text = text
         self._checkpoint = checkpoint
         self._matrix = matrix
         self._output = output
@@ -40,8 +41,15 @@ class QuantizeWorker:
     def by(self, recipe: str) -> Quantized:
         """Quantize by a recipe of the matrix, or by a config expression as the command line takes it."""
         if recipe not in self._made:
-            self._made[recipe] = self.ask(**self._matrix.recipe(recipe).identity.config)
+            self._made[recipe] = self.ask(**self._with_text(self._matrix.recipe(recipe).identity.config))
         return self._made[recipe]
+
+    def _with_text(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Add the text that a recipe observes a model on, and little of it."""
+        if "calibration" not in config:
+            return config
+        few = {"sequences": 2, "tokens": 32}
+        return config | {"calibration": config["calibration"] | few, "calibration_text": str(self._text)}
 
     def ask(self, command: str = "quantize", **arguments: Any) -> Quantized:
         folder = self._output / str(len(list(self._output.iterdir())))
@@ -57,7 +65,8 @@ def quantizing(
 ) -> QuantizeWorker:
     """The worker that quantizes the tiny model."""
     worker = start_worker("quantize", device="cpu")
-    return QuantizeWorker(worker, tiny_model.folder, suites_matrix, tmp_path_factory.mktemp("quantized"))
+    text = Path(tiny_model.reference["text"])
+    return QuantizeWorker(worker, tiny_model.folder, suites_matrix, tmp_path_factory.mktemp("quantized"), text)
 
 
 @dataclass(frozen=True)
