@@ -162,6 +162,7 @@ def make(
     *,
     pair: Pair | None = None,
     resume: bool = False,
+    run: Run | None = None,
 ) -> Gate:
     """Return a gate in ``folder`` on ``machine``; ``resume`` takes over what an earlier one left there."""
     monkeypatch.setattr(Workers, "once", lambda *given, **more: machine.once(*given, **more))
@@ -176,7 +177,7 @@ def make(
         options,
         store=Store(folder / "cache"),
         matrix=matrix,
-        run=Run(folder / "run"),
+        run=run or Run(folder / "run"),
         pair=pair or Pair("none", Environment(), Environment(), ()),
         base=Environment(),
         progress=lambda _: None,

@@ -46,6 +46,10 @@ class DiscardedBlocks(HarnessError):
     """Every block of a measurement had to be discarded: the machine was throttled, or shared with others."""
 
 
+class DeviceLost(HarnessError):
+    """A GPU that was there cannot be asked any more: it fell off the bus, or its driver was taken away."""
+
+
 class OutOfTime(HarnessError):
     """Work was cut off where its budget of time ended; it says nothing of what was measured."""
 

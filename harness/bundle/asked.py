@@ -189,7 +189,8 @@ def read_runner(path: Path) -> dict[str, Version | None]:
             if not match:
                 raise InvalidVersion(text)
             packages[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
-        except InvalidVersion as error:
+        except ValueError as error:
+            # InvalidVersion, or a number of more digits than Python reads.
             raise BundleError(f"{path}, line {number}: {line!r} is not of the form name==version or name") from error
     return packages
 

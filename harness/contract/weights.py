@@ -144,7 +144,7 @@ def header(file: Path) -> dict[str, dict[str, Any]]:
             found = json.loads(opened.read(length))
             found.pop("__metadata__", None)
             ends = [int(tensor["data_offsets"][1]) for tensor in found.values()]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise Unusable(f"{file}: its header is broken ({type(error).__name__}: {error}): {_AGAIN}") from error
     due = 8 + length + max(ends, default=0)
     if due != size:

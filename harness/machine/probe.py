@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from harness.base.errors import DeviceLost
 from harness.machine.vendor import Unseen
 from harness.machine.vendors import VENDORS
 from harness.machine.watch import strangers
@@ -33,7 +36,10 @@ def missing(hardware: Hardware) -> str:
     if not hardware.fits(name):
         return f"the GPU here is {name}, not {hardware}; with several, {vendor.choice} chooses"
     strangers(hardware.vendor)
-    return unfit(hardware.vendor)
+    try:
+        return unfit(hardware.vendor)
+    except Unseen as error:
+        return str(error)
 
 
 @functools.cache
@@ -52,8 +58,9 @@ def unfit(vendor: str) -> str:
 
 
 def gpu_uuid(hardware: Hardware) -> str:
-    """Return the UUID of the GPU that is measured as ``hardware``, which is here."""
-    return VENDORS[hardware.vendor].uuid()
+    """Return the UUID of the GPU that is measured as ``hardware``, which was here. Raises DeviceLost."""
+    with _asked(hardware):
+        return VENDORS[hardware.vendor].uuid()
 
 
 @functools.cache
@@ -71,16 +78,17 @@ def host() -> Device:
 
 @functools.cache
 def device(hardware: Hardware) -> Device:
-    """Return what measurements on ``hardware`` run on."""
+    """Return what measurements on ``hardware`` run on. Raises DeviceLost for a GPU that was here and is no more."""
     if not hardware.is_gpu:
         return host() if hardware.runs == "models" else host().model_copy(update={"torch_device": ""})
     vendor = VENDORS[hardware.vendor]
-    return Device(
-        name=vendor.product(),
-        vendor=hardware.vendor,
-        torch_device=hardware.torch_device,
-        detail=host().detail | vendor.detail(),
-    )
+    with _asked(hardware):
+        return Device(
+            name=vendor.product(),
+            vendor=hardware.vendor,
+            torch_device=hardware.torch_device,
+            detail=host().detail | vendor.detail(),
+        )
 
 
 def host_state() -> dict[str, Scalar]:
@@ -97,8 +105,31 @@ def host_state() -> dict[str, Scalar]:
 
 
 def state(hardware: Hardware) -> dict[str, Scalar]:
-    """Return the machine's state now; on a GPU also its clocks, throttling, temperature, power and tenants."""
-    return host_state() | (VENDORS[hardware.vendor].state() if hardware.watched else {})
+    """Return the machine's state now; on a GPU also its clocks, throttling, temperature, power and tenants.
+
+    Raises DeviceLost for a GPU that cannot be asked any more.
+    """
+    if not hardware.watched:
+        return host_state()
+    with _asked(hardware):
+        return host_state() | VENDORS[hardware.vendor].state()
+
+
+@contextlib.contextmanager
+def _asked(hardware: Hardware) -> Iterator[None]:
+    try:
+        yield
+    except Unseen as error:
+        raise lost(hardware, str(error)) from error
+
+
+def lost(hardware: Hardware, words: str) -> DeviceLost:
+    """Return the error of a GPU that was there when the session began and cannot be asked any more."""
+    name, _ = product(hardware.vendor)
+    return DeviceLost(
+        f"{name or hardware} ({hardware}) cannot be asked any more: {words}. See dmesg; reset the GPU "
+        "or restart the machine, then go on with --resume: what was measured stands"
+    )
 
 
 def _processor() -> str:

@@ -53,7 +53,10 @@ class Vendor(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """Return clocks, temperature, power, memory in use and tenants; of what is not told, why."""
+        """Return clocks, temperature, power, memory in use and tenants; of what is not told, why.
+
+        Raises Unseen where nothing is told.
+        """
 
     @abstractmethod
     def slowed(self) -> list[str]:
@@ -70,13 +73,20 @@ class Vendor(ABC):
 def answers(
     questions: Mapping[str, Callable[[], Scalar]], error: type[Exception], words: Callable[[Exception], str] = str
 ) -> State:
-    """Ask each question; one that raises ``error`` is answered with why, in its ``words``."""
+    """Ask each question; one that raises ``error`` is answered with why, in its ``words``.
+
+    Where each of them raises it, so does this: nobody is there to be asked.
+    """
     found: State = {}
+    refused: list[Exception] = []
     for name, question in questions.items():
         try:
             found[name] = question()
         except error as problem:
             found[name] = f"not available: {words(problem)}"
+            refused.append(problem)
+    if refused and len(refused) == len(questions):
+        raise refused[-1]
     return found
 
 

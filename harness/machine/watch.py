@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.contract.warden import descendants
@@ -26,6 +27,7 @@ class Watch:
     def __init__(self, hardware: Hardware) -> None:
         self._vendor = hardware.vendor if hardware.watched else ""
         self._seen: set[str] = set()
+        self._answered: set[str] = set()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -53,11 +55,20 @@ class Watch:
     def _look(self) -> None:
         vendor = VENDORS[self._vendor]
         # What one of the two questions is refused, the other may be told.
-        with contextlib.suppress(Unseen):
+        with self._asking("slowdowns"):
             self._seen |= {f"throttled: {name}" for name in vendor.slowed()}
-        with contextlib.suppress(Unseen):
+        with self._asking("processes"):
             others = foreign(vendor.processes(), self._vendor)
             self._seen |= {f"shared: process {pid} is on the GPU too" for pid in others}
+
+    @contextlib.contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        try:
+            yield
+            self._answered.add(what)
+        except Unseen as error:
+            if what in self._answered:
+                self._seen.add(f"gone: {error}")
 
 
 @functools.cache

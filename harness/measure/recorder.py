@@ -8,10 +8,11 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from harness.base.errors import DiscardedBlocks, HarnessError
+from harness.base.errors import DeviceLost, DiscardedBlocks, HarnessError
 from harness.machine import probe
 from harness.machine import watch as machine_watch
 from harness.machine.processor import ProcessorWatch
+from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
@@ -136,7 +137,7 @@ class Recorder:
         prepare()
         if quick:
             before = state()
-            with self.flow.clock.timed("measure", cell):
+            with self.flow.clock.timed("measure", cell), _gone_if_it_is(cell.hardware):
                 figures = take()
             return self._keep(cell, common, figures, before, state(), "")
 
@@ -175,6 +176,7 @@ class Recorder:
                 self.flow.clock.timed("measure", cell),
                 machine_watch.Watch(cell.hardware) as watch,
                 beside or contextlib.nullcontext(),
+                _gone_if_it_is(cell.hardware),
             ):
                 done = work()
             after, disturbed = (beside.state, beside.problems) if beside else ({}, [])
@@ -269,6 +271,19 @@ class Recorder:
                 self._standing[identity(record)] = record
             found[name] = record
         return found
+
+
+@contextlib.contextmanager
+def _gone_if_it_is(hardware: Hardware) -> Iterator[None]:
+    """Have a GPU that is gone named, where what failed without it names everything else."""
+    try:
+        yield
+    except HarnessError as error:
+        try:
+            probe.state(hardware)
+        except DeviceLost as lost:
+            raise lost from error
+        raise
 
 
 def _is_baseline_of(other: Measurement, measurement: Measurement) -> bool:

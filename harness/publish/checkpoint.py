@@ -158,7 +158,7 @@ def check_whole(path: Path) -> None:
             tensors = json_value(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
             whole = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise ArtifactError(f"{path} is not a safetensors file: its header does not hold ({error})") from error
     if size != whole:
         raise ArtifactError(f"{path} has {size} bytes where its header says {whole}: it is damaged; save it again")

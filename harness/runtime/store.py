@@ -77,7 +77,8 @@ class Store:
             folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, label, self.writing):
             damage = problem(folder, verify=verify)
-            wrong = damage or _lacking(folder, facts)
+            with self.writing(label):
+                wrong = damage or _lacking(folder, facts)
             made = wrong is not None
             if wrong:
                 if folder.exists():
@@ -86,7 +87,8 @@ class Store:
                     with self.writing(label):
                         shutil.rmtree(folder)
                 self._build(folder, key, build, label)
-            manifest = json_file(folder / MANIFEST)
+            with self.writing(label):
+                manifest = json_file(folder / MANIFEST)
         artifact = Artifact(folder=folder, key=name, made=made, facts=manifest["facts"])
         self._trusted[name] = artifact
         return artifact
@@ -129,10 +131,13 @@ class Store:
         try:
             yield
         except OSError as error:
-            words = _REFUSED_BY_DISK.get(error.errno or 0, "")
-            if not words:
+            if words := _REFUSED_BY_DISK.get(error.errno or -1, ""):
+                raise ArtifactError(f"{label}: {self._refused(words)}") from error
+            if error.errno is None:
+                # Of a library, such as what a hub answered.
                 raise
-            raise ArtifactError(f"{label}: {self._refused(words)}") from error
+            where = f"{error.filename}: " if error.filename else ""
+            raise ArtifactError(f"{label}: {where}{error.strerror}") from error
         except WorkerError as error:
             full = any(os.strerror(number) in error.message + error.log_tail for number in (errno.ENOSPC, errno.EDQUOT))
             if not full or str(self.root) in error.message:
@@ -154,6 +159,11 @@ _REFUSED_BY_DISK = {
     errno.EROFS: "is read-only; make it writable",
     errno.EACCES: "refuses to be written by you; make it writable",
     errno.EPERM: "refuses to be written by you; make it writable",
+    **dict.fromkeys(
+        # Of a disk that fails, and of one across a network; not every system has each of them.
+        (getattr(errno, it, 0) for it in ("EIO", "ESTALE", "ENXIO", "ENODEV", "EREMOTEIO", "EHOSTDOWN", "ENOTCONN")),
+        "does not do what it is asked; look after it, and start again,",
+    ),
 }
 
 
@@ -219,8 +229,10 @@ def problem(folder: Path, *, verify: bool = True) -> str | None:
                 return f"{name} has another size than when it was made"
             if verify and file_digest(path) != expected["sha256"]:
                 return f"{name} has other contents than when it was made"
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
         except (ValueError, KeyError, TypeError) as error:
             return f"its manifest cannot be read: {name!r}: {error}"
     return None

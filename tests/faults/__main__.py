@@ -7,17 +7,25 @@ readers.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import campaign, commands, damage, fuzz, peers, sessions
+from tests.faults import campaign, commands, damage, devices, disks, engines, fuzz, names, peers, sessions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOGS = REPOSITORY / "build" / "faults"
-SCENARIOS = [*sessions.SCENARIOS, *peers.SCENARIOS, *damage.SCENARIOS, *commands.SCENARIOS]
+# How many inputs are tried before they are noted.
+_KEPT = 20_000
+SCENARIOS = [
+    it for module in (sessions, peers, damage, commands, devices, disks, names, engines) for it in module.SCENARIOS
+]
 
 
 def main() -> int:
@@ -27,15 +35,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600, help="begin no fault after so long")
     parser.add_argument("--part", default="1/1", help="this process's share where several run at once, as 1/2")
     parser.add_argument("--fuzz", type=int, default=0, help="try so many inputs on the readers")
+    parser.add_argument("--reader", action="append", default=[], help="with --fuzz: this reader alone, from its start")
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
     arguments = parser.parse_args()
     which, of = map(int, arguments.part.split("/"))
     logs = LOGS / f"seed-{arguments.seed}-{which}-of-{of}.jsonl"
-    fuzzed = LOGS / f"fuzz-{which}-of-{of}.jsonl"
     if arguments.table:
         return _table(arguments.table)
     if arguments.fuzz:
-        return _fuzz(arguments.fuzz, arguments.seconds, fuzzed)
+        return _fuzz(arguments.fuzz, arguments.seconds, (which, of), arguments.reader)
     if arguments.count:
         found = campaign.run(arguments.seed, arguments.count, arguments.seconds, logs, SCENARIOS, (which - 1, of))
         hit = sum(bool(it["hit"]) for it in found)
@@ -44,38 +52,55 @@ def main() -> int:
     return 0
 
 
-def _fuzz(count: int, seconds: float, log: Path) -> int:
-    """Try inputs that have not been tried yet, and keep how many there were of each reader."""
+def _fuzz(count: int, seconds: float, part: tuple[int, int], only: Sequence[str]) -> int:
+    """Try inputs that have not been tried yet, and keep now and then how many there were of each reader."""
+    which, of = part
+    log = LOGS / f"fuzz-{which}-of-{of}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     before = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    problems: list[str] = []
+    problems: list[dict[str, object]] = []
 
     def found(name: str, seed: int, words: str) -> None:
-        problems.append(f"{name}, seed {seed}: {words}")
-        print(f"fuzz: {problems[-1]}", flush=True)
+        problems.append({"reader": name, "seed": seed, "words": words})
+        print(f"fuzz: {name}, seed {seed}: {words}", flush=True)
 
-    start = max((it["next"] for it in before), default=0)
-    counts = fuzz.run(count, seconds, start, found)
-    with log.open("a", encoding="utf-8") as file:
-        kept = {"next": start + max(counts.values()), "counts": counts, "problems": problems}
-        file.write(json.dumps(kept) + "\n")
-    print(f"{sum(counts.values()):,} inputs, {len(problems)} with an error that is not the reader's own", flush=True)
-    return int(bool(problems))
+    start = which - 1 if only else max((it["next"] for it in before), default=which - 1)
+    deadline, done, bad = time.monotonic() + seconds, 0, 0
+    while done < count and (left := deadline - time.monotonic()) > 0:
+        counts, start = fuzz.run(min(_KEPT, count - done), left, itertools.count(start, of), found, only)
+        done, bad = done + sum(counts.values()), bad + len(problems)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"next": start, "counts": counts, "problems": problems}) + "\n")
+        problems.clear()
+    print(f"{done:,} inputs, {bad} with an error that is not the reader's own", flush=True)
+    return int(bool(bad))
 
 
 def _table(path: Path) -> int:
     found = campaign.read(sorted(LOGS.glob("seed-*.jsonl")))
+    counts, uncaught = _fuzzed()
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    path.write_text(campaign.table(found, counts, uncaught, commit.stdout.strip() or "unknown"), encoding="utf-8")
+    print(f"{path}: {len(found)} faults, {sum(counts.values()):,} fuzzed inputs")
+    return 0
+
+
+def _fuzzed() -> tuple[dict[str, int], list[str]]:
+    """Return how many inputs of each reader are logged, and those that raise what is not the reader's own error.
+
+    An input that did so is tried again, since it may have been mended.
+    """
     counts: Counter[str] = Counter()
-    uncaught: list[str] = []
-    for log in LOGS.glob("fuzz-*.jsonl"):
+    wrong: list[tuple[str, int]] = []
+    for log in sorted(LOGS.glob("fuzz-*.jsonl")):
         for line in log.read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
             counts.update(told["counts"])
-            uncaught += [f"- {words}"[:200].replace("\n", " ") for words in told["problems"]]
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    path.write_text(campaign.table(found, dict(counts), uncaught, commit.stdout.strip() or "unknown"), encoding="utf-8")
-    print(f"{path}: {len(found)} faults, {sum(counts.values()):,} fuzzed inputs")
-    return 0
+            wrong += [(it["reader"], it["seed"]) for it in told["problems"]]
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        readers = fuzz.Readers(Path(folder)) if wrong else None
+        tried = [(name, seed, readers.one(name, seed)) for name, seed in dict.fromkeys(wrong)] if readers else []
+    return dict(counts), [f"- {name}, seed {seed}: {words}"[:200] for name, seed, words in tried if words]
 
 
 if __name__ == "__main__":

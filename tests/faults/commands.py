@@ -19,6 +19,7 @@ from harness.records.run import Run, read
 from harness.records.schema import Header
 from harness.runtime.store import Store
 from tests.faults.campaign import Fault, Scenario
+from tests.faults.damage import spoil
 from tests.faults.sessions import REPOSITORY, STUCK, TRACEBACK, ended
 from tests.hub_server import TOKEN, Hub, Repository, serving
 from tests.publish import test_publish as publishing
@@ -59,7 +60,7 @@ class Command:
         return there
 
 
-def _told(fault: Fault, command: Command, status: int) -> None:
+def told(fault: Fault, command: Command, status: int) -> None:
     if TRACEBACK in command.told:
         fault.broken("traceback", command.told[command.told.index(TRACEBACK) :][-400:])
     if status == STUCK:
@@ -90,7 +91,7 @@ def gate(fault: Fault) -> None:
     status = first.end()
     if how == "disk":
         fault.hit = status != 1
-    _told(fault, first, status)
+    told(fault, first, status)
     if fault.hit and status in (0, 1) and how != "SIGINT" and "verdicts" not in first.told:
         fault.broken("silent pass", f"it ended with {status}: {first.told[-300:]}")
     path = fault.folder / "run" / "gate.json"
@@ -102,7 +103,7 @@ def gate(fault: Fault) -> None:
             fault.broken("record lost", str(error))
     again = Command(fault.folder, *words, "--resume")
     status = again.end()
-    _told(fault, again, status)
+    told(fault, again, status)
     found = VERDICTS.search(again.told)
     if status != 1 or not found or "generate_throughput=regressed" not in found[2]:
         fault.broken("not complete", f"--resume ended with {status}: {again.told[-300:]}")
@@ -113,6 +114,70 @@ def gate(fault: Fault) -> None:
 def _lines(folder: Path) -> list[bytes]:
     path = folder / "run" / "records.jsonl"
     return [it for it in path.read_bytes().split(b"\n")[:-1] if it] if path.exists() else []
+
+
+# What many gates come to, however often they were interrupted; a search has none to go on with and begins anew.
+MANY = {"calibrate": (0, "calibration: "), "bisect": (1, "first bad release: 1.3 (last good: 1.2)")}
+
+
+def many_gates(fault: Fault) -> None:
+    """A calibration or a search is killed, interrupted, out of disk, or its state damaged; it comes to its end."""
+    which = fault.draw.choice(list(MANY))
+    how = fault.draw.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "disk", "damaged state"])
+    after, delay = fault.draw.randrange(4), fault.draw.random() * 0.4
+    fault.what = f"{which}: {how} after {after} gates"
+    words = ("-m", "tests.faults.small_gates", str(fault.folder), which)
+    first = Command(fault.folder, *words, file_limit=fault.draw.randrange(2000, 60_000) if how == "disk" else 0)
+    if how != "disk":
+        deadline = time.monotonic() + 60
+        while (
+            ("started" not in first.told or first.told.count("gate 2") < after)
+            and first.process.poll() is None
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.005)
+        time.sleep(delay)
+        fault.hit = first.strike(signal.SIGKILL if how == "damaged state" else getattr(signal, how))
+    status = first.end()
+    due, said = MANY[which]
+    if how == "disk":
+        fault.hit = status != due
+    told(fault, first, status)
+    if fault.hit and status == due and said not in first.told:
+        fault.broken("silent pass", f"it ended with {status}: {first.told[-300:]}")
+    # Before its first gate there is nothing to go on with.
+    if fault.hit and status == 130 and "\ngate 2" in first.told and "same command" not in first.told:
+        fault.broken("other", f"it does not say how to go on: {first.told[-300:]}")
+    state = fault.folder / "results" / "calibration" / "cpu.unfinished.json"
+    gates = fault.folder / "results" / "gates"
+    before = {path: path.read_bytes() for path in gates.glob("*/records.jsonl")}
+    for path in gates.glob("*/gate.json"):
+        try:
+            gatefile.load(path)
+        except HarnessError as error:
+            fault.broken("record lost", str(error))
+    resumed = which == "calibrate" and state.exists()
+    if how == "damaged state":
+        fault.hit = resumed
+        if resumed:
+            fault.what += f", {spoil(fault.draw, state)}"
+            damaged = Command(fault.folder, *words, "--resume")
+            status = damaged.end()
+            told(fault, damaged, status)
+            # What is damaged may be what it was, or be refused by its name: then the calibration begins anew.
+            resumed = status == due
+            if status == 2 and state.name not in damaged.told:
+                fault.broken("other", f"it does not name the file: {damaged.told[-300:]}")
+            if resumed:
+                before = {}
+    again = Command(fault.folder, *words, *(["--resume"] if resumed and how != "damaged state" else []))
+    status = again.end()
+    told(fault, again, status)
+    if status != due or said not in again.told:
+        fault.broken("not complete", f"it ended with {status} afterwards: {again.told[-300:]}")
+    for path, data in before.items():
+        if not path.read_bytes().startswith(data[: data.rfind(b"\n") + 1]):
+            fault.broken("record lost", f"records of {path.parent.name} are others")
 
 
 # -------------------------------------------------------------------------------------------------------------- exports
@@ -166,11 +231,11 @@ def export(fault: Fault) -> None:
     status = first.end()
     if how == "disk":
         fault.hit = status not in (0, STUCK) and name != "baseline"
-    _told(fault, first, status)
+    told(fault, first, status)
     after = out.read_bytes() if out.is_file() else b""
     again = Command(fault.folder, *words)
     status = again.end()
-    _told(fault, again, status)
+    told(fault, again, status)
     if status not in (0, 2 if name == "baseline" else 0):
         fault.broken("not complete", f"it ended with {status} afterwards: {again.told[-300:]}")
     whole = after in (b"as it was", out.read_bytes()) or (name == "page" and after.rstrip().endswith(b"</html>"))
@@ -213,13 +278,13 @@ def publish(fault: Fault) -> None:
         status = first.end()
         if planted is not None:
             fault.hit = planted.times < 1
-        _told(fault, first, status)
+        told(fault, first, status)
         if TOKEN in first.told:
             fault.broken("other", "the token is shown")
         hub.faults.clear()
         again = Command(fault.folder, *words, **variables)
         status = again.end()
-        _told(fault, again, status)
+        told(fault, again, status)
         sent = hub.repositories.get(publishing.REPOSITORY)
         if status != 0 or sent is None or not {"model.safetensors", "README.md"} <= set(sent.files):
             fault.broken("not complete", f"it ended with {status} afterwards: {again.told[-300:]}")
@@ -234,6 +299,7 @@ def _weights(store: Store) -> bytes:
 
 SCENARIOS = [
     Scenario("gate: killed, interrupted, a full disk", gate, 2, quick=False),
+    Scenario("calibrate, bisect: killed, interrupted, a full disk, damaged state", many_gates, 4, quick=False),
     Scenario("export, page, site, baseline: killed, a full disk", export, 3, quick=False),
     Scenario("publish: killed, a hub that refuses, cuts off, loses", publish, 2, quick=False),
 ]

@@ -47,14 +47,14 @@ def ended(process: subprocess.Popen[bytes], timeout: float) -> int:
 class Session:
     """One process of a small session, and all that it started, by a mark in their environments."""
 
-    def __init__(self, folder: Path, *words: str, at: Path | None = None) -> None:
+    def __init__(self, folder: Path, *words: str, at: Path | None = None, **variables: str) -> None:
         self.mark = uuid.uuid4().hex
         self.output = folder / f"output-{self.mark}"
         (folder / "tmp").mkdir(exist_ok=True)
         environ = {name: it for name, it in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
         environ |= {MARK: self.mark, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder / "tmp")}
         # Handed on to workers by its name.
-        environ["HARNESS_FAULT"] = self.mark
+        environ |= {"HARNESS_FAULT": self.mark, **variables}
         command = [sys.executable, "-m", "tests.faults.small_session", str(at or folder), "--units", str(UNITS), *words]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(command, env=environ, stdout=output, stderr=output, cwd=REPOSITORY)
@@ -170,7 +170,7 @@ def kept(folder: Path) -> dict[int, float]:
     found = {}
     for path in (folder / "results" / "runs").glob("*/records.jsonl"):
         for line in read(path)[0]:
-            if isinstance(line, Measurement):
+            if isinstance(line, Measurement) and "unit" in line.parameters:
                 found[int(line.parameters["unit"])] = line.value
     return found
 

@@ -119,7 +119,14 @@ class Session:
 
 
 def measured(run: Run) -> set[int]:
-    return {int(it.parameters["unit"]) for it in run.lines() if isinstance(it, Measurement)}
+    lines = (it for it in run.lines() if isinstance(it, Measurement))
+    return {int(it.parameters["unit"]) for it in lines if "unit" in it.parameters}
+
+
+def _peak_megabytes() -> float:
+    """Return the most memory that this process has had; getrusage tells of what it was forked from too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
 def _stepped(clock: Callable[[], float], step: float) -> float:
@@ -159,6 +166,7 @@ def work(arguments: argparse.Namespace) -> int:
                     print(f"failed {unit}: {error}", flush=True)
         if failed:
             return 1
+        print(f"peak {_peak_megabytes():.0f} MB", flush=True)
         print("complete", flush=True)
         return 0
     finally:

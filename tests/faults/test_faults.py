@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import campaign, damage, peers, sessions
+from tests import needs
+from tests.faults import campaign, damage, devices, names, peers, sessions
 from tests.faults.campaign import Fault, Scenario
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -27,9 +28,23 @@ def test_damaged_files_are_found_or_refused(scenario: Scenario) -> None:
     assert sum(bool(it["hit"]) for it in found) >= 8
 
 
+@pytest.mark.programs
+@pytest.mark.parametrize("scenario", [devices.SCENARIOS[0], *names.SCENARIOS[:3]], ids=lambda it: it.name)
+def test_vanishing_devices_hostile_names_and_useless_homes_are_told_of(scenario: Scenario) -> None:
+    assert all(it["hit"] for it in tried(scenario, 5))
+
+
+@pytest.mark.models
+@needs.program("adb")
+def test_a_phone_that_vanishes_is_told_of() -> None:
+    assert sum(bool(it["hit"]) for it in tried(devices.SCENARIOS[1], 3)) >= 2
+
+
 @pytest.mark.models
 @pytest.mark.parametrize(
-    ("scenario", "count"), [(peers.SCENARIOS[0], 5), (peers.SCENARIOS[1], 4)], ids=["server", "worker"]
+    ("scenario", "count"),
+    [(peers.SCENARIOS[0], 5), (peers.SCENARIOS[1], 4), (names.SCENARIOS[3], 1)],
+    ids=["server", "worker", "environment"],
 )
 def test_servers_and_workers_that_go_wrong_are_told_of(scenario: Scenario, count: int) -> None:
     assert all(it["hit"] for it in tried(scenario, count))

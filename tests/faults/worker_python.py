@@ -50,7 +50,7 @@ def _backend() -> types.ModuleType:
     from harness.worker.backend import Backend
 
     class Small(Backend):
-        commands = ("measure", "make", "exhaust", "raw", "hang", "die")
+        commands = ("measure", "make", "exhaust", "raw", "hang", "die", "environ")
 
         def open(self, **specification: Any) -> dict[str, Any]:
             return specification
@@ -75,6 +75,9 @@ def _backend() -> types.ModuleType:
             if how == "half":
                 os._exit(3)
             return {"value": -1.0}
+
+        def environ(self) -> dict[str, Any]:
+            return {"environ": dict(os.environ)}
 
         def hang(self) -> dict[str, Any]:
             time.sleep(600)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.errors import MatrixError
+from harness.base.errors import DeviceLost, MatrixError
 from harness.machine import here, probe
 from harness.machine import watch as machine_watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
-from tests.machine.drivers import Driver, Smi
+from tests.machine.drivers import Driver, NVMLError, Smi
 
 CPU = Hardware(name="cpu", meaning="runs here")
 H100 = Hardware(name="h100", meaning="an H100", vendor="nvidia", match=r"\bH100\b", capability="9.0")
@@ -389,3 +389,28 @@ def test_where_there_is_no_gpu_nothing_is_watched(monkeypatch: pytest.MonkeyPatc
     with machine_watch.Watch(CPU) as watch:
         pass
     assert watch.problems == []
+
+
+# -------------------------------------------------------------------------------------------------- a GPU that vanishes
+
+
+def test_a_gpu_that_answers_no_more_is_a_problem_of_the_block_and_one_that_never_told_is_none(gpu: Driver) -> None:
+    def refuse(handle: int) -> int:
+        raise NVMLError("GPU is lost")
+
+    told = gpu.nvmlDeviceGetCurrentClocksThrottleReasons
+    with machine_watch.Watch(H100) as watch:
+        vars(gpu)["nvmlDeviceGetCurrentClocksThrottleReasons"] = refuse
+    assert watch.problems == ["gone: no NVIDIA GPU can be seen here (GPU is lost)"]
+    with machine_watch.Watch(H100) as watch:
+        pass
+    assert watch.problems == []
+    vars(gpu)["nvmlDeviceGetCurrentClocksThrottleReasons"] = told
+
+
+def test_a_gpu_that_is_gone_is_an_error_that_names_it_and_how_to_go_on(gpu: Driver) -> None:
+    assert probe.missing(H100) == ""
+    gpu.here = False
+    for ask in (probe.state, probe.device, probe.gpu_uuid):
+        with pytest.raises(DeviceLost, match=r"H100.*cannot be asked any more: .*Driver Not Loaded.*--resume"):
+            ask(H100)

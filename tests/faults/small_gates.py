@@ -1,0 +1,81 @@
+"""Commands of many gates in small: calibrate and bisect as they are typed, over gates of tests.fake_gate.
+
+    python -m tests.faults.small_gates FOLDER calibrate [--resume]
+    python -m tests.faults.small_gates FOLDER bisect
+
+Everything is real but what a gate measures: the commands, their files, the machine's lock, the gates and verdicts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import __main__
+from harness.commands import bisect, calibrate
+from harness.commands import gate as gate_command
+from harness.commands.gate import Workplace
+from harness.gate.gate import GateResult
+from harness.gate.plan import Unit
+from harness.judge.gatefile import Options
+from harness.judge.series import Side
+from harness.matrix.load import load
+from harness.records.run import Run
+from harness.runtime import environment_pair
+from harness.runtime.environment import Environment
+from harness.runtime.environment_pair import Pair
+from harness.runtime.store import Store
+from tests import fake_gate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GATES = 3
+RELEASES = [f"1.{number}" for number in range(6)]
+BAD = "1.3"
+WORDS = {
+    "calibrate": ["calibrate", "--gates", str(GATES), "--budget", "1000000"],
+    "bisect": ["bisect", "tiny", "1.0..1.5", "--metric", "generate_throughput"],
+}
+
+
+def main() -> int:
+    folder, which, *more = sys.argv[1:]
+    place = Path(folder)
+    matrix = load(REPOSITORY / "suites" / "matrix.toml")
+    say = lambda words: print(words, flush=True)  # noqa: E731
+    work = Workplace(Store(place / "cache"), place / "results", matrix, Environment(), say)
+
+    def gate(
+        work: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None, **_: Any
+    ) -> GateResult:
+        bad = options.new.rpartition("==")[2] >= BAD and which == "bisect"
+
+        def rate(unit: Unit, side: Side, block: int) -> float:
+            time.sleep(0.01)
+            worse = 0.7 if bad and side == "new" else 1.0
+            return worse * (10.0 + 0.01 * ((block * 7 + len(side) * options.seed) % 5))
+
+        run = Run.create(work.results / "gates")
+        with pytest.MonkeyPatch.context() as patch:
+            one = fake_gate.make(place, matrix, patch, fake_gate.Machine(rate=rate), options, pair=pair, run=run)
+            say(f"gate {run.name}")
+            return one()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_command, "workplace", lambda _: work)
+        patch.setattr(environment_pair, "releases", lambda package, base: RELEASES)
+        patch.setattr(environment_pair, "make", lambda store, old, new, base: Pair("tiny", base, base, ()))
+        for module in (gate_command, bisect, calibrate):
+            patch.setattr(module, "machine_lock", lambda: place / "machine.lock")
+        patch.setattr(Workplace, "gate", gate)
+        print("started", flush=True)
+        words = [*WORDS[which], "-m", "cpu", "--recipe", "int8wo", "--server", "transformers"]
+        words += ["--model", fake_gate.MODEL, "--results", str(work.results), *more]
+        return __main__.main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
