@@ -136,7 +136,7 @@ def _value(node: ast.expr, text: str) -> Any:
 def _key(node: ast.expr | None, text: str) -> str:
     try:
         key = ast.literal_eval(node) if node is not None else None
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         key = None
     if type(key) is int or (isinstance(key, str) and notation.key_of(key) == key):
         found = notation.key_text(key)

@@ -118,6 +118,7 @@ class Recipe(Table):
     """A torchao quantization config under a name. Its identity is the digest of class, arguments and targets.
 
     One that observes a model before it quantizes it has a ``calibration``, which is part of its identity.
+    ``kv_cache_dtype`` is what servers hold keys and values in, where that is not the model's own; so is it.
 
     ``quantizes`` are the kinds of weights that it is for: linear layers (experts are linear layers too), embeddings,
     the output head; and the parts of a model beside the text's, whose linear layers stay plain otherwise. ``plain``
@@ -137,6 +138,7 @@ class Recipe(Table):
     transformers_options: dict[str, Any] = {}
     untie_embeddings: bool = False
     calibration: Calibration | None = None
+    kv_cache_dtype: Literal["", "fp8", "fp8_e4m3", "fp8_e5m2"] = ""
     baseline: bool = False
     arithmetic: Arithmetic = "bfloat16"
     kernels: dict[str, str] = {}
@@ -180,6 +182,8 @@ class Recipe(Table):
             config["plain"] = self.plain
         if self.calibration:
             config["calibration"] = self.calibration.model_dump()
+        if self.kv_cache_dtype:
+            config["kv_cache_dtype"] = self.kv_cache_dtype
         return RecipeIdentity(
             name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
         )

@@ -84,7 +84,10 @@ class ServerBackend(ABC):
 
     @abstractmethod
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
-        """Return the options of engine and server, the same for baseline and recipe; ``context`` is in tokens."""
+        """Return the options of engine and server; ``context`` is in tokens.
+
+        They are the same for baseline and recipe, but for the type of the KV cache, where a recipe has one.
+        """
 
     @abstractmethod
     def variables(self, cell: Cell) -> dict[str, str]:

@@ -41,6 +41,9 @@ class SGLang(ServerBackend):
         if engine.max_num_batched_tokens:
             # As many of the prompts' tokens at once as vLLM takes.
             found["chunked_prefill_size"] = engine.max_num_batched_tokens
+        if kind := cell.recipe.kv_cache_dtype:
+            # Which of the two float8 formats vLLM's word means is to be said here.
+            found["kv_cache_dtype"] = "fp8_e4m3" if kind == "fp8" else kind
         return found | {
             "context_length": min(engine.max_model_len, context),
             "mem_fraction_static": round(engine.gpu_memory_utilization - 0.05, 3),

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from harness.matrix.plan import Cell
 
 
-_OPTIONS = ("enforce_eager", "max_model_len", "trust_remote_code", "gpu_memory_utilization", "max_num_batched_tokens")
+_OPTIONS = (
+    *("enforce_eager", "max_model_len", "trust_remote_code", "gpu_memory_utilization", "max_num_batched_tokens"),
+    "kv_cache_dtype",
+)
 # By these the prefix cache can be emptied between rounds, and an engine's process is forked from a worker.
 _OWN = ("VLLM_SERVER_DEV_MODE", "VLLM_WORKER_MULTIPROC_METHOD")
 
@@ -77,6 +80,8 @@ class VLLM(ServerBackend):
             found["gpu_memory_utilization"] = engine.gpu_memory_utilization
         if engine.max_num_batched_tokens:
             found["max_num_batched_tokens"] = engine.max_num_batched_tokens
+        if cell.recipe.kv_cache_dtype:
+            found["kv_cache_dtype"] = cell.recipe.kv_cache_dtype
         return found
 
     def variables(self, cell: Cell) -> dict[str, str]:

@@ -136,9 +136,11 @@ class Quantize(Backend):
         plain: list[str] | None = None,
         calibration: dict[str, Any] | None = None,
         calibration_text: str = "",
+        kv_cache_dtype: str = "",
     ) -> dict[str, Any]:
         """Quantize through TorchAoConfig at load, save, and prove that exactly what the recipe means is quantized.
 
+        ``kv_cache_dtype`` is for servers, which nothing here depends on.
         A recipe that observes a model first does so on ``sequences`` of ``tokens`` of the calibration text. Raises
         Unusable naming the weights that cannot be quantized or stayed as they were, and the options that Transformers
         would swallow in silence.

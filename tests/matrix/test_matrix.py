@@ -460,7 +460,8 @@ def test_what_is_no_value_of_a_config_is_refused_wherever_it_stands(template: st
 
 
 @pytest.mark.parametrize(
-    "text", ["AConfig(x=" + "(" * 5000 + ")", "AConfig(x=" + "-" * 20000 + "1)", "AConfig(x='\0')"]
+    "text",
+    ["AConfig(x={{[]}: 1})", "AConfig(x=" + "(" * 5000 + ")", "AConfig(x=" + "-" * 20000 + "1)", "AConfig(x='\0')"],
 )
 def test_a_text_that_the_parser_cannot_take_is_refused(text: str) -> None:
     with pytest.raises(MatrixError, match="--recipe"):

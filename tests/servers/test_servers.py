@@ -56,6 +56,19 @@ def test_baseline_and_recipe_get_the_same_options(cells):
         assert backend.variables(cells["bf16"]) == backend.variables(cells["float8dq"])
 
 
+def test_a_recipe_says_what_keys_and_values_are_held_in(suites_matrix):
+    """In vLLM's word, and in SGLang's, which has one for each of the two formats; it is part of what is measured."""
+    plain, held = (suites_matrix.cells(["Phi-4-mini-instruct"], [name], None) for name in ("float8dq", "float8dq-kv8"))
+    cell = next(one for one in held if one.hardware.name == "h100" and one.recipe.kv_cache_dtype)
+    assert value_of(command(cell, "vllm"), "--kv-cache-dtype") == "fp8"
+    assert value_of(command(cell, "sglang"), "--kv-cache-dtype") == "fp8_e4m3"
+    other = next(one for one in plain if one.hardware.name == "h100" and one.recipe.name == "float8dq")
+    for name in ("vllm", "sglang"):
+        assert "--kv-cache-dtype" not in command(other, name)
+    assert cell.recipe.identity.hash != other.recipe.identity.hash
+    assert "Transformers has no KV cache in float8" not in cell.recipe.refusal(cell.hardware, "vllm")
+
+
 def test_vllm_reads_a_quantized_checkpoint_by_itself(cells):
     flags = command(cells["float8dq"], "vllm")
     assert flags[0] == "harness.worker.vllm_server"
