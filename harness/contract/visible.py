@@ -32,6 +32,14 @@ def used() -> Any:
     return pynvml.nvmlDeviceGetHandleByIndex(int(first))
 
 
+def count() -> int:
+    """Return how many GPUs CUDA_VISIBLE_DEVICES leaves; NVML must be initialized."""
+    import pynvml
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return int(pynvml.nvmlDeviceGetCount()) if visible is None else len([it for it in visible.split(",") if it.strip()])
+
+
 def _whole(start: str) -> str:
     """Return the UUID that begins so: CUDA takes as much of it as is unique, NVML only the whole."""
     import pynvml

@@ -40,6 +40,10 @@ class NVIDIA(Vendor):
         with _library() as nvml:
             return str(nvml.nvmlDeviceGetUUID(visible.used()))
 
+    def count(self) -> int:
+        with _library():
+            return visible.count()
+
     def unfit(self) -> str:
         version, built = torch_built_for(("cuda",))
         with _library() as nvml:

@@ -43,6 +43,10 @@ class Vendor(ABC):
     def uuid(self) -> str:
         """Return what tells the GPU from all others."""
 
+    def count(self) -> int:
+        """Return how many GPUs programs see here."""
+        return 1
+
     @abstractmethod
     def unfit(self) -> str:
         """Return why this environment's torch cannot run on the GPU, or an empty string."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError, MatrixError
 from harness.base.expressions import asked_for
+from harness.cluster.units import Unit
 from harness.machine import here, probe
 from harness.matrix.config_text import with_calibration, with_rules
 from harness.matrix.hardware import Hardware
@@ -235,6 +236,51 @@ def memories(claims: Iterable[Claim]) -> list[Cell]:
     ]
 
 
+def units(claims: Mapping[str, Claim], seconds: Mapping[str, float | None]) -> dict[str, tuple[Unit, Cell]]:
+    """Return what goes to one device together, by name: the tests of a cell through a server, and that cell.
+
+    ``claims`` are tests by their ids, in order, ``seconds`` what each is expected to take; one of unknown time takes
+    what the others do. What asks for no server goes with the first of its cell. A recipe's unit comes after its
+    baseline's, whose records its limits need.
+    """
+    known = [it for it in seconds.values() if it is not None]
+    usual = sum(known) / len(known) if known else 60.0
+    grouped: dict[tuple[Place, str], list[str]] = {}
+    for test, claim in claims.items():
+        grouped.setdefault((claim.of_cell, claim.cell.server), []).append(test)
+    for (base, server), tests in list(grouped.items()):
+        with_server = [key for key in grouped if key[0] == base and key[1]]
+        if not server and with_server:
+            grouped[with_server[0]] = [*tests, *grouped[with_server[0]]]
+            del grouped[base, server]
+    names = {
+        (base, server): replace(claims[tests[0]].cell, server=server).id for (base, server), tests in grouped.items()
+    }
+    found = {}
+    for (base, server), tests in grouped.items():
+        cell = claims[tests[0]].cell
+        baselines = [
+            names[key]
+            for key, others in grouped.items()
+            if key[1] == server and _is_baseline_of(claims[others[0]].cell, cell)
+        ]
+        unit = Unit(
+            names[base, server],
+            cell.hardware.name,
+            tuple(tests),
+            sum(usual if (it := seconds[test]) is None else it for test in tests),
+            int(cell.hardware.is_gpu),
+            next(iter(baselines), ""),
+        )
+        found[unit.name] = (unit, cell)
+    return found
+
+
+def _is_baseline_of(other: Cell, cell: Cell) -> bool:
+    same = other.model == cell.model and other.hardware == cell.hardware
+    return same and other.recipe.baseline and not cell.recipe.baseline
+
+
 def only_hardware(claims: Iterable[Claim]) -> Hardware | None:
     """Return the hardware on which all is measured that is measured, or None if it is several."""
     found = {claim.cell.hardware for claim in claims if not claim.skipped}
@@ -266,6 +312,9 @@ def _without_hardware(claims: Sequence[Claim], given: CommandLine) -> dict[Claim
             continue
         names = (hardware.name, *hardware.groups)
         asked = [name for name in names if name in asked_for(given.markers, names)]
+        if given.of_a_node:
+            # Skipped here, it would be missing in silence: another node may have it.
+            raise HarnessError(f"this node was to have {hardware}: {problem}")
         if asked and not given.allow_missing_hardware:
             raise HarnessError(
                 f"-m selects {len(needing)} tests for {asked[0]}, which is not here: {problem}. "

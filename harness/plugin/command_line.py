@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from harness.base.errors import HarnessError, nearest
 from harness.base.files import is_folder
 from harness.base.reading import json_value
 from harness.base.secrets import without_secrets
+from harness.cluster.node import STREAM
 from harness.matrix.schema import TaskOptions
 from harness.runtime import calibration, sources
 from harness.servers.registry import SERVERS
@@ -57,6 +59,10 @@ class CommandLine:
     pass_env: tuple[str, ...] = ()
     phone_runner: Path | None = None
     resume: str | None = None
+    on: str = ""
+    wait_for_nodes: float = 120.0
+    of_a_node: bool = False
+    """Whether this session runs what a cluster's planner chose, so that nothing of it may be left out."""
     against: str | None = None
     allow_missing_hardware: bool = False
     allow_noisy: bool = False
@@ -112,6 +118,9 @@ class CommandLine:
             pass_env=several("--pass-env"),
             phone_runner=option("--phone-runner"),
             resume=option("--resume"),
+            on=option("--on") or "",
+            wait_for_nodes=option("--wait-for-nodes"),
+            of_a_node=STREAM in os.environ,
             against=option("--against"),
             allow_missing_hardware=option("--allow-missing-hardware"),
             allow_noisy=option("--allow-noisy"),

@@ -167,6 +167,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "RUN",
         "help": "go on with a run (default: the last): what it measured stands and is not measured again",
     },
+    "--on": {
+        "metavar": "local|ADDRESS",
+        "help": "measure on a Ray cluster, a cell a device: ray://HEAD:10001, HEAD:6379, auto for the one that this "
+        "machine is of, or local for the GPUs of this machine side by side; needs the extra `ray`",
+    },
+    "--wait-for-nodes": {
+        "type": float,
+        "default": 120.0,
+        "metavar": "SECONDS",
+        "help": "with --on: how long hardware is waited for that no node offers (default: 120); then its tests are "
+        "missing, which is an error",
+    },
     "--against": {
         "metavar": "BASELINE",
         "help": "hold every figure against a stored baseline: its hardware's name (results/baselines/NAME.json) or a "

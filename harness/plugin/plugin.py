@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
+from harness.cluster.node import STREAM
 from harness.matrix.plan import Cell
 from harness.plugin import collect, hooks
 from harness.plugin.collect import Claim
@@ -47,6 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
     given = CommandLine.of(config)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Interrupted(config), "torchao-harness-interrupted")
+    if given.of_a_node:
+        from harness.plugin.stream import Stream
+
+        # What this session starts is no node's.
+        config.pluginmanager.register(Stream(config, int(os.environ.pop(STREAM))), "torchao-harness-stream")
+    elif given.on and not given.only_collect:
+        from harness.plugin.far import Far, on_ray
+
+        config.pluginmanager.register(Far(config, given, on_ray), "torchao-harness-far")
     # A matrix that cannot be read is told of where a test of a cell is collected, and is no matter for others.
     with contextlib.suppress(pytest.UsageError):
         for name, meaning in matrix_of(config).markers.items():
@@ -136,6 +147,9 @@ def pytest_collection_modifyitems(
     planned = collect.plan(list(item_of), claims_of(items))
     items[:] = [item for item in items if claim_key not in item.stash] + [item_of[claim] for claim in planned]
     if given.only_collect:
+        return
+    if given.on:
+        # What is here is no matter: nodes say what they have.
         return
     # A test may have been marked since it was collected.
     planned = [_noted(item_of[claim]) for claim in planned]

@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import pytest
+from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.base.errors import ArtifactError, HarnessError, WorkerError
+from harness.base.errors import ArtifactError, HarnessError
 from harness.base.files import default_root
 from harness.base.terminal import columns
-from harness.base.text import redact
 from harness.devices import DeviceRunner, Devices
 from harness.judge.limits import Judge
 from harness.judge.rounds import Rule
@@ -30,12 +27,12 @@ from harness.measure.recorder import Recorder
 from harness.plugin import collect
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
-from harness.plugin.progress import Estimate, Progress
-from harness.plugin.summary import Section, Summary
+from harness.plugin.progress import Progress
+from harness.plugin.reported import Reported, Told
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
-from harness.records.schema import Failure, Header, ModelIdentity, Outcome
+from harness.records.schema import Header
 from harness.runtime.environment import Environment, at, overlay
 from harness.runtime.store import Store
 
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class HarnessSession:
+class HarnessSession(Reported):
     """Everything that a session of the suites shares."""
 
     run: Run
@@ -120,7 +117,7 @@ class HarnessSession:
             command=["pytest", *given.words],
             packages=environment.packages(),
             device=probe.host(),
-            harness=_harness(),
+            harness=version(),
             python=environment.python_version,
         )
         run.append(header)
@@ -132,105 +129,29 @@ class HarnessSession:
         wide = None if given.wide else columns()
         return cls(run, flow, devices, measure, mobile, judge, documented, lock, started, problems, wide=wide)
 
+    @property
+    def told(self) -> Told:
+        """What its judge has said."""
+        return self.judge
+
     def close(self) -> None:
         """End every worker and let other sessions measure."""
         self.flow.close()
         self.lock.release()
 
-    def record_failure(self, cell: Cell, error: WorkerError) -> None:
-        """Keep a stage that gave no result, with the end of its log."""
+    def knows(self, cell: Cell) -> bool:
+        """Return whether it is known which weights a cell is of."""
+        return cell.model.name in self.flow.checkpoints.models.names
+
+    def identity(self, cell: Cell) -> CellIdentity:
+        """Return the cell as records name it; one whose weights could not be had says so."""
         try:
-            identity = self.flow.identity(cell)
+            return self.flow.identity(cell)
         except HarnessError:
-            # It is the weights themselves that could not be had.
-            model = ModelIdentity(name=cell.model.name, source="none", revision="none", weights="pretrained")
-            identity = CellIdentity(
-                model=model, recipe=cell.recipe.identity, hardware=cell.hardware.name, server=cell.server
-            )
-        self.run.append(
-            Failure(
-                cell=identity,
-                stage=error.stage,
-                failure=error.kind,
-                message=error.message,
-                log_tail=error.log_tail,
-                worker=error.worker,
-                repeated=error.repeated,
-            )
-        )
-
-    def record_outcome(self, test: str, cell: Cell, reports: Sequence[pytest.TestReport]) -> str:
-        """Keep how a test ended, what it cost, and why it was skipped or failed; returns the outcome."""
-        ended = [report for report in reports if report.outcome != "passed"]
-        outcome: Literal["passed", "failed", "skipped", "xfailed", "noisy", "error"] = "passed"
-        reason = expected = ""
-        if ended:
-            outcome = "skipped" if ended[0].skipped else "failed" if ended[0].when == "call" else "error"
-            told = ended[0].longrepr[2] if isinstance(ended[0].longrepr, tuple) else ended[0].longreprtext
-            reason = redact(next(iter(str(told).removeprefix("Skipped: ").strip().splitlines()), ""))
-            if outcome == "skipped" and hasattr(ended[0], "wasxfail"):
-                outcome, expected = "xfailed", redact(ended[0].wasxfail)
-            if getattr(ended[0], "noisy", False):
-                outcome = "noisy"
-        known = cell.model.name in self.flow.checkpoints.models.names
-        self.run.append(
-            Outcome(
-                test=test,
-                cell=self.flow.identity(cell) if known else None,
-                outcome=outcome,
-                seconds=sum(report.duration for report in reports),
-                reason=reason,
-                known=expected,
-            )
-        )
-        return outcome
-
-    def estimate(self) -> Estimate:
-        """Return what earlier runs on this machine say of how long tests take; nothing where they cannot be read."""
-        try:
-            return Estimate.load(self.run.folder.parent, probe.host().name)
-        except HarnessError:
-            return Estimate({})
-
-    def summary(self, skipped: list[str]) -> list[Section]:
-        """Return titled sections for the terminal, and write the tables; ``skipped`` are the reasons of skipped tests.
-
-        The seconds are those of this process, also where a run was resumed.
-        """
-        return self._sections(self._summary(), skipped)
-
-    def brief(
-        self, verdict: tuple[str, str], skipped: list[str], root: Path
-    ) -> tuple[list[tuple[str, str]], list[Section]]:
-        """Return a screen of the summary as (line, colour), ``verdict`` with the limits first, and all sections."""
-        summary = self._summary()
-        sections = self._sections(summary, skipped)
-        line, colour = verdict
-        return summary.brief((f"{line}; {summary.limits()}", colour), sections, root), sections
-
-    def _summary(self) -> Summary:
-        return Summary.of(
-            self.run,
-            self.documented,
-            seconds=time.monotonic() - self.started,
-            planner=time.process_time() - self.planner_started,
-            wide=self.wide,
-        )
-
-    def _sections(self, summary: Summary, skipped: list[str]) -> list[Section]:
-        return summary.sections(
-            self.run.folder / "tables",
-            failures=self.judge.failures,
-            known=self.judge.known,
-            unjudged=self.judge.unjudged,
-            shown=self.judge.shown,
-            skipped=skipped,
-            comparison=self.comparison.lines() if self.comparison else [],
-            problems=self.problems,
-        )
+            return super().identity(cell)
 
 
-def _harness() -> str:
+def version() -> str:
     """Return this harness's version, with its commit where it is a checkout and git is there."""
     folder = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]

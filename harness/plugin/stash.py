@@ -20,10 +20,10 @@ from harness.servers.registry import names as server_names
 
 if TYPE_CHECKING:
     from harness.plugin.baseline_hooks import BaselineHooks  # noqa: F401
-    from harness.plugin.session import HarnessSession  # noqa: F401
+    from harness.plugin.reported import Reported  # noqa: F401
     from harness.plugin.summary import Section
 
-session_key = pytest.StashKey["HarnessSession"]()
+session_key = pytest.StashKey["Reported"]()
 claim_key = pytest.StashKey[Claim]()
 problem_key = pytest.StashKey[str]()
 baseline_key = pytest.StashKey["BaselineHooks"]()

@@ -1,0 +1,168 @@
+"""Runs units on an engine: what is lost is sent elsewhere, a bounded number of times, and what never came is named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from harness.cluster.units import Ready, Unit
+
+ATTEMPTS = 3
+"""How often a unit is started before it is given up."""
+PATIENCE = 120.0
+"""Seconds for which hardware that no node has any more is waited for: a node may come late, or come back."""
+
+Event = dict[str, Any]
+"""What a node's session says, one JSON object a line; ``kind`` says what it is."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that is over: ``problem`` says why it gave no result, ``node`` where it ran, if that is known."""
+
+    unit: str
+    attempt: int
+    problem: str = ""
+    node: str = ""
+
+
+class Lost(Exception):
+    """The cluster itself is gone; the message says how that was noticed."""
+
+
+class Engine(Protocol):
+    """Places units on devices, carries what they say, and notices what died."""
+
+    def devices(self) -> Mapping[str, int]:
+        """Return how many devices of each hardware its live nodes have. Raises Lost."""
+
+    def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
+        """Start an attempt as soon as a device is free; of that ``kind`` if given, on no node of ``avoid``."""
+
+    def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
+        """Return what came within that time, as (unit, attempt, event), and which attempts are over. Raises Lost."""
+
+    def close(self) -> None:
+        """End what still runs, and let the cluster go."""
+
+
+@dataclass
+class Campaign:
+    """Units on an engine. ``payload`` makes what a node needs to run the tests of a unit that are left.
+
+    ``take`` is given each event of a unit, once; ``over`` is told of a unit that is done, with the tests that never
+    ended and why.
+    """
+
+    units: Sequence[Unit]
+    engine: Engine
+    payload: Callable[[Unit, Sequence[str]], Mapping[str, Any]]
+    take: Callable[[Unit, Event], None]
+    over: Callable[[Unit, Sequence[str], str], None]
+    say: Callable[[str], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    stopped: Callable[[], bool] = lambda: False
+    patience: float = PATIENCE
+    _attempts: dict[str, int] = field(default_factory=dict)
+    _left: dict[str, dict[str, None]] = field(default_factory=dict)
+    _kinds: dict[str, str] = field(default_factory=dict)
+    _avoid: dict[str, list[str]] = field(default_factory=dict)
+    _running: dict[str, Unit] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Return once every unit is over; what a lost cluster leaves is told of as missing."""
+        self._ready = Ready(self.units)
+        self._by_name = {unit.name: unit for unit in self.units}
+        self._left = {unit.name: dict.fromkeys(unit.tests) for unit in self.units}
+        self._open = dict(self._by_name)
+        try:
+            while self._open and not self.stopped():
+                self._submit()
+                events, ended = self.engine.poll(1.0)
+                for name, attempt, event in events:
+                    self._event(name, attempt, event)
+                for end in ended:
+                    self._end(end)
+        except Lost as error:
+            self._give_up(list(self._open.values()), f"the cluster is gone: {error}")
+
+    # -------------------------------------------------------------------------------------------------- placing
+
+    def _submit(self) -> None:
+        devices = self.engine.devices()
+        for hardware in self._ready.hardware():
+            count = devices.get(hardware, 0)
+            busy = sum(unit.devices for unit in self._running.values() if unit.hardware == hardware)
+            # A few more than there are devices, so that one that ends need not wait for the planner.
+            while count and busy < count + max(2, count // 4):
+                unit = self._ready.take(hardware)
+                if unit is None:
+                    break
+                busy += unit.devices
+                self._start(unit)
+        self._look_for_absent(devices)
+
+    def _start(self, unit: Unit) -> None:
+        attempt = self._attempts[unit.name] = self._attempts.get(unit.name, 0) + 1
+        self._running[unit.name] = unit
+        kind = self._kinds.get(unit.after, "") if unit.after else self._kinds.get(unit.name, "")
+        left = list(self._left[unit.name])
+        self.engine.submit(unit, attempt, self.payload(unit, left), kind, self._avoid.get(unit.name, ()))
+
+    def _look_for_absent(self, devices: Mapping[str, int]) -> None:
+        """Give up what needs more of a hardware than the cluster has had for some time."""
+        now = self.clock()
+        for unit in list(self._open.values()):
+            if devices.get(unit.hardware, 0) >= unit.devices:
+                self._since.pop(unit.hardware, None)
+                continue
+            since = self._since.setdefault(unit.hardware, now)
+            if now - since >= self.patience:
+                has = devices.get(unit.hardware, 0)
+                self._give_up([unit], f"no node offers {unit.devices} of {unit.hardware}: the cluster has {has}")
+
+    # --------------------------------------------------------------------------------------------------- events
+
+    def _event(self, name: str, attempt: int, event: Event) -> None:
+        unit = self._by_name.get(name)
+        if unit is None:
+            return
+        current = attempt == self._attempts.get(name) and name in self._open
+        if event["kind"] == "begin" and current:
+            self._kinds[name] = event.get("device_kind", "")
+        if event["kind"] == "done" and current:
+            self._left[name].pop(event["test"], None)
+        # A record is a measurement, also from a node that was given up; a report counts once.
+        if current or event["kind"] == "line":
+            self.take(unit, event)
+
+    def _end(self, end: Ended) -> None:
+        if end.unit not in self._open or end.attempt != self._attempts.get(end.unit):
+            return
+        unit = self._open[end.unit]
+        self._running.pop(unit.name, None)
+        left = list(self._left[unit.name])
+        if not left:
+            self._over(unit, [], "")
+            return
+        problem = end.problem or "its session ended without them"
+        if end.node:
+            self._avoid.setdefault(unit.name, []).append(end.node)
+        if end.attempt >= ATTEMPTS:
+            self._over(unit, left, f"{problem}; attempt {end.attempt} of {ATTEMPTS}")
+            return
+        self.say(f"{unit.name}: {problem}; it is run again, {len(left)} of {len(unit.tests)} tests are left")
+        self._ready.add(unit)
+
+    def _over(self, unit: Unit, left: Sequence[str], why: str) -> None:
+        self._open.pop(unit.name, None)
+        self._running.pop(unit.name, None)
+        self.over(unit, left, why)
+        self._ready.ended(unit.name)
+
+    def _give_up(self, units: Sequence[Unit], why: str) -> None:
+        for unit in units:
+            self._over(unit, list(self._left[unit.name]), why)

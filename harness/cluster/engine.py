@@ -1,0 +1,264 @@
+"""The engine over Ray: tasks with the resources and labels of devices, a mailbox on the head, and who died.
+
+Ray is imported here alone, and only where a cluster is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.cluster import offer
+from harness.cluster.campaign import Ended, Event, Lost
+from harness.cluster.node import session
+from harness.cluster.offer import Offer
+from harness.cluster.units import Unit
+
+LOCAL = "local"
+"""``--on local``: a cluster of this machine alone, which ends with the session."""
+_LOOK_SECONDS = 2.0
+_CONNECT_SECONDS = 60
+_TINY = 0.001
+# pytest's exit statuses of a session that ran: passed, failed, nothing collected, and the harness's own for noise.
+_WHOLE = (0, 1, 5, 8)
+# What a node need not have of the folder that the tests lie in: they are sent without it.
+_UNSENT = [".git", "results/runs", "results/reference", "build", "dist", "**/*.safetensors", "**/*.gguf", "**/*.pte"]
+
+
+class Mailbox:
+    """Where nodes put what their sessions say until the planner takes it: an actor on the head."""
+
+    def __init__(self) -> None:
+        self._box: list[tuple[str, int, list[str]]] = []
+        self._came = asyncio.Event()
+
+    async def put(self, unit: str, attempt: int, lines: list[str]) -> None:
+        """Take lines; whoever waits for this knows that they are off its node."""
+        self._box.append((unit, attempt, lines))
+        self._came.set()
+
+    async def take(self, seconds: float) -> list[tuple[str, int, list[str]]]:
+        """Return all that is there, once there is something or the time is over."""
+        try:
+            await asyncio.wait_for(self._came.wait(), seconds)
+        except TimeoutError:
+            return []
+        found, self._box = self._box, []
+        self._came.clear()
+        return found
+
+
+def measure(unit: str, attempt: int, payload: Mapping[str, Any], mailbox: Any, run: Callable[..., int]) -> int:
+    """Run a unit here, as a task of Ray; returns its session's exit status."""
+    import ray
+
+    context = ray.get_runtime_context()
+    begin = {"kind": "begin", "node": context.get_node_id()}
+    begin["device_kind"] = context.get_node_labels().get(offer.label(payload["hardware"]), "")
+    ray.get(mailbox.put.remote(unit, attempt, [json.dumps(begin)]))
+    return run(payload, lambda lines: ray.get(mailbox.put.remote(unit, attempt, lines)), ray.get_gpu_ids())
+
+
+class RayEngine:
+    """Units as tasks of a Ray cluster, each with its devices to itself."""
+
+    def __init__(self, ray: Any, told: str, run: Callable[..., int] = session) -> None:
+        self._ray = ray
+        self.told = told
+        """What the cluster is and what it exposes, in a sentence."""
+        self._run = run
+        self._nodes: list[dict[str, Any]] = []
+        self._looked = 0.0
+        self._tasks: dict[Any, tuple[Unit, int, str, tuple[str, ...]]] = {}
+        self._begun: dict[tuple[str, int], str] = {}
+        self._printed: dict[tuple[str, int], str] = {}
+        self._finished: list[Any] = []
+        self._gone: Lost | None = None
+        head = {"node:__internal_head__": _TINY}
+        self._mailbox = ray.remote(num_cpus=0, resources=head, max_concurrency=1000)(Mailbox).remote()
+        self._task = ray.remote(num_cpus=0, max_retries=0)(measure)
+        self._taking: Any = None
+
+    @classmethod
+    def start(cls, on: str, here: Callable[[], Offer], root: Path, say: Callable[[str], None]) -> RayEngine:
+        """Connect to the cluster of an address (``ray://HEAD:10001``, ``HEAD:6379`` or ``auto``), or start one here.
+
+        ``here`` tells what this machine offers, ``root`` is the folder that the tests lie in, which every other node
+        gets a copy of. Raises HarnessError where Ray is not installed or does not answer.
+        """
+        if on == LOCAL:
+            # Before Ray is imported, which reads them then.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise HarnessError(f"--on {on}: Ray is not installed; pip install 'torchao-harness[ray]'") from error
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        try:
+            if on == LOCAL:
+                offered = here()
+                os.environ["HARNESS_NODE_GPUS"] = str(offered.gpus)
+                ray.init(
+                    address="local",
+                    num_cpus=1,
+                    num_gpus=offered.gpus,
+                    resources=offered.resources,
+                    labels=offered.labels,
+                    include_dashboard=False,
+                    object_store_memory=128 * 1024 * 1024,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
+            else:
+                environment = {"working_dir": str(root), "excludes": _UNSENT}
+                client = on.startswith("ray://")
+                ray.init(address=on, runtime_env=environment, **({} if client else quiet))
+        except Exception as error:
+            # Ray raises errors of its own, of gRPC and of the system.
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise HarnessError(
+                f"--on {on}: no cluster ({type(error).__name__}: {first}); is its head up, and RAY_AUTH_TOKEN its own?"
+            ) from error
+        finally:
+            # Ray takes SIGTERM for itself.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+        place = "127.0.0.1 alone, dashboard off" if on == LOCAL else f"{on}, on that cluster's own ports"
+        engine = cls(ray, f"Ray {ray.__version__} at {place}, token authentication {'on' if token else 'off'}")
+        if not token:
+            say("whoever reaches the cluster's ports can run code there: set RAY_AUTH_MODE=token on every node")
+        return engine
+
+    # ------------------------------------------------------------------------------------------------- what is there
+
+    def devices(self) -> Mapping[str, int]:
+        """Return how many devices of each hardware its live nodes have."""
+        found: dict[str, int] = {}
+        for node in self._alive():
+            for name, amount in node["Resources"].items():
+                if name.startswith(offer.resource("")):
+                    hardware = name.removeprefix(offer.resource(""))
+                    found[hardware] = found.get(hardware, 0) + int(amount)
+        return found
+
+    def _alive(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        if not self._nodes or now - self._looked > _LOOK_SECONDS:
+            self._nodes = [node for node in self._asked(self._ray.nodes) if node["Alive"]]
+            self._looked = now
+        return self._nodes
+
+    def _able(self, unit: Unit, kind: str, avoid: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the nodes that a unit may run on."""
+        return [
+            node
+            for node in self._alive()
+            if node["Resources"].get(offer.resource(unit.hardware), 0) >= unit.devices
+            and (not kind or node.get("Labels", {}).get(offer.label(unit.hardware)) == kind)
+            and node["NodeID"] not in avoid
+        ]
+
+    # ---------------------------------------------------------------------------------------------------- what runs
+
+    def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
+        """Hand a unit to Ray; where no node is left that would do, another kind of device or a tried node will."""
+        kind = kind if self._able(unit, kind, ()) else ""
+        avoid = tuple(avoid) if self._able(unit, kind, avoid) else ()
+        selector = {offer.label(unit.hardware): kind} if kind else {}
+        if avoid:
+            selector["ray.io/node-id"] = f"!in({','.join(avoid)})"
+        task = self._task.options(
+            name=unit.name,
+            num_gpus=unit.gpus,
+            resources={offer.resource(unit.hardware): unit.devices},
+            label_selector=selector or None,
+        )
+        reference = self._asked(
+            task.remote, unit.name, attempt, {**payload, "hardware": unit.hardware}, self._mailbox, self._run
+        )
+        self._tasks[reference] = (unit, attempt, kind, avoid)
+
+    def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
+        """Return what came, and which attempts are over."""
+        if self._gone is not None:
+            raise self._gone
+        if self._taking is None:
+            self._taking = self._asked(self._mailbox.take.remote, seconds)
+        taken = []
+        # Not for ever: a head that is gone may not say so.
+        if self._asked(self._ray.wait, [self._taking], timeout=seconds + _CONNECT_SECONDS)[0]:
+            reference, self._taking = self._taking, None
+            taken = self._asked(self._ray.get, reference)
+        else:
+            raise Lost(f"its head has not answered for {seconds + _CONNECT_SECONDS:.0f} s")
+        events = [(unit, attempt, json.loads(line)) for unit, attempt, lines in taken for line in lines]
+        for name, attempt, event in events:
+            if event["kind"] == "begin":
+                self._begun[name, attempt] = event["node"]
+            if event["kind"] == "end":
+                self._printed[name, attempt] = next(reversed(event["printed"].split("\n\n")[-1].split("\n")), "")
+        over: list[Ended] = []
+        try:
+            # What had ended before this emptied the mailbox has nothing there any more.
+            over = [*map(self._ended, self._finished), *self._stranded()]
+            self._finished = []
+            if self._tasks:
+                tasks = list(self._tasks)
+                self._finished, _ = self._asked(self._ray.wait, tasks, num_returns=len(tasks), timeout=0)
+        except Lost as error:
+            # Told of once what came before is taken.
+            self._gone = error
+        return events, over
+
+    def _ended(self, reference: Any) -> Ended:
+        unit, attempt, _, _ = self._tasks.pop(reference)
+        node, printed = (table.pop((unit.name, attempt), "") for table in (self._begun, self._printed))
+        try:
+            status = self._ray.get(reference)
+        except Exception as error:
+            self._looked = 0.0
+            first = next(iter(str(error).strip().splitlines()), "")
+            return Ended(unit.name, attempt, f"its node or session died ({type(error).__name__}: {first})", node)
+        fit = status in _WHOLE
+        return Ended(unit.name, attempt, "" if fit else f"its session ended with exit status {status}: {printed}", node)
+
+    def _stranded(self) -> list[Ended]:
+        """Take back what waits for nodes that are gone."""
+        found = []
+        for reference, (unit, attempt, kind, avoid) in list(self._tasks.items()):
+            begun = (unit.name, attempt) in self._begun or reference in self._finished
+            if not begun and (kind or avoid) and not self._able(unit, kind, avoid):
+                self._ray.cancel(reference, force=True)
+                del self._tasks[reference]
+                found.append(Ended(unit.name, attempt, "no node is left that it could run on"))
+        return found
+
+    def _asked(self, ask: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        """Return what Ray answers. Raises Lost where it does not."""
+        try:
+            return ask(*arguments, **more)
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "")
+            raise Lost(f"{type(error).__name__}: {first}") from error
+
+    def close(self) -> None:
+        """End what still runs, and let go of the cluster; one that was started for this ends."""
+        try:
+            for reference in self._tasks:
+                self._ray.cancel(reference, force=False)
+            self._ray.shutdown()
+        except Exception as error:
+            raise HarnessError(f"the cluster did not end by itself: {type(error).__name__}: {error}") from error

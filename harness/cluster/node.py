@@ -1,0 +1,138 @@
+"""A node's part: pytest, as it is on one machine, over the tests of a unit, and all that it says on a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+STREAM = "HARNESS_STREAM"
+"""The descriptor that a node's session writes its events to, one JSON object a line."""
+_TAIL = 4000
+_BATCH_SECONDS = 0.2
+_CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
+
+def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus: list[int] | None = None) -> int:
+    """Run the tests of ``payload`` in a pytest of their own; returns its exit status.
+
+    ``payload`` has the ``tests``, the ``words`` of pytest's command line beside them, the ``folder`` it is run in (the
+    present one if that is empty), and as ``files`` what its run has already: records, and what belongs to them, by
+    path. ``say`` gets what the session says as whole lines, in batches, then one of kind ``end`` with the exit status
+    and the end of what pytest printed. ``gpus`` are the numbers of those that it may use.
+    """
+    folder = payload["folder"] or os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="harness-node-") as own:
+        run = Path(own, "runs", "unit")
+        for name, text in payload["files"].items():
+            path = run / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", *payload["tests"], *payload["words"]]
+        command += [f"--results={own}", f"--resume={run}"]
+        reader, writer = os.pipe()
+        printed = Path(own, "printed.txt")
+        with printed.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**_environ(gpus), **payload.get("variables", {}), STREAM: str(writer)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writer,),
+                preexec_fn=lambda: _pin(gpus),
+            )
+        os.close(writer)
+        try:
+            for lines in _batches(reader):
+                say(lines)
+            status = process.wait()
+        finally:
+            os.close(reader)
+            _end(process)
+        tail = printed.read_bytes()[-_TAIL:].decode(errors="replace")
+        say([json.dumps({"kind": "end", "status": status, "printed": tail, "logs": _logs(run)})])
+        shutil.rmtree(run, ignore_errors=True)
+        return status
+
+
+def _batches(reader: int) -> Iterator[list[str]]:
+    """Yield whole lines as they come, those of a moment together."""
+    rest = b""
+    while chunk := os.read(reader, 1 << 16):
+        rest += chunk
+        while select.select([reader], [], [], _BATCH_SECONDS)[0] and len(rest) < 1 << 20:
+            more = os.read(reader, 1 << 16)
+            if not more:
+                break
+            rest += more
+        *lines, rest = rest.split(b"\n")
+        if lines:
+            yield [line.decode(errors="replace") for line in lines]
+
+
+def _logs(run: Path) -> dict[str, str]:
+    """Return the end of each worker's log."""
+    found = {}
+    for path in sorted((run / "logs").glob("*.log")):
+        with contextlib.suppress(OSError):
+            found[path.name] = path.read_bytes()[-_TAIL:].decode(errors="replace")
+    return found
+
+
+def _environ(gpus: list[int] | None) -> dict[str, str]:
+    """Return the variables of the node itself: Ray gives its workers some, as OMP_NUM_THREADS, that change figures."""
+    environ = dict(os.environ)
+    with contextlib.suppress(psutil.Error, OSError):
+        raylet = psutil.Process().parent()
+        if raylet is not None and raylet.name() == "raylet":
+            environ = raylet.environ()
+    for name in [name for name in environ if name.startswith(("RAY_", "PYTEST_"))]:
+        del environ[name]
+    for name in _CHOICES:
+        if gpus and name in os.environ:
+            environ[name] = os.environ[name]
+    return environ
+
+
+def _pin(gpus: list[int] | None) -> None:
+    """Keep to this session's share of the node's processors: as many for each of its GPUs, none for two."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpgid(0, 0)
+        share = cores(sorted(os.sched_getaffinity(0)), gpus or [], int(os.environ.get("HARNESS_NODE_GPUS", "0")))
+        os.sched_setaffinity(0, share)
+
+
+def cores(every: list[int], gpus: list[int], among: int) -> list[int]:
+    """Return the processors that go with some of a node's GPUs: neighbouring ones, as many for each of ``among``.
+
+    All of them where there is but one GPU, or where there are fewer processors than GPUs.
+    """
+    each = len(every) // among if among else 0
+    if not gpus or among < 2 or not each:
+        return every
+    return [core for gpu in sorted(gpus) for core in every[gpu % among * each : (gpu % among + 1) * each]]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a session that still runs, and what it started: its wardens end the workers."""
+    if process.poll() is not None:
+        return
+    for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return

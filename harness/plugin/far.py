@@ -1,0 +1,339 @@
+"""``--on``: the session's tests run on the nodes of a cluster; their records and reports come back here.
+
+A node runs pytest as it is on one machine, over the tests of one unit. Its events are lines of JSON: ``line`` is a
+record with what is attached to it, ``report`` one of pytest's own reports, ``done`` the end of a test, ``told`` what
+the judge has said, ``begin`` and ``end`` the session's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.base.errors import HarnessError
+from harness.base.files import default_root
+from harness.base.terminal import columns
+from harness.base.text import file_name
+from harness.cluster import offer
+from harness.cluster.campaign import Campaign, Engine, Event
+from harness.cluster.units import Unit
+from harness.machine import probe
+from harness.plugin.collect import units
+from harness.plugin.command_line import CommandLine
+from harness.plugin.comparison import Comparison
+from harness.plugin.fixtures import hand_on
+from harness.plugin.options import OPTIONS
+from harness.plugin.progress import terminal
+from harness.plugin.reported import Reported
+from harness.plugin.session import version
+from harness.plugin.stash import claim_key, matrix_of, name_of, session_key
+from harness.records.published import Documented
+from harness.records.run import Run
+from harness.records.schema import LINE, Header, Line, Measurement, Outcome
+from harness.runtime.environment import Environment
+
+# Options of the planner alone.
+_OWN = {"--on", "--wait-for-nodes", "--resume", "--results", "--against", "--allow-noisy"}
+_PATHS = {"--data", "--matrix", "--phone-runner"}
+# Words of pytest's own command line that nodes get too, with their value where it is a word by itself.
+_HANDED_ON = ("-p", "-W", "-o", "--override-ini", "-c", "--import-mode", "--benchmark-")
+
+
+@dataclass
+class Said:
+    """What the nodes' judges have said of limits."""
+
+    failures: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        for name, lines in vars(self).items():
+            lines += [line for line in event[name] if line not in lines]
+
+
+@dataclass
+class FarSession(Reported):
+    """A session whose figures come from nodes."""
+
+    run: Run
+    documented: Documented
+    started: float
+    planner_started: float
+    problems: list[str]
+    said: Said = field(default_factory=Said)
+    comparison: Comparison | None = None
+    wide: int | None = None
+
+    @property
+    def told(self) -> Said:
+        return self.said
+
+    @classmethod
+    def start(cls, given: CommandLine) -> FarSession:
+        """Open a new run, or go on with an old one."""
+        started, planner = time.monotonic(), time.process_time()
+        runs = given.results / "runs"
+        run = Run.open(runs, given.resume) if given.resume else Run.create(runs)
+        environment = Environment(python=given.python or sys.executable)
+        run.append(
+            Header(
+                run=run.name,
+                command=["pytest", *given.words],
+                packages=environment.packages(),
+                device=probe.host(),
+                harness=version(),
+                python=environment.python_version,
+            )
+        )
+        run.become_latest()
+        run.note_cache((given.cache or default_root()).resolve())
+        return cls(run, Documented.load(), started, planner, [], wide=None if given.wide else columns())
+
+
+class Kept:
+    """What a run has measured, by model and hardware, as a node's session needs it to go on from there."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str], list[Measurement]] = {}
+
+    def add(self, line: Line) -> None:
+        if isinstance(line, Measurement) and not line.discarded:
+            self._of.setdefault((line.cell.model.name, line.cell.hardware), []).append(line)
+
+    def of(self, model: str, hardware: str, recipe: str) -> list[Measurement]:
+        """Return the records of a cell, and those of its baseline, which limits are held against."""
+        found = self._of.get((model, hardware), ())
+        return [it for it in found if it.cell.recipe.baseline or it.cell.recipe.name == recipe]
+
+
+class Far:
+    """Runs what is measured on a cluster; all other tests run here, before.
+
+    ``start`` gives the engine, once there is something to run on it.
+    """
+
+    def __init__(self, config: pytest.Config, given: CommandLine, start: Callable[[Far], Engine]) -> None:
+        if given.against:
+            raise pytest.UsageError(
+                "--on with --against: a baseline is of one machine; measure with --on first, then compare with "
+                "`python -m harness gate` or a session there"
+            )
+        self.config = config
+        self.given = given
+        self.root = config.rootpath
+        self._start = start
+        self._reports: dict[str, list[pytest.TestReport]] = {}
+        self._done: set[str] = set()
+        self._items: dict[str, pytest.Item] = {}
+        self._kept = Kept()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        option = self.config.option
+        if option.collectonly or (session.testsfailed and not option.continue_on_collection_errors):
+            # pytest says so.
+            return None
+        far = {item.nodeid: item for item in session.items if claim_key in item.stash and not _is_skipped(item)}
+        if not far:
+            return None
+        self._items = far
+        try:
+            engine = self._start(self)
+            self.session = FarSession.start(self.given)
+        except HarnessError as error:
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+        self.config.stash[session_key] = self.session
+        self.session.run.written = lambda line: hand_on(self.config, line, self.session.run)
+        self._resume()
+        self._order = [item.nodeid for item in session.items]
+        self._near = {item.nodeid: item for item in session.items if item.nodeid not in far}
+        self._pytest = session
+        try:
+            self._flush()
+            self._campaign(engine).run()
+        finally:
+            engine.close()
+        if session.shouldfail:
+            raise session.Failed(session.shouldfail)
+        if session.shouldstop:
+            raise session.Interrupted(session.shouldstop)
+        return True
+
+    def say(self, words: str) -> None:
+        """Write a line between pytest's own."""
+        if write := terminal(self.config):
+            write(words)
+
+    def _campaign(self, engine: Engine) -> Campaign:
+        estimate = self.session.estimate()
+        claims = {nodeid: item.stash[claim_key] for nodeid, item in self._items.items()}
+        seconds = {nodeid: estimate.of(name_of(item)) for nodeid, item in self._items.items()}
+        self._units = units(claims, seconds)
+        found = [unit for unit, _ in self._units.values()]
+        there = engine.devices()
+        told = ", ".join(f"{count} {name}" for name, count in sorted(there.items())) or "no device yet"
+        self.say(f"{len(claims)} tests in {len(found)} units on {told}")
+        return Campaign(
+            found,
+            engine,
+            self._payload,
+            self._take,
+            self._over,
+            self.say,
+            stopped=lambda: bool(self._pytest.shouldfail or self._pytest.shouldstop),
+            patience=self.given.wait_for_nodes,
+        )
+
+    def _resume(self) -> None:
+        if not self.given.resume:
+            return
+        # Not at the top: measuring is no matter of a session that only plans.
+        from harness.measure.recorder import Recorder
+
+        recorder = Recorder(None, self.session.run)  # type: ignore[arg-type]
+        self.session.problems += recorder.resume()
+        for record in recorder.standing():
+            self._kept.add(record)
+
+    # ------------------------------------------------------------------------------------------------ to the nodes
+
+    def _payload(self, unit: Unit, tests: Sequence[str]) -> Mapping[str, Any]:
+        _, cell = self._units[unit.name]
+        header = Header(run="unit", command=[], packages={}, device=probe.host())
+        lines: list[Line] = [header, *self._kept.of(cell.model.name, cell.hardware.name, cell.recipe.name)]
+        files = {"records.jsonl": "".join(f"{line.model_dump_json()}\n" for line in lines)}
+        for line in lines:
+            if isinstance(line, Measurement) and line.attachment:
+                with contextlib.suppress(OSError):
+                    files[line.attachment] = (self.session.run.folder / line.attachment).read_text(encoding="utf-8")
+        here = self.given.on == "local"
+        return {
+            "tests": list(tests),
+            "words": self._words(here),
+            "folder": str(self.root) if here else "",
+            "files": files,
+        }
+
+    def _words(self, here: bool) -> list[str]:
+        """Return the command line of a node's session but for its tests."""
+        words = ["--rootdir=.", "-q", "--wide"]
+        for name, how in OPTIONS.items():
+            value = self.config.getoption(name)
+            if name in _OWN or name == "--wide" or not value:
+                continue
+            if how.get("action") == "store_true":
+                words.append(name)
+                continue
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                words.append(f"{name}={self._place(Path(one), here) if name in _PATHS else one}")
+        given = list(self.config.invocation_params.args)
+        for index, word in enumerate(map(str, given)):
+            if word in _HANDED_ON:
+                words += [word, str(given[index + 1])]
+            elif word.startswith(_HANDED_ON):
+                words.append(word)
+        return words
+
+    def _place(self, path: Path, here: bool) -> Path:
+        """Return a path as a node finds it: below the folder that it gets a copy of, or where it lies here too."""
+        whole = (self.config.invocation_params.dir / path).resolve()
+        return whole.relative_to(self.root) if not here and whole.is_relative_to(self.root) else whole
+
+    # ---------------------------------------------------------------------------------------------- from the nodes
+
+    def _take(self, unit: Unit, event: Event) -> None:
+        kind = event["kind"]
+        if kind == "line":
+            self._record(event)
+        elif kind == "report":
+            self._reports.setdefault(event["test"], []).append(self._report(event["report"]))
+        elif kind == "done":
+            self._done.add(event["test"])
+            self._flush()
+        elif kind == "told":
+            self.session.said.add(event)
+        elif kind == "begin":
+            # What an attempt before said of tests that it did not end.
+            for test in unit.tests:
+                if test not in self._done:
+                    self._reports.pop(test, None)
+            self.say(f"{unit.name} begins on node {event['node'][:8]}")
+        elif kind == "end":
+            for name, text in event["logs"].items():
+                path = self.session.run.logs / f"{file_name(unit.name)}-{name}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+
+    def _record(self, event: Event) -> None:
+        line = LINE.validate_json(event["line"])
+        if event["attachment"]:
+            name = Path(event["attachment"]["name"]).stem
+            path = self.session.run.attach(name, json.loads(event["attachment"]["text"]))
+            line = line.model_copy(update={"attachment": path})
+        self.session.run.append(line)
+        self._kept.add(line)
+
+    def _report(self, data: dict[str, Any]) -> pytest.TestReport:
+        report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
+        # JSON has no tuples.
+        for name in ("longrepr", "location"):
+            if isinstance(getattr(report, name), list):
+                setattr(report, name, tuple(getattr(report, name)))
+        return report  # type: ignore[no-any-return]
+
+    def _over(self, unit: Unit, left: Sequence[str], why: str) -> None:
+        for test in left:
+            item = self._items[test]
+            reason = f"missing: {unit.name} was not measured: {why}"
+            report = pytest.TestReport(
+                nodeid=test,
+                location=item.location,
+                keywords={},
+                outcome="failed",
+                longrepr=f"{reason}\ngo on with --resume {self.session.run.name}, on this cluster, another, or none",
+                when="setup",
+                start=time.time(),
+                stop=time.time(),
+            )
+            self._reports[test] = [report]
+            self._done.add(test)
+            self.session.run.append(Outcome(test=name_of(item), outcome="error", seconds=0.0, reason=reason))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Hand pytest the reports of all tests up to the first that has not ended, in the order of one machine."""
+        hook = self.config.hook
+        while self._order and (self._order[0] in self._done or self._order[0] in self._near):
+            test = self._order.pop(0)
+            if test in self._near:
+                item = self._near[test]
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+                continue
+            item = self._items[test]
+            hook.pytest_runtest_logstart(nodeid=test, location=item.location)
+            for report in self._reports.pop(test, ()):
+                hook.pytest_runtest_logreport(report=report)
+            hook.pytest_runtest_logfinish(nodeid=test, location=item.location)
+
+
+def on_ray(far: Far) -> Engine:
+    """Return the engine over the cluster that ``--on`` names."""
+    from harness.cluster.engine import RayEngine
+
+    engine = RayEngine.start(far.given.on, lambda: offer.of(matrix_of(far.config)), far.root, far.say)
+    far.say(engine.told)
+    return engine
+
+
+def _is_skipped(item: pytest.Item) -> bool:
+    return item.get_closest_marker("skip") is not None

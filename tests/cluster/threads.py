@@ -1,0 +1,68 @@
+"""An engine of threads: nodes' sessions are real, and who places them is not Ray."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.cluster import node
+from harness.cluster.campaign import Ended, Event
+from harness.cluster.units import Unit
+
+
+class Threads:
+    """One device of each hardware, each with a thread of its own; ``dies`` are attempts that say nothing at their end.
+
+    ``payloads`` are what nodes were given, by unit.
+    """
+
+    def __init__(self, hardware: Sequence[str], dies: Sequence[tuple[str, int]] = ()) -> None:
+        self.hardware = hardware
+        self.dies = dies
+        self.payloads: dict[str, list[Mapping[str, Any]]] = {}
+        self._work: queue.Queue[Any] = queue.Queue()
+        self._came: queue.Queue[tuple[str, int, list[str] | str]] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def devices(self) -> Mapping[str, int]:
+        return dict.fromkeys(self.hardware, 1)
+
+    def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
+        self.payloads.setdefault(unit.name, []).append(payload)
+        self._work.put((unit, attempt, payload))
+
+    def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
+        try:
+            name, attempt, told = self._came.get(timeout=seconds)
+        except queue.Empty:
+            return [], []
+        if isinstance(told, str):
+            return [], [Ended(name, attempt, told, "a-node")]
+        return [(name, attempt, json.loads(line)) for line in told], []
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (given := self._work.get()) is not None:
+            unit, attempt, payload = given
+            begin = {"kind": "begin", "node": "a-node", "device_kind": "k"}
+            self._came.put((unit.name, attempt, [json.dumps(begin)]))
+            dies = (unit.name, attempt) in self.dies
+            ended = 0
+
+            def say(lines: list[str], name: str = unit.name, number: int = attempt, dies: bool = dies) -> None:
+                nonlocal ended
+                for line in lines:
+                    # One that dies does so after its first test.
+                    if not (dies and ended):
+                        self._came.put((name, number, [line]))
+                    ended += json.loads(line)["kind"] == "done"
+
+            status = node.session(payload, say)
+            self._came.put((unit.name, attempt, "it died" if dies else "" if status in (0, 1) else f"status {status}"))
