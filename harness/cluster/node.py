@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -20,6 +21,8 @@ import psutil
 STREAM = "HARNESS_STREAM"
 """The descriptor that a node's session writes its events to, one JSON object a line."""
 _TAIL = 4000
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)
 _BATCH_SECONDS = 0.2
 _CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -111,6 +114,8 @@ def _pin(gpus: list[int] | None) -> None:
     """Keep to this session's share of the node's processors: as many for each of its GPUs, none for two."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpgid(0, 0)
+        # Ray's own process dies with its raylet, and this session, which would measure for nobody, with that.
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         share = cores(sorted(os.sched_getaffinity(0)), gpus or [], int(os.environ.get("HARNESS_NODE_GPUS", "0")))
         os.sched_setaffinity(0, share)
 
