@@ -1,6 +1,7 @@
 """Wheels of the installed torchao with a known fault in them, so that a gate can be shown what it must find.
 
-Each keeps torchao's version and adds a local part to it (``0.18.0+slower.10``), so that it is a package of its own.
+Each keeps torchao's version and adds a local part to it (``0.18.0+slower.10``), so that it is a package of its own. The
+same fault gives the same wheel to the byte, of which a cache has what it had.
 """
 
 from __future__ import annotations
@@ -105,13 +106,20 @@ def _patched(folder: Path, local: str, code: str, file: str = _INT8) -> Path:
             data = Path(str(installed.locate_file(part))).read_bytes()
             if name == file:
                 data += code.encode()
-            archive.writestr(name, data)
+            _write(archive, name, data)
             names.append(name)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torchao\nVersion: {version}\n")
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        _write(archive, f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torchao\nVersion: {version}\n")
+        _write(
+            archive,
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         record = [*names, f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD"]
-        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in record))
+        _write(archive, f"{info}/RECORD", "".join(f"{name},,\n" for name in record))
     path.with_suffix(".part").rename(path)
     return path
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes | str) -> None:
+    """Write a file of no date of its own."""
+    archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, compresslevel=1)

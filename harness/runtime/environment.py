@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import BrokenEnvironment, OutOfTime
-from harness.base.files import is_folder
+from harness.base.files import file_digest, is_file, is_folder
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.contract import visible
@@ -219,7 +219,8 @@ def overlay(
     def build(folder: Path) -> None:
         _pip(base.python, ["--target", str(folder / "site"), "--no-deps", requirement], requirement, left)
 
-    key = {"requirement": requirement, "python": base.python} | ({"contents": contents} if contents else {})
+    named, contents = _identity(requirement, contents)
+    key = {"requirement": named, "python": base.python} | ({"contents": contents} if contents else {})
     artifact = store.get("overlay", key, build, label=f"overlay {requirement}")
     return replace(base, name=requirement, overlay=artifact.folder / "site")
 
@@ -249,10 +250,18 @@ def layered(
         (site / "below.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
         _pip(str(folder / "venv" / "bin" / "python"), [requirement], requirement, left)
 
-    key = {"requirement": requirement, "python": base.python, "below": base.packages(), "contents": contents}
+    named, contents = _identity(requirement, contents)
+    key = {"requirement": named, "python": base.python, "below": base.packages(), "contents": contents}
     artifact = store.get("venv", key, build, label=f"environment {requirement}", verify=False)
     python = str(artifact.folder / "venv" / "bin" / "python")
     return replace(base, name=requirement, python=python)
+
+
+def _identity(requirement: str, contents: str) -> tuple[str, str]:
+    """Return what names a requirement, and a digest of what it stands for: a wheel is the same wherever it lies."""
+    if is_file(requirement):
+        return Path(requirement).name, contents or file_digest(Path(requirement))
+    return requirement, contents
 
 
 def _site_folders(base: Environment) -> list[str]:

@@ -70,6 +70,12 @@ def test_a_package_that_cannot_be_had_is_an_error_in_the_installers_words(wheels
     assert answer(overlay(store, "tiny_pkg==9.9", Environment()), store, ASK) == "9.9"
 
 
+def test_a_wheel_that_was_built_anew_is_installed_anew(tmp_path: Path, wheels: Path, store: Store) -> None:
+    for build in ("first", "second"):
+        path = write_wheel(tmp_path / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": f"VERSION = {build!r}\n"})
+        assert answer(overlay(store, str(path), Environment()), store, ASK) == build
+
+
 def test_an_interpreter_that_does_not_work_is_an_error(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'this python is broken' >&2\nexit 1\n")

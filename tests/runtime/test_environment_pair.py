@@ -18,11 +18,16 @@ pytestmark = pytest.mark.programs
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def base(kept_store: Store) -> Environment:
     """An environment of its own with pip alone, which is asked many times and reads what is installed each time."""
-    folder = tmp_path_factory.mktemp("base") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    return Environment(python=str(folder / "bin" / "python"))
+
+    def build(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+
+    made = kept_store.get(
+        "test-base", {"python": sys.version, "of": sys.base_prefix}, build, label="the tests' environment", verify=False
+    )
+    return Environment(python=str(made.folder / "venv" / "bin" / "python"))
 
 
 @pytest.fixture
@@ -131,6 +136,9 @@ def test_a_wheel_that_was_built_anew_is_another_environment(base: Environment, w
     assert first.new.name == second.new.name == "tiny_pkg==4.0"
     assert first.new.overlay != second.new.overlay
     assert first.apart("new") != second.apart("new"), "nor does it share what the other one has made"
+    (wheels / "elsewhere").mkdir()
+    moved = path.rename(wheels / "elsewhere" / path.name)
+    assert environment_pair.make(store, "tiny_pkg==1.0", str(moved), base).new == second.new, "wherever it lies"
 
 
 def test_two_builds_of_one_version_are_told_apart_and_named(base: Environment, wheels: Path, store: Store) -> None:
