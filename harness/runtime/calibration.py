@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.base.errors import ArtifactError
+from harness.base.reading import json_value
 from harness.contract.calibrated import Pieces
 from harness.runtime import sources
 from harness.runtime.store import Artifact, Store
@@ -41,7 +41,7 @@ def of_file(file: Path) -> list[str]:
     text = _read(file)
     if file.suffix == ".jsonl":
         try:
-            found = [str(json.loads(line)["text"]) for line in text.splitlines() if line.strip()]
+            found = [str(json_value(line)["text"]) for line in text.splitlines() if line.strip()]
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"--calibration {file}: a line is no JSON object with a `text` ({error})") from error
     else:
