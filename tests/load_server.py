@@ -38,8 +38,8 @@ class Simulated:
         self.count = 0
         self.active = 0
 
-    def due(self, tokens: int) -> tuple[float, float]:
-        """Return when an answer's first token is due, and how far apart the further ones are."""
+    def due(self, tokens: int) -> tuple[float, float, float]:
+        """Return when an answer is begun, when its first token is due, and how far apart the further ones are."""
         now, asked = time.monotonic(), self.asked
         first, token = asked.first, asked.token
         if asked.service == "exponential":
@@ -51,7 +51,7 @@ class Simulated:
         if self.free:
             start = max(now, heapq.heappop(self.free))
             heapq.heappush(self.free, start + first + (tokens - 1) * token)
-        return start + first, token
+        return start, start + first, token
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -87,7 +87,7 @@ class Simulated:
         tokens = int(wanted.get("max_tokens") or wanted.get("max_completion_tokens") or 16)
         if asked.short_every and number % asked.short_every == 0:
             tokens = max(1, tokens // 2)
-        due, apart = self.due(tokens)
+        start, due, apart = self.due(tokens)
         chat = "chat" in path
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         first = 0.0
@@ -107,7 +107,8 @@ class Simulated:
         _event(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
-        self.seen.append({"arrived": arrived, "due": due, "first": first, "last": last, "tokens": tokens, "read": read})
+        times = {"arrived": arrived, "start": start, "due": due, "first": first, "last": last}
+        self.seen.append({**times, "tokens": tokens, "read": read})
         return True
 
 

@@ -50,6 +50,13 @@ class DeviceLost(HarnessError):
     """A GPU that was there cannot be asked any more: it fell off the bus, or its driver was taken away."""
 
 
+class VoidLoad(HarnessError):
+    """A figure of load says nothing: the client was its limit, or the server did not answer what it was asked.
+
+    Its record is kept, as void, with the reason.
+    """
+
+
 class OutOfTime(HarnessError):
     """Work was cut off where its budget of time ended; it says nothing of what was measured."""
 

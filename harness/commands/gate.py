@@ -162,7 +162,7 @@ class Workplace:
 def workplace(arguments: argparse.Namespace) -> Workplace:
     """Return where the command line says gates run; of a group ``-m`` becomes the hardware of it that is here."""
     progress = Spoken(wide=arguments.wide)
-    matrix = here.whole(load(arguments.matrix or shipped.matrix(Path.cwd()), registry.names()))
+    matrix = here.whole(load(arguments.matrix or shipped.matrix(Path.cwd()), registry.names(), arguments.set))
     hardware = here.of_group(matrix, arguments.hardware)
     if hardware is None:
         raise HarnessError(f"-m {arguments.hardware}: a group of {matrix.path.name} that has no members")
@@ -194,6 +194,8 @@ def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
         servers=tuple(arguments.server),
         keyword=arguments.keyword,
         tasks=tuple(arguments.task),
+        workloads=tuple(arguments.workload),
+        settings=tuple(arguments.set),
         data=str(arguments.data.resolve()) if arguments.data else "",
         limit=arguments.limit,
         budget=parse_budget(arguments.budget),
@@ -217,6 +219,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--server", action="append", default=[], choices=tuple(registry.gated()), help="only this server; repeatable"
     )
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a lm-evaluation-harness task")
+    parser.add_argument(
+        "--workload", action="append", default=[], metavar="NAME", help="gate capacity under this workload; repeatable"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="measure otherwise than the matrix says"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
     parser.add_argument(

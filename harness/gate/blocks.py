@@ -16,6 +16,7 @@ from harness.base.errors import (
     MatrixError,
     OutOfTime,
     RecordError,
+    VoidLoad,
     WorkerError,
     WrongKernels,
 )
@@ -26,11 +27,11 @@ from harness.judge.series import SIDES, Side
 from harness.measure.flow import Flow
 from harness.measure.measure import Measure
 from harness.measure.recorder import Recorder
-from harness.records.metrics import TEXT_QUALITY
+from harness.records.metrics import OF_LOAD, TEXT_QUALITY
 from harness.records.schema import Failure, Scalar
 
 # What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.
-_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, OutOfTime, RecordError)
+_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, OutOfTime, RecordError, VoidLoad)
 
 
 _FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -158,9 +159,18 @@ class BlockRunner:
     def _server(self, measure: Measure, unit: Unit, side: Side, turns: Turns) -> None:
         cell = unit.cell
         measure.server(cell)
-        if unit.metrics - {"engine_start"}:
+        if unit.metrics - {"engine_start"} - OF_LOAD:
             for prompts in cell.measurements.serving.num_prompts:
                 measure.serving(cell, prompts, turns.timer(side))
+        for name in unit.workloads:
+
+            def put(name: str = name) -> None:
+                measure.load(cell, name)
+                if "capacity" in unit.metrics and measure.has_limits(name):
+                    measure.capacity(cell, name)
+
+            # A turn of its own: two servers at once would measure each other.
+            turns.timer(side)(put, 1, 0)
         turns.meet(side)
 
     def _record(self, unit: Unit, side: Side, tags: dict[str, Scalar], error: WorkerError) -> None:

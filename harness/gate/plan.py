@@ -12,7 +12,7 @@ from harness.matrix.measurements import Measurements
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.fleet import gated
 from harness.records.metric import Stage
-from harness.records.metrics import SIZES, TASKS
+from harness.records.metrics import OF_LOAD, SIZES, TASKS
 from harness.records.place import Place
 
 
@@ -31,6 +31,7 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
         # Old and new are compared with each other: the baseline is measured only where it is asked for.
         chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
     found = []
+    workloads = tuple(matrix.workload(name).name for name in options.workloads)
     for cell in chosen:
         for server, stages in gated(cell).items():
             if options.servers and server not in options.servers:
@@ -43,8 +44,10 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                 metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
                 if not options.tasks:
                     metrics -= TASKS
+                if not options.workloads:
+                    metrics -= OF_LOAD
                 if metrics:
-                    found.append(Unit(through, stage, metrics))
+                    found.append(Unit(through, stage, metrics, workloads=workloads))
     if not found:
         raise HarnessError(
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
@@ -92,7 +95,8 @@ class Unit:
     """What is measured block by block: one cell through one server at one of its stages, and how far it has come.
 
     ``metrics`` are those that were asked for; ``once`` those of them that the next block must take although one block
-    of them is enough (memory, quality, kernels), and ``tasks`` the tasks that it evaluates. A ``closed`` unit is not
+    of them is enough (memory, quality, kernels), and ``tasks`` the tasks that it evaluates; ``workloads``
+    are put on its server in every block. A ``closed`` unit is not
     measured any more: the recipe fails, or something else went wrong, which ``reason`` (a code of verdict.REASONS) and
     ``problem`` name.
     """
@@ -102,6 +106,7 @@ class Unit:
     metrics: frozenset[str]
     once: frozenset[str] = frozenset()
     tasks: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
     done: int = 0
     seconds: float = 0.0
     measuring: float = 0.0

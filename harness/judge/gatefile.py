@@ -45,6 +45,8 @@ class Options:
     servers: tuple[str, ...] = ()
     keyword: str = ""
     tasks: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     data: str = ""
     limit: int | None = None
     budget: float = 1800.0
@@ -57,6 +59,7 @@ class Options:
         """Return the command that asks for a gate like this one, and ``more`` beside it."""
         words = ["python", "-m", "harness", "gate", self.old, self.new, "-m", self.hardware]
         several = {"--model": self.models, "--recipe": self.recipes, "--server": self.servers, "--task": self.tasks}
+        several |= {"--workload": self.workloads, "--set": self.settings}
         for option, values in (several | {"--margin": self.margins}).items():
             words += [word for value in values for word in (option, value)]
         once = {"-k": self.keyword, "--data": self.data, "--limit": self.limit, "--blocks": self.blocks}

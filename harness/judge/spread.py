@@ -25,6 +25,7 @@ As of the runs of a stored baseline; quiet machines are below a tenth.
 _FARTHEST = 300.0
 # Numbers that differ by a smaller share of them are the same.
 _ROUNDING = 1e-12
+_MANY = 1000
 
 Range = tuple[float, float]
 
@@ -66,7 +67,11 @@ def too_wide(record: Measurement) -> bool:
 
 def of_value(record: Measurement, confidence: float = CONFIDENCE) -> Range | None:
     """Return what a figure may be by its rounds, from the least to the most; None where they do not tell."""
-    if not rounds(record) or not record.value > 0:
+    if not record.value > 0:
+        return None
+    if known := interval(record):
+        return known
+    if not rounds(record):
         return None
     found = _of(record)
     return _factor(record.value, found, _NONE, math.exp(found.center), confidence)
@@ -77,7 +82,7 @@ def of_ratio(record: Measurement, baseline: Measurement, confidence: float = CON
 
     Where the rounds of one side alone are known, that side's spread is all that is; None where no side's are.
     """
-    mine, other = rounds(record), rounds(baseline)
+    mine, other = (rounds(it) or interval(it) for it in (record, baseline))
     if not (mine or other) or not (record.value > 0 and baseline.value > 0):
         return None
     new = _of(record) if mine else _Mean(math.log(record.value), 0.0, 0)
@@ -151,8 +156,17 @@ def _mean(values: Sequence[float]) -> _Mean:
     return _Mean(center, squares / (len(values) - 1) / len(values), len(values) - 1)
 
 
+def interval(record: Measurement) -> Range | None:
+    """Return the interval at 95 % that a figure was recorded with, as a search for a rate gives it; else None."""
+    low, high = (record.statistics.get(f"interval_{side}") for side in ("low", "high"))
+    return None if low is None or high is None or not 0 < low <= record.value <= high else (low, high)
+
+
 def _of(record: Measurement) -> _Mean:
     """Return the mean of a record's logarithms; of requests no surer than the rounds' medians let it be."""
+    if known := interval(record):
+        # As wide as it was told; of so many requests that their number adds no doubt.
+        return _Mean(math.log(record.value), (math.log(known[1] / known[0]) / 2 / 1.96) ** 2, _MANY)
     found = _log_mean(rounds(record))
     count, sd = (record.statistics.get(name, 0.0) for name in ("rounds", "rounds_log_sd"))
     between = sd**2 / count if count > 1 else 0.0

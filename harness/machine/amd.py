@@ -76,6 +76,12 @@ class AMD(Vendor):
                 _words,
             )
 
+    def energy(self) -> float:
+        with _library() as smi:
+            found = smi.amdsmi_get_energy_count(_used(smi))
+            # A count of units of so many microjoules.
+            return float(found["energy_accumulator"]) * float(found["counter_resolution"]) / 1e6
+
     def slowed(self) -> list[str]:
         with _library() as smi:
             return _slowdowns(smi, _used(smi))

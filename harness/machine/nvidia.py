@@ -80,6 +80,11 @@ class NVIDIA(Vendor):
                 nvml.NVMLError,
             )
 
+    def energy(self) -> float:
+        with _library() as nvml:
+            # In millijoules, of the whole board.
+            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(visible.used())) / 1000
+
     def slowed(self) -> list[str]:
         with _library() as nvml:
             reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(visible.used()))

@@ -62,6 +62,10 @@ class Vendor(ABC):
         Raises Unseen where nothing is told.
         """
 
+    def energy(self) -> float:
+        """Return joules that the GPU has taken since some moment. Raises Unseen where there is no such counter."""
+        raise Unseen(f"the library of {self.title} is not asked for a counter of energy")
+
     @abstractmethod
     def slowed(self) -> list[str]:
         """Return what slows the GPU down now, but for the power cap under which a busy one always runs.

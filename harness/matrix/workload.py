@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
+from harness.base.text import digest
 from harness.matrix.table import Table
 
 Kind = Literal["at-once", "constant", "poisson", "gamma", "burst", "concurrent", "trace"]
@@ -189,6 +190,11 @@ class Workload(Table):
         return self
 
     @property
+    def digest(self) -> str:
+        """What tells it from another of its name: all that is sent, and not what it is held against."""
+        return digest(self.model_dump(exclude={"name", "meaning", "slo", "rates", "requests"}))
+
+    @property
     def longest(self) -> int:
         """The most tokens that a conversation may come to; 0 where its prompts say that themselves."""
         if self.input is None or self.output is None:
@@ -198,8 +204,9 @@ class Workload(Table):
 
 
 def named(limits: Limits) -> str:
-    """Return a set of limits in one word: ``ttft_p99_ms<=500,tpot_p99_ms<=50``."""
-    return ",".join(f"{key}<={value:g}" for key, value in sorted(limits.items()))
+    """Return a set of limits in a few words: ``ttft p99 500 ms, tpot p99 50 ms``."""
+    ordered = sorted(limits.items(), key=lambda item: [TIMES.index(limit_of(item[0])[0]), item[0]])
+    return ", ".join(f"{' '.join(limit_of(key))} {value:g} ms" for key, value in ordered)
 
 
 def limit_of(key: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from harness.matrix.plan import Cell
 from harness.measure import engine, generation, kernels, quality, serving, sizes
 from harness.measure.figures import Timer, in_a_row
 from harness.measure.limits import Limits
+from harness.measure.loads import Loads
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement
 
@@ -18,6 +19,7 @@ class Measure:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._limits = Limits(recorder)
+        self._loads = Loads(recorder)
 
     def checkpoint(self, cell: Cell) -> dict[str, Measurement]:
         """See :func:`harness.measure.sizes.checkpoint`."""
@@ -70,3 +72,15 @@ class Measure:
     def serving(self, cell: Cell, num_prompts: int, timer: Timer = in_a_row) -> dict[str, Measurement]:
         """See :func:`harness.measure.serving.serving`."""
         return serving.serving(self.recorder, cell, num_prompts, timer)
+
+    def load(self, cell: Cell, workload: str) -> dict[str, Measurement]:
+        """See :meth:`harness.measure.loads.Loads.load`."""
+        return self._loads.load(cell, workload)
+
+    def has_limits(self, workload: str) -> bool:
+        """Return whether a workload has limits, within which there is a capacity."""
+        return bool(self._loads.workload(workload).slo)
+
+    def capacity(self, cell: Cell, workload: str) -> dict[str, Measurement]:
+        """See :meth:`harness.measure.loads.Loads.capacity`."""
+        return self._loads.capacity(cell, workload)

@@ -1,7 +1,7 @@
 """All metrics by name, the groups of them that code asks for, and which stage gave a figure.
 
-A metric is a row of speed_metrics.py, detail_metrics.py or quality_metrics.py: all that is to be known of it, in the
-order of the tables.
+A metric is a row of speed_metrics.py, load_metrics.py, detail_metrics.py or quality_metrics.py: all that is to be
+known of it, in the order of the tables.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.records.detail_metrics import DETAIL
+from harness.records.load_metrics import LOAD
 from harness.records.metric import STAGES, Metric, Stage
 from harness.records.quality_metrics import QUALITY
 from harness.records.speed_metrics import SPEED
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*SPEED, *DETAIL, *QUALITY)}
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*SPEED, *LOAD, *DETAIL, *QUALITY)}
 
 OF_THE_DEVICE = frozenset({"copy_bandwidth", "matrix_rate"})
 """Metrics of the device alone, which stand with a cell since they were measured for it."""
@@ -21,6 +22,9 @@ OF_THE_DEVICE = frozenset({"copy_bandwidth", "matrix_rate"})
 TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
 
 TASKS = frozenset({"accuracy", "task_perplexity"})
+
+OF_LOAD = frozenset(metric.name for metric in LOAD)
+"""What is measured where a workload is named."""
 
 SIZES = frozenset({"checkpoint_size", "weight_size"})
 """Known as soon as a checkpoint is made, without a block of a gate."""

@@ -19,11 +19,15 @@ _MEMORY = ("peak_memory",)
 _SIZE = ("program_size", "checkpoint_size", "weight_size")
 _SPEED = (
     "latency",
+    "capacity",
+    "saturation_throughput",
     "request_throughput",
     "generate_throughput",
     "decode_throughput",
     "prefill_throughput",
     "first_token_time",
+    "energy_per_token",
+    "token_cost",
 )
 _QUALITY = ("perplexity", "program_perplexity", "accuracy", "kl_divergence", "program_top1")
 _QUALITIES = 3

@@ -24,7 +24,7 @@ from harness.records.place import Parameters, Place
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Header, Judgement, Line, Measurement, Outcome
-from harness.report import gate_words, history, judged, plots, tables, tradeoffs, unsteady, why
+from harness.report import gate_words, history, judged, load_plots, plots, tables, tradeoffs, unsteady, why
 from harness.report.headline import Flags, headline
 from harness.report.layout import SECTIONS, Layout, Subject
 from harness.report.rendering import Table
@@ -145,7 +145,7 @@ def _subject(subject: Subject, documented: Documented, flags: Flags) -> dict[str
         "random": subject.model.weights == "random",
         "note": subject.model.note,
         "main": headline(Layout(subject, documented), flags),
-        "trade_offs": tradeoffs.trade_offs(subject),
+        "trade_offs": [*tradeoffs.trade_offs(subject), *load_plots.sweeps(subject)],
         "sections": plots.sections(subject),
     }
 

@@ -277,6 +277,7 @@ class Layout:
             *(["weights: random, exact shape; accuracy is left out"] if model.weights == "random" else []),
             *(f"model: {note}" for note in about if note),
             *_settings(lines),
+            *_unmetered(lines),
             *_parameter_notes(lines, self.documented),
             *claims.notes([record for line in lines for record in line.cells.values() if record]),
             *([f"discarded: {why.total()} record{'s' if why.total() > 1 else ''}: {reasons}"] if why else []),
@@ -343,6 +344,13 @@ def _settings(lines: Sequence[TableLine]) -> list[str]:
         return []
     some = "" if "" not in given else " for some of the figures"
     return [f"set{some}: {' | '.join(filter(None, given))}"]
+
+
+def _unmetered(lines: Sequence[TableLine]) -> list[str]:
+    """Say why workloads have no energy a token, where the device's counter could not be read."""
+    records = [record for line in lines for record in line.cells.values() if record]
+    told = (str(record.state_after.get("energy", "")) for record in records)
+    return [f"energy a token: {words}" for words in dict.fromkeys(told) if words]
 
 
 def _parameter_notes(lines: Sequence[TableLine], documented: Documented) -> list[str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import random
 from typing import Any, ClassVar
 
 from harness.worker import tasks, texts
 from harness.worker.backend import Backend
+from harness.worker.load import Load
+from harness.worker.requests import Conversation, Turn, made
 
 
 class Client(Backend):
     """Imports the benchmark once and asks any OpenAI-compatible server on loopback."""
 
-    commands: ClassVar[tuple[str, ...]] = ("serving", "tasks")
+    commands: ClassVar[tuple[str, ...]] = ("serving", "load", "tasks")
 
     def open(self) -> dict[str, Any]:
         from vllm.benchmarks import serve
@@ -26,6 +30,9 @@ class Client(Backend):
         self.read_samples = serve.get_samples
         self.samples: dict[tuple[str, ...], Any] = {}
         serve.get_samples = self._samples
+        self.load_run: Load | None = None
+        self.functions = endpoint_request_func.ASYNC_REQUEST_FUNCS
+        self.tokenizers: dict[str, Any] = {}
         endpoint_request_func.StreamedResponseHandler = _strict(endpoint_request_func.StreamedResponseHandler)
         return {}
 
@@ -76,8 +83,76 @@ class Client(Backend):
             "itl": [1000 * seconds for itl in itls for seconds in itl],
         }
 
+    def load(
+        self,
+        url: str,
+        model: str,
+        tokenizer: str,
+        workload: dict[str, Any],
+        requests: int,
+        rate: float | None,
+        seed: int,
+        dataset: str | None,
+        trust_remote_code: bool,
+    ) -> dict[str, Any]:
+        """Send a workload's requests at a rate, all at once where there is none, and tell of each; see Load.told.
+
+        Failed requests are told of, and not counted among the others.
+        """
+        arrival = workload["arrival"]
+        own = self._tokenizer(tokenizer, trust_remote_code)
+        conversations = (
+            self._conversations(tokenizer, own, workload, requests, seed, dataset)
+            if workload["prompts"] == "sharegpt"
+            else made(workload, requests, seed, len(own))
+        )
+        encode = functools.partial(_encoded, own)
+        self.load_run = Load(self.serve, self.functions, workload, conversations, rate, encode)
+        arguments = [
+            *("--backend", "openai", "--base-url", url, "--endpoint", "/v1/completions"),
+            *("--model", model, "--served-model-name", model, "--tokenizer", tokenizer),
+            *("--dataset-name", "sharegpt", "--num-prompts", str(len(conversations)), "--seed", str(seed)),
+            *("--temperature", "0", "--disable-tqdm", "--ready-check-timeout-sec", "0"),
+            *("--request-rate", str(rate) if rate and arrival["kind"] in ("poisson", "gamma") else "inf"),
+        ]
+        if arrival["kind"] == "gamma":
+            arguments += ["--burstiness", str(arrival["burstiness"])]
+        if arrival["kind"] == "concurrent":
+            arguments += ["--max-concurrency", str(arrival["concurrency"])]
+        if trust_remote_code:
+            arguments.append("--trust-remote-code")
+        try:
+            with self.load_run.patched():
+                self.serve.main(self.parser.parse_args(arguments))
+            return self.load_run.told()
+        finally:
+            self.load_run = None
+
+    def _tokenizer(self, folder: str, trust_remote_code: bool) -> Any:
+        if folder not in self.tokenizers:
+            from transformers import AutoTokenizer
+
+            self.tokenizers[folder] = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return self.tokenizers[folder]
+
+    def _conversations(
+        self, folder: str, tokenizer: Any, workload: dict[str, Any], requests: int, seed: int, dataset: str | None
+    ) -> list[Conversation]:
+        """Return ShareGPT's prompts as the published benchmark reads them."""
+        words = ["--dataset-name", "sharegpt", "--dataset-path", str(dataset), "--num-prompts", str(requests)]
+        words += ["--seed", str(seed), "--model", folder, "--tokenizer", folder]
+        if workload.get("output"):
+            words += ["--sharegpt-output-len", str(workload["output"]["tokens"])]
+        random.seed(seed)
+        found = self.read_samples(self.parser.parse_args(words), tokenizer)
+        return [Conversation((Turn(it.prompt, it.expected_output_len),)) for it in found]
+
     def _samples(self, arguments: Any, tokenizer: Any) -> Any:
         """Read and tokenize a dataset once; every later round sends the same requests."""
+        if self.load_run is not None:
+            from vllm.benchmarks.datasets import SampleRequest
+
+            return self.load_run.samples(SampleRequest)
         names = ("dataset_path", "tokenizer", "num_prompts", "sharegpt_output_len", "seed")
         key = tuple(str(getattr(arguments, name)) for name in names)
         if key not in self.samples:
@@ -106,6 +181,10 @@ class Client(Backend):
             batch_size=1,
         )
         return tasks.evaluate(served, names, data, limit, options, self.report, calibrated_on)
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _served() -> Any:

@@ -138,4 +138,4 @@ def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_limits_have_one_name() -> None:
-    assert named({"tpot_p99_ms": 50.0, "ttft_p99_ms": 500.0}) == "tpot_p99_ms<=50,ttft_p99_ms<=500"
+    assert named({"tpot_p99_ms": 50.0, "ttft_p99_ms": 500.0}) == "ttft p99 500 ms, tpot p99 50 ms"
