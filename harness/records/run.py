@@ -216,7 +216,14 @@ def read(path: Path) -> tuple[list[Line], list[str]]:
 
 def each(path: Path, problems: list[str]) -> Iterator[Line]:
     """Yield every whole line of a record file as it is read, so that no more than one is held; else as :func:`read`."""
-    for number, _, raw in raw_lines(path):
+    lines = raw_lines(path)
+    while True:
+        try:
+            number, _, raw = next(lines)
+        except StopIteration:
+            return
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
         try:
             yield parse(raw, f"{path}, line {number}")
         except BrokenLine as error:

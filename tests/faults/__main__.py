@@ -78,17 +78,18 @@ def _fuzz(count: int, seconds: float, part: tuple[int, int], only: Sequence[str]
 
 def _table(path: Path) -> int:
     found = campaign.read(sorted(LOGS.glob("seed-*.jsonl")))
-    counts, uncaught = _fuzzed()
+    counts, uncaught, mended = _fuzzed()
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    path.write_text(campaign.table(found, counts, uncaught, commit.stdout.strip() or "unknown"), encoding="utf-8")
+    made = campaign.table(found, counts, uncaught, commit.stdout.strip() or "unknown", mended)
+    path.write_text(made, encoding="utf-8")
     print(f"{path}: {len(found)} faults, {sum(counts.values()):,} fuzzed inputs")
     return 0
 
 
-def _fuzzed() -> tuple[dict[str, int], list[str]]:
+def _fuzzed() -> tuple[dict[str, int], list[str], list[str]]:
     """Return how many inputs of each reader are logged, and those that raise what is not the reader's own error.
 
-    An input that did so is tried again, since it may have been mended.
+    An input that did so is tried again, since it may have been mended; the readers of which one was are the last.
     """
     counts: Counter[str] = Counter()
     wrong: list[tuple[str, int]] = []
@@ -100,7 +101,8 @@ def _fuzzed() -> tuple[dict[str, int], list[str]]:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         readers = fuzz.Readers(Path(folder)) if wrong else None
         tried = [(name, seed, readers.one(name, seed)) for name, seed in dict.fromkeys(wrong)] if readers else []
-    return dict(counts), [f"- {name}, seed {seed}: {words}"[:200] for name, seed, words in tried if words]
+    uncaught = [f"- {name}, seed {seed}: {words}"[:200].replace("\n", " ") for name, seed, words in tried if words]
+    return dict(counts), uncaught, sorted({name for name, _, words in tried if not words})
 
 
 if __name__ == "__main__":

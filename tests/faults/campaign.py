@@ -113,8 +113,14 @@ def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object
     return list(found.values())
 
 
-def table(found: Sequence[dict[str, object]], fuzzed: dict[str, int], uncaught: Sequence[str], commit: str) -> str:
-    """Return the table of what ran, as markdown."""
+def table(
+    found: Sequence[dict[str, object]],
+    fuzzed: dict[str, int],
+    uncaught: Sequence[str],
+    commit: str,
+    mended: Sequence[str] = (),
+) -> str:
+    """Return the table of what ran, as markdown; ``mended`` are readers of which an input was once not held."""
     kinds = sorted({str(it["kind"]) for it in found})
     head = ("kind of fault", "tried", "hit", "missed", *_PLURALS)
     rows = [head, tuple("---" if index == 0 else "---:" for index in range(len(head)))]
@@ -155,7 +161,15 @@ def table(found: Sequence[dict[str, object]], fuzzed: dict[str, int], uncaught: 
                     f"Fuzzed inputs; {len(uncaught)} of them raised what is not the reader's own error:",
                     "",
                     *uncaught,
-                    "",
+                    *(
+                        [
+                            f"Of {', '.join(mended)} some did before they were mended; these were tried again and hold, "
+                            "and those readers' share was run once more from its start.",
+                            "",
+                        ]
+                        if mended
+                        else []
+                    ),
                 ]
                 if fuzzed
                 else []

@@ -685,3 +685,11 @@ def test_a_traceback_does_not_say_where_packages_lie() -> None:
 def test_other_words_stay(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     assert redact(text) == text
+
+
+def test_a_record_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"records\.jsonl: cannot be read \(No such file"):
+        list(Run(tmp_path).lines())
+    (tmp_path / "records.jsonl").mkdir()
+    with pytest.raises(RecordError, match=r"records\.jsonl: cannot be read \(Is a directory"):
+        Run(tmp_path).read()
