@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600, help="begin no fault after so long")
     parser.add_argument("--part", default="1/1", help="this process's share where several run at once, as 1/2")
     parser.add_argument("--fuzz", type=int, default=0, help="try so many inputs on the readers")
+    parser.add_argument("--kind", action="append", default=[], help="only kinds with this in their name; repeatable")
     parser.add_argument("--reader", action="append", default=[], help="with --fuzz: this reader alone, from its start")
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
     arguments = parser.parse_args()
@@ -45,7 +46,8 @@ def main() -> int:
     if arguments.fuzz:
         return _fuzz(arguments.fuzz, arguments.seconds, (which, of), arguments.reader)
     if arguments.count:
-        found = campaign.run(arguments.seed, arguments.count, arguments.seconds, logs, SCENARIOS, (which - 1, of))
+        kinds = [it for it in SCENARIOS if not arguments.kind or any(part in it.name for part in arguments.kind)]
+        found = campaign.run(arguments.seed, arguments.count, arguments.seconds, logs, kinds, (which - 1, of))
         hit = sum(bool(it["hit"]) for it in found)
         print(f"{len(found)} faults, {hit} hit, {sum(bool(it['problems']) for it in found)} with problems", flush=True)
         return int(any(it["problems"] for it in found))

@@ -163,8 +163,8 @@ def table(
                     *uncaught,
                     *(
                         [
-                            f"Of {', '.join(mended)} some did before they were mended; these were tried again and hold, "
-                            "and those readers' share was run once more from its start.",
+                            f"Of {', '.join(mended)} some did before they were mended; tried again they hold, and "
+                            "those readers' share was run once more from its start.",
                             "",
                         ]
                         if mended
