@@ -22,6 +22,9 @@ from harness.report.tables import collect
 
 _FIRST, _THEN = "checkpoint or text_quality", "peak_memory or generate"
 _HANDED_ON = ("cache", "data", "python", "matrix")
+_LITTLE = 4
+"""Windows of text over which many recipes are held against each other first."""
+_MANY = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are written")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run: what it measured is not measured again")
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="evaluate this task of those that stand; repeatable"
+    )
+    parser.add_argument("--limit", metavar="N", help="evaluate only the first N documents of each task")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of the model's own")
     for name in _HANDED_ON:
         parser.add_argument(f"--{name}", metavar="PATH", help="as pytest's option of that name")
@@ -41,23 +48,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure size and quality of every recipe, speed and memory of those that none beats by then, and print a table.
 
+    Many are held against each other over little text first, and those that are beaten there are not measured further.
     Returns 0, or 1 where a limit did not hold. Raises HarnessError where nothing could be measured.
     """
     matrix = load(Path(arguments.matrix) if arguments.matrix else shipped.matrix(Path.cwd()))
     recipes, absent = candidates(matrix, arguments.hardware, arguments.recipe)
     suites = matrix.path.parent
-    status = _measure(arguments, suites, recipes, _FIRST, arguments.resume)
-    made = Run.open(arguments.results / "runs", arguments.resume or "last")
-    first, failed = _choices(made, absent)
-    absent |= {name: why for name, why in failed.items() if name not in {it.recipe for it in first.choices}}
-    beaten = {it.recipe: it.beaten_by for it in first.choices if it.beaten_by}
-    for name, by in beaten.items():
-        print(f"{name}: {by} is no larger and surely nearer to the baseline; its speed is not measured", flush=True)
-    kept = [name for name in recipes if name not in beaten and matrix.recipe(name).name not in absent]
-    status = max(status, _measure(arguments, suites, kept, _THEN, made.name))
+    resume, status, kept = arguments.resume, 0, recipes
+    steps: list[tuple[str, tuple[str, ...]]] = [(_FIRST, ())]
+    if len(recipes) > _MANY and matrix.measured_on(matrix.members(arguments.hardware)[0]).text.windows > _LITTLE:
+        steps.insert(0, (_FIRST, ("--text-windows", str(_LITTLE))))
+    for what, more in steps:
+        status = max(status, _measure(arguments, suites, kept, what, resume, more))
+        made = Run.open(arguments.results / "runs", resume or "last")
+        resume = made.name
+        told, failed = _choices(made, absent)
+        absent |= {name: why for name, why in failed.items() if name not in {it.recipe for it in told.choices}}
+        beaten = {it.recipe: it.beaten_by for it in told.choices if it.beaten_by}
+        for name in [name for name in kept if matrix.recipe(name).name in beaten]:
+            by = beaten[matrix.recipe(name).name]
+            print(f"{name}: {by} is no larger and surely nearer to the baseline; no more of it is measured", flush=True)
+        kept = [name for name in kept if matrix.recipe(name).name not in {*beaten, *absent}]
+    then = f"{_THEN} or test_task" if arguments.task else _THEN
+    asked = [word for name in arguments.task for word in ("--task", name)]
+    asked += ["--limit", arguments.limit] if arguments.limit else []
+    status = max(status, _measure(arguments, suites, kept, then, resume, asked))
     found, _ = _choices(made, absent)
-    told = blocks.text([found.table()], None if arguments.wide else terminal.columns())
-    print(told)
+    print(blocks.text([found.table()], None if arguments.wide else terminal.columns()))
     files = [made.folder / "choices.md", made.folder / "choices.html"]
     write_text(files[0], blocks.text([found.table()], None))
     page, _ = html.render([made], [], Documented.load(shipped.documented()), f"Which recipe: {found.heading}")
@@ -80,13 +97,21 @@ def candidates(matrix: Matrix, hardware: str, given: Sequence[str] | None) -> tu
     return sorted(found, key=lambda name: not matrix.recipe(name).baseline), absent
 
 
-def _measure(arguments: argparse.Namespace, suites: Path, recipes: Sequence[str], what: str, resume: str | None) -> int:
+def _measure(
+    arguments: argparse.Namespace,
+    suites: Path,
+    recipes: Sequence[str],
+    what: str,
+    resume: str | None,
+    more: Sequence[str] = (),
+) -> int:
     """Run the suites for some recipes and tests; returns 0, or 1 where a test failed. HarnessError for all else."""
     words = [sys.executable, "-m", "pytest", str(suites), "-m", arguments.hardware, "--model", arguments.model]
     words += ["--server", "transformers", "-k", what, "--results", str(arguments.results), "-p", "no:cacheprovider"]
     words += [word for name in recipes for word in ("--recipe", name)]
     options: Mapping[str, str | None] = {name: getattr(arguments, name) for name in _HANDED_ON} | {"resume": resume}
     words += [word for name, value in options.items() if value for word in (f"--{name}", value)]
+    words += more
     words += ["--trust-remote-code"] if arguments.trust_remote_code else []
     status = subprocess.run(words, check=False).returncode
     if status not in (0, 1):

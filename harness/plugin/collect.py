@@ -15,6 +15,7 @@ from harness.cluster.units import Unit
 from harness.machine import here, probe
 from harness.matrix.config_text import with_calibration, with_rules
 from harness.matrix.hardware import Hardware
+from harness.matrix.measurements import Measurements
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import PORTABLE, ROUTES
 from harness.plugin.command_line import CommandLine
@@ -114,7 +115,13 @@ def _cells(matrix: Matrix, given: CommandLine, on: Mapping[str, Collection[str]]
     if any(cell.recipe.calibration for cell in found):
         asked = given.calibrated_on()
         found = [replace(cell, recipe=with_calibration(cell.recipe, asked)) for cell in found]
+    if given.text_windows:
+        found = [replace(cell, measurements=_over(cell.measurements, given.text_windows)) for cell in found]
     return found
+
+
+def _over(wanted: Measurements, windows: int) -> Measurements:
+    return wanted.model_copy(update={"text": wanted.text.model_copy(update={"windows": windows})})
 
 
 def _devices(given: Sequence[str], cell: Cell, cells: Sequence[Cell]) -> list[str]:

@@ -41,6 +41,7 @@ class CommandLine:
     leave_plain: tuple[str, ...] = ()
     calibration: Path | None = None
     calibration_sizes: tuple[tuple[str, int], ...] = ()
+    text_windows: int | None = None
     require: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -100,6 +101,7 @@ class CommandLine:
             leave_plain=several("--leave-plain"),
             calibration=option("--calibration"),
             calibration_sizes=_sizes(config),
+            text_windows=_count(config, "--text-windows"),
             require=several("--require"),
             servers=several("--server"),
             tasks=several("--task"),
@@ -194,16 +196,18 @@ def _task_of(stem: str) -> str:
     return task if dot and not split[:1].isdigit() else stem
 
 
+def _count(config: pytest.Config, name: str) -> int | None:
+    """Return a number of things that an option asks for. Raises UsageError for one below 1."""
+    given: int | None = config.getoption(name)
+    if given is not None and given < 1:
+        raise pytest.UsageError(f"{name} {given}: at least 1")
+    return given
+
+
 def _sizes(config: pytest.Config) -> tuple[tuple[str, int], ...]:
-    """Return what is asked of a calibration's sequences and tokens. Raises UsageError for a number below 1."""
-    found = []
-    for name in ("sequences", "tokens"):
-        given = config.getoption(f"--calibration-{name}")
-        if given is not None and given < 1:
-            raise pytest.UsageError(f"--calibration-{name} {given}: at least 1")
-        if given is not None:
-            found.append((name, given))
-    return tuple(found)
+    """Return what is asked of a calibration's sequences and tokens."""
+    found = ((name, _count(config, f"--calibration-{name}")) for name in ("sequences", "tokens"))
+    return tuple((name, count) for name, count in found if count is not None)
 
 
 def _task_options(config: pytest.Config) -> TaskOptions:

@@ -45,6 +45,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--calibration-sequences": {"type": int, "metavar": "N", "help": "on how many sequences of that text"},
     "--calibration-tokens": {"type": int, "metavar": "N", "help": "how many tokens each of them has"},
+    "--text-windows": {
+        "type": int,
+        "metavar": "N",
+        "help": "take the quality of text over N windows, in place of as many as the matrix says",
+    },
     "--require": {
         "action": "append",
         "default": [],

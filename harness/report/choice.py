@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ PLAIN_BITS = 16
 """Bits of a weight of the baseline, which is in bfloat16."""
 _ALIKE = 1.01
 """Checkpoints whose sizes differ by less than this factor are of one size."""
+_TASK = "task "
 _SURE = 1.96
 """Standard errors to each side of a mean in an interval of 95 %."""
 
@@ -40,11 +42,13 @@ class Choice:
     baseline: bool
     figures: Mapping[str, Figure]
     beaten_by: str = ""
+    windows: int = 0
+    """Windows of text that its quality was taken over."""
 
     @property
     def bytes(self) -> float | None:
-        """The size of its checkpoint."""
-        found = self.figures.get("checkpoint_size")
+        """The size of its checkpoint; of one that is quantized as it is loaded that of its weights."""
+        found = self.figures.get("checkpoint_size") or self.figures.get("weight_size")
         return found.value if found else None
 
 
@@ -73,6 +77,8 @@ class Choices:
     def table(self) -> Table:
         """Return a row a recipe: bits a weight, size, memory, quality, speed, and whether another one beats it."""
         shown = {name: it for name, it in _SHOWN.items() if any(name in one.figures for one in self.choices)}
+        tasks = dict.fromkeys(name for one in self.choices for name in one.figures if name.startswith(_TASK))
+        shown |= {name: (f"{name.removeprefix(_TASK)}, from the baseline's", 1.0) for name in tasks}
         plain = next(
             (it.figures["weight_size"].value for it in self.choices if it.baseline and "weight_size" in it.figures), 0
         )
@@ -86,10 +92,23 @@ class Choices:
             f"bits a weight: of all weights together; the baseline has {PLAIN_BITS} each. ± is the standard error",
             "A recipe is beaten by one that is no larger (by 1 %), is surely nearer to the baseline's predictions (the "
             "95% intervals of KL are apart) and is not surely slower, where both were timed",
+            *(["tasks: the mean of each document's difference, with its standard error"] if tasks else []),
+            *self._little(),
             *(f"{name}: {why}" for name, why in self.absent.items()),
         ]
         header = ("recipe", "bits a weight", *(words for words, _ in shown.values()), "")
         return Table("", self.heading, header, tuple(rows), tuple(notes))
+
+    def _little(self) -> list[str]:
+        """Say of which recipes the quality was taken over less text than of others."""
+        most = max((it.windows for it in self.choices), default=0)
+        less = [it for it in self.choices if 0 < it.windows < most]
+        names = ", ".join(it.recipe for it in less)
+        return (
+            [f"{names}: quality over {less[0].windows} windows of text alone, by which they were beaten"]
+            if less
+            else []
+        )
 
 
 def choices(subject: Subject, absent: Mapping[str, str] | None = None) -> Choices:
@@ -97,9 +116,12 @@ def choices(subject: Subject, absent: Mapping[str, str] | None = None) -> Choice
     found = []
     for recipe in subject.recipes:
         mine = [it for it in subject.measurements if recipe_key(it.cell.recipe) == recipe_key(recipe)]
-        figures = {it.metric: _figure(it) for it in mine if it.cell.server in ("", "transformers")}
+        # Of a figure over more and over less text that over more.
+        mine = sorted((it for it in mine if it.cell.server in ("", "transformers")), key=_windows)
+        figures = {it.metric: _figure(it) for it in mine}
         kept = {name: it for name, it in figures.items() if name in _SHOWN or name == "weight_size"}
-        found.append(Choice(recipe.name, recipe.baseline, kept))
+        kept |= {} if recipe.baseline else _tasks(mine, subject.measurements)
+        found.append(Choice(recipe.name, recipe.baseline, kept, windows=max(map(_windows, mine), default=0)))
     found.sort(key=lambda it: (it.bytes or 0.0, it.recipe))
     nearest = sorted(found, key=lambda it: it.figures.get("kl_divergence", Figure(0.0)).value)
     beaten = [replace(it, beaten_by=next((one.recipe for one in nearest if beats(one, it)), "")) for it in found]
@@ -122,11 +144,35 @@ def beats(one: Choice, other: Choice) -> bool:
     return mine is None or its is None or mine.interval[1] >= its.interval[0]
 
 
+def _windows(record: Measurement) -> int:
+    return int(record.parameters.get("windows", 0))
+
+
+def _tasks(mine: Sequence[Measurement], all_: Sequence[Measurement]) -> dict[str, Figure]:
+    """Return by task how far a recipe's accuracy is from the baseline's over the same documents, document by document.
+
+    Of a task's metrics it is the normalized one, if it has it.
+    """
+    plain = {
+        tuple(sorted(it.parameters.items())): it.samples
+        for it in all_
+        if it.metric == "accuracy" and it.cell.recipe.baseline
+    }
+    found: dict[str, Figure] = {}
+    for it in sorted(mine, key=lambda it: "norm" in str(it.parameters.get("task_metric"))):
+        theirs = plain.get(tuple(sorted(it.parameters.items()))) if it.metric == "accuracy" else None
+        if theirs and len(theirs) == len(it.samples):
+            apart = [ours - other for ours, other in zip(it.samples, theirs, strict=True)]
+            error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
+            found[f"{_TASK}{it.parameters['task']}"] = Figure(statistics.fmean(apart), error)
+    return found
+
+
 def _figure(record: Measurement) -> Figure:
-    statistics = record.statistics
-    error = statistics.get("stderr")
-    if error is None and statistics.get("n", 0) > 1:
-        error = statistics.get("stdev", 0.0) / statistics["n"] ** 0.5
+    told = record.statistics
+    error = told.get("stderr")
+    if error is None and told.get("n", 0) > 1:
+        error = told.get("stdev", 0.0) / told["n"] ** 0.5
     return Figure(record.value, error or 0.0)
 
 

@@ -77,6 +77,24 @@ def test_what_is_beaten_before_it_is_timed_is_not_timed(
     assert "<svg" in (folder / "choices.html").read_text(encoding="utf-8")
 
 
+def test_many_are_held_against_each_other_over_little_text_first(
+    sessions: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And those that stand are asked the task."""
+    names = ["int8wo", "8da4w", "nf4wo", "float8wo", "int8dq"]
+    words = ["choose", "SmolLM2-135M-Instruct", *(word for name in names for word in ("--recipe", name))]
+    words += ["--task", "piqa", "--limit", "40"]
+    assert main([*words, "--results", str(tmp_path / "results")]) == 0
+    little, whole, then = sessions
+    assert little[little.index("--text-windows") + 1] == "4"
+    assert "--text-windows" not in whole
+    assert not {"8da4w", "nf4wo"} & {*whole, *then}
+    assert "--task" not in whole
+    assert then[then.index("--task") + 1 : then.index("--task") + 4] == ["piqa", "--limit", "40"]
+    assert then[then.index("-k") + 1] == "peak_memory or generate or test_task"
+    assert capsys.readouterr().out.count("8da4w: int8wo is no larger") == 1
+
+
 def test_a_session_that_could_not_begin_chooses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,3 +85,38 @@ def test_the_table_tells_bits_and_who_is_absent() -> None:
     assert rows["nf4"][-1] == "int4 beats it"
     assert rows["int4"][-1] == "stands"
     assert "int1: needs another device" in table.notes
+
+
+def test_a_task_is_held_against_the_baseline_document_by_document() -> None:
+    asked = {"task": "piqa", "task_metric": "acc_norm", "documents": 4}
+
+    def answered(recipe: str, samples: list[float]) -> list:  # type: ignore[type-arg]
+        of = measured("accuracy", sum(samples) / 4, recipe, server="transformers", parameters=asked)
+        return [*figures(recipe, 4, 0.5), of.model_copy(update={"samples": samples})]
+
+    base = [*BASE, answered("bf16", [1.0, 1.0, 0.0, 1.0])[-1]]
+    (subject,) = collect([*base, *answered("int4", [1.0, 0.0, 0.0, 1.0]), *answered("same", [1.0, 1.0, 0.0, 1.0])])
+    found = {it.recipe: it.figures.get("task piqa") for it in choices(subject).choices}
+    assert found == {"bf16": None, "int4": Figure(-0.25, 0.25), "same": Figure(0.0, 0.0)}
+    assert "piqa, from the baseline's" in choices(subject).table().header
+
+
+def test_of_more_and_less_text_more_counts_and_less_is_told() -> None:
+    def over(windows: int, recipe: str, kl: float) -> list:  # type: ignore[type-arg]
+        parameters = {"windows": windows}
+        statistics = {"stderr": 0.001}
+        return [
+            measured("kl_divergence", kl, recipe, server="transformers", parameters=parameters, statistics=statistics)
+        ]
+
+    sized = [*figures("int4", 4, None), *figures("nf4", 4, None)]
+    (subject,) = collect([*BASE, *sized, *over(16, "int4", 0.5), *over(4, "int4", 0.7), *over(4, "nf4", 0.6)])
+    found = {it.recipe: it for it in choices(subject).choices}
+    assert found["int4"].figures["kl_divergence"].value == 0.5
+    assert found["nf4"].beaten_by == "int4"
+    assert any("nf4: quality over 4 windows of text alone" in note for note in choices(subject).table().notes)
+
+
+def test_what_is_quantized_as_it_is_loaded_has_the_size_of_its_weights() -> None:
+    at_load = [it for it in figures("opaque", 4, 0.9) if it.metric != "checkpoint_size"]
+    assert told(BASE, figures("int4", 4, 0.5), at_load)["opaque"] == "int4"
