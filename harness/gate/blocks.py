@@ -162,7 +162,7 @@ class BlockRunner:
         if unit.metrics - {"engine_start"} - OF_LOAD:
             for prompts in cell.measurements.serving.num_prompts:
                 measure.serving(cell, prompts, turns.timer(side))
-        for name in unit.workloads:
+        for name in unit.workloads if unit.metrics & OF_LOAD else ():
 
             def put(name: str = name) -> None:
                 measure.load(cell, name)

@@ -165,3 +165,24 @@ def test_a_quantile_of_few_requests_is_open_to_one_side(new: list[float], old: l
     assert low <= high
     if min(len(new), len(old)) < 100:
         assert (low, high) == (0, math.inf)
+
+
+def searched(value: float, low: float, high: float) -> Measurement:
+    found = measured([], "capacity", value)
+    return found.model_copy(update={"statistics": {"interval_low": low, "interval_high": high}})
+
+
+def test_a_figure_that_was_found_with_an_interval_is_judged_by_it() -> None:
+    mine, other = searched(12.0, 10.0, 14.4), searched(10.0, 9.0, 11.0)
+    assert spread.of_comparison("min", mine, None) == (10.0, 14.4)
+    assert spread.undecided(spread.of_comparison("min", mine, None), 11.0)
+    within = spread.of_comparison("min_ratio", mine, other)
+    assert within is not None
+    # The logarithms' arms of both sides together: 0.18 and 0.1.
+    assert within == pytest.approx((1.2 * math.exp(-0.208), 1.2 * math.exp(0.208)), rel=0.01)
+    assert not spread.undecided(within, 0.9)
+
+
+def test_a_figure_outside_of_its_interval_has_none() -> None:
+    assert spread.interval(searched(0.0, 0.0, 5.0)) is None
+    assert spread.interval(measured([1.0, 1.1])) is None
