@@ -208,7 +208,7 @@ def test_a_checkpoint_that_fails_ahead_fails_its_own_test_alone(exports: Exports
 INT8 = {"_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {}}
 # A whole safetensors file: the length of its header, and a header without tensors.
 NO_TENSORS = struct.pack("<Q", 2) + b"{}"
-STATIC = {"_type": "Float8StaticActivationFloat8WeightConfig", "_version": 2, "_data": {}}
+STATIC = {"_type": "StretchedIntxWeightConfig", "_version": 1, "_data": {}}
 
 
 class Came:
@@ -272,7 +272,7 @@ def test_the_baseline_and_other_recipes_do_not_suit_it_and_name_the_one_that_doe
     flow = came(INT8)
     words = (
         r"model came came quantized, with Int8WeightOnlyConfig: it is measured as it is, "
-        r"by --recipe int8wo or int8wo-g32 or 'Int8WeightOnlyConfig\(\.\.\.\)' alone"
+        r"by --recipe int8wo or int8wo-g32 or int8wo-tensor or int8wo-kv8 or 'Int8WeightOnlyConfig\(\.\.\.\)' alone"
     )
     for ask in (flow.checkpoints.of, flow.checkpoints.facts, flow.flow.fleet.transformers):
         with pytest.raises(Unsuitable, match=words):
