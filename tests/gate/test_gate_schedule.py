@@ -26,7 +26,7 @@ from harness.judge.verdict import Verdict, judge
 from harness.matrix.plan import Matrix
 from harness.records import run as runs
 from harness.records.metrics import TEXT_QUALITY
-from harness.records.run import read
+from harness.records.run import each, read
 from harness.records.schema import Measurement
 from harness.report import gate_report
 from harness.runtime.environment import Environment
@@ -408,12 +408,12 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = self.judged = 0
-        monkeypatch.setattr(runs, "read", self._read)
+        monkeypatch.setattr(runs, "each", self._read)
         monkeypatch.setattr(ledger, "judge", self._judge)
 
-    def _read(self, path: Path) -> Any:
+    def _read(self, path: Path, problems: list[str]) -> Any:
         self.reads += 1
-        return read(path)
+        return each(path, problems)
 
     def _judge(self, one: Series, margins: Margins) -> Verdict:
         self.judged += 1
