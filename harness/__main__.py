@@ -33,6 +33,7 @@ COMMANDS = {
     "reference": "make the committed tables from the committed records, or check that they agree",
     "bundle": "collect what a runner without a network needs into parts that can be carried",
     "trend": "look over the stored runs for change points and slow drift",
+    "nights": "hold the last night against those before it, less what the whole machine did",
     "publish": "upload a quantized checkpoint to the Hugging Face hub, with a card made from records",
 }
 """Every command, each a module of harness.commands, in the order of the help."""

@@ -36,7 +36,7 @@ CHECKPOINT_FACTS = (
 """What is said of every checkpoint; one of which an older version said less is made again."""
 
 
-TASKS = 2
+TASKS = 3
 """Results of tasks: harness/worker/tasks.py and local_tasks.py."""
 
 PROGRAM_TASKS = 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.judge import accuracy, stats
+from harness.judge import accuracy, answers, stats
 from harness.judge.calibration import Calibration, Noise, Steady
 from harness.judge.gatefile import GateFile
 from harness.judge.rules import RULES
@@ -151,6 +151,10 @@ def _steady(it: Verdict) -> Steady:
         found = accuracy.flips(old, new)
         differs = found.share
         smallest = _fewest_lost(found, it.margin) / found.documents
+    elif rule.kind == "answers":
+        differs = abs(statistics.fmean(new) - value)
+        called, share = answers.changed(old, new), answers.density([*old, *new])
+        smallest = max(it.margin, called.high - called.estimate) / share if share else 0.0
     elif rule.kind in ("ratio", "likelihood"):
         # On the log scale, as the ratio of perplexities is judged.
         old, new = ([-v if rule.kind == "likelihood" else math.log(v) for v in side] for side in (old, new))

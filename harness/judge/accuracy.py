@@ -11,8 +11,9 @@ Sources
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +57,18 @@ def noninferiority(old: Sequence[float], new: Sequence[float], confidence: float
     Scores of 0 and 1 get Tango's score interval, others (a partial credit) that of :func:`paired_difference`. New is
     not worse by more than a margin where ``low > -margin``: ``stats.decide_difference(interval, margin, "higher")``.
     """
+    return noninferiority_at(old, new)(confidence)
+
+
+def noninferiority_at(old: Sequence[float], new: Sequence[float]) -> Callable[[float], Interval]:
+    """Return :func:`noninferiority` by its confidence; the documents are counted once."""
     differences = _differences(old, new)
     if not differences:
         raise TooFewSamples("a paired difference of documents", 1, 0)
     if set(map(float, (*old, *new))) <= {0.0, 1.0}:
         found = flips(old, new)
-        return tango_interval(found.lost, found.won, found.documents, confidence)
-    return paired_difference(old, new, confidence)
+        return functools.partial(tango_interval, found.lost, found.won, found.documents)
+    return functools.partial(paired_difference, old, new)
 
 
 def tango_interval(lost: int, won: int, documents: int, confidence: float = 0.95) -> Interval:

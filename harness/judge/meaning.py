@@ -24,6 +24,7 @@ _WORSE = {
     "kl_divergence": "the quantized model's predictions are further from the unquantized one's",
     "top1_agreement": "the quantized model chooses another next word more often than before",
     "token_flips": "the quantized model chooses another next word more often than before",
+    "answer_margin": "the model is less sure of the right answers: of many questions it answers fewer rightly",
     "accuracy": "the model answers fewer questions rightly",
     "quantized_kernel_share": "less of the work is done by the quantized kernels: what is paid for is not what runs",
     LAYERS: "layers that were quantized are not: more memory, and mostly slower",

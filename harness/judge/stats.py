@@ -62,6 +62,8 @@ REASONS = {
     "false-discovery": "beyond the margin by itself, but not under Benjamini-Hochberg over all primary metrics",
     "within-range": "every pair of samples grew by no more than the margins",
     "beyond-range": "every pair of samples grew by more than both margins",
+    "less-sure": "the right answers are less likely than before, by more than may be chance and than the margin allows",
+    "as-sure": "the right answers are as likely as before, or less by what may be chance or is within the margin",
     "mixed-range": "some pairs of samples grew by more than the margins and some did not",
 }
 

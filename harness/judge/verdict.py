@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from harness.base.errors import SampleError, TooFewSamples
-from harness.judge import accuracy, looks, stats, unseen
+from harness.judge import accuracy, answers, looks, stats, unseen
 from harness.judge.intervals import Interval, log_ratios, logs
 from harness.judge.looks import Look
 from harness.judge.rules import CONFIDENCE, REASONS, RULES, Margins
@@ -281,9 +281,10 @@ def _difference(series: Series, rule: Rule, margin: float) -> Judged:
 def _documents(series: Series, rule: Rule, margin: float) -> Judged:
     parts = series.parts or (series,)
     alike = accuracy.shared([(one.old, one.new) for one in parts])
+    each = [accuracy.noninferiority_at(one.old, one.new) for one in parts]
 
     def at(confidence: float) -> Interval:
-        return accuracy.combine_tasks([accuracy.noninferiority(one.old, one.new, confidence) for one in parts], alike)
+        return accuracy.combine_tasks([interval(confidence) for interval in each], alike)
 
     found, p = at(CONFIDENCE), stats.inverted_p(at, margin, "higher")
     flips = accuracy.flips(series.old, series.new)
@@ -298,6 +299,21 @@ def _documents(series: Series, rule: Rule, margin: float) -> Judged:
         f"p of a loss within the margin {p:.3g}"
     )
     return _as_ratio(found, before), decision, detail, p, margin
+
+
+def _answers(series: Series, rule: Rule, margin: float) -> Judged:
+    """The margins of the right answers, document by document; told as a share of answers."""
+
+    at = answers.changed_at(series.old, series.new)
+    found, least = at(answers.CONFIDENCE), RULES["accuracy"].margin
+    decision = answers.decide(at, margin, least)
+    before = math.fsum(series.old) / len(series.old)
+    after = math.fsum(series.new) / len(series.new)
+    detail = (
+        f"{REASONS[decision.reason]}: {before:.4g} {after - before:+.2g} nats, as much as {found.estimate:+.2%} of "
+        f"answers ({found.low:+.2%} to {found.high:+.2%}); a loss of {margin:.2%} is called"
+    )
+    return _as_ratio(found, answers.right(series.old)), decision, detail, stats.inverted_p(at, 0.0, "higher"), margin
 
 
 def _as_ratio(found: Interval, before: float) -> Interval:
@@ -315,5 +331,6 @@ _JUDGES: dict[Kind, Any] = {
     "ratio": _ratio,
     "difference": _difference,
     "documents": _documents,
+    "answers": _answers,
     "likelihood": _likelihood,
 }

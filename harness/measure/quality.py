@@ -243,6 +243,16 @@ def _record(
         found[of] = recorder.note(cell, parameters, metric, figure, inputs=inputs)
         if metric == "accuracy" and not cell.recipe.baseline:
             _flips(recorder, cell, found[of])
+    margins = [document["answer_margin"] for document in documents if "answer_margin" in document]
+    if found and len(margins) == len(documents) > 0:
+        parameters = {"task": name, "documents": len(documents), **asked}
+        if through:
+            parameters["through"] = through
+        error, mean = standard_error(margins), statistics.fmean(margins)
+        figure = Figure(
+            mean, margins, statistics={"stderr": error}, attachment=attachment, from_cache=not artifact.made
+        )
+        found["answer_margin"] = recorder.note(cell, parameters, "answer_margin", figure, inputs=inputs)
     return found
 
 

@@ -16,7 +16,7 @@ Stage = Literal["quantize", "transformers", "engine", "server", "export"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """The stages of the suites, in the order in which a cell goes through them."""
 
-Kind = Literal["blocks", "size", "ratio", "difference", "documents", "likelihood"]
+Kind = Literal["blocks", "size", "ratio", "difference", "documents", "answers", "likelihood"]
 
 Section = Literal["memory", "performance", "detail", "quality"]
 

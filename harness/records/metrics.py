@@ -21,7 +21,7 @@ OF_THE_DEVICE = frozenset({"copy_bandwidth", "matrix_rate"})
 
 TEXT_QUALITY = frozenset({"perplexity", "kl_divergence", "top1_agreement", "token_flips"})
 
-TASKS = frozenset({"accuracy", "task_perplexity"})
+TASKS = frozenset({"accuracy", "answer_margin", "task_perplexity"})
 
 OF_LOAD = frozenset(metric.name for metric in LOAD)
 """What is measured where a workload is named."""

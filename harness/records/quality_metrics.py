@@ -147,6 +147,17 @@ QUALITY: tuple[Metric, ...] = (
         rows=(Row("quality", "", Words.DIFFERENCE, number=places(3), lead=("task", "task_metric")),),
     ),
     Metric(
+        "answer_margin",
+        "nats",
+        "higher",
+        "transformers",
+        "Log-likelihood of a multiple-choice document's right answer less that of the likeliest wrong one, not "
+        "normalised by length; the mean over documents. Its rule's margin is a share of answers.",
+        parameters=_TASK,
+        rule=Rule("answers", 0.001, True),
+        rows=(Row("quality", "answer margin", Words.DIFFERENCE, number=places(3), lead=("task",)),),
+    ),
+    Metric(
         "task_perplexity",
         "1",
         "lower",

@@ -126,13 +126,14 @@ def _ask(model: Any, tasks: list[Any], manager: Any, limit: int | None, options:
 def _results(name: str, found: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     """Return a result by the name that was asked for, of a group its own, and else those of the tasks."""
     leaves = list(found["samples"])
-    aggregate = _result(name, found, leaves) if name in loaded["groups"] and name in found["results"] else None
+    tasks = loaded["tasks"]
+    aggregate = _result(name, found, leaves, tasks) if name in loaded["groups"] and name in found["results"] else None
     if aggregate and aggregate["metrics"]:
-        return {name: aggregate | {"tasks": {leaf: _result(leaf, found, [leaf])["metrics"] for leaf in leaves}}}
-    return {leaf: _result(leaf, found, [leaf]) for leaf in leaves}
+        return {name: aggregate | {"tasks": {leaf: _result(leaf, found, [leaf], tasks)["metrics"] for leaf in leaves}}}
+    return {leaf: _result(leaf, found, [leaf], tasks) for leaf in leaves}
 
 
-def _result(name: str, found: dict[str, Any], leaves: list[str]) -> dict[str, Any]:
+def _result(name: str, found: dict[str, Any], leaves: list[str], tasks: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
     # A task with several filters answers each document once a filter: the first one is the task's own choice.
@@ -154,6 +155,7 @@ def _result(name: str, found: dict[str, Any], leaves: list[str]) -> dict[str, An
             "doc_hash": sample["doc_hash"],
             **({"task": leaf} if len(leaves) > 1 else {}),
             **{metric: _number(sample[metric]) for metric in metrics if _counts(sample.get(metric))},
+            **_margin(tasks.get(leaf), sample),
         }
         for leaf in leaves
         for sample in found["samples"][leaf]
@@ -169,6 +171,25 @@ def _result(name: str, found: dict[str, Any], leaves: list[str]) -> dict[str, An
         "prompt": str(found["samples"][leaves[0]][0]["arguments"][0][0]) if found["samples"][leaves[0]] else "",
         "documents": documents,
     }
+
+
+def _margin(task: Any, sample: dict[str, Any]) -> dict[str, float]:
+    """Return by how much the right answer of a multiple-choice document is likelier than the likeliest wrong one.
+
+    In nats, of the answers' whole log-likelihoods. Of a document without wrong answers, or whose right one cannot be
+    told, there is none.
+    """
+    if task is None or task.config.output_type != "multiple_choice":
+        return {}
+    choices = task.doc_to_choice(sample["doc"])
+    told = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    likely = [float(answer[0]) for answer in sample["filtered_resps"][: len(choices)]]
+    right = {choices.index(it) if it in choices else it for it in (told if isinstance(told, list) else [told])}
+    wrong = set(range(len(likely))) - right
+    if not wrong or not right <= set(range(len(likely))):
+        return {}
+    margin = max(likely[it] for it in right) - max(likely[it] for it in wrong)
+    return {"answer_margin": margin} if math.isfinite(margin) else {}
 
 
 def _is_number(value: Any) -> bool:

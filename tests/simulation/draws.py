@@ -60,3 +60,18 @@ def series(place: Place, logs: np.ndarray) -> Series:
     """Return blocks of a metric whose sides differ by these log ratios."""
     half = np.exp(logs / 2)
     return Series(place, {"old": (1 / half).tolist(), "new": half.tolist()}, drift_cancelled=True)
+
+
+def answered(
+    rng: np.random.Generator, documents: int, *, loss: float, flips: float = 0.02
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the margins (nats) of right answers, old and new, of which a share ``flips`` changes sides by noise.
+
+    Two of three are right. The new ones are shifted so that the share ``loss`` of answers is lost on average. What
+    differs between two numerics has heavier tails than a normal (Student's t with 5 degrees of freedom).
+    """
+    mean, spread = 1.0, 2.4
+    at_zero = math.exp(-0.5 * (mean / spread) ** 2) / (spread * math.sqrt(2 * math.pi))
+    noise = flips / (at_zero * math.sqrt(2 / math.pi))
+    old = rng.normal(mean, spread, documents)
+    return old, old - loss / at_zero + noise * rng.standard_t(5, documents) / math.sqrt(5 / 3)

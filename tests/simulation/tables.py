@@ -17,9 +17,10 @@ from harness.judge.looks import Look
 from harness.judge.rules import Margins
 from harness.judge.series import Series
 from harness.judge.verdict import judge
-from harness.records.place import Place
+from harness.records.place import Parameters, Place
 from harness.report.rendering import Table
 from tests.simulation import draws, gates
+from tests.simulation import nights as years
 from tests.simulation.draws import Draw
 from tests.simulation.gates import BLOCK_SECONDS, FAMILY, Ended
 
@@ -240,10 +241,10 @@ def tasks(times: Times) -> Table:
         for _ in range(count):
             common = _flipped(rng, flips, loss, (1, documents))
             drawn = np.where(rng.random((of, documents)) < same, common, _flipped(rng, flips, loss, (of, documents)))
-            answers = [([float(d < 0) for d in one], [float(d > 0) for d in one]) for one in drawn]
-            intervals = [accuracy.noninferiority(old, new) for old, new in answers]
+            answered = [([float(d < 0) for d in one], [float(d > 0) for d in one]) for one in drawn]
+            intervals = [accuracy.noninferiority(old, new) for old, new in answered]
             for known in held:
-                found = accuracy.combine_tasks(intervals, accuracy.shared(answers) if known else None)
+                found = accuracy.combine_tasks(intervals, accuracy.shared(answered) if known else None)
                 held[known] += found.low <= -loss <= found.high
         rows.append((words, rate(held[True], count), rate(held[False], count)))
         print(*rows[-1], sep=" | ", flush=True)
@@ -259,4 +260,60 @@ def _flipped(rng: np.random.Generator, flips: float, loss: float, shape: tuple[i
     return np.where(drawn < lost, -1, np.where(drawn < flips, 1, 0))
 
 
-TABLES: Sequence[Callable[[Times], Table]] = (single, whole, coverage, dependence, medians, tasks)
+def answers(times: Times) -> Table:
+    """How often a small loss of accuracy is called: by the margins of answers, by the flips, by accuracy's own rule."""
+    rows = []
+    for documents in (400, 2_000, 10_000):
+        for loss in (0.0, 0.003, 0.01):
+            rng = np.random.default_rng((9, documents, round(1000 * loss)))
+            called = Counter[str]()
+            for _ in range(times.metrics):
+                old, new = draws.answered(rng, documents, loss=loss)
+                called["margins"] += _judged("answer_margin", old, new) == "regressed"
+                called["accuracy"] += _judged("accuracy", old > 0, new > 0) == "regressed"
+                lost, won = int(np.sum((old > 0) & (new <= 0))), int(np.sum((old <= 0) & (new > 0)))
+                called["flips"] += lost > won and accuracy.mcnemar_exact(lost, won) < 0.05
+            told = (rate(called[by], times.metrics) for by in ("margins", "flips", "accuracy"))
+            rows.append((f"{documents:,}", f"{loss:.1%}", *told))
+            print(*rows[-1], sep=" | ", flush=True)
+    header = (
+        "documents",
+        "answers lost",
+        "called by their margins",
+        "by McNemar at 5 %",
+        "by accuracy's margin of 2 %",
+    )
+    return Table("Answers", "multiple choice, of which 2 % flip by noise; loss drawn or not", header, tuple(rows))
+
+
+def _judged(metric: str, old: np.ndarray, new: np.ndarray) -> str:
+    place = Place(model="m", recipe="r", metric=metric, parameters=Parameters({"task": "t"}))
+    return judge(Series(place, {"old": [*map(float, old)], "new": [*map(float, new)]}), Margins()).verdict
+
+
+def nights(times: Times) -> Table:
+    """False alarms of a year of nights of 50 metrics, and how often a step of 5 % is found within five nights."""
+    rows = []
+    shared, own = 0.8**0.5 * 0.03, 0.2**0.5 * 0.03
+    machines = {
+        "1 % of each metric's own": years.noisy(0.01),
+        "3 %, of which the night shares 80 % of the variance": years.noisy(own, shared),
+        "the same, of which the next night keeps 80 %": years.noisy(own, shared, kept=0.8),
+        "the same, and the machine walks 0.3 % a night": years.noisy(own, shared, walk=0.003),
+        "1 %, and the machine walks 0.3 % a night": years.noisy(0.01, walk=0.003),
+        "3 % of each metric's own": years.noisy(0.03),
+        "the same, four runs a night": years.noisy(0.015),
+    }
+    count = max(1, times.metrics // 60)
+    for words, machine in machines.items():
+        found = [years.year(machine, np.random.default_rng((6, number))) for number in range(count)]
+        alarms, steps = [one.alarms for one in found], sum(one.steps for one in found)
+        told = rate(sum(one.found for one in found), steps)
+        rows.append((words, f"{np.mean(alarms):.2g}", f"{max(alarms)}", told))
+        print(*rows[-1], sep=" | ", flush=True)
+    header = ("noise", "false alarms a year", f"worst of {count} years", "a step of 5 % is found within 5 nights")
+    title = f"{years.METRICS} metrics, of which {years.CONTROLS} are controls, a night held against up to 60 before it"
+    return Table("Nights", title, header, tuple(rows))
+
+
+TABLES: Sequence[Callable[[Times], Table]] = (single, whole, coverage, dependence, medians, tasks, answers, nights)
