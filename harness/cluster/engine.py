@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
+from harness.base.reading import json_value
 from harness.cluster import offer
 from harness.cluster.campaign import Ended, Event, Lost
 from harness.cluster.node import session
@@ -204,7 +205,7 @@ class RayEngine:
             taken = self._asked(self._ray.get, reference)
         else:
             raise Lost(f"its head has not answered for {seconds + _CONNECT_SECONDS:.0f} s")
-        events = [(unit, attempt, json.loads(line)) for unit, attempt, lines in taken for line in lines]
+        events = [(unit, attempt, json_value(line)) for unit, attempt, lines in taken for line in lines]
         for name, attempt, event in events:
             if event["kind"] == "begin":
                 self._begun[name, attempt] = event["node"]

@@ -8,7 +8,6 @@ the judge has said, ``begin`` and ``end`` the session's own.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
+from harness.base.reading import json_value
 from harness.base.terminal import columns
 from harness.base.text import file_name
 from harness.cluster import offer
@@ -278,7 +278,7 @@ class Far:
         line = LINE.validate_json(event["line"])
         if event["attachment"]:
             name = Path(event["attachment"]["name"]).stem
-            path = self.session.run.attach(name, json.loads(event["attachment"]["text"]))
+            path = self.session.run.attach(name, json_value(event["attachment"]["text"]))
             line = line.model_copy(update={"attachment": path})
         self.session.run.append(line)
         self._kept.add(line)
