@@ -44,7 +44,12 @@ class Loads:
 
         Raises VoidLoad, once all of it is recorded, where some of it says nothing.
         """
-        workload = self._begin(cell, name)
+        found = self._sweep(cell, self._begin(cell, name))
+        if void := list(dict.fromkeys(it.discarded for it in found.values() if it.discarded)):
+            raise VoidLoad(f"{name} on {cell.id} is void: {'; '.join(void)}")
+        return found
+
+    def _sweep(self, cell: Cell, workload: Workload) -> dict[str, Measurement]:
         wanted = cell.measurements.load
         found: dict[str, Measurement] = {}
         if workload.arrival.has_rate:
@@ -56,8 +61,6 @@ class Loads:
                 found |= self._point(cell, workload, at, rate)
         else:
             found |= self._point(cell, workload, workload.arrival.told, workload.arrival.rate)
-        if void := list(dict.fromkeys(it.discarded for it in found.values() if it.discarded)):
-            raise VoidLoad(f"{name} on {cell.id} is void: {'; '.join(void)}")
         return found
 
     def capacity(self, cell: Cell, name: str) -> dict[str, Measurement]:
@@ -65,7 +68,8 @@ class Loads:
         workload = self._begin(cell, name)
         if not workload.slo:
             raise Unsuitable(f"{cell.id}: the workload {name} has no limits (slo) to hold, so it has no capacity")
-        self.load(cell, name)
+        # What is void of it fails the test of load; a rate at which nothing is void can be found all the same.
+        self._sweep(cell, workload)
         wanted, found = cell.measurements.load, {}
         for limits in workload.slo:
             told = named(limits)
@@ -220,7 +224,7 @@ class Loads:
             return run.observed()
 
         rated = [run for run in self._runs if run.rate and not run.void]
-        saturated = [run.requests for run in self._runs if run.rate is None and not run.void]
+        saturated = [run.requests for run in self._runs if run.rate is None and run.told["ttft"]]
         top = max(saturated, default=max((run.rate for run in rated if run.rate), default=1.0))
         search = Search(once, top, wanted.precision, wanted.most_runs, [run.observed() for run in rated])
         try:
