@@ -137,7 +137,7 @@ class Store:
                 # Of a library, such as what a hub answered.
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise ArtifactError(f"{label}: {where}{error.strerror}") from error
+            raise ArtifactError(f"{label}: {where}{error.strerror} (the cache is {self.root})") from error
         except WorkerError as error:
             full = any(os.strerror(number) in error.message + error.log_tail for number in (errno.ENOSPC, errno.EDQUOT))
             if not full or str(self.root) in error.message:
