@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ from harness.cluster.units import Unit
 LOCAL = "local"
 """``--on local``: a cluster of this machine alone, which ends with the session."""
 _LOOK_SECONDS = 2.0
-_CONNECT_SECONDS = 60
+_SILENCE_SECONDS = 45.0
+"""How long a head may say nothing before it is taken for dead."""
+_CLOSE_SECONDS = 10.0
 _TINY = 0.001
 # pytest's exit statuses of a session that ran: passed, failed, nothing collected, and the harness's own for noise.
 _WHOLE = (0, 1, 5, 8)
@@ -101,6 +104,8 @@ class RayEngine:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray would end this process, unsaid, a minute after its head has died; it is noticed here before.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
         try:
             import ray
         except ImportError as error:
@@ -198,13 +203,8 @@ class RayEngine:
             raise self._gone
         if self._taking is None:
             self._taking = self._asked(self._mailbox.take.remote, seconds)
-        taken = []
-        # Not for ever: a head that is gone may not say so.
-        if self._asked(self._ray.wait, [self._taking], timeout=seconds + _CONNECT_SECONDS)[0]:
-            reference, self._taking = self._taking, None
-            taken = self._asked(self._ray.get, reference)
-        else:
-            raise Lost(f"its head has not answered for {seconds + _CONNECT_SECONDS:.0f} s")
+        reference, self._taking = self._taking, None
+        taken = self._asked(self._ray.get, reference)
         events = [(unit, attempt, json_value(line)) for unit, attempt, lines in taken for line in lines]
         for name, attempt, event in events:
             if event["kind"] == "begin":
@@ -231,35 +231,60 @@ class RayEngine:
             status = self._ray.get(reference)
         except Exception as error:
             self._looked = 0.0
-            first = next(iter(str(error).strip().splitlines()), "")
-            return Ended(unit.name, attempt, f"its node or session died ({type(error).__name__}: {first})", node)
+            cause = getattr(error, "cause", None) or error
+            first = next(iter(str(cause).strip().splitlines()), "").partition(". ")[0]
+            return Ended(unit.name, attempt, f"its node or session died ({type(cause).__name__}: {first})", node)
         fit = status in _WHOLE
         return Ended(unit.name, attempt, "" if fit else f"its session ended with exit status {status}: {printed}", node)
 
     def _stranded(self) -> list[Ended]:
-        """Take back what waits for nodes that are gone."""
+        """Take back what waits for nodes that are gone, and what ran there: Ray may wait for their connections."""
         found = []
+        alive = {node["NodeID"] for node in self._alive()}
         for reference, (unit, attempt, kind, avoid) in list(self._tasks.items()):
-            begun = (unit.name, attempt) in self._begun or reference in self._finished
-            if not begun and (kind or avoid) and not self._able(unit, kind, avoid):
+            node = self._begun.get((unit.name, attempt), "")
+            if reference in self._finished or node in alive:
+                continue
+            if node:
+                self._ray.cancel(reference, force=True)
+                del self._tasks[reference]
+                found.append(Ended(unit.name, attempt, "its node died", node))
+            elif (kind or avoid) and not self._able(unit, kind, avoid):
                 self._ray.cancel(reference, force=True)
                 del self._tasks[reference]
                 found.append(Ended(unit.name, attempt, "no node is left that it could run on"))
         return found
 
     def _asked(self, ask: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        """Return what Ray answers. Raises Lost where it does not."""
-        try:
-            return ask(*arguments, **more)
-        except Exception as error:
-            first = next(iter(str(error).strip().splitlines()), "")
-            raise Lost(f"{type(error).__name__}: {first}") from error
+        """Return what Ray answers. Raises Lost where it does not, or not in time: of a head that is gone Ray waits."""
+        answer = _within(_SILENCE_SECONDS, lambda: ask(*arguments, **more))
+        if isinstance(answer, Exception):
+            raise Lost(f"{type(answer).__name__}: {next(iter(str(answer).strip().splitlines()), '')}") from answer
+        return answer
 
     def close(self) -> None:
         """End what still runs, and let go of the cluster; one that was started for this ends."""
-        try:
+
+        def end() -> None:
             for reference in self._tasks:
                 self._ray.cancel(reference, force=False)
             self._ray.shutdown()
+
+        # Of one whose head is gone there is nothing to end: its nodes end by themselves.
+        _within(_CLOSE_SECONDS, end)
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """Return what ``ask`` does, or the exception that it raised, or a TimeoutError where it took longer."""
+    answers: list[Any] = []
+
+    def answer() -> None:
+        try:
+            answers.append(ask())
         except Exception as error:
-            raise HarnessError(f"the cluster did not end by itself: {type(error).__name__}: {error}") from error
+            answers.append(error)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else TimeoutError(f"its head has not answered for {seconds:.0f} s")

@@ -30,12 +30,14 @@ _CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES
 def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus: list[int] | None = None) -> int:
     """Run the tests of ``payload`` in a pytest of their own; returns its exit status.
 
-    ``payload`` has the ``tests``, the ``words`` of pytest's command line beside them, the ``folder`` it is run in (the
-    present one if that is empty), and as ``files`` what its run has already: records, and what belongs to them, by
-    path. ``say`` gets what the session says as whole lines, in batches, then one of kind ``end`` with the exit status
-    and the end of what pytest printed. ``gpus`` are the numbers of those that it may use.
+    ``payload`` has the ``tests``, the ``words`` of pytest's command line beside them, the ``folder`` it is run in, and
+    as ``files`` what its run has already: records, and what belongs to them, by path. Unless it is run ``here``, on the
+    planner's own machine, that is the present folder, a copy, or where nodes and planner share files that folder
+    itself: ``run`` is then the file of the planner's records, which ``begins`` so. ``say`` gets what the session says
+    as whole lines, in batches, then one of kind ``end`` with the exit status and the end of what pytest printed.
+    ``gpus`` are the numbers of those that it may use.
     """
-    folder = payload["folder"] or os.getcwd()
+    folder = payload["folder"] if payload["here"] or _is_shared(payload) else os.getcwd()
     with tempfile.TemporaryDirectory(prefix="harness-node-") as own:
         run = Path(own, "runs", "unit")
         for name, text in payload["files"].items():
@@ -69,6 +71,15 @@ def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus
         say([json.dumps({"kind": "end", "status": status, "printed": tail, "logs": _logs(run)})])
         shutil.rmtree(run, ignore_errors=True)
         return status
+
+
+def _is_shared(payload: Mapping[str, Any]) -> bool:
+    """Return whether the planner's files are there, and not only others at the same place."""
+    try:
+        with Path(payload["run"]).open(encoding="utf-8") as file:
+            return file.readline() == payload["begins"] and Path(payload["folder"]).is_dir()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _batches(reader: int) -> Iterator[list[str]]:

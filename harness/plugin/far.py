@@ -154,6 +154,8 @@ class Far:
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
         self.config.stash[session_key] = self.session
         self.session.run.written = lambda line: hand_on(self.config, line, self.session.run)
+        with self.session.run.path.open(encoding="utf-8") as file:
+            self._begins = file.readline()
         self._resume()
         self._order = [item.nodeid for item in session.items]
         self._near = {item.nodeid: item for item in session.items if item.nodeid not in far}
@@ -220,7 +222,10 @@ class Far:
         return {
             "tests": list(tests),
             "words": self._words(here),
-            "folder": str(self.root) if here else "",
+            "folder": str(self.root),
+            "here": here,
+            "run": str(self.session.run.path.resolve()),
+            "begins": self._begins,
             "files": files,
         }
 
