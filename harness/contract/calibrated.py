@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable
 
 OBSERVING = frozenset(
     {
@@ -36,10 +35,9 @@ def staged(config: str, arguments: Collection[str]) -> bool:
     return needs_text(config, arguments) or (config == CONVERTING and "base_config" in arguments)
 
 
-def base(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the config that a staged one is put on top of, as recipes have it, or None."""
-    found = (config.get("arguments") or {}).get("base_config")
-    return found if isinstance(found, Mapping) else None
+def last_step(config: str) -> str:
+    """Return the ``step`` of a config that is applied in steps, by which what it made is loaded or converted."""
+    return "prepare_for_loading" if config in ("AWQConfig", "SmoothQuantConfig") else "convert"
 
 
 class Pieces:

@@ -42,6 +42,7 @@ _ELSEWHERE = {
     "NF4WeightOnlyConfig": "torchao.prototype._nf4tensor_api",
     "NVFP4DynamicActivationNVFP4WeightConfig": "torchao.prototype.mx_formats.inference_workflow",
     "NVFP4WeightOnlyConfig": "torchao.prototype.mx_formats.inference_workflow",
+    "QATConfig": "torchao.quantization.qat",
     "PrototypeInt4WeightOnlyConfig": "torchao.prototype.quantization.int4.inference_workflow",
     "ScaleCalculationMode": "torchao.prototype.mx_formats.config",
     "SemiSparseWeightConfig": "torchao.sparsity.sparse_api",

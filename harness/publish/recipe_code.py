@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.base.text import one_line
-from harness.contract import notation, quantized
+from harness.contract import calibrated, notation, quantized
 
+_STEPLESS = ("Int8StaticActivationInt8WeightConfig",)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 _UNTIE = """\
@@ -42,6 +43,7 @@ class _Expression:
     """Python source of a value, and the names of torchao in it."""
 
     names: set[str] = field(default_factory=set)
+    steps: bool = False
 
     def of(self, value: Any) -> str:
         if isinstance(value, Mapping):
@@ -64,6 +66,8 @@ class _Expression:
             raise ValueError(f"the arguments of {name!r} have no names")
         _check(name, *map(str, arguments))
         self.names.add(name)
+        if self.steps and calibrated.staged(name, arguments) and name not in _STEPLESS:
+            arguments = {**arguments, "step": calibrated.last_step(name)}
         return f"{name}({', '.join(f'{key}={self.of(inner)}' for key, inner in arguments.items())})"
 
     def text(self, value: str) -> str:
@@ -97,9 +101,12 @@ def _check(*names: str) -> None:
         raise ValueError(f"{unfit[0]!r} is no name that Python has for a class, an argument or an option")
 
 
-def expression(config: Mapping[str, Any]) -> str:
-    """Return ``Class(argument=value)`` of a recipe's configuration, as ``--recipe`` takes it."""
-    return _Expression().config(config)
+def expression(config: Mapping[str, Any], steps: bool = False) -> str:
+    """Return ``Class(argument=value)`` of a recipe's configuration, as ``--recipe`` takes it.
+
+    With ``steps`` it is Python's own: a config that is applied in steps has that of its last.
+    """
+    return _Expression(steps=steps).config(config)
 
 
 def _by_name(config: Mapping[str, Any], stored: Any) -> Mapping[str, Any]:
@@ -124,8 +131,10 @@ def quantization(
 
     ``config`` is that of a :class:`harness.records.schema.RecipeIdentity`, ``checkpoint`` the config.json of what the
     recipe made of the model: which of its modules stay plain, and what is quantized by name. Raises ValueError where it
-    names a class or an argument that is no Python name.
+    names a class or an argument that is no Python name, and for one that is applied in steps.
     """
+    if calibrated.staged(str(config["config"]), config.get("arguments") or {}):
+        raise ValueError(f"{config['config']} is applied in steps, which no script of a card takes yet")
     found = _Expression()
     held = (checkpoint or {}).get("quantization_config") or {}
     made = found.config(_by_name(config, held.get("quant_type")))

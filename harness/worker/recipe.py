@@ -16,10 +16,6 @@ from harness.worker import shelf
 _NOT_OF_TENSORS = ("set_inductor_config", "._version")
 
 
-# Of configs that are applied in steps, which `step` a config of theirs has that loads what was made.
-_LOADED = {"AWQConfig": "prepare_for_loading", "SmoothQuantConfig": "prepare_for_loading"}
-
-
 def build(config: str, arguments: dict[str, Any], inside: str = "") -> Any:
     """Return the torchao config ``config(**arguments)``; one that is applied in steps is that of their last.
 
@@ -46,7 +42,7 @@ def build(config: str, arguments: dict[str, Any], inside: str = "") -> Any:
         if "step" in arguments:
             raise Unusable(f"{config}: its steps are taken one after the other here: leave `step` out")
         if "step" in signature.parameters:
-            arguments = {**arguments, "step": _LOADED.get(config, "convert")}
+            arguments = {**arguments, "step": calibrated.last_step(config)}
     elif needed := shelf.calibration(kind, arguments):
         raise Unusable(needed)
     values = {name: _value(value, config) for name, value in arguments.items()}

@@ -24,7 +24,9 @@ def test_code_makes_the_same_config(suites_matrix: Matrix) -> None:
         if recipe.baseline:
             continue
         config = recipe.identity.config
-        expression = recipe_code.expression(config)
+        expression = recipe_code.expression(config, steps=True)
+        if recipe.name == "gptq-int4wo":  # which torchao makes only beside the package mslk
+            continue
         names = {node.id for node in ast.walk(ast.parse(expression)) if isinstance(node, ast.Name)} - {"torch"}
         imported = {name: getattr(importlib.import_module(notation.module_of(name)), name, None) for name in names}
         made = eval(expression, {"torch": torch, **vars(quantization), **{k: v for k, v in imported.items() if v}})
