@@ -44,20 +44,25 @@ def _mxfp4(value: torch.Tensor) -> torch.Tensor:
 _EMULATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"nvfp4": _nvfp4, "mxfp4": _mxfp4}
 
 
+def linear(model: nn.Module, layers: int | None) -> dict[str, nn.Linear]:
+    """Return the linear layers but the output head by name: all of them, or those of the first layers of the model."""
+    found = {name: it for name, it in model.named_modules() if isinstance(it, nn.Linear) and "lm_head" not in name}
+    return {name: it for name, it in found.items() if layers is None or int(name.split(".")[2]) < layers}
+
+
 @torch.no_grad()
-def emulate(model: nn.Module, format_: str, activations: bool) -> None:
-    """Have linear layers but the output head hold, and be given, what torchao's format makes of values."""
+def emulate(model: nn.Module, format_: str, activations: bool, layers: int | None) -> None:
+    """Have linear layers hold, and be given, what torchao's format makes of values."""
     rounded = _EMULATED[format_]
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and "lm_head" not in name:
-            layer.weight = nn.Parameter(rounded(layer.weight), requires_grad=False)
-            if activations:
-                layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
+    for layer in linear(model, layers).values():
+        layer.weight = nn.Parameter(rounded(layer.weight), requires_grad=False)
+        if activations:
+            layer.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0].bfloat16()).to(inputs[0].dtype),))
 
 
 @torch.no_grad()
-def gptq(model: nn.Module, ids: list[list[int]]) -> None:
-    """Have linear layers but the output head hold what torchao's GPTQ makes of them in NVFP4."""
+def gptq(model: nn.Module, ids: list[list[int]], layers: int | None) -> None:
+    """Have linear layers hold what torchao's GPTQ makes of them in NVFP4."""
     from torchao.prototype.gptq import GPTQConfig
     from torchao.prototype.gptq.api import gptq_quantize
     from torchao.prototype.mx_formats.inference_workflow import NVFP4DynamicActivationNVFP4WeightConfig
@@ -66,14 +71,12 @@ def gptq(model: nn.Module, ids: list[list[int]]) -> None:
     if __debug__:
         raise Unusable("torchao's GPTQ asserts a CUDA device: run python -O")
     base = NVFP4DynamicActivationNVFP4WeightConfig()
-    linear = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "lm_head" not in name
-    }
-    quantize_(model, GPTQConfig(step="observe", base_config=base), filter_fn=lambda _, name: name in linear)
+    meant = linear(model, layers)
+    quantize_(model, GPTQConfig(step="observe", base_config=base), filter_fn=lambda _, name: name in meant)
     for window in ids:
         model(torch.tensor([window]), use_cache=False)
     with patch("torch.cuda.synchronize"):
-        for layer in linear.values():
+        for layer in meant.values():
             weight: Any = layer.weight
             found = gptq_quantize(weight.hessian, weight.hp_data.clone(), GPTQConfig(step="convert", base_config=base))
             layer.weight = nn.Parameter(found.dequantize(weight.hp_data.dtype), requires_grad=False)
@@ -84,17 +87,18 @@ def made(job: dict[str, Any], recipe: dict[str, Any], folder: str, report: Calla
     plain, device = job["model"], job["device"]
     if "emulated" in recipe:
         model = loading.model(plain, device_map=device)
-        emulate(model, recipe["emulated"], recipe["activations"])
+        emulate(model, recipe["emulated"], recipe["activations"], recipe.get("layers"))
         return model
     if not recipe:
         return loading.model(plain, device_map=device)
     if "gptq" in recipe:
         model, wanted = loading.model(plain, device_map="cpu"), recipe["gptq"]
         found = texts.windows(loading.tokenizer(plain), Path(job["calibration"]), wanted["sequences"], wanted["tokens"])
-        gptq(model, found.ids)
+        gptq(model, found.ids, recipe.get("layers"))
         return model.to(device)
     worker = Quantize(report)
     worker.open(device)
+    later = "|".join(map(str, range(recipe.get("layers") or 0)))
     worker.quantize(
         plain,
         recipe["config"],
@@ -104,10 +108,33 @@ def made(job: dict[str, Any], recipe: dict[str, Any], folder: str, report: Calla
         untie_embeddings=False,
         trust_remote_code=False,
         output=folder,
+        plain=[rf"re:model\.layers\.(?!({later})\.)\d+\..*"] if later else [],
         calibration=recipe.get("calibration"),
         calibration_text=job["calibration"],
     )
     return applied.model(folder, device, trust_remote_code=False)
+
+
+@torch.no_grad()
+def widened(model: nn.Module) -> nn.Module:
+    """Return a model whose weights alone are rounded with these in float32, in which many a processor is faster.
+
+    torchao's own products widen them to bfloat16. One whose weights it cannot widen, or whose inputs it rounds, stays.
+    """
+    layers = list(linear(model, None).values())
+    for layer in layers:
+        weight: Any = layer.weight
+        if getattr(weight, "act_quant_kwargs", None) or getattr(weight, "activation_quantization", None):
+            return model
+        if type(weight.data) not in (torch.Tensor, nn.Parameter) and not type(weight).__name__.startswith(
+            ("Int8", "Intx")
+        ):
+            return model
+    for layer in layers:
+        if hasattr(layer.weight, "qdata"):
+            layer.weight = nn.Parameter(layer.weight.dequantize(), requires_grad=False)
+    # Transformers' own refuses a model that was quantized.
+    return nn.Module.float(model)
 
 
 def main() -> int:
@@ -123,7 +150,7 @@ def main() -> int:
         words = loading.tokenizer(job["model"])
         windows = texts.windows(words, Path(job["text"]), job["windows"], job["tokens"])
         kept = Path(scratch, "logits.safetensors")
-        reference.keep(loading.model(job["model"], device_map=job["device"]), windows, kept, lambda _: None)
+        reference.keep(widened(loading.model(job["model"], device_map=job["device"])), windows, kept, lambda _: None)
         for name, recipe in {"bf16": {}, **job["recipes"]}.items():
             if name in found and "error" not in found[name]:
                 continue
@@ -132,7 +159,7 @@ def main() -> int:
             folder = Path(scratch, name)
             folder.mkdir()
             try:
-                model = made(job, recipe, str(folder), lambda value: None)
+                model = widened(made(job, recipe, str(folder), lambda value: None))
                 known = reference.Kept(kept, model.device)
                 told = evaluate.text_quality(model, known, windows, lambda _: None)["windows"]
                 found[name] = {"nll": told["nll"], "kl": told["kl"], "top1": told["top1"]}
