@@ -78,7 +78,7 @@ class RayEngine:
         self._ray = ray
         self.told = told
         """What the cluster is and what it exposes, in a sentence."""
-        self._run = run
+        self.run = run
         self._nodes: list[dict[str, Any]] = []
         self._looked = 0.0
         self._tasks: dict[Any, tuple[Unit, int, str, tuple[str, ...]]] = {}
@@ -102,6 +102,8 @@ class RayEngine:
             # Before Ray is imported, which reads them then.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            # Has Ray stay on the loopback, which it else does on other systems alone.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray would end this process, unsaid, a minute after its head has died; it is noticed here before.
@@ -118,7 +120,8 @@ class RayEngine:
                 os.environ["HARNESS_NODE_GPUS"] = str(offered.gpus)
                 ray.init(
                     address="local",
-                    num_cpus=1,
+                    # So many of its workers may start at once.
+                    num_cpus=max(1, sum(device.count for device in offered.devices)),
                     num_gpus=offered.gpus,
                     resources=offered.resources,
                     labels=offered.labels,
@@ -193,7 +196,7 @@ class RayEngine:
             label_selector=selector or None,
         )
         reference = self._asked(
-            task.remote, unit.name, attempt, {**payload, "hardware": unit.hardware}, self._mailbox, self._run
+            task.remote, unit.name, attempt, {**payload, "hardware": unit.hardware}, self._mailbox, self.run
         )
         self._tasks[reference] = (unit, attempt, kind, avoid)
 

@@ -23,6 +23,7 @@ from tests.cluster import suite
 
 pytestmark = [pytest.mark.programs, needs.package("ray")]
 PATIENCE = 150.0
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +118,16 @@ def gone(process: int, *nodes: Any) -> bool:
 
 def raylet_of(process: int) -> psutil.Process:
     return next(it for it in psutil.Process(process).parents() if it.name() == "raylet")
+
+
+def test_a_cluster_of_one_machine_is_on_its_loopback_and_cells_are_side_by_side() -> None:
+    command = [sys.executable, "-m", "tests.cluster", "--cells", "4", "--devices", "2", "--seconds", "0.5"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, timeout=PATIENCE)
+    told = dict(line.partition(":")[::2] for line in done.stdout.splitlines())
+    assert {it.removeprefix("::ffff:") for it in told["listens on"].split()} == {"127.0.0.1"}, done.stderr
+    assert told["4 cells on 2 devices"] == " 8 tests ended, 0 missing"
+    assert "token authentication on" in done.stdout
 
 
 def test_a_raylet_that_is_killed_and_one_that_comes_late(
