@@ -22,6 +22,7 @@ from harness.measure.load_run import Run, due, figures
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
 from harness.servers.base import SERVED_NAME
+from harness.servers.registry import SERVERS
 
 SATURATION = "saturation"
 _WARMUP = 4
@@ -97,8 +98,10 @@ class Loads:
                 f"{cell.id}: {name} comes to {workload.longest} tokens, and the server holds {longest}: "
                 f"--set engine.max_model_len={workload.longest}, or shorter lengths"
             )
-        if workload.structured and cell.server == "sglang":
-            raise Unsuitable(f"{cell.id}: {name} asks for structured answers, and SGLang is started without a grammar")
+        if workload.structured and not SERVERS[cell.server].structured:
+            raise Unsuitable(
+                f"{cell.id}: {name} asks for structured answers, and {cell.server} is started without a grammar"
+            )
         if self._of != (cell.id, name):
             self._of, self._runs, self._seed = (cell.id, name), [], 0
             self._meter, self._idle, self._unmetered = None, 0.0, ""

@@ -74,13 +74,13 @@ class HarnessSession(Reported):
         """
         started = time.monotonic()
         store = Store((given.cache or default_root()).resolve(), say=progress)
-        try:
-            with store.writing("this session"):
+        with store.writing("this session"):
+            try:
                 store.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(
-                f"{store.root}: cannot be made ({error.strerror}); name another with --cache"
-            ) from error
+            except (NotADirectoryError, FileExistsError) as error:
+                raise ArtifactError(
+                    f"{store.root}: cannot be made ({error.strerror}); name another with --cache"
+                ) from error
         # Where nothing but one GPU is measured, sessions on others need not be waited for.
         only = collect.only_hardware(claims)
         gpu = probe.gpu_uuid(only) if only and only.is_gpu else ""

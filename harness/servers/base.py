@@ -57,7 +57,8 @@ class ServerBackend(ABC):
     harness/worker/forkserver.py), if they can be. ``distributions`` are the packages that may hold it, ``repository``
     is where on GitHub they are made, ``empty_cache`` is the path that empties its prefix cache. ``client`` is the
     worker of its serving benchmark, by which all servers are asked, if it brings one; ``tutorial`` says that it is what
-    the published tutorial measures through. ``by_hand`` is None where it cannot read a checkpoint by itself.
+    the published tutorial measures through, ``structured`` that it is started with a grammar, so that answers may be
+    asked to keep a JSON schema. ``by_hand`` is None where it cannot read a checkpoint by itself.
     ``needs`` is what it needs of hardware: one of them.
     """
 
@@ -74,6 +75,7 @@ class ServerBackend(ABC):
     empty_cache: ClassVar[str]
     client: ClassVar[str] = ""
     tutorial: ClassVar[bool] = False
+    structured: ClassVar[bool] = True
     by_hand: ClassVar[ByHand | None] = None
 
     @property

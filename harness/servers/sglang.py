@@ -24,6 +24,7 @@ class SGLang(ServerBackend):
     """
 
     at_load = True
+    structured = False
     own_environment = True
     needs = (Needs(vendor=("nvidia",), capability=">=8.0"),)
     worker = "sglang"
