@@ -298,6 +298,24 @@ def test_a_matrix_that_cannot_be_walked_is_named(tmp_path: Path, text: str, name
         toml_value(text)
 
 
+@pytest.mark.parametrize("pattern", ["(" * 2000 + ")" * 2000, "(", "a{99999999999}"])
+@pytest.mark.parametrize(
+    ("after", "line"),
+    [("[recipes.int8wo]", "kernels = {{ nvidia = '{}' }}"), ("[hardware.h100]", "match = '{}'")],
+)
+def test_a_pattern_that_python_cannot_compile_is_named(tmp_path: Path, pattern: str, after: str, line: str) -> None:
+    shipped = (Path(__file__).parents[1] / "suites" / "matrix.toml").read_text(encoding="utf-8")
+    name = line.split(" ")[0]
+    head, _, rest = shipped.partition(after)
+    lines = [one for one in rest.split("\n[", 1)[0].splitlines() if not one.startswith(f"{name} ")]
+    beyond = rest.split("\n[", 1)[1]
+    path = tmp_path / "matrix.toml"
+    path.write_text(f"{head}{after}\n{line.format(pattern)}\n" + "\n".join(lines) + f"\n[{beyond}", encoding="utf-8")
+    with pytest.raises(MatrixError, match="is not a regular expression") as caught:
+        load(path)
+    assert name in str(caught.value)
+
+
 @pytest.mark.programs
 def test_everything_that_is_read_goes_through_the_one_reader(repository: Path) -> None:
     """Workers and what runs by itself have their own; their errors reach the planner as replies and exit statuses."""

@@ -62,6 +62,16 @@ def toml_value(text: str) -> dict[str, Any]:
     return found
 
 
+def check_pattern(text: str) -> None:
+    """Raise ValueError, naming what is wrong with it, unless a text is a regular expression that Python compiles."""
+    try:
+        re.compile(text)
+    except RecursionError:
+        raise ValueError(f"{text[:40]!r}... is not a regular expression that can be read: nested too deep") from None
+    except (re.error, OverflowError) as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from error
+
+
 def _check(data: Any, finite: bool) -> None:
     for name, depth, value in _parts(data):
         if depth > MOST_DEPTH:

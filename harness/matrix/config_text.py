@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from harness.base.errors import MatrixError, nearest
+from harness.base.reading import check_pattern
 from harness.contract import notation
 from harness.matrix.schema import COMPARISONS, Recipe, Target, Threshold
 from harness.records.metrics import METRICS
@@ -63,9 +64,9 @@ def with_rules(recipe: Recipe, quantize: Sequence[str], plain: Sequence[str]) ->
             raise MatrixError(f"--quantize {kind!r} is no kind of weights; {nearest(kind, get_args(Target))}")
     for rule in plain:
         try:
-            re.compile(rule.removeprefix("re:"))
-        except re.error as error:
-            raise MatrixError(f"--leave-plain {rule!r} is not a regular expression: {error}") from error
+            check_pattern(rule.removeprefix("re:"))
+        except ValueError as error:
+            raise MatrixError(f"--leave-plain {error}") from error
     if recipe.baseline or not (quantize or plain):
         return recipe
     words = [recipe.name, *quantize, *(["without", *plain] if plain else [])]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from harness.base.reading import check_pattern
 from harness.records.metrics import TASK_BATCH
 
 Vendor = Literal["none", "nvidia", "amd"]
@@ -72,9 +73,9 @@ class Hardware(_Table):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) or self.name in ("and", "or", "not"):
             raise ValueError(f"{self.name!r} cannot be a marker: letters, digits, - and _, as in arm-mobile")
         try:
-            re.compile(self.match)
-        except re.error as error:
-            raise ValueError(f"match: {self.match!r} is not a regular expression: {error}") from error
+            check_pattern(self.match)
+        except ValueError as error:
+            raise ValueError(f"match: {error}") from error
         if (self.vendor == "none") != (not self.match):
             raise ValueError("needs `match` (of the driver's product name) with a vendor, and none without")
         written = _CAPABILITIES[self.vendor]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
+from harness.base.reading import check_pattern
 from harness.base.text import digest
 from harness.contract import calibrated
 from harness.matrix.hardware import AnyOf, Arithmetic, Hardware, lacking
@@ -164,9 +164,9 @@ class Recipe(Table):
             raise ValueError("needs `config` (a torchao config class), or `baseline = true` and none")
         for on, pattern in self.kernels.items():
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"kernels.{on}: {pattern!r} is not a regular expression: {error}") from error
+                check_pattern(pattern)
+            except ValueError as error:
+                raise ValueError(f"kernels.{on}: {error}") from error
         return self
 
     @property
