@@ -57,6 +57,11 @@ class Figure:
     control: bool
     logs: np.ndarray
 
+    @property
+    def slower(self) -> np.ndarray:
+        """The logs, turned so that they rise where the figure gets worse."""
+        return -self.logs if self.direction == "higher" else self.logs
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -122,7 +127,7 @@ def look(figures: Sequence[Figure], alarms: float = 1.0) -> list[Finding]:
     judged = [one for one in figures if len(one.logs) > WINDOW and math.isfinite(one.logs[-1]) and _long(one)]
     if not judged:
         return []
-    worse = np.array([-one.logs if one.direction == "higher" else one.logs for one in judged])
+    worse = np.array([one.slower for one in judged])
     worse = worse[:, -(MOST + WINDOW) :]
     worse = worse - _means(worse[:, :-WINDOW])
     controls = np.array([one.control for one in judged])
@@ -140,7 +145,7 @@ def machine(figures: Sequence[Figure]) -> float | None:
     None without controls that were measured often enough.
     """
     controls = [one for one in figures if one.control and math.isfinite(one.logs[-1]) and _long(one)]
-    logs = [(-one.logs if one.direction == "higher" else one.logs)[-(MOST + WINDOW) :] for one in controls]
+    logs = [one.slower[-(MOST + WINDOW) :] for one in controls]
     return float(np.mean([it[-1] - np.nanmean(it[:-WINDOW]) for it in logs])) if logs else None
 
 

@@ -33,7 +33,7 @@ from harness.plugin.fixtures import hand_on
 from harness.plugin.options import OPTIONS
 from harness.plugin.progress import terminal
 from harness.plugin.reported import Reported
-from harness.plugin.session import version
+from harness.plugin.session import begun
 from harness.plugin.stash import claim_key, matrix_of, name_of, session_key
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -85,17 +85,7 @@ class FarSession(Reported):
         runs = given.results / "runs"
         run = Run.open(runs, given.resume) if given.resume else Run.create(runs)
         environment = Environment(python=given.python or sys.executable)
-        run.append(
-            Header(
-                run=run.name,
-                command=["pytest", *given.words],
-                packages=environment.packages(),
-                device=probe.host(),
-                harness=version(),
-                python=environment.python_version,
-            )
-        )
-        run.become_latest()
+        begun(run, given, environment)
         run.note_cache((given.cache or default_root()).resolve())
         return cls(run, Documented.load(), started, planner, [], wide=None if given.wide else columns())
 

@@ -112,16 +112,7 @@ class HarnessSession(Reported):
         )
         recorder = Recorder(flow, run)
         problems = recorder.resume() if given.resume else []
-        header = Header(
-            run=run.name,
-            command=["pytest", *given.words],
-            packages=environment.packages(),
-            device=probe.host(),
-            harness=version(),
-            python=environment.python_version,
-        )
-        run.append(header)
-        run.become_latest()
+        begun(run, given, environment)
         run.note_cache(store.root)
         documented = Documented.load()
         judge = Judge(matrix, recorder, run, documented)
@@ -149,6 +140,21 @@ class HarnessSession(Reported):
             return self.flow.identity(cell)
         except HarnessError:
             return super().identity(cell)
+
+
+def begun(run: Run, given: CommandLine, environment: Environment) -> None:
+    """Write the header of a session to its run, which is the latest from then on."""
+    run.append(
+        Header(
+            run=run.name,
+            command=["pytest", *given.words],
+            packages=environment.packages(),
+            device=probe.host(),
+            harness=version(),
+            python=environment.python_version,
+        )
+    )
+    run.become_latest()
 
 
 def version() -> str:
