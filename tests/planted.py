@@ -42,6 +42,39 @@ def _planted_slower():
 _planted_slower()
 """
 
+_WHOLE = """
+
+# Planted: all that a model does between two int8 linears, and these, takes {share:.1%} longer than it took.
+def _planted_whole():
+    import time
+
+    last = [0.0]
+
+    def wrap(function):
+        def slower(*arguments, **options):
+            result = function(*arguments, **options)
+            now = time.perf_counter()
+            # A longer pause is none of the model's: the other side's turn, or the next prompt.
+            if now - last[0] < {pause}:
+                end = now + {share} * (now - last[0])
+                while time.perf_counter() < end:
+                    pass
+            last[0] = time.perf_counter()
+            return result
+
+        return slower
+
+    for operators in (Int8Tensor._ATEN_OP_TABLE, Int8Tensor._TORCH_FN_TABLE):
+        mine = operators[Int8Tensor]
+        for operator in (aten.linear.default, torch.nn.functional.linear):
+            if operator in mine:
+                mine[operator] = wrap(mine[operator])
+
+
+_planted_whole()
+"""
+_PAUSE = 0.05
+
 _SCALES = """
 
 # Planted: every {every}th scale of a weight is {factor} times what it should be.
@@ -67,6 +100,11 @@ _planted_memory = torch.ones({megabytes} * 250_000)
 def slower(folder: Path, share: float) -> Path:
     """Write a torchao whose int8 linear takes ``share`` (0.1 for 10 %) longer."""
     return _patched(folder, f"slower.{round(share * 1000)}", _SLOWER.format(share=share))
+
+
+def slower_whole(folder: Path, share: float) -> Path:
+    """Write a torchao under which a whole model of int8 linears takes ``share`` longer."""
+    return _patched(folder, f"whole.{round(share * 1000)}", _WHOLE.format(share=share, pause=_PAUSE))
 
 
 def worse(folder: Path, factor: float = 1.5, every: int = 16) -> Path:
