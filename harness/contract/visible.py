@@ -10,7 +10,7 @@ ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class NoGPU(LookupError):
-    """CUDA_VISIBLE_DEVICES hides every GPU, or names one that is not here."""
+    """CUDA_VISIBLE_DEVICES hides every GPU, or as many as are needed, or names one that is not here."""
 
 
 def used() -> Any:
@@ -19,25 +19,50 @@ def used() -> Any:
     CUDA_VISIBLE_DEVICES chooses it by number or by UUID (CUDA C++ Programming Guide, environment variables), without
     it it is the first of all. NVML must be initialized. Raises NoGPU, or NVMLError if the driver refuses.
     """
+    return first(1)[0]
+
+
+def first(gpus: int) -> list[Any]:
+    """Return NVML's handles of the first ``gpus`` GPUs that CUDA programs see, as :func:`used` does of one."""
     import pynvml
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return pynvml.nvmlDeviceGetHandleByIndex(0)
-    first = visible.split(",")[0].strip()
-    if first.startswith(("GPU-", "MIG-")):
-        return pynvml.nvmlDeviceGetHandleByUUID(_whole(first))
-    if not first.isdecimal() or int(first) >= pynvml.nvmlDeviceGetCount():
-        raise NoGPU(f"CUDA_VISIBLE_DEVICES={visible!r} leaves none of the {pynvml.nvmlDeviceGetCount()} GPUs here")
-    return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+    found = _left()
+    if len(found) < gpus:
+        visible, here = os.environ.get("CUDA_VISIBLE_DEVICES"), pynvml.nvmlDeviceGetCount()
+        if visible is None:
+            raise NoGPU(f"{gpus} GPUs are needed, and {here} is here" if here == 1 else f"{here or 'no'} GPUs are here")
+        left = f"{len(found) or 'none'} of the {here} GPUs here"
+        raise NoGPU(f"CUDA_VISIBLE_DEVICES={visible!r} leaves {left}" + (f", {gpus} are needed" if gpus > 1 else ""))
+    return found[:gpus]
 
 
 def count() -> int:
     """Return how many GPUs CUDA_VISIBLE_DEVICES leaves; NVML must be initialized."""
+    return len(_left())
+
+
+def _left() -> list[Any]:
+    """Return NVML's handles of the GPUs that CUDA_VISIBLE_DEVICES leaves: up to the first word that names none."""
     import pynvml
 
+    here = int(pynvml.nvmlDeviceGetCount())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return int(pynvml.nvmlDeviceGetCount()) if visible is None else len([it for it in visible.split(",") if it.strip()])
+    if visible is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(here)]
+    found: list[Any] = []
+    for word in map(str.strip, visible.split(",")):
+        if word.startswith(("GPU-", "MIG-")):
+            try:
+                found.append(pynvml.nvmlDeviceGetHandleByUUID(_whole(word)))
+            except pynvml.NVMLError:
+                if not found:
+                    raise
+                break
+        elif word.isdecimal() and int(word) < here:
+            found.append(pynvml.nvmlDeviceGetHandleByIndex(int(word)))
+        else:
+            break
+    return found
 
 
 def _whole(start: str) -> str:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.machine.vendor import Unseen
+from harness.machine.vendor import Unseen, over
 from harness.machine.vendors import VENDORS
 from harness.matrix.hardware import Hardware
 
@@ -22,22 +22,25 @@ class Reading:
 
 
 class Meter:
-    """Reads the counters of one hardware; ``source`` names them.
+    """Reads the counters of one hardware, of all GPUs that share a model; ``source`` names them.
 
     Raises Unseen, which says why, where there is none that may be read.
     """
 
-    def __init__(self, hardware: Hardware, rapl: Path = RAPL) -> None:
+    def __init__(self, hardware: Hardware, rapl: Path = RAPL, *, gpus: int = 1) -> None:
+        self._gpus = gpus
         self._vendor = VENDORS[hardware.vendor] if hardware.is_gpu else None
         self._rapl = rapl
         self.source = (
-            f"the counter of the {self._vendor.title} GPU" if self._vendor else "RAPL of the processor packages"
+            f"the counter{'s' if gpus > 1 else ''} of the {self._vendor.title} GPU{'s' if gpus > 1 else ''}"
+            if self._vendor
+            else "RAPL of the processor packages"
         )
         self.read()
 
     def read(self) -> Reading:
         if self._vendor is not None:
-            return Reading({"gpu": (self._vendor.energy(), 0.0)}, time.monotonic())
+            return Reading({"gpu": (self._vendor.energy(*over(self._gpus)), 0.0)}, time.monotonic())
         return Reading(_packages(self._rapl), time.monotonic())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -39,15 +39,17 @@ class Held:
             os.close(self._files.pop())
 
 
-def only_session(path: Path, progress: Callable[[str], None], gpu: str = "") -> Held:
+def only_session(path: Path, progress: Callable[[str], None], gpu: str | Sequence[str] = ()) -> Held:
     """Take the machine for measuring; two sessions at once would measure each other.
 
-    A session that measures on one GPU alone names it (its UUID): it waits for those on the same GPU and for those that
-    have the whole machine, and leaves the other GPUs to others. Which processors each of them may use is the user's to
-    part (``taskset``).
+    A session that measures on some GPUs alone names them (their UUIDs): it waits for those on one of them and for those
+    that have the whole machine, and leaves the other GPUs to others. Which processors each of them may use is for
+    the user to part (``taskset``).
     """
+    gpus = [gpu] if isinstance(gpu, str) and gpu else sorted(gpu)
     held = Held()
-    held.take(path, bool(gpu), progress)
-    if gpu:
-        held.take(path.with_name(f"{path.stem}-{gpu}.lock"), False, progress)
+    held.take(path, bool(gpus), progress)
+    # In one order, so that no two wait for each other.
+    for one in gpus:
+        held.take(path.with_name(f"{path.stem}-{one}.lock"), False, progress)
     return held

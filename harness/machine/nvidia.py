@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.contract import visible
-from harness.machine.vendor import State, Unseen, Vendor, answers, torch_built_for
+from harness.machine.vendor import State, Unseen, Vendor, answers, joined, torch_built_for
 from harness.matrix.hardware import Arithmetic
+from harness.records.schema import Scalar
 
 # Reasons for lowered clocks that make a measurement void: slowdowns for heat or by the board, not the power cap under
 # which a busy GPU always runs. Values: NVML's nvmlClocksEventReasons.
@@ -36,9 +37,9 @@ class NVIDIA(Vendor):
     def arithmetic(self, capability: str) -> tuple[Arithmetic, ...]:
         return ("bfloat16", "int8", "float8") if _version(capability) >= (8, 9) else ("bfloat16", "int8")
 
-    def uuid(self) -> str:
+    def uuids(self, gpus: int = 1) -> list[str]:
         with _library() as nvml:
-            return str(nvml.nvmlDeviceGetUUID(visible.used()))
+            return [str(nvml.nvmlDeviceGetUUID(handle)) for handle in visible.first(gpus)]
 
     def count(self) -> int:
         with _library():
@@ -63,36 +64,29 @@ class NVIDIA(Vendor):
                 "gpu_memory_gb": round(nvml.nvmlDeviceGetMemoryInfo(visible.used()).total / 1e9, 1),
             }
 
-    def state(self) -> State:
+    def state(self, gpus: int = 1) -> State:
         with _library() as nvml:
-            handle = visible.used()
-            return answers(
-                {
-                    "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-                    "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-                    "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-                    "power_w": lambda: round(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
-                    "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-                    "gpu_processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-                    "other_gpus_in_use": lambda: _others_in_use(nvml, handle),
-                    "gpu_memory_used_gb": lambda: round(nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9, 2),
-                },
-                nvml.NVMLError,
-            )
+            handles = visible.first(gpus)
+            of_all: dict[str, Callable[[], Scalar]] = {
+                "other_gpus_in_use": lambda: _others_in_use(nvml, handles),
+                "gpu": lambda: ", ".join(_which(nvml, handles)),
+            }
+            return joined([_state(nvml, handle, of_all if handle == handles[0] else {}) for handle in handles])
 
-    def energy(self) -> float:
+    def energy(self, gpus: int = 1) -> float:
         with _library() as nvml:
             # In millijoules, of the whole board.
-            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(visible.used())) / 1000
+            return sum(int(nvml.nvmlDeviceGetTotalEnergyConsumption(it)) for it in visible.first(gpus)) / 1000
 
-    def slowed(self) -> list[str]:
+    def slowed(self, gpus: int = 1) -> list[str]:
         with _library() as nvml:
-            reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(visible.used()))
-            return [name for bit, name in _THROTTLING.items() if reasons & bit]
+            reasons = [int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(it)) for it in visible.first(gpus)]
+            return [name for bit, name in _THROTTLING.items() if any(it & bit for it in reasons)]
 
-    def processes(self) -> list[int]:
+    def processes(self, gpus: int = 1) -> list[int]:
         with _library() as nvml:
-            return [int(it.pid) for it in nvml.nvmlDeviceGetComputeRunningProcesses(visible.used())]
+            of = [nvml.nvmlDeviceGetComputeRunningProcesses(handle) for handle in visible.first(gpus)]
+            return list(dict.fromkeys(int(it.pid) for them in of for it in them))
 
 
 @contextlib.contextmanager
@@ -115,9 +109,33 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")[:2]))
 
 
-def _others_in_use(nvml: Any, handle: Any) -> int:
-    """Return how many other GPUs of this machine run something: they share its processors, memory and power."""
-    own = nvml.nvmlDeviceGetUUID(handle)
+def _state(nvml: Any, handle: Any, more: Mapping[str, Callable[[], Scalar]]) -> State:
+    return answers(
+        {
+            "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "power_w": lambda: round(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1),
+            "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            "gpu_processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+            "gpu_memory_used_gb": lambda: round(nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9, 2),
+            **more,
+        },
+        nvml.NVMLError,
+    )
+
+
+def _which(nvml: Any, handles: Sequence[Any]) -> list[str]:
+    """Return the number and the UUID of GPUs, as the driver counts all that are here."""
     every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    others = [other for other in every if nvml.nvmlDeviceGetUUID(other) != own]
+    numbers = {nvml.nvmlDeviceGetUUID(handle): number for number, handle in enumerate(every)}
+    uuids = [nvml.nvmlDeviceGetUUID(handle) for handle in handles]
+    return [f"{numbers[uuid]} ({uuid})" if uuid in numbers else str(uuid) for uuid in uuids]
+
+
+def _others_in_use(nvml: Any, handles: Sequence[Any]) -> int:
+    """Return how many other GPUs of this machine run something: they share its processors, memory and power."""
+    own = {nvml.nvmlDeviceGetUUID(handle) for handle in handles}
+    every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    others = [other for other in every if nvml.nvmlDeviceGetUUID(other) not in own]
     return sum(bool(nvml.nvmlDeviceGetComputeRunningProcesses(other)) for other in others)

@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 
 from harness.base.errors import DeviceLost
-from harness.machine.vendor import Unseen
+from harness.machine.vendor import Unseen, over
 from harness.machine.vendors import VENDORS
 from harness.machine.watch import strangers
 from harness.matrix.hardware import Hardware
 from harness.records.schema import Device, Scalar
 
 
-def missing(hardware: Hardware) -> str:
-    """Return why ``hardware`` is not here, or an empty string if it is."""
+def missing(hardware: Hardware, gpus: int = 1) -> str:
+    """Return why ``hardware`` is not here, or not ``gpus`` of it; an empty string if it is."""
     for name in hardware.needs:
         try:
             importlib.metadata.version(name)
@@ -37,6 +37,8 @@ def missing(hardware: Hardware) -> str:
         return f"the GPU here is {name}, not {hardware}; with several, {vendor.choice} chooses"
     strangers(hardware.vendor)
     try:
+        if gpus > 1 and (there := vendor.count()) < gpus:
+            return f"it takes {gpus} GPUs, and {there} {'is' if there == 1 else 'are'} here"
         return unfit(hardware.vendor)
     except Unseen as error:
         return str(error)
@@ -59,8 +61,13 @@ def unfit(vendor: str) -> str:
 
 def gpu_uuid(hardware: Hardware) -> str:
     """Return the UUID of the GPU that is measured as ``hardware``, which was here. Raises DeviceLost."""
+    return gpu_uuids(hardware)[0]
+
+
+def gpu_uuids(hardware: Hardware, gpus: int = 1) -> list[str]:
+    """Return the UUIDs of the GPUs that are measured as ``hardware``, which were here. Raises DeviceLost."""
     with _asked(hardware):
-        return VENDORS[hardware.vendor].uuid()
+        return VENDORS[hardware.vendor].uuids(*over(gpus))
 
 
 @functools.cache
@@ -104,15 +111,15 @@ def host_state() -> dict[str, Scalar]:
     return found
 
 
-def state(hardware: Hardware) -> dict[str, Scalar]:
-    """Return the machine's state now; on a GPU also its clocks, throttling, temperature, power and tenants.
+def state(hardware: Hardware, gpus: int = 1) -> dict[str, Scalar]:
+    """Return the machine's state now; on a GPU also its clocks, throttling, temperature, power, tenants and UUID.
 
     Raises DeviceLost for a GPU that cannot be asked any more.
     """
     if not hardware.watched:
         return host_state()
     with _asked(hardware):
-        return host_state() | VENDORS[hardware.vendor].state()
+        return host_state() | VENDORS[hardware.vendor].state(*over(gpus))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from harness.matrix.hardware import Arithmetic
 from harness.records.schema import Scalar
@@ -19,7 +21,9 @@ class Unseen(LookupError):
 
 
 class Vendor(ABC):
-    """Asks a vendor's library about the one GPU that programs see as their first. Settings are read, never changed.
+    """Asks a vendor's library about the GPUs that programs see as their first. Settings are read, never changed.
+
+    ``gpus`` is how many of them, one where it is left out: those that share a model.
 
     ``title`` is the vendor's name, ``choice`` the variable that chooses among several GPUs.
     """
@@ -40,8 +44,8 @@ class Vendor(ABC):
         """Return the data types that GPUs of a capability have matrix products of."""
 
     @abstractmethod
-    def uuid(self) -> str:
-        """Return what tells the GPU from all others."""
+    def uuids(self, gpus: int = 1) -> list[str]:
+        """Return what tells each of the GPUs from all others. Raises Unseen where there are fewer."""
 
     def count(self) -> int:
         """Return how many GPUs programs see here."""
@@ -56,26 +60,52 @@ class Vendor(ABC):
         """Return driver and memory, for records."""
 
     @abstractmethod
-    def state(self) -> State:
+    def state(self, gpus: int = 1) -> State:
         """Return clocks, temperature, power, memory in use and tenants; of what is not told, why.
 
-        Raises Unseen where nothing is told.
+        Of several GPUs that is the lowest clock, the highest temperature, and all power, memory and tenants. Raises
+        Unseen where nothing is told.
         """
 
-    def energy(self) -> float:
-        """Return joules that the GPU has taken since some moment. Raises Unseen where there is no such counter."""
+    def energy(self, gpus: int = 1) -> float:
+        """Return joules that the GPUs have taken since some moment. Raises Unseen where there is no such counter."""
         raise Unseen(f"the library of {self.title} is not asked for a counter of energy")
 
     @abstractmethod
-    def slowed(self) -> list[str]:
-        """Return what slows the GPU down now, but for the power cap under which a busy one always runs.
+    def slowed(self, gpus: int = 1) -> list[str]:
+        """Return what slows a GPU down now, but for the power cap under which a busy one always runs.
 
         Raises Unseen.
         """
 
     @abstractmethod
-    def processes(self) -> list[int]:
-        """Return the ids of the processes that are on the GPU. Raises Unseen."""
+    def processes(self, gpus: int = 1) -> list[int]:
+        """Return the ids of the processes that are on the GPUs. Raises Unseen."""
+
+
+def over(gpus: int) -> tuple[int, ...]:
+    """Return what a vendor is asked with: nothing of one GPU, which each question is about by itself."""
+    return (gpus,) if gpus > 1 else ()
+
+
+# Of several GPUs that share a model the slowest decides; what is no clock and no temperature adds up.
+_OF_SEVERAL: dict[str, Callable[[Sequence[Any]], Any]] = {"sm_mhz": min, "memory_mhz": min, "temperature_c": max}
+
+
+def joined(states: Sequence[State]) -> State:
+    """Return the states of GPUs that share a model as one; what one of them does not tell is not told."""
+    if len(states) == 1:
+        return states[0]
+    found: State = {}
+    for name, value in states[0].items():
+        values = [state[name] for state in states if name in state]
+        if name == "throttle_reasons" and all(isinstance(it, int) for it in values):
+            found[name] = functools.reduce(operator.or_, values)
+        elif all(isinstance(it, (int, float)) for it in values):
+            found[name] = round(_OF_SEVERAL.get(name, sum)(values), 2)
+        else:
+            found[name] = ", ".join(dict.fromkeys(str(it) for it in values if it != "")) or value
+    return found
 
 
 def answers(

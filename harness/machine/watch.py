@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.contract.warden import descendants
-from harness.machine.vendor import Unseen
+from harness.machine.vendor import Unseen, over
 from harness.machine.vendors import VENDORS
 from harness.matrix.hardware import Hardware
 
@@ -24,8 +24,9 @@ class Watch:
 
     INTERVAL = 0.5
 
-    def __init__(self, hardware: Hardware) -> None:
+    def __init__(self, hardware: Hardware, gpus: int = 1) -> None:
         self._vendor = hardware.vendor if hardware.watched else ""
+        self._gpus = gpus
         self._seen: set[str] = set()
         self._answered: set[str] = set()
         self._done = threading.Event()
@@ -56,9 +57,9 @@ class Watch:
         vendor = VENDORS[self._vendor]
         # What one of the two questions is refused, the other may be told.
         with self._asking("slowdowns"):
-            self._seen |= {f"throttled: {name}" for name in vendor.slowed()}
+            self._seen |= {f"throttled: {name}" for name in vendor.slowed(*over(self._gpus))}
         with self._asking("processes"):
-            others = foreign(vendor.processes(), self._vendor)
+            others = foreign(vendor.processes(*over(self._gpus)), self._vendor)
             self._seen |= {f"shared: process {pid} is on the GPU too" for pid in others}
 
     @contextlib.contextmanager
@@ -73,12 +74,12 @@ class Watch:
 
 @functools.cache
 def strangers(vendor: str) -> frozenset[int]:
-    """Return the processes that were on the vendor's GPU when this was first asked, before there were workers of ours.
+    """Return the processes that were on the vendor's GPUs when this was first asked, before there were workers of ours.
 
     One of another container has an id of the host's here, which cannot be told later from that of a worker.
     """
     try:
-        return frozenset(VENDORS[vendor].processes())
+        return frozenset(VENDORS[vendor].processes(*over(VENDORS[vendor].count())))
     except Unseen:
         return frozenset()
 

@@ -121,7 +121,9 @@ class Load(Table):
         default=3.0, description="Seconds for which the idle power is taken, which energy is told without."
     )
     price: PositiveFloat | None = Field(
-        default=None, description="What an hour of the device costs; tokens have a price only where it is given."
+        default=None,
+        description="What an hour of one device costs; tokens have a price only where it is given. It counts for each "
+        "of several GPUs that share a model.",
     )
     currency: str = Field(default="USD", description="What the price is in.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
 from harness.matrix.measurements import Measurements
 from harness.matrix.schema import CellEntry, Model, Recipe, TaskOptions, Threshold
+from harness.matrix.several import listed_baseline, on_gpus, too_many
 from harness.matrix.workload import Workload
 from harness.records.metric import STAGES
 from harness.records.place import Place
@@ -44,6 +45,7 @@ class Through:
 class Cell:
     """One model x recipe x hardware, through one server where one is involved. ``skip`` says why it cannot run.
 
+    ``gpus`` is how many GPUs share the model, each layer's weights cut into as many parts (tensor parallel).
     ``servers`` are all that the matrix sends it through, each with what is done there.
     """
 
@@ -54,6 +56,9 @@ class Cell:
     servers: Mapping[str, Through]
     measurements: Measurements
     skip: str = ""
+    gpus: int = 1
+    no_baseline: str = ""
+    """Why the matrix has no baseline that it could be held against; empty where it has one."""
 
     def refusal(self, server: str) -> str:
         """Return why the matrix does not send it through a server, or an empty string if it does."""
@@ -75,6 +80,7 @@ class Cell:
             recipe_hash=recipe.hash,
             hardware=self.hardware.name,
             server=self.server,
+            gpus=self.gpus,
         )
 
     @property
@@ -85,6 +91,7 @@ class Cell:
     @property
     def id(self) -> str:
         parts = [self.model.name, self.recipe.name, self.hardware.name]
+        parts += [f"{self.gpus}gpus"] if self.gpus > 1 else []
         return "-".join([*parts, self.server] if self.server else parts)
 
 
@@ -212,6 +219,7 @@ class Matrix:
         models: list[str] | None = None,
         recipes: list[str] | None = None,
         on: Mapping[str, Collection[str]] | None = None,
+        gpus: Mapping[str, Sequence[int]] | None = None,
     ) -> list[Cell]:
         """Return the cells to run, baseline first for each model, not yet through a server.
 
@@ -222,12 +230,18 @@ class Matrix:
 
         A table that is ``on_request`` counts only for ``models`` that it lists.
 
-        ``on`` names for each group those of its members that are meant, which are all if it is left out.
+        ``on`` names for each group those of its members that are meant, which are all if it is left out. ``gpus`` are
+        the numbers of GPUs that share a model by the recipe's name, or for all others by an empty one, in place of what
+        the tables say. A baseline that tables list runs on as many GPUs as they say, and is added on no others: where
+        it needs two, a recipe that needs one is on one by itself.
         """
-        chosen: dict[tuple[str, str, str], Cell] = {}
-        for entry, hardware in self._placed(on):
-            if entry.on_request and not set(models or ()) & set(entry.models):
-                continue
+        chosen: dict[tuple[str, str, str, int], Cell] = {}
+        placed = [
+            (entry, hardware)
+            for entry, hardware in self._placed(on)
+            if not entry.on_request or set(models or ()) & set(entry.models)
+        ]
+        for entry, hardware in placed:
             for model in self._models(entry, hardware, models, together=recipes is not None):
                 entry_recipes = self._recipes(entry, hardware, recipes, model if models is not None else None)
                 if not entry_recipes:
@@ -235,8 +249,9 @@ class Matrix:
                 if all(not recipe.baseline for recipe in entry_recipes):
                     entry_recipes.insert(0, self.baseline)
                 entry_recipes.sort(key=lambda recipe: not recipe.baseline)
-                for recipe in entry_recipes:
-                    key = (hardware.name, model.name, recipe.name)
+                listed = listed_baseline(placed, entry, hardware, model, self.baseline.name)
+                for recipe, number in on_gpus(entry_recipes, entry.gpus or model.gpus, gpus or {}, listed):
+                    key = (hardware.name, model.name, recipe.name, number)
                     before = chosen[key].servers if key in chosen else {}
                     through = Through(tuple(entry.stages), tuple(entry.tasks), entry.skip)
                     here = {server: before.get(server, through) | through for server in entry.servers}
@@ -252,9 +267,16 @@ class Matrix:
                         server="",
                         servers={**before, **here},
                         measurements=self.measured_on(hardware),
-                        skip=recipe.refusal(hardware),
+                        skip=recipe.refusal(hardware) or too_many(hardware, number),
+                        gpus=number,
                     )
-        return list(chosen.values())
+        bases = {(cell.hardware.name, cell.model.name, cell.gpus) for cell in chosen.values() if cell.recipe.baseline}
+        return [
+            cell
+            if cell.recipe.baseline or (cell.hardware.name, cell.model.name, cell.gpus) in bases
+            else replace(cell, no_baseline=f"no {self.baseline.name} runs on as many GPUs ({cell.gpus})")
+            for cell in chosen.values()
+        ]
 
     def measured_on(self, hardware: Hardware) -> Measurements:
         """Return what is measured on a hardware: by a table of its own, or of a group that it belongs to."""

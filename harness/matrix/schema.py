@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.base.errors import nearest
 from harness.base.reading import check_pattern
@@ -28,6 +28,16 @@ ROUTES = (PORTABLE, "llama")
 
 
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
+
+
+def _several(given: Any) -> Any:
+    if not isinstance(given, (int, list)):
+        raise ValueError("it is a number of GPUs, or a list of numbers")
+    return [given] if isinstance(given, int) else given
+
+
+Gpus = Annotated[list[PositiveInt], BeforeValidator(_several)]
+"""How many GPUs share a model, one number or several, each a cell of its own (tensor parallel)."""
 
 
 class PackagePart(Table):
@@ -78,7 +88,7 @@ class Model(Table):
     ``executorch`` is the name under which ExecuTorch's ``export_llama`` lists the architecture, if it does. ``terms``
     are those under which its weights are had, where they are no free licence; records of it name them. ``license`` is
     the hub's name of the licence, for the card of what is made of it. ``merge_adapter`` has the adapter beside its
-    weights merged into them.
+    weights merged into them. ``gpus`` is how many GPUs share it where its cells do not say.
     """
 
     name: str
@@ -93,6 +103,7 @@ class Model(Table):
     executorch: str | None = None
     terms: str = ""
     license: License | None = None
+    gpus: Gpus = Field(default=[1], min_length=1)
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:
@@ -293,7 +304,8 @@ class CellEntry(Table):
 
     Through these servers alone, ``stages`` are those of the suites that are run, and ``tasks`` those of
     lm-evaluation-harness that are evaluated where the command line names none; ``skip`` says why nothing is. A table
-    that is ``on_request`` counts only where the command line names one of its models.
+    that is ``on_request`` counts only where the command line names one of its models. ``gpus`` is how many GPUs share a
+    model, where that is not what the model says: 2, or [1, 2] for a cell on one and a cell on two.
     """
 
     hardware: str
@@ -304,6 +316,7 @@ class CellEntry(Table):
     tasks: list[str] = []
     skip: str = ""
     on_request: bool = False
+    gpus: Gpus | None = Field(default=None, min_length=1)
 
 
 class File(Table):

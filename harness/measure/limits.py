@@ -39,7 +39,8 @@ class Limits:
             ("prefill", roofline.prefill(shape, batch_size, wanted.input_len), found["prefill_time"].value),
             ("decode", roofline.decode_step(shape, batch_size, context), found["decode_step_time"].value / 1000),
         ):
-            memory, arithmetic = cost.seconds(ceiling)
+            # At best as many GPUs do it in as many parts of the time; what they tell each other is not counted.
+            memory, arithmetic = (seconds / cell.gpus for seconds in cost.seconds(ceiling))
             told = {
                 "bytes": cost.bytes,
                 "operations": cost.operations,

@@ -156,7 +156,8 @@ class Loads:
                 tokens=float(tokens),
             )
         if wanted.price is not None:
-            cost = [wanted.price / (3600 * run.tokens) * 1e6 if run.tokens else 0.0 for run in runs]
+            hour = wanted.price * cell.gpus
+            cost = [hour / (3600 * run.tokens) * 1e6 if run.tokens else 0.0 for run in runs]
             add("token_cost", {**here, "price": wanted.price, "currency": wanted.currency}, cost)
         return found
 
@@ -204,7 +205,7 @@ class Loads:
     def _measure_idle(self, cell: Cell) -> None:
         """Take the power of the device with the model on it and nothing to do, where it has a counter."""
         try:
-            self._meter = Meter(cell.hardware)
+            self._meter = Meter(cell.hardware, gpus=cell.gpus)
             before = self._meter.read()
             time.sleep(cell.measurements.load.idle_seconds)
             after = self._meter.read()
@@ -261,7 +262,7 @@ class Loads:
         self, cell: Cell, workload: Workload, parameters: dict[str, Scalar], take: Any, names: Sequence[str]
     ) -> dict[str, Measurement]:
         def state() -> dict[str, Scalar]:
-            return probe.state(cell.hardware) | (
+            return probe.state(cell.hardware, cell.gpus) | (
                 {"energy": f"not available: {self._unmetered}"} if self._unmetered else {}
             )
 

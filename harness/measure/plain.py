@@ -286,7 +286,8 @@ def packed(store: Store, package: Package, meanwhile: Callable[[], None] = lambd
 
 def identity(cell: Cell, model: ModelIdentity) -> CellIdentity:
     """Return a cell as records name it."""
-    return CellIdentity(model=model, recipe=cell.recipe.identity, hardware=cell.hardware.name, server=cell.server)
+    recipe, on = cell.recipe.identity, cell.hardware.name
+    return CellIdentity(model=model, recipe=recipe, hardware=on, server=cell.server, gpus=cell.gpus)
 
 
 def _noted(found: Checkpoint) -> Checkpoint:

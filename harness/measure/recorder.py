@@ -90,7 +90,7 @@ class Recorder:
 
     def alone(self, cell: Cell) -> str:
         """Return why a cell has no baseline to be held against, or an empty string."""
-        return self.flow.checkpoints.alone(cell)
+        return cell.no_baseline or self.flow.checkpoints.alone(cell)
 
     def take(
         self,
@@ -114,7 +114,7 @@ class Recorder:
         more where something disturbed it; ``again`` is called before every try but the first, and ``prepare`` once, if
         anything is to be measured at all.
         """
-        state = state or functools.partial(probe.state, cell.hardware)
+        state = state or functools.partial(probe.state, cell.hardware, cell.gpus)
         flags: dict[str, Scalar] = dict(self.tags)
         if self.flow.settings:
             flags["set"] = "; ".join(self.flow.settings)
@@ -174,7 +174,7 @@ class Recorder:
             beside = ProcessorWatch() if here else None
             with (
                 self.flow.clock.timed("measure", cell),
-                machine_watch.Watch(cell.hardware) as watch,
+                machine_watch.Watch(cell.hardware, cell.gpus) as watch,
                 beside or contextlib.nullcontext(),
                 _gone_if_it_is(cell.hardware),
             ):

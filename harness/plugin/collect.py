@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError, MatrixError
+from harness.base.errors import HarnessError, MatrixError, nearest
 from harness.base.expressions import asked_for
 from harness.cluster.units import Unit
 from harness.machine import here, probe
@@ -110,13 +110,25 @@ def cases(matrix: Matrix, stage: str, names: Sequence[str], given: CommandLine) 
 
 def _cells(matrix: Matrix, given: CommandLine, on: Mapping[str, Collection[str]] | None = None) -> list[Cell]:
     models, recipes = given.models, given.recipes
-    found = matrix.cells(None if models is None else list(models), None if recipes is None else list(recipes), on)
+    named = (None if models is None else list(models), None if recipes is None else list(recipes))
+    found = matrix.cells(*named, on, _gpus(matrix, given, recipes))
     found = [replace(cell, recipe=with_rules(cell.recipe, given.quantize, given.leave_plain)) for cell in found]
     if any(cell.recipe.calibration for cell in found):
         asked = given.calibrated_on()
         found = [replace(cell, recipe=with_calibration(cell.recipe, asked)) for cell in found]
     if given.text_windows:
         found = [replace(cell, measurements=_over(cell.measurements, given.text_windows)) for cell in found]
+    return found
+
+
+def _gpus(matrix: Matrix, given: CommandLine, recipes: Sequence[str] | None) -> dict[str, list[int]]:
+    """Return what --gpus asks: numbers by the recipe's name, and by an empty one for all others."""
+    known = {matrix.recipe(it).name for it in recipes or ()} | {*matrix.recipes}
+    found: dict[str, list[int]] = {}
+    for recipe, number in given.gpus:
+        if recipe and recipe not in known:
+            raise MatrixError(f"--gpus {recipe}={number}: there is no such recipe; {nearest(recipe, known)}")
+        found.setdefault(recipe, []).append(number)
     return found
 
 
@@ -165,7 +177,7 @@ def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
         name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
     ]
     return [
-        replace(cell, server=name, skip=cell.skip or unsupported(name, cell.hardware) or cell.refusal(name))
+        replace(cell, server=name, skip=cell.skip or unsupported(name, cell.hardware, cell.gpus) or cell.refusal(name))
         for name in names
     ]
 
@@ -276,7 +288,7 @@ def units(claims: Mapping[str, Claim], seconds: Mapping[str, float | None]) -> d
             cell.hardware.name,
             tuple(tests),
             sum(usual if (it := seconds[test]) is None else it for test in tests),
-            int(cell.hardware.is_gpu),
+            cell.gpus if cell.hardware.is_gpu else 0,
             next(iter(baselines), ""),
         )
         found[unit.name] = (unit, cell)
@@ -284,7 +296,7 @@ def units(claims: Mapping[str, Claim], seconds: Mapping[str, float | None]) -> d
 
 
 def _is_baseline_of(other: Cell, cell: Cell) -> bool:
-    same = other.model == cell.model and other.hardware == cell.hardware
+    same = (other.model, other.hardware, other.gpus) == (cell.model, cell.hardware, cell.gpus)
     return same and other.recipe.baseline and not cell.recipe.baseline
 
 
@@ -292,6 +304,11 @@ def only_hardware(claims: Iterable[Claim]) -> Hardware | None:
     """Return the hardware on which all is measured that is measured, or None if it is several."""
     found = {claim.cell.hardware for claim in claims if not claim.skipped}
     return found.pop() if len(found) == 1 else None
+
+
+def most_gpus(claims: Iterable[Claim]) -> int:
+    """Return how many GPUs the largest of the cells takes that are measured."""
+    return max((claim.cell.gpus for claim in claims if not (claim.skipped or claim.cell.skip)), default=1)
 
 
 # -------------------------------------------------------------------------------------------------- what is here
@@ -328,6 +345,18 @@ def _without_hardware(claims: Sequence[Claim], given: CommandLine) -> dict[Claim
                 "Use --allow-missing-hardware to skip them."
             )
         found |= dict.fromkeys(needing, f"{hardware} is not here: {problem}")
+    return found | _without_gpus([it for it in claims if it.cell.gpus > 1 and it not in found], given)
+
+
+def _without_gpus(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
+    """Return why cells that several GPUs share cannot run here: there are too few."""
+    found: dict[Claim, str] = {}
+    for hardware, gpus in dict.fromkeys((claim.cell.hardware, claim.cell.gpus) for claim in claims):
+        if hardware.is_gpu and (problem := probe.missing(hardware, gpus)):
+            if given.of_a_node:
+                raise HarnessError(f"this node was to have {gpus} x {hardware}: {problem}")
+            needing = [claim for claim in claims if (claim.cell.hardware, claim.cell.gpus) == (hardware, gpus)]
+            found |= dict.fromkeys(needing, problem)
     return found
 
 

@@ -46,6 +46,8 @@ class CommandLine:
     servers: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     workloads: tuple[str, ...] = ()
+    gpus: tuple[tuple[str, int], ...] = ()
+    """Numbers of GPUs that share a model, each after the recipe's name that it is for; empty for every other."""
     settings: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     environments: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class CommandLine:
             servers=several("--server"),
             tasks=several("--task"),
             workloads=several("--workload"),
+            gpus=tuple(map(_gpus, several("--gpus"))),
             settings=(*several("--set"), *_price(option("--price"))),
             devices=several("--device"),
             environments=several("--environment"),
@@ -182,6 +185,14 @@ def _price(amount: float | None) -> list[str]:
     if not amount > 0:
         raise pytest.UsageError(f"--price {amount:g}: an hour costs more than nothing; leave it out for no cost")
     return [f"load.price={amount!r}"]
+
+
+def _gpus(given: str) -> tuple[str, int]:
+    """Return the recipe, if one is named, and the number of what --gpus asks. Raises UsageError for no number."""
+    recipe, _, number = given.rpartition("=")
+    if not re.fullmatch(r"[1-9]\d{0,3}", number) or (not recipe and "=" in given):
+        raise pytest.UsageError(f"--gpus {given!r}: give a number of GPUs from 1 on, or RECIPE=NUMBER")
+    return recipe, int(number)
 
 
 def _below(word: str) -> str:

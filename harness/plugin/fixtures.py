@@ -155,6 +155,8 @@ def timed(benchmark: Any, cell: Cell) -> Callable[[Callable[[], None], int, int]
         benchmark.extra_info.update(
             model=cell.model.name, recipe=cell.recipe.name, hardware=cell.hardware.name, server=cell.server
         )
+        if cell.gpus > 1:
+            benchmark.extra_info["gpus"] = cell.gpus
         try:
             benchmark.pedantic(counted, rounds=rounds, warmup_rounds=warmup, iterations=1)
         except Enough:

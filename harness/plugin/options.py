@@ -61,6 +61,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "only this server: vllm, sglang, transformers, executorch, or one of another plugin; repeatable",
     },
+    "--gpus": {
+        "action": "append",
+        "default": [],
+        "metavar": "N|RECIPE=N",
+        "help": "let N GPUs share the model (tensor parallel, through vllm or sglang), in place of what the matrix "
+        "says; repeatable, each number a cell of its own: --gpus bf16=2 --gpus int4wo=1 --gpus int4wo=2",
+    },
     "--workload": {
         "action": "append",
         "default": [],
@@ -79,7 +86,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--price": {
         "type": float,
         "metavar": "AMOUNT",
-        "help": "what an hour of the device costs (load.price of the matrix), which gives a million tokens their cost",
+        "help": "what an hour of one device costs (load.price of the matrix), which gives a million tokens their cost; "
+        "of several GPUs that share a model it counts for each",
     },
     "--task": {
         "action": "append",

@@ -56,7 +56,8 @@ class Reported:
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it where it is not known of which weights it is."""
         model = ModelIdentity(name=cell.model.name, source="none", revision="none", weights="pretrained")
-        return CellIdentity(model=model, recipe=cell.recipe.identity, hardware=cell.hardware.name, server=cell.server)
+        recipe, on = cell.recipe.identity, cell.hardware.name
+        return CellIdentity(model=model, recipe=recipe, hardware=on, server=cell.server, gpus=cell.gpus)
 
     def record_failure(self, cell: Cell, error: WorkerError) -> None:
         """Keep a stage that gave no result, with the end of its log."""

@@ -81,10 +81,9 @@ class HarnessSession(Reported):
                 raise ArtifactError(
                     f"{store.root}: cannot be made ({error.strerror}); name another with --cache"
                 ) from error
-        # Where nothing but one GPU is measured, sessions on others need not be waited for.
-        only = collect.only_hardware(claims)
-        gpu = probe.gpu_uuid(only) if only and only.is_gpu else ""
-        lock = only_session(machine_lock(), progress, gpu)
+        # Where nothing but some GPUs are measured, sessions on others need not be waited for.
+        only, most = collect.only_hardware(claims), collect.most_gpus(claims)
+        lock = only_session(machine_lock(), progress, probe.gpu_uuids(only, most) if only and only.is_gpu else ())
         passed = (*matrix.pass_env, *given.pass_env)
         environment = Environment(python=given.python or sys.executable, passed=passed)
         if given.swap:

@@ -199,7 +199,7 @@ class Summary:
         """Say of each checkpoint how much of it is quantized, what is plain and why, and how its size was predicted."""
         found: dict[str, list[str]] = {}
         for row in self.measurements:
-            of = f"{row.cell.model.name} {row.cell.recipe.name} on {row.cell.hardware}"
+            of = f"{row.cell.model.name} {row.cell.recipe.name} on {row.cell.on}"
             if row.cell.recipe.baseline or row.discarded:
                 continue
             if row.metric == "quantized_parameters":
@@ -226,7 +226,7 @@ class Summary:
                     longest = ", ".join(f"{name[:60]} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran)
                 except (HarnessError, ValueError, KeyError, TypeError):
                     continue  # As above.
-                of = f"{row.cell.model.name} {row.cell.recipe.name} through {row.cell.server} on {row.cell.hardware}"
+                of = f"{row.cell.model.name} {row.cell.recipe.name} through {row.cell.server} on {row.cell.on}"
                 lines[of] = f"{of}: {longest}"
         return list(lines.values())
 
@@ -284,7 +284,7 @@ def speed_of_light(measurements: Sequence[Measurement]) -> list[str]:
         if row.metric == "limit_fraction" and not row.discarded:
             cell = row.cell
             of = (
-                f"{cell.model.name} {cell.recipe.name} through {cell.server} on {cell.hardware}, "
+                f"{cell.model.name} {cell.recipe.name} through {cell.server} on {cell.on}, "
                 f"batch {row.parameters.get('batch_size', '?')}, {row.parameters.get('phase', 'a step')}"
             )
             by = limited.limited_by(row.statistics)

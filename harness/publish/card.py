@@ -17,6 +17,7 @@ from harness.records.published import Documented
 from harness.records.schema import Judgement, Measurement, ModelIdentity, RecipeIdentity, describe
 from harness.report import unsteady
 from harness.report.layout import Layout
+from harness.report.lines import gpus_of
 from harness.report.rendering import Table, escape_md, render
 from harness.report.tables import collect, provenance
 
@@ -341,7 +342,8 @@ def _tables(contents: Contents, documented: Documented, section: Section) -> lis
         if section == "quality" and subject.model.weights == "random":
             continue
         for table in Layout(subject, documented).section(section):
-            names = [columns[recipe.baseline] for recipe in subject.recipes]
+            on = (f" ({gpus_of(recipe)} GPUs)" if gpus_of(recipe) > 1 else "" for recipe in subject.recipes)
+            names = [columns[recipe.baseline] + told for recipe, told in zip(subject.recipes, on, strict=True)]
             header = (table.header[0], *names) if len(names) + 1 == len(table.header) else table.header
             notes = tuple(note for note in table.notes if not note.startswith("model: "))
             title = f"{_TITLES.get(section, 'Results')} ({subject.device})"

@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
         "baseline": pa.bool_(),
         "hardware": _TEXT,
         "server": _TEXT,
+        "gpus": pa.int64(),
         "device": _TEXT,
         "device_detail": _TEXT,
         "metric": _TEXT,
@@ -89,7 +90,7 @@ SCHEMA = pa.schema(
 )
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
-_LAYOUT = 6
+_LAYOUT = 7
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 _AT_ONCE = 4000
@@ -344,6 +345,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "baseline": cell.recipe.baseline,
         "hardware": cell.hardware,
         "server": cell.server,
+        "gpus": cell.gpus,
     }
 
 

@@ -91,7 +91,8 @@ DETAIL: tuple[Metric, ...] = (
         "higher",
         "engine",
         "Least time that the device's measured copy bandwidth and matrix rate allow for a step's bytes and operations, "
-        "over the time it took; the output head counts for the tokens whose logits are taken: in prefill each prompt's "
+        "over the time it took, GPUs that share a model each for its part; the output head counts for the tokens whose "
+        "logits are taken: in prefill each prompt's "
         "last. Source: Williams et al., Roofline, CACM 52(4), 2009.",
         version=2,
         parameters=(*_BATCH, "phase"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.base.reading import json_value
-from harness.records.place import Place
+from harness.records.place import OF_CELL, Place
 from harness.records.schema import Failure
 
 Position = tuple[str, int]
@@ -15,7 +15,7 @@ Position = tuple[str, int]
 
 COLUMNS = (
     *("source", "line", "kind", "time", "model", "revision", "recipe", "recipe_hash", "hardware", "server"),
-    *("metric", "parameters", "discarded", "stage", "worker", "test", "outcome", "passed"),
+    *("gpus", "metric", "parameters", "discarded", "stage", "worker", "test", "outcome", "passed"),
 )
 """The columns of :mod:`harness.records.columns` that :func:`standing` reads."""
 
@@ -80,7 +80,7 @@ def counted(failures: Sequence[Failure]) -> list[tuple[Failure, int]]:
 
 
 def _cell(row: Mapping[str, Any]) -> Place:
-    return Place(**{name: row[name] for name in ("model", "revision", "recipe", "recipe_hash", "hardware", "server")})
+    return Place(**{name: row[name] for name in OF_CELL})
 
 
 def _reached(row: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -118,8 +118,10 @@ LOAD: tuple[Metric, ...] = (
         "J/tok",
         "lower",
         "server",
-        "Energy of the device over generated tokens, its idle power taken off, " + _ABOUT + ": NVML's counter of the "
-        "GPU's board, or RAPL's of the processor packages. Its statistics have the idle power and the energy with it.",
+        "Energy of the device, or of all GPUs that share the model, over generated tokens, its idle power taken off, "
+        + _ABOUT
+        + ": NVML's counter of the GPU's board, or RAPL's of the processor packages. Its statistics have the idle "
+        "power and the energy with it.",
         parameters=_AT,
         rows=(Row("performance", "energy a token", Words.PERCENT, " J", places(3), shown=("at",), lead=("workload",)),),
         samples="rounds",
@@ -130,7 +132,7 @@ LOAD: tuple[Metric, ...] = (
         "lower",
         "server",
         "What a million generated tokens cost: the price of the device's hour (load.price, --price), in `currency`, "
-        "over the tokens of an hour, " + _ABOUT + ".",
+        "times the GPUs that share the model, over the tokens of an hour, " + _ABOUT + ".",
         parameters=(*_AT, "currency", "price"),
         rows=(
             Row(

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import RecordError
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 # What an expected failure's reason says, of a limit and of kernels, while it was recorded as a skip.
 _EXPECTED = (
@@ -85,6 +85,12 @@ def _from_7(line: dict[str, Any]) -> None:
         line.setdefault("disturbed", "")
 
 
+def _from_8(line: dict[str, Any]) -> None:
+    """Every cell was on one device."""
+    if isinstance(cell := line.get("cell"), dict):
+        cell.setdefault("gpus", 1)
+
+
 _STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
     1: _from_1,
     2: _from_2,
@@ -93,6 +99,7 @@ _STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
     5: _from_5,
     6: _from_6,
     7: _from_7,
+    8: _from_8,
 }
 
 

@@ -83,6 +83,8 @@ class Place:
     """Digest of the configuration."""
     hardware: str = ""
     server: str = ""
+    gpus: int = 1
+    """GPUs that share the model; 1 of a processor."""
     stage: str = ""
     """One of harness.records.metrics.STAGES; empty for a metric that is not known there."""
     metric: str = ""
@@ -105,6 +107,7 @@ class Place:
             recipe_hash=cell.recipe.hash,
             hardware=cell.hardware,
             server=cell.server,
+            gpus=cell.gpus,
             stage=(metric and stage_of(metric, cell.server, parameters)) or "",
             metric=metric,
             definition=definition,
@@ -123,7 +126,7 @@ class Place:
 
     @property
     def cell(self) -> Place:
-        """The model, recipe, hardware and server alone."""
+        """The model, recipe, hardware, server and number of GPUs alone."""
         return self.without("stage", "metric", "definition", "parameters")
 
     @property
@@ -155,11 +158,8 @@ class Place:
         """Tell a figure, as in ``latency (batch_size=1) of SmolLM2/int8wo/vllm on cpu``; nothing is read back."""
         shown = f"{self.metric} ({self.parameters})" if self.parameters else self.metric
         cell = "/".join(filter(None, (self.model, self.recipe, self.server)))
-        return " ".join(
-            filter(
-                None, (shown, f"of {cell}" if cell and shown else cell, f"on {self.hardware}" if self.hardware else "")
-            )
-        )
+        where = " ".join(filter(None, (f"{self.gpus} x" if self.gpus > 1 else "", self.hardware)))
+        return " ".join(filter(None, (shown, f"of {cell}" if cell and shown else cell, f"on {where}" if where else "")))
 
 
 _EMPTY: dict[str, Any] = {field.name: field.default for field in fields(Place)}
@@ -167,7 +167,7 @@ _EMPTY: dict[str, Any] = {field.name: field.default for field in fields(Place)}
 
 def subject_of(it: Measurement) -> tuple[Place, str, str]:
     """Return what one set of tables is about: a model on a hardware, which kind of weights, and the device's name."""
-    return Place.of(it.cell).without("recipe", "recipe_hash", "server"), it.cell.model.weights, it.device.name
+    return Place.of(it.cell).without("recipe", "recipe_hash", "server", "gpus"), it.cell.model.weights, it.device.name
 
 
 def figure_of(it: Measurement) -> tuple[Place, str, str]:
@@ -197,9 +197,10 @@ def gather(data: Any, parts: Sequence[str] = PARTS) -> Any:
 
 
 def spread(data: dict[str, Any], parts: Sequence[str] = PARTS) -> dict[str, Any]:
-    """Return JSON whose ``place`` stands beside the rest, as :func:`gather` takes it."""
+    """Return JSON whose ``place`` stands beside the rest, as :func:`gather` takes it; one GPU is not told of."""
     place = data["place"]
-    return {name: place[name] for name in parts} | {name: it for name, it in data.items() if name != "place"}
+    shown = [name for name in parts if name != "gpus" or place[name] != 1]
+    return {name: place[name] for name in shown} | {name: it for name, it in data.items() if name != "place"}
 
 
 class Placed(BaseModel):

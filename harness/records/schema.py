@@ -65,6 +65,12 @@ class Cell(_Frozen):
     recipe: RecipeIdentity
     hardware: str
     server: str = Field(description="transformers, vllm, sglang or executorch; empty where no server is involved.")
+    gpus: int = Field(default=1, ge=1, description="GPUs that share its model (tensor parallel); 1 of a processor.")
+
+    @property
+    def on(self) -> str:
+        """Its hardware in words, with how many GPUs of it share the model where they are several."""
+        return f"{self.gpus} x {self.hardware}" if self.gpus > 1 else self.hardware
 
 
 # The last second of the year 9999: what comes later has no date in the calendar of Python or of most databases.

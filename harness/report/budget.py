@@ -163,7 +163,7 @@ class _Starts:
     def _start(self, cell: Cell, kind: str) -> float:
         seconds = self._recorded.get((_key(cell), kind))
         if seconds is None:
-            self.missing.append(f"the {kind} of {cell.model.name} {cell.recipe.name} on {cell.hardware}")
+            self.missing.append(f"the {kind} of {cell.model.name} {cell.recipe.name} on {cell.on}")
         return seconds or 0.0
 
     def _engine(self, cell: Cell) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
-from harness.report.lines import recipe_key
+from harness.report.lines import column_of, recipe_key
 from harness.report.rendering import Table
 from harness.report.svg import number
 
@@ -115,7 +115,7 @@ def choices(subject: Subject, absent: Mapping[str, str] | None = None) -> Choice
     """Return what was measured of each recipe of a model on a device through Transformers."""
     found = []
     for recipe in subject.recipes:
-        mine = [it for it in subject.measurements if recipe_key(it.cell.recipe) == recipe_key(recipe)]
+        mine = [it for it in subject.measurements if recipe_key(column_of(it.cell)) == recipe_key(recipe)]
         # Of a figure over more and over less text that over more.
         mine = sorted((it for it in mine if it.cell.server in ("", "transformers")), key=_windows)
         figures = {it.metric: _figure(it) for it in mine}

@@ -38,7 +38,7 @@ MOST_BYTES = 5_000_000
 
 _ENVIRONMENTS = 10
 _TRENDED = ("latency", "request_throughput", "generate_throughput", "peak_memory", "perplexity", "accuracy")
-_OF_PLACE = ("model", "revision", "hardware", "server", "metric", "definition")
+_OF_PLACE = ("model", "revision", "hardware", "server", "gpus", "metric", "definition")
 SERIES = (*_OF_PLACE, "recipe", "device", "unit", "parameters", "direction")
 
 
@@ -241,7 +241,8 @@ def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
         if key not in made:
             subject = f"{row['model']} on {row['hardware']} ({row['device']})"
             server = f"through {row['server']}" if row["server"] not in ("", "transformers", "executorch") else ""
-            detail = " ".join(it for it in (server, str(parameters)) if it)
+            gpus = f"on {row['gpus']} GPUs" if row["gpus"] > 1 else ""
+            detail = " ".join(it for it in (server, gpus, str(parameters)) if it)
             made[key] = history.History(row["metric"], subject, detail, row["unit"], {})
         points = made[key].series.setdefault(row["recipe"], [])
         points.append((row["time"], row["value"], found.runs[row["source"]].name))
@@ -251,7 +252,7 @@ def histories(found: Columns, metrics: Sequence[str]) -> list[history.History]:
 def _limit(it: Judgement) -> tuple[str, ...]:
     cell = it.cell
     return (
-        f"{cell.model.name} {cell.recipe.name} on {cell.hardware} {cell.server}".strip(),
+        f"{cell.model.name} {cell.recipe.name} on {cell.on} {cell.server}".strip(),
         it.metric,
         ", ".join(f"{name}={value}" for name, value in it.parameters.items()),
         it.comparison,
@@ -272,7 +273,7 @@ def _skips(lines: Iterable[Line]) -> dict[str, list[tuple[str, ...]]]:
 
 
 def _failure(it: Failure, times: int) -> list[str]:
-    cell = f"{it.cell.model.name} {it.cell.recipe.name} on {it.cell.hardware} {it.cell.server}".strip()
+    cell = f"{it.cell.model.name} {it.cell.recipe.name} on {it.cell.on} {it.cell.server}".strip()
     kind = it.failure if times == 1 else f"{it.failure}, {times} times"
     return [cell, it.stage, kind, it.message, it.log_tail]
 

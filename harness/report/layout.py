@@ -18,7 +18,7 @@ from harness.records.published import Documented, Figure
 from harness.records.schema import Measurement, ModelIdentity, RecipeIdentity, Scalar
 from harness.report import claims, limited
 from harness.report.claims import Claim
-from harness.report.lines import NOTHING, TableLine, labels, recipe_key
+from harness.report.lines import NOTHING, TableLine, column_of, gpus_of, labels, recipe_key
 from harness.report.rendering import Entry, Table
 from harness.report.table_rows import AGREEMENT, ROWS, rows_of
 
@@ -48,12 +48,17 @@ class Subject:
     def recipes(self) -> list[RecipeIdentity]:
         """Every recipe that something was measured of, in order of appearance, the baseline first."""
         records = [it for it in (*self.measurements, *self.discarded) if it.metric not in OF_THE_DEVICE]
-        recipes = {recipe_key(it.cell.recipe): it.cell.recipe for it in records}
+        columns = map(column_of, (it.cell for it in records))
+        recipes = {recipe_key(column): column for column in columns}
         return sorted(recipes.values(), key=lambda recipe: not recipe.baseline)
 
     @cached_property
     def baseline(self) -> RecipeIdentity | None:
         return next((recipe for recipe in self.recipes if recipe.baseline), None)
+
+    def baseline_of(self, recipe: RecipeIdentity) -> RecipeIdentity | None:
+        """Return the baseline on as many GPUs, which a recipe is held against."""
+        return next((one for one in self.recipes if one.baseline and gpus_of(one) == gpus_of(recipe)), None)
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,9 @@ class Layout:
             for row in rows_of(it.metric, it.unit):
                 if row.section == section and (not row.statistic or row.statistic in it.statistics):
                     line = TableLine(row, it.cell.server, it.parameters, it.unit, it.definition, it.direction)
-                    line = found.setdefault((row.statistic, *row_of(it)), line)
-                    line.cells.setdefault(recipe_key(it.cell.recipe), None if it.discarded else it)
+                    place, *told = row_of(it)
+                    line = found.setdefault((row.statistic, place.without("gpus"), *told), line)
+                    line.cells.setdefault(recipe_key(column_of(it.cell)), None if it.discarded else it)
         return sorted(found.values(), key=lambda line: line.order)
 
     def table(self, section: Section, lines: Sequence[TableLine], *, servers: bool) -> Table:
@@ -98,8 +104,9 @@ class Layout:
         )
 
     def column(self, recipe: RecipeIdentity, section: Section) -> str:
-        if recipe == self.subject.baseline:
-            return self.documented.label(self.subject.model.name, self.subject.hardware, section)
+        if recipe == self.subject.baseline_of(recipe):
+            label = self.documented.label(self.subject.model.name, self.subject.hardware, section)
+            return f"{label} ({gpus_of(recipe)} GPUs)" if gpus_of(recipe) > 1 else label
         twice = sum(other.name == recipe.name for other in self.subject.recipes) > 1
         name = f"{recipe.name} ({recipe.hash[:6]})" if twice else recipe.name
         model = self.documented.label(self.subject.model.name, self.subject.hardware)
@@ -115,7 +122,8 @@ class Layout:
 
     def reference(self, line: TableLine, recipe: RecipeIdentity) -> RecipeIdentity | None:
         """Return the recipe that ``recipe`` is held against in this line."""
-        return None if recipe == self.subject.baseline or line.row.words is Words.ALONE else self.subject.baseline
+        against = self.subject.baseline_of(recipe)
+        return None if recipe == against or line.row.words is Words.ALONE else against
 
     def cell(self, line: TableLine, recipe: RecipeIdentity) -> str:
         value, beside = self.parts(line, recipe)
@@ -206,7 +214,7 @@ class Layout:
         for recipe in self.subject.recipes:
             figures = self.documented.figures(self.subject.model.name, recipe.name, self.subject.hardware)
             published = [it for it in figures if rows_of(it.metric, it.unit)[0].section in SPEED_SECTIONS]
-            if recipe == self.subject.baseline or not published:
+            if recipe.baseline or not published:
                 continue
             lines = [line for line in measured if recipe_key(recipe) in line.cells]
             found = [self.figure(line, recipe) for line in lines]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.records.metric import Direction, Row
 from harness.records.published import Figure
-from harness.records.schema import Measurement, RecipeIdentity, Scalar
+from harness.records.schema import Cell, Measurement, RecipeIdentity, Scalar
 from harness.report.table_rows import improvement, position, ratio_text, rows_of
 
 NOTHING = "-"
@@ -18,6 +18,24 @@ def number_of(record: Measurement, value: float) -> str:
     """Return a value in a record's unit, as the metric's own row shows it."""
     row = next((it for it in rows_of(record.metric, record.unit) if not it.statistic), None)
     return f"{value:.4g} {record.unit}" if row is None else row.number(value) + row.suffix
+
+
+class Column(RecipeIdentity):
+    """A recipe on several GPUs that share a model, as tables have it: a column of its own, by a name of its own."""
+
+    gpus: int
+
+
+def column_of(cell: Cell) -> RecipeIdentity:
+    """Return a cell's recipe as tables have it: on how many GPUs, where they are several."""
+    if cell.gpus == 1:
+        return cell.recipe
+    return Column(**{**cell.recipe.model_dump(), "name": f"{cell.recipe.name} ({cell.gpus} GPUs)"}, gpus=cell.gpus)
+
+
+def gpus_of(recipe: RecipeIdentity) -> int:
+    """Return how many GPUs a column is of."""
+    return recipe.gpus if isinstance(recipe, Column) else 1
 
 
 def recipe_key(recipe: RecipeIdentity) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
+from harness.report.lines import column_of
 from harness.report.plots import NARROW, WIDE, Plot, colours, legend
 from harness.report.svg import COLOURS, Drawing, Scale, number, shortened
 
@@ -44,7 +45,7 @@ def _points(records: Sequence[Measurement]) -> dict[str, dict[str, dict[str, Mea
     found: dict[str, dict[str, dict[str, Measurement]]] = {}
     for it in records:
         at = str(it.parameters.get("at", ""))
-        found.setdefault(it.cell.recipe.name, {}).setdefault(at, {})[it.metric] = it
+        found.setdefault(column_of(it.cell).name, {}).setdefault(at, {})[it.metric] = it
     return found
 
 

@@ -10,6 +10,7 @@ from harness.judge.gatefile import GateFile
 from harness.records.place import Place, row_of
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
+from harness.report.lines import column_of
 from harness.report.svg import COLOURS, Drawing, Scale, number, shortened, wrapped
 from harness.report.table_rows import improvement, rows_of
 
@@ -57,8 +58,9 @@ def label_of(record: Measurement) -> str:
     lead = " ".join(str(record.parameters[name]) for name in row.lead if name in record.parameters)
     # What a recipe is loaded with where no server is named, and what every program runs in, tell nothing apart.
     through = f"through {record.cell.server}" if record.cell.server not in ("", "transformers", "executorch") else ""
+    on = f"on {record.cell.gpus} GPUs" if record.cell.gpus > 1 else ""
     name = f"{lead} {row.label}".strip() if lead else row.label or record.metric
-    return " ".join(part for part in (name, f"({after})" if after else "", through) if part)
+    return " ".join(part for part in (name, f"({after})" if after else "", through, on) if part)
 
 
 def comparable(records: Iterable[Measurement]) -> dict[tuple[Place, str, str], list[Measurement]]:
@@ -177,11 +179,10 @@ def improvements(subject: Subject) -> list[Plot]:
             if base is None or ratio is None:
                 continue
             low, high = interval(base.samples, it.samples, ratio) or (None, None)
-            tip = (
-                f"{it.cell.recipe.name}: {ratio:.3g} times better, {number(it.value)} {it.unit} of {number(base.value)}"
-            )
+            name, told = column_of(it.cell).name, f"{number(it.value)} {it.unit} of {number(base.value)}"
+            tip = f"{name}: {ratio:.3g} times better, {told}"
             tip += f"; {low:.3g} to {high:.3g}" if low and high else ""
-            lanes.append(Lane(ratio, series[it.cell.recipe.name], tip, low, high))
+            lanes.append(Lane(ratio, series[name], tip, low, high))
         if lanes:
             groups.append(Group(label_of(group[0]), lanes))
     if not groups:
@@ -205,8 +206,8 @@ def memory(subject: Subject) -> list[Plot]:
         if it.metric in ("weight_size", "peak_memory"):
             gigabytes = it.value / 1e9 if it.unit == "B" else it.value
             part = "weights" if it.metric == "weight_size" else "peak"
-            tip = f"{it.cell.recipe.name}, {part}: {number(gigabytes)} GB"
-            found.setdefault(it.cell.recipe.name, []).append(Lane(gigabytes, parts[part], tip))
+            tip = f"{column_of(it.cell).name}, {part}: {number(gigabytes)} GB"
+            found.setdefault(column_of(it.cell).name, []).append(Lane(gigabytes, parts[part], tip))
     if any(len(lanes) > 1 for lanes in found.values()):
         groups = [Group(name, sorted(lanes, key=lambda it: it.series)) for name, lanes in found.items()]
         svg = legend(parts) + _lanes("Memory of each recipe in GB", "GB", groups, 0, log=False)
@@ -239,9 +240,9 @@ def distributions(subject: Subject) -> list[Plot]:
         for count, it in enumerate(group):
             top = step * count
             low, middle, high = _quartiles(it.samples)
-            told = f"{it.cell.recipe.name}: median {number(middle)} {unit}, {len(it.samples)} samples"
+            told = f"{column_of(it.cell).name}: median {number(middle)} {unit}, {len(it.samples)} samples"
             drawing.text(0, top + 12, shortened(told, NARROW - 8), kind="halo")
-            classes = f"c{series[it.cell.recipe.name] % COLOURS}"
+            classes = f"c{series[column_of(it.cell).name] % COLOURS}"
             tip = f"{told}, quartiles {number(low)} and {number(high)}"
             drawing.rectangle(scale(low), top + 18, max(scale(high) - scale(low), 1.0), 10, f"box {classes}", tip)
             strokes = "".join(f"M{scale(sample):g} {top + 17}v12" for sample in thinned(it.samples))

@@ -216,6 +216,7 @@ def _benchmark(row: Measurement) -> Extra:
         "arch": row.device.name,
         "hardware": row.cell.hardware,
         "recipe_hash": row.cell.recipe.hash,
+        **({"gpus": str(row.cell.gpus)} if row.cell.gpus > 1 else {}),
         "harness": __version__,
         **({} if eager is None else {"compile": str(not eager).lower()}),
         **{f"flag {name}": text for name, text in _texts(row.flags).items()},

@@ -275,7 +275,7 @@ def _figure(it: Measurement) -> list[Any]:
     """Return a figure as the comparison's script reads it: its place, its value and the range of its samples."""
     samples = it.samples or [it.value]
     cell = it.cell
-    place = [cell.model.name, cell.recipe.name, cell.hardware, cell.server, it.metric]
+    place = [cell.model.name, cell.recipe.name, cell.on, cell.server, it.metric]
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(it.parameters.items()))
     return [*place, parameters, it.unit, it.direction, it.definition, it.value, min(samples), max(samples)]
 

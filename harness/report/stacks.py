@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.records.schema import Header, Line, Measurement
+from harness.report.lines import column_of
 from harness.report.rendering import Table
 from harness.servers.registry import EXECUTORCH, SERVERS, TRANSFORMERS
 
@@ -84,7 +85,7 @@ def _stack(line: Measurement, python: str) -> Stack:
 
 def _add(seen: _Seen, line: Measurement) -> None:
     server = line.cell.server
-    seen.recipes.setdefault(server, {})[line.cell.recipe.name] = None
+    seen.recipes.setdefault(server, {})[column_of(line.cell).name] = None
     seen.last = max(seen.last, line.time)
     names = SERVERS[server].distributions if server in SERVERS else (server,)
     name = next((name for name in names if name in line.packages), "")

@@ -260,7 +260,7 @@ def _skip_tables(skips: Sequence[Skip]) -> list[Table]:
 
 def _cell_name(cell: Cell) -> str:
     through = f" through {cell.server}" if cell.server else ""
-    return f"{cell.model.name} x {cell.recipe.name} on {cell.hardware}{through}"
+    return f"{cell.model.name} x {cell.recipe.name} on {cell.on}{through}"
 
 
 def _first_line(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
-from harness.report.lines import recipe_key
+from harness.report.lines import column_of, recipe_key
 from harness.report.plots import MEMORY, NARROW, SPEED, WIDE, Plot, colours, comparable, label_of
 from harness.report.svg import Drawing, Placed, Scale, number, place_labels, shortened
 
@@ -45,12 +45,12 @@ def trade_offs(subject: Subject) -> list[Plot]:
     for title, across, up in pairs:
         if across is None or up is None:
             continue
-        at = {recipe_key(it.cell.recipe): it for it in across}
+        at = {recipe_key(column_of(it.cell)): it for it in across}
         rows: list[Row] = []
         for it in up:
-            beside = at.get(recipe_key(it.cell.recipe))
+            beside = at.get(recipe_key(column_of(it.cell)))
             if beside:
-                rows.append({"recipe": it.cell.recipe.name, "x": beside.value, "y": it.value})
+                rows.append({"recipe": column_of(it.cell).name, "x": beside.value, "y": it.value})
         if len(rows) < 2:
             continue
         x, y = _axis(across), _axis(up)

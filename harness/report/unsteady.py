@@ -68,4 +68,4 @@ def _of(it: Measurement | Judgement) -> Place:
 
 def _name(it: Measurement | Judgement) -> str:
     cell = "/".join(filter(None, (it.cell.model.name, it.cell.recipe.name, it.cell.server)))
-    return one_line(f"{describe(it)} of {cell} on {it.cell.hardware}")
+    return one_line(f"{describe(it)} of {cell} on {it.cell.on}")

@@ -12,6 +12,7 @@ from harness.judge.profile import BATCH, DECODE, PREFILL, Profile
 from harness.records.run import Run
 from harness.records.schema import Measurement
 from harness.report.layout import Subject
+from harness.report.lines import column_of
 from harness.report.plots import NARROW, Plot, legend
 from harness.report.rendering import Table
 from harness.report.svg import COLOURS, Drawing, Scale, number, wrapped
@@ -58,7 +59,7 @@ def sides(subject: Subject, runs: Iterable[Run]) -> tuple[list[Side], list[str]]
                 continue
             for phase, one in phases.items():
                 row = Profiled(
-                    record.cell.recipe.name, record.cell.recipe.baseline, one, _measured(subject, record, phase)
+                    column_of(record.cell).name, record.cell.recipe.baseline, one, _measured(subject, record, phase)
                 )
                 found.setdefault((record.cell.server, order[phase], phase), []).append(row)
     return [

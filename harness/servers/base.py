@@ -59,10 +59,12 @@ class ServerBackend(ABC):
     worker of its serving benchmark, by which all servers are asked, if it brings one; ``tutorial`` says that it is what
     the published tutorial measures through, ``structured`` that it is started with a grammar, so that answers may be
     asked to keep a JSON schema. ``by_hand`` is None where it cannot read a checkpoint by itself.
-    ``needs`` is what it needs of hardware: one of them.
+    ``needs`` is what it needs of hardware: one of them. ``several`` is the option by which engine and server cut
+    a model over several GPUs (tensor parallel); empty where they cannot.
     """
 
     needs: ClassVar[tuple[Needs, ...]] = ()
+    several: ClassVar[str] = ""
     at_load: ClassVar[bool] = False
     quantized_kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
     compiles: ClassVar[bool] = False
@@ -102,6 +104,10 @@ class ServerBackend(ABC):
     @abstractmethod
     def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
         """Return what the server's module is given; it listens on 127.0.0.1 alone."""
+
+    def cut(self, cell: Cell) -> dict[str, Scalar]:
+        """Return the option that cuts a cell's model over its GPUs; none for one."""
+        return {self.several: cell.gpus} if cell.gpus > 1 and self.several else {}
 
     def unsupported(self, on: Hardware) -> str:
         """Return why the server cannot run on a hardware, or an empty string if it can."""

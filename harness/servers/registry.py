@@ -51,9 +51,14 @@ def by_hand() -> dict[str, ByHand]:
     return {name: server.by_hand for name, server in SERVERS.items() if server.by_hand}
 
 
-def unsupported(server: str, on: Hardware) -> str:
-    """Return why a server cannot run on a hardware, or an empty string if it can."""
-    return SERVERS[server].unsupported(on) if server in SERVERS else ""
+def unsupported(server: str, on: Hardware, gpus: int = 1) -> str:
+    """Return why a server cannot run on a hardware, or not on so many GPUs at once; an empty string if it can."""
+    if problem := SERVERS[server].unsupported(on) if server in SERVERS else "":
+        return problem
+    if gpus == 1 or not server or (server in SERVERS and SERVERS[server].several):
+        return ""
+    able = " or ".join(name for name, it in SERVERS.items() if it.several)
+    return f"{server} holds a model on one GPU; {gpus} GPUs share one through {able}"
 
 
 def distributions() -> dict[str, str]:

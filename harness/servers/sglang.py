@@ -23,6 +23,7 @@ class SGLang(ServerBackend):
     loaded; one that is quantized already is loaded as it is.
     """
 
+    several = "tp_size"
     at_load = True
     structured = False
     own_environment = True
@@ -38,7 +39,7 @@ class SGLang(ServerBackend):
 
     def options(self, cell: Cell, context: int) -> dict[str, Scalar]:
         engine = cell.measurements.engine
-        found: dict[str, Scalar] = {}
+        found = self.cut(cell)
         if engine.max_num_batched_tokens:
             # As many of the prompts' tokens at once as vLLM takes.
             found["chunked_prefill_size"] = engine.max_num_batched_tokens

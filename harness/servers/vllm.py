@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     *("enforce_eager", "max_model_len", "trust_remote_code", "gpu_memory_utilization", "max_num_batched_tokens"),
-    "kv_cache_dtype",
+    *("kv_cache_dtype", "tensor_parallel_size"),
 )
 # By these the prefix cache can be emptied between rounds, and an engine's process is forked from a worker.
 _OWN = ("VLLM_SERVER_DEV_MODE", "VLLM_WORKER_MULTIPROC_METHOD")
@@ -49,6 +49,7 @@ class VLLM(ServerBackend):
 
     # In bfloat16, as all models are measured.
     needs = (Needs(vendor=("none", "amd")), Needs(vendor=("nvidia",), capability=">=8.0"))
+    several = "tensor_parallel_size"
     compiles = True
     worker = "vllm"
     module = "harness.worker.vllm_server"
@@ -82,7 +83,7 @@ class VLLM(ServerBackend):
             found["max_num_batched_tokens"] = engine.max_num_batched_tokens
         if cell.recipe.kv_cache_dtype:
             found["kv_cache_dtype"] = cell.recipe.kv_cache_dtype
-        return found
+        return found | self.cut(cell)
 
     def variables(self, cell: Cell) -> dict[str, str]:
         # The development mode lets the prefix cache be emptied between rounds.

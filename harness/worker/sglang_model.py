@@ -285,7 +285,7 @@ def _tensor_names(file: str) -> list[str]:
 
 def tell_layers(self: Any, file: str) -> None:
     """Write what :func:`layers` says of the scheduler's model; SGLang's calls return nothing by themselves."""
-    _write(file, layers(self.tp_worker.model_runner.model))
+    _write(self, file, layers(self.tp_worker.model_runner.model))
 
 
 def start_profile_of_kernels(self: Any) -> None:
@@ -295,8 +295,11 @@ def start_profile_of_kernels(self: Any) -> None:
 
 def stop_profile_of_kernels(self: Any, file: str) -> None:
     """Write name, seconds and number of calls of every kernel since."""
-    _write(file, profiling.stop(self.profile_of_kernels))
+    _write(self, file, profiling.stop(self.profile_of_kernels))
 
 
-def _write(file: str, value: Any) -> None:
+def _write(scheduler: Any, file: str, value: Any) -> None:
+    # Of several that share a model one answers: they hold the same layers, and do the same work.
+    if getattr(scheduler, "tp_rank", 0):
+        return
     Path(file).write_text(json.dumps(value), encoding="utf-8")

@@ -307,6 +307,7 @@ def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Pa
                 line["device"]["vendor"] = "nvidia" if gpu else "none"
                 line["device"]["torch_device"] = "cuda" if gpu else "" if programs else "cpu"
                 line.setdefault("disturbed", "")
+                line["cell"]["gpus"] = 1
                 assert line == json.loads(found.model_dump_json()) | {"schema_version": 1}
 
 
