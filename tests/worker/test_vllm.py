@@ -115,7 +115,9 @@ def test_serving_is_measured_through_the_client(served):
     assert found["output_throughput"].value == pytest.approx(8 * found["request_throughput"].value, rel=0.01)
 
 
-def test_a_task_is_solved_through_the_server(served, documents):
+def test_a_task_is_solved_through_the_server(served, documents, temporary_folder):
+    """Where nothing is to be compiled, the server calls no compiler for the ranks of log-probabilities either."""
+    before = compiled(temporary_folder)
     found = served.flow.fleet.client(served.cell).ask(
         "tasks",
         120,
@@ -128,6 +130,12 @@ def test_a_task_is_solved_through_the_server(served, documents):
     )["hellaswag"]
     assert found["metrics"]["acc"] == found["metrics"]["acc_norm"] == 0.25
     assert len(found["documents"]) == 12
+    assert compiled(temporary_folder) == before
+
+
+def compiled(folder: Path) -> set[Path]:
+    """Return the sources that were written for a C++ compiler by what runs in this session."""
+    return set(folder.glob("torchinductor_*/**/*.cpp"))
 
 
 # ------------------------------------------------------------------------------------- a server that is not one
