@@ -105,6 +105,11 @@ class Load(Table):
         "--workload names none.",
     )
     requests: PositiveInt = Field(default=100, description="Requests that a run has at least.")
+    saturating_requests: PositiveInt = Field(
+        default=1600,
+        description="Requests at once, at most, that saturation is looked for with: from `requests` on twice as many "
+        "each time, until no more tokens a second come of it.",
+    )
     seconds: PositiveFloat = Field(default=10.0, description="Seconds for which requests arrive in a run, at least.")
     rounds: PositiveInt = Field(default=1, description="Runs at each rate of the sweep; each draws its own arrivals.")
     sweep: list[PositiveFloat] = Field(

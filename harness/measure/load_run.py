@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.matrix.workload import Workload
-from harness.measure.capacity import Observed, grew
+from harness.measure.capacity import Observed, grew, quantile
 from harness.measure.figures import Figure, between_rounds, percentiles, thinned
 
 BUSY = 0.9
 """The share of one processor from which on the client, which has one thread, is what limits."""
+LAG = 0.7
+"""How late the client's own timers may be, as a share of the time to first token, both at the 99th percentile."""
+LEAST_LAG = 20.0
+"""Milliseconds by which any timer may be late."""
+LEVEL = 1.1
+"""Twice the requests at once that bring less than this many times the tokens a second say that the server is full."""
 LATE = 0.05
 """The share of the asked rate by which the achieved one may fall short."""
 _TIMES = ("ttft", "tpot", "itl", "e2e")
@@ -65,10 +71,20 @@ class Run:
             short = sum(got < asked for got, asked in zip(told["tokens"], told["asked_tokens"], strict=True))
             if short:
                 return f"{short} of {sent} answers have fewer tokens than asked for"
+        return self.client_limited
+
+    @property
+    def client_limited(self) -> str:
+        """How the client was what limits, or an empty string."""
+        told = self.told
         if told["client_cpu"] >= BUSY:
             return f"the client was the bottleneck: its one thread was busy for {told['client_cpu']:.0%} of the time"
         if self.rate and self.achieved is not None and self.achieved < (1 - LATE) * self.rate:
             return f"the client was the bottleneck: {self.achieved:.3g} of {self.rate:.3g} requests a second were sent"
+        waited = quantile(told["ttft"], 0.99)
+        if told["lag_p99"] > max(LEAST_LAG, LAG * waited):
+            late = f"its own timers were {told['lag_p99']:.3g} ms late where the first token took {waited:.3g} ms"
+            return f"the client was the bottleneck: {late} (p99 of both)"
         return ""
 
     def observed(self) -> Observed:
@@ -85,6 +101,25 @@ def due(workload: Workload, rate: float | None, requests: int) -> float:
     if workload.arrival.kind == "burst" and workload.arrival.burst:
         return (requests - 1) // workload.arrival.burst * workload.arrival.burst / rate
     return requests / rate
+
+
+def levelled(runs: Sequence[Run]) -> bool:
+    """Return whether the last of runs at once, each of twice the requests, brought hardly more tokens a second."""
+    return len(runs) > 1 and runs[-1].tokens < LEVEL * runs[-2].tokens
+
+
+def completes(runs: Sequence[Run]) -> float:
+    """Return the requests a second that a server can complete, from runs of ever more requests at once.
+
+    What the last run took longer than the one before it is free of the end of a run, at which few answers are left.
+    """
+    last = runs[-1]
+    if len(runs) < 2 or not last.told["tokens"]:
+        return last.requests if last.told["duration"] else 0.0
+    seconds = last.told["duration"] - runs[-2].told["duration"]
+    tokens = sum(last.told["tokens"]) - sum(runs[-2].told["tokens"])
+    further = tokens / seconds / statistics.fmean(last.told["tokens"]) if seconds > 0 and tokens > 0 else 0.0
+    return max(last.requests, further)
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Figure]:

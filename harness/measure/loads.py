@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.base.errors import HarnessError, Unsuitable, VoidLoad, WorkerError
+from harness.base.errors import HarnessError, Unsuitable, VoidLoad
 from harness.machine import probe
 from harness.machine.energy import Meter, taken
 from harness.machine.vendor import Unseen
@@ -18,10 +18,10 @@ from harness.matrix.plan import Cell
 from harness.matrix.workload import Workload, limit_of, named
 from harness.measure.capacity import Limit, Observed, Search, good, limits_of
 from harness.measure.figures import Figure
-from harness.measure.load_run import Run, due, figures
+from harness.measure.load_run import Run, completes, due, figures, levelled
 from harness.measure.recorder import Recorder
+from harness.measure.serving import through_client
 from harness.records.schema import Measurement, Scalar
-from harness.servers.base import SERVED_NAME
 from harness.servers.registry import SERVERS
 
 SATURATION = "saturation"
@@ -39,6 +39,9 @@ class Loads:
     _meter: Meter | None = None
     _unmetered: str = ""
     _idle: float = 0.0
+    _levelled: bool = False
+    _completes: float = 0.0
+    """Requests a second above which no queue is steady; 0 where no run at once has told it."""
 
     def load(self, cell: Cell, name: str) -> dict[str, Measurement]:
         """Measure a workload at all its rates: at once, then over the sweep; or as its arrivals are, if at no rate.
@@ -70,7 +73,10 @@ class Loads:
         if not workload.slo:
             raise Unsuitable(f"{cell.id}: the workload {name} has no limits (slo) to hold, so it has no capacity")
         # What is void of it fails the test of load; a rate at which nothing is void can be found all the same.
-        self._sweep(cell, workload)
+        swept = self._sweep(cell, workload)
+        if not self._completes and f"load_requests {SATURATION}" in swept:
+            # A resumed run has the sweep's records, and its runs no more.
+            self._completes = self._top(swept)
         wanted, found = cell.measurements.load, {}
         for limits in workload.slo:
             told = named(limits)
@@ -103,7 +109,7 @@ class Loads:
                 f"{cell.id}: {name} asks for structured answers, and {cell.server} is started without a grammar"
             )
         if self._of != (cell.id, name):
-            self._of, self._runs, self._seed = (cell.id, name), [], 0
+            self._of, self._runs, self._seed, self._completes = (cell.id, name), [], 0, 0.0
             self._meter, self._idle, self._unmetered = None, 0.0, ""
         return workload
 
@@ -113,17 +119,40 @@ class Loads:
         parameters: dict[str, Scalar] = {"workload": workload.name, "at": at}
         names = ["load_requests", "load_tokens", "load_ttft", "load_tpot", "load_latency"]
 
+        runs: list[Run] = []
+
         def take() -> dict[str, Figure]:
-            runs = [self._run(cell, workload, at, rate) for _ in range(wanted.rounds)]
+            if at == SATURATION:
+                runs.append(self._saturate(cell, workload))
+            requests = len(runs[0].told["arrivals"]) if runs else None
+            runs.extend(self._run(cell, workload, at, rate, requests) for _ in range(wanted.rounds - len(runs)))
             return figures(runs)
 
-        taken_here = len(self._runs)
         found = self._take(cell, workload, parameters, take, tuple(names))
         told = {f"{metric} {at}": record for metric, record in found.items()}
-        runs = self._runs[taken_here:]
         if runs:
             told |= self._further(cell, workload, at, runs)
         return told
+
+    def _saturate(self, cell: Cell, workload: Workload) -> Run:
+        """Send requests at once, twice as many each time, until no more tokens a second come of it.
+
+        With few requests the longest answers, which run alone at the end, tell more of the rate than the server does.
+        A workload that says how many requests it has is sent as it is.
+        """
+        wanted = cell.measurements.load
+        runs = [self._run(cell, workload, SATURATION, None)]
+        requests, most = len(runs[0].told["arrivals"]), wanted.saturating_requests
+        while not workload.requests and not runs[-1].void and not levelled(runs) and 2 * requests <= most:
+            requests *= 2
+            run = self._run(cell, workload, SATURATION, None, requests)
+            if run.client_limited:
+                # What the client can send tells nothing of the server; what it could send before does.
+                break
+            runs.append(run)
+        self._completes = completes(runs)
+        self._levelled = levelled(runs)
+        return runs[-1]
 
     def _further(self, cell: Cell, workload: Workload, at: str, runs: Sequence[Run]) -> dict[str, Measurement]:
         """Record what follows from runs that were just taken: goodput, saturation, energy and cost."""
@@ -137,7 +166,9 @@ class Loads:
             found[f"{metric} {at} {parameters.get('slo', '')}"] = note(parameters, metric, figure)
 
         if at == SATURATION:
-            add("saturation_throughput", {"workload": workload.name}, [run.tokens for run in runs])
+            requests, levels = float(len(runs[0].told["arrivals"])), float(self._levelled)
+            samples = [run.tokens for run in runs]
+            add("saturation_throughput", {"workload": workload.name}, samples, requests=requests, levelled=levels)
         for limits in workload.slo:
             of = limits_of(limits, limit_of)
             kept = [sum(good(run.observed().times, of)) / run.told["duration"] for run in runs]
@@ -161,34 +192,18 @@ class Loads:
             add("token_cost", {**here, "price": wanted.price, "currency": wanted.currency}, cost)
         return found
 
-    def _run(self, cell: Cell, workload: Workload, at: str, rate: float | None) -> Run:
+    def _run(self, cell: Cell, workload: Workload, at: str, rate: float | None, requests: int | None = None) -> Run:
         """Send a workload once, over an empty prefix cache."""
         flow, wanted = self.recorder.flow, cell.measurements.load
-        server, client = flow.fleet.server(cell), flow.fleet.client(cell)
         least = workload.requests or wanted.requests
-        requests = max(least, math.ceil(rate * wanted.seconds)) if rate else least
+        requests = requests or (max(least, math.ceil(rate * wanted.seconds)) if rate else least)
         flow.progress(f"load {workload.name} on {cell.id}: {at}, {requests} requests")
 
         def ask(number: int, at_rate: float | None, seed: int) -> dict[str, Any]:
-            server.tell(flow.fleet.backend(cell).empty_cache, 60)
-            try:
-                return client.ask(
-                    "load",
-                    cell.measurements.time_limits.measure,
-                    url=server.url,
-                    model=SERVED_NAME,
-                    tokenizer=str(flow.checkpoints.served(cell).folder),
-                    workload=workload.model_dump(),
-                    requests=number,
-                    rate=at_rate,
-                    seed=seed,
-                    dataset=self._dataset(workload),
-                    trust_remote_code=cell.model.trust_remote_code,
-                )
-            except WorkerError:
-                server.check_alive(f"{workload.name} at {at}")
-                raise
+            asked = {"workload": workload.model_dump(), "requests": number, "rate": at_rate, "seed": seed}
+            return through_client(flow, cell, "load", f"{workload.name} at {at}", **asked, dataset=dataset)
 
+        dataset = self._dataset(workload)
         if not self._seed:
             # What a server does for the first time it may compile first.
             ask(min(_WARMUP, least), None, 0)
@@ -228,8 +243,7 @@ class Loads:
             return run.observed()
 
         rated = [run for run in self._runs if run.rate and not run.void]
-        saturated = [run.requests for run in self._runs if run.rate is None and run.told["ttft"]]
-        top = max(saturated, default=max((run.rate for run in rated if run.rate), default=1.0))
+        top = self._completes or max((run.rate for run in rated if run.rate), default=1.0)
         search = Search(once, top, wanted.precision, wanted.most_runs, [run.observed() for run in rated])
         try:
             found = search(limits)

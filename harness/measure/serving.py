@@ -12,7 +12,6 @@ from harness.measure.figures import Figure, Timer, between_rounds, in_a_row, per
 from harness.measure.flow import Flow
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
-from harness.runtime.job import Server, Worker
 from harness.servers.base import SERVED_NAME
 
 
@@ -73,13 +72,15 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
     rates, times = ("request_throughput", "output_throughput"), ("ttft", "tpot", "itl")
 
     def take() -> dict[str, Figure]:
-        asked, client = flow.fleet.server(cell), flow.fleet.client(cell)
         rounds: list[dict[str, Any]] = []
+        asked: dict[str, Any] = {"num_prompts": num_prompts, "output_len": wanted.output_len}
+        asked |= {"dataset": str(flow.checkpoints.prompts().folder / "prompts.json")}
 
         def once() -> None:
             number = len(rounds) + 1
             flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {number} of {wanted.rounds}")
-            rounds.append(_round(flow, cell, asked, client, num_prompts=num_prompts, number=number))
+            stage = f"serving {num_prompts} prompts, round {number}"
+            rounds.append(through_client(flow, cell, "serving", stage, **asked))
 
         timer(once, wanted.rounds, 0)
         found = {}
@@ -100,21 +101,23 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
     return recorder.take(cell, parameters, take, names=(*rates, *times), engine=True, inputs=inputs)
 
 
-def _round(flow: Flow, cell: Cell, server: Server, client: Worker, *, num_prompts: int, number: int) -> dict[str, Any]:
-    """Send all prompts once and return what the benchmark says of it."""
+def through_client(flow: Flow, cell: Cell, operation: str, stage: str, **asked: Any) -> dict[str, Any]:
+    """Have the cell's client send requests to its server, over an empty prefix cache, and return what it tells.
+
+    Raises WorkerError, which says how the server ended where it has.
+    """
+    server, client = flow.fleet.server(cell), flow.fleet.client(cell)
     server.tell(flow.fleet.backend(cell).empty_cache, 60)
     try:
         return client.ask(
-            "serving",
+            operation,
             cell.measurements.time_limits.measure,
             url=server.url,
             model=SERVED_NAME,
             tokenizer=str(flow.checkpoints.served(cell).folder),
-            dataset=str(flow.checkpoints.prompts().folder / "prompts.json"),
-            num_prompts=num_prompts,
-            output_len=cell.measurements.serving.output_len,
             trust_remote_code=cell.model.trust_remote_code,
+            **asked,
         )
     except WorkerError:
-        server.check_alive(f"serving {num_prompts} prompts, round {number}")
+        server.check_alive(stage)
         raise

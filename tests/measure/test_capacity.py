@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from harness.measure.capacity import (
     share_within,
 )
 from harness.measure.load_run import Run
+from harness.measure.loads import Loads
 
 SERVICE = 0.05  # seconds
 
@@ -180,6 +182,10 @@ def test_a_good_run_is_not_void() -> None:
         ({"tokens": [3] * 8 + [1, 2]}, "2 of 10 answers have fewer tokens than asked for"),
         ({"client_cpu": 0.97}, "the client was the bottleneck: its one thread was busy for 97% of the time"),
         ({"arrivals": [0.2 * index for index in range(1, 11)]}, r"bottleneck: 5 of 10 requests a second were sent"),
+        (
+            {"lag_p99": 21.0},
+            "bottleneck: its own timers were 21 ms late where the first token took 10 ms",
+        ),
         ({"ttft": [], "tokens": []}, "no request was answered"),
     ],
 )
@@ -191,3 +197,54 @@ def test_what_says_nothing_is_void_with_its_reason(changed: dict[str, Any], word
 
 def test_an_answer_that_may_end_by_itself_is_not_short() -> None:
     assert Run(10.0, told(tokens=[1] * 10, to_the_end=False), due=1.0).void == ""
+
+
+# ------------------------------------------------------------------------------------------------------ saturation
+
+
+def full(requests: int, most: float = 50.0, tail: float = 4.0, **changed: Any) -> Run:
+    """A run at once on a server that completes ``most`` requests a second, the last of them alone for ``tail`` s."""
+    many = {"ttft": [10.0] * requests, "tokens": [3] * requests, "asked_tokens": [3] * requests}
+    return Run(None, told(arrivals=[0.0] * requests, **many, duration=requests / most + tail, **changed))
+
+
+def saturated(
+    monkeypatch: pytest.MonkeyPatch, most: int, requests: int | None = None, **changed: Any
+) -> tuple[Loads, list[int]]:
+    loads = Loads(cast(Any, None))
+    sent: list[int] = []
+
+    def run(cell: Any, workload: Any, at: str, rate: float | None, asked: int | None = None) -> Run:
+        sent.append(asked or 100)
+        return full(sent[-1], **(changed if len(sent) > 2 else {}))
+
+    monkeypatch.setattr(loads, "_run", run)
+    wanted = SimpleNamespace(saturating_requests=most)
+    cell = SimpleNamespace(measurements=SimpleNamespace(load=wanted))
+    last = loads._saturate(cast(Any, cell), cast(Any, SimpleNamespace(requests=requests)))
+    assert len(last.told["tokens"]) <= most
+    return loads, sent
+
+
+def test_a_server_is_full_when_twice_the_requests_bring_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, sent = saturated(monkeypatch, 100_000)
+    # 100 requests at once say 16.7 a second of a server that completes 50.
+    assert sent == [100, 200, 400, 800, 1600, 3200]
+    assert loads._levelled
+    assert loads._completes == pytest.approx(50)
+
+
+def test_saturation_is_looked_for_no_further_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, sent = saturated(monkeypatch, 300)
+    assert sent == [100, 200]
+    assert not loads._levelled
+    assert loads._completes == pytest.approx(50)
+    # A workload that says how many requests it has is sent as it is.
+    assert saturated(monkeypatch, 100_000, requests=100)[1] == [100]
+
+
+def test_more_than_the_client_can_send_says_nothing_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, sent = saturated(monkeypatch, 100_000, client_cpu=0.99)
+    assert sent == [100, 200, 400]
+    assert loads._completes == pytest.approx(50)
+    assert not loads._levelled
