@@ -14,6 +14,9 @@ ATTEMPTS = 3
 PATIENCE = 120.0
 """Seconds for which hardware that no node has any more is waited for: a node may come late, or come back."""
 
+LATER = "HARNESS_BASELINE_LATER"
+"""Set for a session that measures beside its baseline: what needs that is judged by a later one, by its records."""
+
 Event = dict[str, Any]
 """What a node's session says, one JSON object a line; ``kind`` says what it is."""
 
@@ -71,6 +74,8 @@ class Campaign:
     _avoid: dict[str, list[str]] = field(default_factory=dict)
     _running: dict[str, Unit] = field(default_factory=dict)
     _since: dict[str, float] = field(default_factory=dict)
+    _later: dict[str, set[str]] = field(default_factory=dict)
+    _spared: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
         """Return once every unit is over; what a lost cluster leaves is told of as missing."""
@@ -93,7 +98,7 @@ class Campaign:
 
     def _submit(self) -> None:
         devices = self.engine.devices()
-        for hardware in self._ready.hardware():
+        for hardware in dict.fromkeys(unit.hardware for unit in self._open.values()):
             count = devices.get(hardware, 0)
             busy = sum(unit.devices for unit in self._running.values() if unit.hardware == hardware)
             # A few more than there are devices, so that one that ends need not wait for the planner.
@@ -103,14 +108,25 @@ class Campaign:
                     break
                 busy += unit.devices
                 self._start(unit)
+            # What waits for a baseline measures beside it rather than that a device stands idle.
+            while busy < count and (unit := self._ready.early(hardware, self._begun(hardware))):
+                busy += unit.devices
+                self._start(unit)
         self._look_for_absent(devices)
+
+    def _begun(self, hardware: str) -> set[str]:
+        """Return the units of a hardware that a device has begun with, so that it is known of which kind it is."""
+        return {name for name, unit in self._running.items() if unit.hardware == hardware and name in self._kinds}
 
     def _start(self, unit: Unit) -> None:
         attempt = self._attempts[unit.name] = self._attempts.get(unit.name, 0) + 1
         self._running[unit.name] = unit
         kind = self._kinds.get(unit.after, "") if unit.after else self._kinds.get(unit.name, "")
         left = list(self._left[unit.name])
-        self.engine.submit(unit, attempt, self.payload(unit, left), kind, self._avoid.get(unit.name, ()))
+        payload = self.payload(unit, left)
+        if unit.after in self._open:
+            payload = {**payload, "variables": {**payload.get("variables", {}), LATER: "1"}}
+        self.engine.submit(unit, attempt, payload, kind, self._avoid.get(unit.name, ()))
 
     def _look_for_absent(self, devices: Mapping[str, int]) -> None:
         """Give up what needs more of a hardware than the cluster has had for some time."""
@@ -135,6 +151,8 @@ class Campaign:
             self._kinds[name] = event.get("device_kind", "")
         if event["kind"] == "done" and current:
             self._left[name].pop(event["test"], None)
+        if event["kind"] == "later" and current:
+            self._later.setdefault(name, set()).add(event["test"])
         # A record is a measurement, also from a node that was given up; a report counts once.
         if current or event["kind"] == "line":
             self.take(unit, event)
@@ -148,11 +166,18 @@ class Campaign:
         if not left:
             self._over(unit, [], "")
             return
+        later = self._later.pop(unit.name, set())
+        if not end.problem and later.issuperset(left):
+            # Measured, and to be judged: by a session that finds all its records.
+            self._spared[unit.name] = self._spared.get(unit.name, 0) + 1
+            (self._ready.wait if unit.after in self._open else self._ready.add)(unit)
+            return
         problem = end.problem or "its session ended without them"
         if end.node:
             self._avoid.setdefault(unit.name, []).append(end.node)
-        if end.attempt >= ATTEMPTS:
-            self._over(unit, left, f"{problem}; attempt {end.attempt} of {ATTEMPTS}")
+        attempt = end.attempt - self._spared.get(unit.name, 0)
+        if attempt >= ATTEMPTS:
+            self._over(unit, left, f"{problem}; attempt {attempt} of {ATTEMPTS}")
             return
         self.say(f"{unit.name}: {problem}; it is run again, {len(left)} of {len(unit.tests)} tests are left")
         self._ready.add(unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -66,6 +66,22 @@ class Ready:
         """Return the most urgent unit of a hardware, which is no longer ready; None where there is none."""
         heap = self._heaps.get(hardware)
         return heapq.heappop(heap)[2] if heap else None
+
+    def early(self, hardware: str, begun: Container[str]) -> Unit | None:
+        """Return the most urgent unit of a hardware that waits for one that has begun, which then waits no longer.
+
+        It measures beside what it waits for, and is judged once that has ended. None where there is none.
+        """
+        found = [it for name, them in self._waiting.items() if name in begun for it in them if it.hardware == hardware]
+        if not found:
+            return None
+        first = max(found, key=lambda unit: self._urgency[unit.name])
+        self._waiting[first.after].remove(first)
+        return first
+
+    def wait(self, unit: Unit) -> None:
+        """Let a unit wait for the end of what it comes after."""
+        self._waiting.setdefault(unit.after, []).append(unit)
 
     def ended(self, name: str) -> None:
         """Let start what waited for a unit, however that ended."""

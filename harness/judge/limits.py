@@ -40,6 +40,10 @@ class Judge:
         self.unjudged: list[str] = []
         self.noisy: list[str] = []
         self.shown: list[str] = []
+        self.later = False
+        """Whether the baseline is measured elsewhere meanwhile: limits that need it are judged by another session."""
+        self.waits = False
+        """Whether such a limit was met."""
 
     def __call__(self, cell: Cell, measurements: Measurement | Iterable[Measurement], alone: str = "") -> None:
         """Hold each measurement against every threshold that applies to it.
@@ -65,6 +69,9 @@ class Judge:
                 if missing and (why := alone or self.measure.alone(cell)):
                     what = f"{describe(measurement)} of {cell.id}: {threshold.comparison} {threshold.limit:g}"
                     self.unjudged.append(f"{what}: {why}")
+                    continue
+                if missing and self.later:
+                    self.waits = True
                     continue
                 if missing:
                     problem, known = self._unjudged(cell, measurement, threshold), ""

@@ -8,6 +8,7 @@ the judge has said, ``begin`` and ``end`` the session's own.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from harness.base.terminal import columns
 from harness.base.text import file_name
 from harness.cluster import offer
 from harness.cluster.campaign import Campaign, Engine, Event
+from harness.cluster.host import Host
 from harness.cluster.units import Unit
 from harness.machine import probe
 from harness.plugin.collect import units
@@ -255,6 +257,8 @@ class Far:
         elif kind == "done":
             self._done.add(event["test"])
             self._flush()
+        elif kind == "later":
+            self._reports.pop(event["test"], None)
         elif kind == "told":
             self.session.said.add(event)
         elif kind == "begin":
@@ -322,9 +326,14 @@ class Far:
 
 
 def on_ray(far: Far) -> Engine:
-    """Return the engine over the cluster that ``--on`` names."""
-    from harness.cluster.engine import RayEngine
+    """Return the engine over the cluster that ``--on`` names, or over this machine alone where Ray is not here."""
+    from harness.cluster.engine import LOCAL, RayEngine
 
+    engine: Host | RayEngine
+    if far.given.on == LOCAL and importlib.util.find_spec("ray") is None:
+        engine = Host.here(matrix_of(far.config))
+        far.say(engine.told)
+        return engine
     engine = RayEngine.start(far.given.on, lambda: offer.of(matrix_of(far.config)), far.root, far.say)
     far.say(engine.told)
     return engine

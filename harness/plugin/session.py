@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from harness import __version__
 from harness.base.errors import ArtifactError, HarnessError
 from harness.base.files import default_root
 from harness.base.terminal import columns
+from harness.cluster.campaign import LATER
 from harness.devices import DeviceRunner, Devices
 from harness.judge.limits import Judge
 from harness.judge.rounds import Rule
@@ -115,6 +117,7 @@ class HarnessSession(Reported):
         run.note_cache(store.root)
         documented = Documented.load()
         judge = Judge(matrix, recorder, run, documented)
+        judge.later = given.of_a_node and LATER in os.environ
         measure, mobile = Measure(recorder), MeasureMobile(recorder)
         wide = None if given.wide else columns()
         return cls(run, flow, devices, measure, mobile, judge, documented, lock, started, problems, wide=wide)

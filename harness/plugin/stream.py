@@ -38,6 +38,12 @@ class Stream:
         self._say("report", test=report.nodeid, report=data)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        session = self._config.stash.get(session_key, None)
+        judge = getattr(session, "judge", None)
+        if judge is not None and judge.waits:
+            judge.waits = False
+            self._say("later", test=nodeid)
+            return
         self._say("done", test=nodeid)
 
     def pytest_sessionfinish(self) -> None:
