@@ -23,10 +23,14 @@ MARK, PROGRAMS = "models", "programs"
 LONGEST = (
     "tests/gate/test_gate.py",
     "tests/plugin/test_reliability.py",
-    "tests/worker/test_vllm.py",
-    "tests/publish/test_reproduced.py",
+    "tests/runtime/test_environment_pair.py",
     "tests/plugin/test_main_job.py",
+    "tests/worker/test_vllm.py",
+    "tests/zoo/test_folders.py",
+    "tests/publish/test_reproduced.py",
+    "tests/devices/test_ssh_and_ios.py",
     "tests/judge/test_baseline.py",
+    "tests/plugin/test_entry_point.py",
 )
 # Files that share what is expensive to have, a worker with lm-evaluation-harness and one with ExecuTorch: the tests of
 # such files, by how their names begin, are run by one process.
