@@ -49,9 +49,13 @@ VARIABLES = {
     "default-timeout": "UV_HTTP_TIMEOUT",
     "timeout": "UV_HTTP_TIMEOUT",
 }
-# Of these a process imports one or two if any; they are a third of all code, and are compiled when they are imported.
+# Of these a process imports one or two if any; they are half of all code, and are compiled when they are imported.
 SELDOM = re.compile(
-    r"(?:^|/)(?:tests?|_?testing|examples|models|backends|lexers|resources|_vendor)/|^(?:numba|nltk|mypy)/"
+    r"(?:^|/)(?:tests?|_?testing|examples|models|backends|lexers|resources|_vendor|benchmarks|kv_transfer|kv_offload)/"
+    r"|^(?:numba|nltk|mypyc?|anthropic|pip|sentry_sdk|sklearn|dns|mcp|websockets|supervisor|hydra|omegaconf|antlr4"
+    r"|mistral_common|compressed_tensors|cryptography|typer|fastapi_cloud_cli|lark|llvmlite)/"
+    r"|^(?:lm_eval/tasks/\w+|sympy/(?:physics|parsing|stats|combinatorics)|torchao/prototype|playwright/async_api)/"
+    r"|^(?:huggingface_hub/(?:cli|inference)|numpy/distutils|pydantic/v1|executorch/devtools|openai/types/\w+)/"
 )
 # Where one of these is set, uv has been told of the index itself.
 OWN_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
