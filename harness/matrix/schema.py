@@ -27,6 +27,9 @@ ROUTES = (PORTABLE, "llama")
 """The ways from a checkpoint to an ExecuTorch program; the second is for the architectures that ExecuTorch knows."""
 
 
+ONE_LAYER = ("vllm",)
+"""The servers that make a model of a checkpoint of one of its layers."""
+
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
 
 
@@ -75,11 +78,15 @@ class Package(Table):
 
 
 class RandomWeights(Table):
-    """Random weights of an exact shape: a Hugging Face config.json, a seed and a model that lends its tokenizer."""
+    """Random weights of an exact shape: a Hugging Face config.json, a seed and a model that lends its tokenizer.
+
+    With ``one_layer`` files hold one of its layers, which an engine reads for each: for models that no disk holds.
+    """
 
     shape: str
     seed: int = 0
     tokenizer: str
+    one_layer: bool = False
 
 
 class Model(Table):
@@ -109,6 +116,8 @@ class Model(Table):
     def _has_a_source(self) -> Model:
         if not (self.hub or self.folder or self.package or self.random):
             raise ValueError("needs at least one source: hub, folder, package or random")
+        if self.random and self.random.one_layer and (self.hub or self.folder or self.package):
+            raise ValueError("random.one_layer is for a model without another source, which would have all layers")
         return self
 
 

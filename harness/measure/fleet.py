@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from harness.base.errors import Unsuitable, WorkerError
 from harness.base.reading import json_file
+from harness.contract import repeated
 from harness.matrix.plan import Cell
 from harness.measure import served
 from harness.measure.checkpoints import Checkpoints
@@ -163,15 +165,20 @@ class Fleet:
 
     def options(self, cell: Cell) -> dict[str, Scalar]:
         """Return the options of engine and server, the same for baseline and recipe."""
-        return self.backend(cell).options(cell, self._context(cell))
+        told = repeated.overrides(self._config(cell))
+        return self.backend(cell).options(cell, self._context(cell)) | ({"hf_overrides": told} if told else {})
 
     def variables(self, cell: Cell) -> dict[str, str]:
         """Return the environment variables of engine and server, the same for baseline and recipe."""
         return self.backend(cell).variables(cell)
 
+    def _config(self, cell: Cell) -> dict[str, Any]:
+        found: dict[str, Any] = json_file(self._checkpoints.served(cell).folder / "config.json")
+        return found
+
     def _context(self, cell: Cell) -> int:
         """Return the longest context that the model's configuration allows."""
-        config = json_file(self._checkpoints.served(cell).folder / "config.json")
+        config = self._config(cell)
         text = config.get("text_config", config)
         return int(
             text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.base.errors import TooNoisy
 from harness.base.reading import json_file
+from harness.contract import repeated
 from harness.machine import probe
 from harness.matrix.plan import Cell
 from harness.measure import roofline
@@ -132,5 +133,5 @@ class Limits:
     def _shape(self, cell: Cell) -> roofline.Shape:
         checkpoints = self._recorder.flow.checkpoints
         linear = checkpoints.facts(cell)["linear"]
-        config = json_file(checkpoints.of(cell).folder / "config.json")
+        config = repeated.whole(json_file(checkpoints.of(cell).folder / "config.json"))
         return roofline.Shape.of(config, linear["bytes"], linear["weights"])

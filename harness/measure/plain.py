@@ -255,11 +255,13 @@ class PlainModels:
             raise MatrixError(f"{self._matrix.path}: models.{model.name}.random.shape: {shape} is not there")
         lender = self.of(self._matrix.models[random.tokenizer], on)
         device = on.torch_device
-        what = {"shape": shape.read_text(encoding="utf-8"), "seed": random.seed, "device": device}
+        what: dict[str, Any] = {"shape": shape.read_text(encoding="utf-8"), "seed": random.seed, "device": device}
+        what |= {"one_layer": True} if random.one_layer else {}
         key = {**what, "tokenizer": lender.key, **self._keys.makers()}
 
         def build(folder: Path) -> dict[str, Any]:
             given = {"shape": str(shape), "seed": random.seed, "tokenizer": str(lender.folder), "output": str(folder)}
+            given |= {"one_layer": True} if random.one_layer else {}
             return self._workers.once("quantize", {"device": device}, "plain_from_shape", None, **given)
 
         label = f"random weights of {model.name}"
@@ -270,7 +272,8 @@ class PlainModels:
             # Not the artifact's key: the model stays the same one when a library that writes its files is upgraded.
             revision=digest({**what, "tokenizer": lender.model.revision}),
             weights="random",
-            note=f"random weights of the exact shape, seed {random.seed}; "
+            note=f"random weights of the exact shape, seed {random.seed}"
+            f"{', one layer read for each' if random.one_layer else ''}; "
             f"tokenizer of {random.tokenizer}, so prompts have other token counts",
         )
         return Checkpoint(artifact.folder, artifact.key, identity, artifact.facts)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, Unsuitable
 from harness.base.files import file_digest
 from harness.base.text import digest as digest_of
 from harness.contract import versions
@@ -96,6 +96,8 @@ def _over_windows(artifact: Artifact) -> dict[str, Figure]:
 
 def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     """Measure how far an engine's predictions over real text are from Transformers' with the same recipe."""
+    if cell.model.random and cell.model.random.one_layer:
+        raise Unsuitable(f"{cell.id}: of the model one layer lies in files, so Transformers has no whole to agree with")
     flow, limit = recorder.flow, cell.measurements.time_limits.evaluate
     text = flow.checkpoints.prompts()
     asked = {"windows": _AGREEMENT_WINDOWS, "window_tokens": _AGREEMENT_TOKENS}

@@ -99,4 +99,7 @@ class VLLM(ServerBackend):
 
     def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
         found = ["--model", str(checkpoint), "--served-model-name", SERVED_NAME]
+        if "hf_overrides" in options:
+            # Has each process of the engine know how such a checkpoint is read, however it is started.
+            found += ["--worker-extension-cls", "harness.worker.vllm.Inspect"]
         return [*found, "--host", "127.0.0.1", "--port", str(port), *command_flags(options)]

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 
 from harness.contract import flattened, quantized
+from harness.contract import repeated as in_config
 from harness.contract.weights import Unusable, files
-from harness.worker import adapters, applied, loading, parameters, products, proof, tensors, texts
+from harness.worker import adapters, applied, loading, parameters, products, proof, repeated, tensors, texts
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
 from harness.worker.plan import Plan
@@ -62,9 +63,15 @@ class Quantize(Backend):
         words.save_pretrained(output)
         return _facts(model, output, {}, words=words)
 
-    def plain_from_shape(self, shape: str, seed: int, tokenizer: str, output: str) -> dict[str, Any]:
-        """Write random bf16 weights of the shape of a config.json, with another model's tokenizer."""
-        config = AutoConfig.for_model(**json.loads(Path(shape).read_text(encoding="utf-8")))
+    def plain_from_shape(
+        self, shape: str, seed: int, tokenizer: str, output: str, one_layer: bool = False
+    ) -> dict[str, Any]:
+        """Write random bf16 weights of the shape of a config.json, with another model's tokenizer.
+
+        With ``one_layer`` they are of one of its layers, which stands for all (:mod:`harness.worker.repeated`).
+        """
+        told = json.loads(Path(shape).read_text(encoding="utf-8"))
+        config = AutoConfig.for_model(**(repeated.one_layer(told) if one_layer else told))
         torch.manual_seed(seed)
         with torch.device(self.device):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -262,7 +269,7 @@ def _facts(
     kept = proof.buffer_bytes(model, persistent=True)
     buffers = proof.buffer_bytes(model, persistent=False)
     written = held + kept + headers if given else sum(file.stat().st_size for file in loaded)
-    return {
+    facts = {
         "checkpoint_bytes": None if at_load else written,
         "weight_bytes": tensors.weight_bytes(model),
         "predicted_checkpoint_bytes": None if predicted is None or at_load else predicted + kept + headers,
@@ -275,6 +282,8 @@ def _facts(
         "architecture": type(model).__name__,
         "finite": loading.check_sound(model, output, trust_remote_code, words),
     }
+    layers = in_config.layers(saved)
+    return repeated.whole_facts(facts, model, found, plan, layers) if layers else facts
 
 
 def _header_bytes(file: Path) -> int:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import time
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 
-from harness.worker import profiling, tensors, texts
+from harness.worker import profiling, repeated, tensors, texts
 from harness.worker.backend import Backend
+
+if "vllm" in sys.modules:
+    # In a process of an engine, which imports this for what follows, before it loads a model.
+    repeated.install()
 
 
 class Inspect:
@@ -53,6 +59,10 @@ class Engine(Backend):
 
     def open(self, checkpoint: str, **options: Any) -> dict[str, Any]:
         from vllm import LLM, SamplingParams
+
+        repeated.install()
+        if told := options.pop("hf_overrides", ""):
+            options["hf_overrides"] = json.loads(told)
         from vllm.inputs import TokensPrompt
 
         self.sampling = SamplingParams
