@@ -12,6 +12,7 @@ from typing import NoReturn
 from harness import __version__
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
+from harness.base.memory import check_limits, wanting
 from harness.base.secrets import without_secrets
 from harness.base.terminal import columns, folded_output
 
@@ -47,6 +48,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 _WIDE = "--wide"
+_NO_MEMORY = (
+    "error: out of memory: this command got no more of it; what was written before is kept. Give it more (ulimit -v, "
+    "the container's limit), or end what else runs, and start it again"
+)
 
 
 class _Help(argparse.HelpFormatter):
@@ -89,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
+        check_limits()
         # A command need not wait for what the others import, nor fail with them.
         named = next((word for word in words if not word.startswith("-")), "")
         arguments = parser(named).parse_args(words)
@@ -102,13 +108,18 @@ def _run(words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if not error.filename:
+        if wanting(error):
+            print(_NO_MEMORY, file=sys.stderr)
+        elif not error.filename:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         else:
             print(without_secrets(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
         return 2
-    except Exception:
-        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+    except Exception as error:
+        if wanting(error):
+            print(_NO_MEMORY, file=sys.stderr)
+        else:
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         return 2
 
 

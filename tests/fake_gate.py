@@ -163,6 +163,7 @@ def make(
     pair: Pair | None = None,
     resume: bool = False,
     run: Run | None = None,
+    cache: Path | None = None,
 ) -> Gate:
     """Return a gate in ``folder`` on ``machine``; ``resume`` takes over what an earlier one left there."""
     monkeypatch.setattr(Workers, "once", lambda *given, **more: machine.once(*given, **more))
@@ -175,7 +176,7 @@ def make(
     monkeypatch.setattr(schedule, "time", clock)
     gate = Gate(
         options,
-        store=Store(folder / "cache"),
+        store=Store(cache or folder / "cache"),
         matrix=matrix,
         run=run or Run(folder / "run"),
         pair=pair or Pair("none", Environment(), Environment(), ()),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.base.memory import TooLittleMemory, check_limits
 from harness.base.shipped import own_matrix
 from harness.plugin.options import joined, named
 
@@ -22,6 +23,10 @@ _HOOKS = "harness.plugin.plugin"
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     config = pluginmanager.get_plugin("pytestconfig")
     if isinstance(config, pytest.Config) and _ours(config):
+        try:
+            check_limits()
+        except TooLittleMemory as error:
+            raise pytest.UsageError(str(error)) from error
         pluginmanager.import_plugin(_HOOKS)
 
 

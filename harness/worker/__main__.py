@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import time
 import traceback
@@ -13,6 +14,9 @@ from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Rep
 from harness.contract.weights import Unusable
 from harness.worker import lean
 from harness.worker.backend import Backend
+
+# As torch's allocator of a CPU, a thread, a library and the system say it.
+_NO_MEMORY = re.compile(r"an(no|')t allocate memory|can't start new thread|failed to map segment")
 
 
 def main() -> int:
@@ -62,7 +66,10 @@ def _describe(error: BaseException) -> dict[str, Any]:
     root = error
     while root.__cause__ or (root.__context__ and not root.__suppress_context__):
         root = root.__cause__ or root.__context__  # type: ignore[assignment]
-    memory = any(isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError" for link in (error, root))
+    memory = any(
+        isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(str(link))
+        for link in (error, root)
+    )
     words = f"{type(root).__name__}: {root}"
     if root is not error:
         words += f" (seen as {type(error).__name__}: {str(error)[:300]})"

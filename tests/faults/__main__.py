@@ -17,14 +17,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import campaign, commands, damage, devices, disks, engines, fuzz, names, peers, sessions
+from tests.faults import campaign, commands, damage, devices, disks, engines, fuzz, names, peers, sessions, surroundings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOGS = REPOSITORY / "build" / "faults"
 # How many inputs are tried before they are noted.
 _KEPT = 20_000
 SCENARIOS = [
-    it for module in (sessions, peers, damage, commands, devices, disks, names, engines) for it in module.SCENARIOS
+    it
+    for module in (sessions, peers, damage, commands, devices, disks, names, engines, surroundings)
+    for it in module.SCENARIOS
 ]
 
 

@@ -6,10 +6,12 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from harness.base.errors import HarnessError
 from harness.judge import gatefile
 from harness.records.run import Run, read
 from harness.records.schema import Header
-from harness.runtime.store import Store
+from harness.runtime.store import MANIFEST, Store
 from tests.faults.campaign import Fault, Scenario
 from tests.faults.damage import spoil
 from tests.faults.sessions import REPOSITORY, STUCK, TRACEBACK, ended
@@ -31,18 +33,27 @@ VERDICTS = re.compile(r"^verdicts (\d) (.*)$", re.MULTILINE)
 class Command:
     """A process with its output."""
 
-    def __init__(self, folder: Path, *words: str, file_limit: int = 0, **variables: str) -> None:
-        self.output = folder / f"output-{time.monotonic_ns()}"
+    def __init__(
+        self, folder: Path, *words: str, file_limit: int = 0, memory: int = 0, cwd: Path | None = None, **variables: str
+    ) -> None:
+        self.mark = uuid.uuid4().hex
+        self.output = folder / f"output-{self.mark}"
         environ = {name: it for name, it in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-        environ |= {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "xdg"), **variables}
+        environ |= {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "xdg")}
+        # A temporary folder of its own: whatever else measures on this machine holds nothing up. The mark is handed on
+        # to workers by its name.
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        environ |= {"TMPDIR": str(folder / "tmp"), "HARNESS_FAULT": self.mark, **variables}
 
         def limit() -> None:
             if file_limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+            if memory:
+                resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *words], env=environ, stdout=output, stderr=output, cwd=folder, preexec_fn=limit
+                [sys.executable, *words], env=environ, stdout=output, stderr=output, cwd=cwd or folder, preexec_fn=limit
             )
 
     @property
@@ -193,10 +204,18 @@ EXPORTS = {
 }
 
 
-def _prepared(folder: Path) -> tuple[Store, Run]:
-    """Return a cache with a quantized checkpoint, and a run with its records."""
+def prepared(folder: Path, quantized: Path | None = None) -> tuple[Store, Run]:
+    """Return a cache with a quantized checkpoint, that of a folder if one is given, and a run with its records."""
     store = Store(folder / "cache")
-    made = store.get("checkpoint", publishing.key(), publishing.fill, label="checkpoint")
+
+    def copied(place: Path) -> dict[str, Any]:
+        for path in quantized.iterdir() if quantized else ():
+            if path.name != MANIFEST:
+                shutil.copyfile(path, place / path.name)
+        return {"checkpoint_bytes": (place / "model.safetensors").stat().st_size}
+
+    build = copied if quantized else publishing.fill
+    made = store.get("checkpoint", publishing.key(), build, label="checkpoint")
     run = Run(folder / "runs" / "20260101-000000")
     run.append(Header(run=run.name, command=["pytest"], packages=publishing.PACKAGES, device=publishing.DEVICE))
     size = float(made.facts["checkpoint_bytes"])
@@ -214,7 +233,7 @@ def export(fault: Fault) -> None:
     how = fault.draw.choice(["SIGKILL", "SIGTERM", "disk"])
     delay, limit = fault.draw.random() * 2.5, fault.draw.randrange(0, 3000)
     fault.what = f"{name}: {how}" + (f" after {delay:.2f} s" if how != "disk" else f" of {limit} bytes")
-    _, run = _prepared(fault.folder)
+    _, run = prepared(fault.folder)
     records, out = run.path.read_bytes(), fault.folder / "out"
     out.write_text("as it was")
     given = {
@@ -252,7 +271,7 @@ def publish(fault: Fault) -> None:
     """Publishing is killed, or the hub refuses, loses, cuts off or forgets: the same command again puts it right."""
     how = fault.draw.choice(["killed", "status", "status", "cut off", "answer lost"])
     delay = fault.draw.uniform(0.5, 4)
-    store, run = _prepared(fault.folder)
+    store, run = prepared(fault.folder)
     with serving(Hub(fault.folder / "hub", part=1 << 17)) as hub:
         hub.repositories["them/Tiny"] = Repository(private=False)
         path = fault.draw.choice(["/commit/", "/preupload/", "repos/create", "lfs", "upload", "."])

@@ -29,13 +29,13 @@ ERRORS = ("EIO", "ESTALE", "ETIMEDOUT", "EDQUOT", "ENOSPC", "EROFS", "EACCES")
 
 
 @functools.cache
-def library() -> str:
-    """Return the library that stands in for such a disk, or an empty text where nothing compiles it."""
+def library(source: Path = SOURCE) -> str:
+    """Return the library that stands in for such a disk, or a clock, or an empty text where nothing compiles it."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         return ""
-    made = Path(tempfile.mkdtemp(prefix="slow-disk-")) / "slow_disk.so"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(made), str(SOURCE), "-ldl"]
+    made = Path(tempfile.mkdtemp(prefix="preloaded-")) / f"{source.stem}.so"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(made), str(source), "-ldl"]
     return "" if subprocess.run(command, capture_output=True, check=False).returncode else str(made)
 
 

@@ -80,7 +80,7 @@ def _marked() -> Any:
 
 
 @functools.cache
-def _program() -> tuple[Path, Path]:
+def tiny_program() -> tuple[Path, Path]:
     """Return a tiny model's folder and its exported program, made once and kept in build/faults."""
     store = Store(KEPT)
     script = Path(__file__).resolve().parents[1] / "tiny_model.py"
@@ -116,7 +116,7 @@ def executorch(fault: Fault) -> None:
     how = fault.draw.choice([*STRUCK, "stopped", "memory", "damaged", "damaged", "no tokenizer"])
     delay = fault.draw.uniform(0, 1.5)
     fault.what = f"ExecuTorch's worker: {how}" + (f" after {delay:.1f} s" if how.startswith("SIG") else "")
-    model, program = _program()
+    model, program = tiny_program()
     text, file = fault.folder / "text.txt", fault.folder / "model.pte"
     text.write_text(TEXT, encoding="utf-8")
     file.write_bytes(program.read_bytes())
@@ -161,7 +161,7 @@ def executorch(fault: Fault) -> None:
 
 @functools.cache
 def _answer(text: str) -> object:
-    model, program = _program()
+    model, program = tiny_program()
     file = KEPT / "text.txt"
     file.write_text(text, encoding="utf-8")
     given = {"program": str(program), "checkpoint": str(model), "trust_remote_code": False}

@@ -44,6 +44,16 @@ def ended(process: subprocess.Popen[bytes], timeout: float) -> int:
         return STUCK
 
 
+def marked(mark: str, but: int) -> Iterator[tuple[int, str]]:
+    """Yield the ids and command lines of all processes but one that have a mark in their environments."""
+    for process in psutil.process_iter(["pid"]):
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != but and process.status() != psutil.STATUS_ZOMBIE:
+                environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+                if f"HARNESS_FAULT={mark}".encode() in environ:
+                    yield process.pid, " ".join(process.cmdline())
+
+
 class Session:
     """One process of a small session, and all that it started, by a mark in their environments."""
 
@@ -87,12 +97,7 @@ class Session:
 
     def children(self) -> Iterator[tuple[int, str]]:
         """Yield the ids and command lines of all that the session started and that still runs, wherever it hangs."""
-        for process in psutil.process_iter(["pid"]):
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    environ = Path(f"/proc/{process.pid}/environ").read_bytes()
-                    if f"HARNESS_FAULT={self.mark}".encode() in environ:
-                        yield process.pid, " ".join(process.cmdline())
+        yield from marked(self.mark, self.process.pid)
 
     def victim(self, name: str) -> int:
         """Return the process id of one part of the session, or 0 where it is not there."""

@@ -1,5 +1,6 @@
-"""Commands of many gates in small: calibrate and bisect as they are typed, over gates of tests.fake_gate.
+"""Commands of gates in small: gate, calibrate and bisect as they are typed, over gates of tests.fake_gate.
 
+    python -m tests.faults.small_gates FOLDER gate [--resume last]
     python -m tests.faults.small_gates FOLDER calibrate [--resume]
     python -m tests.faults.small_gates FOLDER bisect
 
@@ -37,6 +38,7 @@ RELEASES = [f"1.{number}" for number in range(6)]
 BAD = "1.3"
 WORDS = {
     "calibrate": ["calibrate", "--gates", str(GATES), "--budget", "1000000"],
+    "gate": ["gate", "tiny==1.0", "tiny==1.5", "--wide"],
     "bisect": ["bisect", "tiny", "1.0..1.5", "--metric", "generate_throughput"],
 }
 
@@ -51,16 +53,19 @@ def main() -> int:
     def gate(
         work: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None, **_: Any
     ) -> GateResult:
-        bad = options.new.rpartition("==")[2] >= BAD and which == "bisect"
+        bad = options.new.rpartition("==")[2] >= BAD and which != "calibrate"
 
         def rate(unit: Unit, side: Side, block: int) -> float:
             time.sleep(0.01)
             worse = 0.7 if bad and side == "new" else 1.0
             return worse * (10.0 + 0.01 * ((block * 7 + len(side) * options.seed) % 5))
 
-        run = Run.create(work.results / "gates")
+        run = Run.open(work.results / "gates", resume) if resume else Run.create(work.results / "gates")
+        machine = fake_gate.Machine(rate=rate)
         with pytest.MonkeyPatch.context() as patch:
-            one = fake_gate.make(place, matrix, patch, fake_gate.Machine(rate=rate), options, pair=pair, run=run)
+            one = fake_gate.make(
+                place, matrix, patch, machine, options, pair=pair, run=run, resume=bool(resume), cache=work.store.root
+            )
             say(f"gate {run.name}")
             return one()
 

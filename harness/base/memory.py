@@ -1,0 +1,41 @@
+"""Too little memory: told in words, before numpy and Arrow hang or abort for want of it where that can be foreseen."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+from harness.base.errors import HarnessError
+
+# Of address space: numpy's OpenBLAS waits for ever where it gets none, Arrow aborts. A table takes 400 to 700 MB of it.
+_FEWEST = 1 << 30
+_LIMITS = ((resource.RLIMIT_AS, "address space", "ulimit -v"), (resource.RLIMIT_DATA, "data", "ulimit -d"))
+# An extension module or a thread that got none.
+_WORDS = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
+
+
+class TooLittleMemory(HarnessError):
+    """A process may take so little memory that libraries would hang or abort."""
+
+
+def check_limits() -> None:
+    """Raise TooLittleMemory where a limit of this process is too low for any command, with the way to raise it."""
+    for limit, name, how in _LIMITS:
+        soft, _ = resource.getrlimit(limit)
+        if 0 <= soft < _FEWEST:
+            raise TooLittleMemory(
+                f"this process may have {soft >> 20} MB of {name} ({how}): with less than {_FEWEST >> 20} MB numpy and "
+                f"Arrow hang or abort; raise it, as by {how} unlimited"
+            )
+
+
+def wanting(error: BaseException) -> bool:
+    """Return whether an error, or one that it came from, says that there was no memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
+            return True
+        if isinstance(seen, (ImportError, RuntimeError)) and any(words in str(seen) for words in _WORDS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
