@@ -15,7 +15,7 @@ from harness.matrix.arithmetic import OF_ARITHMETIC
 from harness.matrix.config_text import parse_config
 from harness.matrix.hardware import Hardware
 from harness.matrix.measurements import Measurements
-from harness.matrix.schema import ONE_LAYER, CellEntry, Model, Recipe, TaskOptions, Threshold
+from harness.matrix.schema import CellEntry, Model, Recipe, TaskOptions, Threshold
 from harness.matrix.several import listed_baseline, on_gpus, too_many
 from harness.matrix.workload import Workload
 from harness.records.metric import STAGES
@@ -63,10 +63,7 @@ class Cell:
     def refusal(self, server: str) -> str:
         """Return why the matrix does not send it through a server, or an empty string if it does."""
         listed = self.servers[server].skip if server in self.servers else ""
-        random = self.model.random
-        partial = random and random.one_layer and server not in ("", *ONE_LAYER)
-        only = f"of {self.model.name} one layer lies in files, which {' or '.join(ONE_LAYER)} alone reads for each"
-        return self.skip or listed or self.recipe.refusal(self.hardware, server) or (only if partial else "")
+        return self.skip or listed or self.recipe.refusal(self.hardware, server)
 
     @property
     def kernels(self) -> str:

@@ -27,9 +27,6 @@ ROUTES = (PORTABLE, "llama")
 """The ways from a checkpoint to an ExecuTorch program; the second is for the architectures that ExecuTorch knows."""
 
 
-ONE_LAYER = ("vllm",)
-"""The servers that make a model of a checkpoint of one of its layers."""
-
 COMPARISONS = ("max", "min", "max_ratio", "min_ratio", "max_difference", "min_difference")
 
 
@@ -111,6 +108,11 @@ class Model(Table):
     terms: str = ""
     license: License | None = None
     gpus: Gpus = Field(default=[1], min_length=1)
+
+    @property
+    def one_layer(self) -> bool:
+        """Whether files have one of its layers alone, which an engine reads for each."""
+        return self.random is not None and self.random.one_layer
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Model:

@@ -341,7 +341,10 @@ def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
     return {
         server: known[server]
         for server in cell.servers
-        if server in known and not cell.refusal(server) and not registry.unsupported(server, cell.hardware)
+        if server in known
+        and not cell.refusal(server)
+        and not registry.unsupported(server, cell.hardware, cell.gpus)
+        and not registry.partial(server, cell.model)
     }
 
 

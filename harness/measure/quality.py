@@ -96,7 +96,7 @@ def _over_windows(artifact: Artifact) -> dict[str, Figure]:
 
 def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     """Measure how far an engine's predictions over real text are from Transformers' with the same recipe."""
-    if cell.model.random and cell.model.random.one_layer:
+    if cell.model.one_layer:
         raise Unsuitable(f"{cell.id}: of the model one layer lies in files, so Transformers has no whole to agree with")
     flow, limit = recorder.flow, cell.measurements.time_limits.evaluate
     text = flow.checkpoints.prompts()

@@ -24,7 +24,7 @@ from harness.records.place import Place
 from harness.records.run import Run
 from harness.runtime import environment
 from harness.runtime.environment import Environment
-from harness.servers.registry import EXECUTORCH, SERVERS, at, unsupported
+from harness.servers.registry import EXECUTORCH, SERVERS, at, partial, unsupported
 
 PARAMETERS = ("batch_size", "num_prompts", "workload", "task", "route", "device", "through")
 """What a suite's test may ask for beside ``cell``, in the order of its id."""
@@ -176,10 +176,11 @@ def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
     names = [
         name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
     ]
-    return [
-        replace(cell, server=name, skip=cell.skip or unsupported(name, cell.hardware, cell.gpus) or cell.refusal(name))
-        for name in names
-    ]
+    return [replace(cell, server=name, skip=cell.skip or _unfit(name, cell) or cell.refusal(name)) for name in names]
+
+
+def _unfit(server: str, cell: Cell) -> str:
+    return unsupported(server, cell.hardware, cell.gpus) or partial(server, cell.model)
 
 
 def _matrix_tasks(cell: Cell) -> list[str]:

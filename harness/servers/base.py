@@ -60,11 +60,13 @@ class ServerBackend(ABC):
     the published tutorial measures through, ``structured`` that it is started with a grammar, so that answers may be
     asked to keep a JSON schema. ``by_hand`` is None where it cannot read a checkpoint by itself.
     ``needs`` is what it needs of hardware: one of them. ``several`` is the option by which engine and server cut
-    a model over several GPUs (tensor parallel); empty where they cannot.
+    a model over several GPUs (tensor parallel); empty where they cannot. ``reads_one_layer`` says
+    that it makes a whole model of a checkpoint of one layer (harness/worker/repeated.py).
     """
 
     needs: ClassVar[tuple[Needs, ...]] = ()
     several: ClassVar[str] = ""
+    reads_one_layer: ClassVar[bool] = False
     at_load: ClassVar[bool] = False
     quantized_kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
     compiles: ClassVar[bool] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.matrix.hardware import Hardware
+from harness.matrix.schema import Model
 from harness.records.metric import Stage
 from harness.records.metrics import GATED
 from harness.servers.base import ByHand, ServerBackend
@@ -59,6 +60,14 @@ def unsupported(server: str, on: Hardware, gpus: int = 1) -> str:
         return ""
     able = " or ".join(name for name, it in SERVERS.items() if it.several)
     return f"{server} holds a model on one GPU; {gpus} GPUs share one through {able}"
+
+
+def partial(server: str, model: Model) -> str:
+    """Return why a server has no use for a model of which files have one layer, or an empty string."""
+    able = [name for name, it in SERVERS.items() if it.reads_one_layer]
+    if not server or not model.one_layer or server in able:
+        return ""
+    return f"of {model.name} one layer lies in files, which {' or '.join(able)} alone reads for each"
 
 
 def distributions() -> dict[str, str]:

@@ -50,6 +50,7 @@ class VLLM(ServerBackend):
     # In bfloat16, as all models are measured.
     needs = (Needs(vendor=("none", "amd")), Needs(vendor=("nvidia",), capability=">=8.0"))
     several = "tensor_parallel_size"
+    reads_one_layer = True
     compiles = True
     worker = "vllm"
     module = "harness.worker.vllm_server"

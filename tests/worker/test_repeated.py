@@ -14,6 +14,7 @@ from harness.base.errors import MatrixError
 from harness.contract import repeated as in_config
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
+from harness.servers.registry import partial
 from tests import needs
 from tests.matrix.test_matrix import TEXT, written
 
@@ -36,9 +37,9 @@ def test_such_a_model_has_no_other_source_and_goes_through_vllm_alone(tmp_path: 
     asked = {(cell.recipe.name, cell.gpus) for cell in cells if cell.hardware.name == "h200"}
     assert asked == {("bf16", 2), ("float8dq", 2), ("int4wo", 2), ("float8dq", 1), ("int4wo", 1)}
     (cell,) = [it for it in cells if it.hardware.name == "h200" and it.recipe.name == "bf16"]
-    assert cell.refusal("vllm") == ""
+    assert partial("vllm", cell.model) == ""
     for server in ("transformers", "sglang"):
-        assert "one layer lies in files, which vllm alone reads for each" in cell.refusal(server)
+        assert "one layer lies in files, which vllm alone reads for each" in partial(server, cell.model)
 
 
 @pytest.mark.models
