@@ -195,6 +195,11 @@ class Workload(Table):
         return digest(self.model_dump(exclude={"name", "meaning", "slo", "rates", "requests"}))
 
     @property
+    def alone(self) -> Workload:
+        """The same requests, each of them sent when the one before it was answered."""
+        return self.model_copy(update={"arrival": Arrival(kind="concurrent", concurrency=1)})
+
+    @property
     def longest(self) -> int:
         """The most tokens that a conversation may come to; 0 where its prompts say that themselves."""
         if self.input is None or self.output is None:

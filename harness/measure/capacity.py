@@ -150,6 +150,8 @@ class Search:
     """Finds a capacity by bisection between rates; what is measured for one set of limits serves the next.
 
     ``run(rate)`` measures once. ``top`` is the rate that the server completes where all requests come at once.
+    ``alone()`` measures requests of which each is sent when the last was answered: limits that they do not keep, no
+    rate does, and the lower a rate is, the longer it would take to see that.
     """
 
     run: Callable[[float], Observed]
@@ -157,6 +159,8 @@ class Search:
     precision: float = 0.05
     most: int = 12
     observed: list[Observed] = field(default_factory=list)
+    alone: Callable[[], Observed] | None = None
+    _apart: Observed | None = None
 
     def __call__(self, limits: Sequence[Limit]) -> Capacity:
         """Return the capacity within limits after at most ``most`` further runs."""
@@ -165,10 +169,21 @@ class Search:
             rate, why = self._next(limits)
             if rate is None:
                 return self._found(limits, why)
+            if self._hopeless(limits):
+                return self._found(limits, "no rate holds the limits, nor do requests that are sent one at a time")
             if taken == self.most:
                 return self._found(limits, f"{why}; ended after {taken} runs (load.most_runs)")
             self.observed.append(self.run(rate))
             taken += 1
+
+    def _hopeless(self, limits: Sequence[Limit]) -> bool:
+        """Return whether nothing measured holds the limits, nor do requests that never meet another."""
+        low, high = self._bracket(limits)
+        if low is not None or high is None or self.alone is None:
+            return False
+        if self._apart is None:
+            self._apart = self.alone()
+        return Point(0.0, (self._apart,)).strain(limits) > 1
 
     @property
     def points(self) -> list[Point]:

@@ -236,19 +236,26 @@ class Loads:
             """A run that says nothing."""
 
         def once(rate: float) -> Observed:
-            run = self._run(cell, workload, f"{rate:.3g} req/s for {told}", rate)
+            return observed(
+                self._run(cell, workload, f"{rate:.3g} req/s for {told}", rate), f"{rate:.3g} requests a second"
+            )
+
+        def alone() -> Observed:
+            return observed(self._run(cell, workload.alone, f"one at a time for {told}", None), "one request at a time")
+
+        def observed(run: Run, at: str) -> Observed:
             if run.void:
-                void.append(f"at {rate:.3g} requests a second {run.void}")
+                void.append(f"at {at} {run.void}")
                 raise Stopped
             return run.observed()
 
         rated = [run for run in self._runs if run.rate and not run.void]
         top = self._completes or max((run.rate for run in rated if run.rate), default=1.0)
-        search = Search(once, top, wanted.precision, wanted.most_runs, [run.observed() for run in rated])
+        search = Search(once, top, wanted.precision, wanted.most_runs, [run.observed() for run in rated], alone)
         try:
             found = search(limits)
         except Stopped:
-            search.most = 0
+            search.most, search.alone = 0, None
             found = search(limits)
         attachment = self.recorder.attach(f"{cell.id}-{workload.name}-{len(self._runs)}-capacity", self._told(limits))
         known = {"interval_low": found.low, "interval_high": found.high, "known_to_hold": found.yes}

@@ -70,6 +70,29 @@ def test_a_limit_that_no_rate_holds_has_no_capacity() -> None:
     assert "no rate holds the limits" in found.problem
 
 
+@pytest.mark.parametrize("lasting", [20.0, 5.0])
+def test_what_requests_do_not_keep_one_at_a_time_is_not_looked_for_at_ever_lower_rates(
+    lasting: float,
+) -> None:
+    """A rate of a hundredth takes a hundred times as long to measure."""
+    rates: list[float] = []
+
+    def run(rate: float) -> Observed:
+        rates.append(rate)
+        return Observed(rate, {"ttft": [50.0] * 50})
+
+    def alone() -> Observed:
+        return Observed(math.inf, {"ttft": [lasting] * 50})
+
+    found = Search(run, 10.0, 0.05, 12, [run(9.0)], alone)([Limit("ttft", 0.9, 10.0)])
+    if lasting > 10:
+        assert rates == [9.0]
+        assert found.problem == "no rate holds the limits, nor do requests that are sent one at a time"
+    else:
+        assert len(rates) > 5, "requests that never meet keep it, so some rate may"
+    assert (found.rate, found.low) == (0.0, 0.0)
+
+
 def test_a_limit_that_every_rate_holds_is_told_of() -> None:
     def calm(rate: float) -> Observed:
         return Observed(rate, {"ttft": [1.0] * 50})
