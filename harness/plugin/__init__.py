@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.memory import TooLittleMemory, check_limits
 from harness.base.shipped import own_matrix
 from harness.plugin.options import joined, named
 
@@ -23,6 +22,9 @@ _HOOKS = "harness.plugin.plugin"
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     config = pluginmanager.get_plugin("pytestconfig")
     if isinstance(config, pytest.Config) and _ours(config):
+        # Not above: a run elsewhere pays nothing for it.
+        from harness.base.memory import TooLittleMemory, check_limits
+
         try:
             check_limits()
         except TooLittleMemory as error:
