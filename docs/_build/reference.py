@@ -111,7 +111,8 @@ def verdicts() -> str:
     """Return every reason that a verdict may give, and how each metric is judged."""
     judged = [
         (code(name), it.kind, f"{it.margin:g}" + (f" of old {it.of_old:g}" if it.of_old else ""),
-         f"{it.absolute:g}" if it.absolute else "", "decides" if it.primary else "is told")
+         f"{it.absolute:g}" if it.absolute else "",
+         "decides" if it.primary else "decides where it is certainly worse" if it.alarm else "is told")
         for name, it in RULES.items()
     ]  # fmt: skip
     return page(

@@ -19,6 +19,7 @@ from harness.base.errors import HarnessError, OutOfTime
 from harness.base.files import default_root, write_text
 from harness.base.spoken import Spoken
 from harness.base.terminal import columns
+from harness.commands import sides
 from harness.gate import margins as gate_margins
 from harness.gate.gate import Gate, GateResult
 from harness.gate.pace import Known
@@ -252,8 +253,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("old", help="a requirement such as torchao==0.17.0, or a wheel")
-    parser.add_argument("new", help="a requirement of the same package, or a wheel")
+    what = "a requirement such as torchao==0.17.0, several of them in quotes, a wheel, or a lock (as pip freeze writes)"
+    parser.add_argument("old", nargs="?", help=what)
+    parser.add_argument("new", nargs="?", help="the same packages in other versions, or another lock")
+    sides.add_arguments(parser)
     add_common_arguments(parser)
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted gate (last: the latest)")
     parser.add_argument("--explain", action="append", default=[], metavar="METRIC", help="walk through its decisions")
@@ -300,7 +303,7 @@ def run(arguments: argparse.Namespace) -> int:
     accept = accepted.parse(arguments.accept)
     acceptances = Acceptances.load(arguments.results)
     place = workplace(arguments)
-    wanted = options(arguments, arguments.old, arguments.new)
+    wanted = options(arguments, *sides.of(arguments))
     wide = None if arguments.wide else columns()
     lock = only_session(machine_lock(), place.progress)
     if isinstance(place.progress, Spoken):

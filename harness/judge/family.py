@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from harness.judge.looks import Look, Prior
 from harness.judge.rules import FALSE_DISCOVERIES, REASONS, RULES
 from harness.judge.stats import Decision
 from harness.judge.verdict import Verdict, looked
+from harness.records.place import Place
 
 
 def control(verdicts: Sequence[Verdict], q: float = FALSE_DISCOVERIES, *, kept: float = 0.0) -> list[Verdict]:
@@ -86,6 +87,32 @@ def _beside(verdicts: Sequence[Verdict], kept: float) -> list[Verdict]:
                 freedom=interval.freedom,
                 p=p,
             )
+        found.append(it)
+    return found
+
+
+def alarmed(
+    verdicts: Sequence[Verdict],
+    requests: Mapping[Place, unseen.Samples],
+    q: float = FALSE_DISCOVERIES,
+    *,
+    kept: float = 0.0,
+) -> list[Verdict]:
+    """Return the verdicts, with those primary that are alarms and certainly worse; no gate waits for these.
+
+    What time to first token and its like are beside throughput: noisier, and what users see. They are held at ``q``
+    over all alarms together (Bonferroni), and blocks are allowed to depend on one another as with primary metrics.
+    ``requests`` are the samples of each block, where they are of requests.
+    """
+    alarms = [it for it in verdicts if it.metric in RULES and RULES[it.metric].alarm and it.p is not None]
+    found = []
+    for it in verdicts:
+        if any(it is one for one in alarms) and it.verdict == "regressed":
+            look = Look.at(log_ratios(it.samples["old"], it.samples["new"]), None, kept)
+            others = unseen.of(it.rounds or requests.get(it.place, {}), it.direction, kept)
+            _, decision, p, _ = looked(look, others, it.margin, it.direction)
+            certain = decision.verdict == "regressed" and p <= q / len(alarms)
+            it = replace(it, primary=certain and it.blocks >= looks.MINIMUM_BLOCKS)
         found.append(it)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
-from harness.judge.family import control, dependence
+from harness.judge.family import alarmed, control, dependence
 from harness.judge.rules import Margins
 from harness.judge.series import Pairs, Series, in_series, place_of
 from harness.judge.verdict import Verdict, combined, judge
@@ -54,7 +54,9 @@ class Ledger:
     def controlled(self) -> list[Verdict]:
         """Return the verdicts, those on several tasks together too, held against the family's false discovery rate."""
         together = combined(self.series()) if "accuracy" in self._metrics else []
-        return control(self.judged() + [self._judge(one) for one in together], kept=self._kept)
+        found = control(self.judged() + [self._judge(one) for one in together], kept=self._kept)
+        requests = {one.place: one.requests for one in self._series.values()}
+        return alarmed(found, requests, kept=dependence(found, self._kept))
 
     def dependence(self) -> float:
         """Return how much of a block's deviation the next one keeps, which the verdicts allow for."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from harness.base.text import quoted
+from harness.base.text import quoted, redact
 from harness.judge.gatefile import GateFile
 from harness.judge.rules import LOGITS, OLD_CHECKPOINT, RULES
 from harness.judge.verdict import Verdict
@@ -56,13 +56,28 @@ def _since(verdict: Verdict, gate: GateFile, alike: list[GateFile]) -> str:
 
 
 def search(verdict: Verdict, gate: GateFile) -> str:
-    """Return the command that finds the release that began it; empty where there is none to search with."""
+    """Return the command that finds what began it: the package, where several differ, and the release.
+
+    Empty where there is none to search with.
+    """
     old, new = version(gate.old), version(gate.new)
     metric = _OLD_CHECKPOINT if verdict.metric in (LOGITS, f"works: {OLD_CHECKPOINT}") else verdict.metric
-    if old is None or new is None or metric not in (*RULES, _OLD_CHECKPOINT):
+    if metric not in (*RULES, _OLD_CHECKPOINT):
         return ""
-    words = f"python -m harness bisect {gate.package} {old}..{new} -m {gate.hardware} --metric {metric}"
+    if several(gate) and gate.options:
+        what = " ".join(f"--{side} {quoted(redact(getattr(gate.options, side)))}" for side in ("old", "new"))
+    elif old is not None and new is not None:
+        what = f"{gate.package} {old}..{new}"
+    else:
+        return ""
+    words = f"python -m harness bisect {what} -m {gate.hardware} --metric {metric}"
     return f"{words} --recipe {quoted(verdict.place.recipe)}" if verdict.place.recipe else words
+
+
+def several(gate: GateFile) -> bool:
+    """Return whether more than one package differs between the sides of a gate."""
+    before, after = (gate.environments.get(side, {}) for side in ("old", "new"))
+    return sum(before.get(name) != after.get(name) for name in {*before, *after}) > 1
 
 
 def version(requirement: str) -> Version | None:

@@ -30,7 +30,7 @@ DETAIL: tuple[Metric, ...] = (
         "server",
         "Time to first token of each request of the serving benchmark; value: median.",
         parameters=_SERVING,
-        rule=Rule("blocks", 0.10, False),
+        rule=Rule("blocks", 0.10, False, alarm=True),
         rows=(
             Row("detail", "TTFT median", suffix=" ms", shown=_BY_PROMPTS),
             Row("detail", "TTFT p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
@@ -44,7 +44,7 @@ DETAIL: tuple[Metric, ...] = (
         "server",
         "Time per output token after the first, of each request of the serving benchmark; value: median.",
         parameters=_SERVING,
-        rule=Rule("blocks", 0.10, False),
+        rule=Rule("blocks", 0.10, False, alarm=True),
         rows=(
             Row("detail", "TPOT median", suffix=" ms", shown=_BY_PROMPTS),
             Row("detail", "TPOT p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),
@@ -58,7 +58,7 @@ DETAIL: tuple[Metric, ...] = (
         "server",
         "Time between successive tokens over the serving benchmark; value: median.",
         parameters=_SERVING,
-        rule=Rule("blocks", 0.10, False),
+        rule=Rule("blocks", 0.10, False, alarm=True),
         rows=(
             Row("detail", "ITL median", suffix=" ms", shown=_BY_PROMPTS),
             Row("detail", "ITL p99", suffix=" ms", shown=_BY_PROMPTS, statistic="p99"),

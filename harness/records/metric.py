@@ -30,7 +30,8 @@ class Rule:
 
     ``margin`` is a share for blocks, sizes and ratios, and in the metric's unit for differences. ``absolute`` is the
     change of a size, in its unit, that is always allowed. ``of_old`` adds a share of the old value to the margin of a
-    difference. Primary metrics decide the exit status; the others are told.
+    difference. Primary metrics decide the exit status; the others are told. An ``alarm`` is told too, and no gate waits
+    for it, but one that is certain to be worse decides.
 
     The margins are chosen: a tenth of the effects that quantization is used for. Blocks: per cent of speed that a user
     would notice and that a quiet machine can tell; sizes: above the repeatability of peak memory (1 MB); quality: well
@@ -42,6 +43,7 @@ class Rule:
     primary: bool
     absolute: float = 0.0
     of_old: float = 0.0
+    alarm: bool = False
 
 
 class Words(Enum):

@@ -22,7 +22,7 @@ from harness.runtime.store import Store
 from harness.runtime.variables import passed_on
 
 # What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
-_DECISIVE = (
+DECISIVE = (
     *("torch", "torchao", "transformers", "executorch", "lm_eval", "accelerate", "tokenizers", "triton", "numpy"),
     "mslk-cuda",  # where it is installed, torchao takes its kernels
 )
@@ -121,7 +121,7 @@ class Environment:
         ``servers`` are the distributions that may hold a server.
         """
         known = {_normal(name): version for name, version in self.packages().items()}
-        wanted = (*_DECISIVE[:3], *servers, *_DECISIVE[3:])
+        wanted = (*DECISIVE[:3], *servers, *DECISIVE[3:])
         return {name: known[_normal(name)] for name in wanted if _normal(name) in known}
 
 
@@ -149,11 +149,11 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
         raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
     if result.returncode:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
-    found: dict[str, str] = _printed(python, result.stdout)
+    found: dict[str, str] = printed(python, result.stdout)
     return found
 
 
-def _printed(python: str, output: str) -> Any:
+def printed(python: str, output: str) -> Any:
     """Return the JSON that an interpreter printed last; what its own start-up files print stands before it."""
     try:
         return json_value((output.strip().splitlines() or [""])[-1])
@@ -225,38 +225,6 @@ def overlay(
     return replace(base, name=requirement, overlay=artifact.folder / "site")
 
 
-def layered(
-    store: Store, requirement: str, base: Environment, contents: str = "", left: Left = no_limit
-) -> Environment:
-    """Return a virtual environment over ``base`` in which pip installed ``requirement`` with its dependencies.
-
-    What ``base`` has and the requirement allows stays as it is; what it does not allow stands before it in the new
-    environment, and ``base`` itself is left alone. Raises BrokenEnvironment with the installer's own words, or
-    OutOfTime where no second of ``left`` is; nothing half-made is left behind.
-    """
-
-    def build(folder: Path) -> None:
-        made = subprocess.run(
-            [base.python, "-m", "venv", "--without-pip", str(folder / "venv")],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if made.returncode:
-            raise BrokenEnvironment(f"environment {requirement}: venv failed: {made.stderr.strip()[-500:]}")
-        below = [path for path in _site_folders(base) if Path(path).is_dir()]
-        site = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        lines = [f"import site; site.addsitedir({path!r})" for path in below]
-        (site / "below.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _pip(str(folder / "venv" / "bin" / "python"), [requirement], requirement, left)
-
-    named, contents = _identity(requirement, contents)
-    key = {"requirement": named, "python": base.python, "below": base.packages(), "contents": contents}
-    artifact = store.get("venv", key, build, label=f"environment {requirement}", verify=False)
-    python = str(artifact.folder / "venv" / "bin" / "python")
-    return replace(base, name=requirement, python=python)
-
-
 def _identity(requirement: str, contents: str) -> tuple[str, str]:
     """Return what names a requirement, and a digest of what it stands for: a wheel is the same wherever it lies."""
     if is_file(requirement):
@@ -264,13 +232,13 @@ def _identity(requirement: str, contents: str) -> tuple[str, str]:
     return requirement, contents
 
 
-def _site_folders(base: Environment) -> list[str]:
+def site_folders(base: Environment) -> list[str]:
     """Return the folders that hold the packages of ``base``."""
     code = "import json, site; print(json.dumps(site.getsitepackages()))"
     result = subprocess.run([base.python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     if result.returncode:
         raise BrokenEnvironment(f"{base.python} does not work: {result.stderr.strip()[-500:]}")
-    found: list[str] = _printed(base.python, result.stdout)
+    found: list[str] = printed(base.python, result.stdout)
     return found
 
 

@@ -1,15 +1,14 @@
-"""Two environments that differ in one package: made from requirements, checked, and compared."""
+"""Two environments that differ in a package, in several, or as two locks do: made, checked, and compared."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -17,10 +16,12 @@ from harness.base.errors import BrokenEnvironment, nearest
 from harness.base.files import file_digest, is_file
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
-from harness.runtime.environment import Environment, Left, layered, no_limit, overlay, within
+from harness.runtime import asked, installed, stack
+from harness.runtime.environment import DECISIVE, Environment, Left, no_limit, overlay, within
+from harness.runtime.installed import Distribution, Lock
+from harness.runtime.stack import Resolved
 from harness.runtime.store import Store
 
-_RESOLVE_SECONDS = 600
 _IMPORT_SECONDS = 600
 # Imports every top-level module that the distribution named in argv[1] brings, as a worker would find it.
 _IMPORT = """
@@ -50,6 +51,13 @@ class Wanted:
     dependencies: tuple[str, ...]
     digest: str
 
+    @property
+    def distribution(self) -> Distribution:
+        """It as one of an environment's."""
+        return Distribution(
+            canonicalize_name(self.name), self.version, self.requirement, self.digest, self.dependencies
+        )
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -64,6 +72,8 @@ class Pair:
     new: Environment
     differences: tuple[str, ...]
     contents: Mapping[str, str] = field(default_factory=dict)
+    locks: Mapping[str, Lock] = field(default_factory=dict)
+    """Both sides' distributions, where each side is an environment of its own."""
 
     @property
     def alike(self) -> bool:
@@ -87,39 +97,101 @@ class Pair:
 
 
 def make(store: Store, old: str, new: str, base: Environment, left: Left = no_limit) -> Pair:
-    """Return two environments, alike in everything but the package of the two requirements.
+    """Return two environments, alike in everything but what the two sides were asked for, and what that forces.
 
-    A requirement is pip's: ``torchao==0.17.0``, or the path of a wheel; a range stands for the release that pip chooses
-    now. Where neither version has dependencies of its own, each side is an overlay of that package alone; otherwise
-    each is a virtual environment layered over ``base``, in which pip resolved the requirement. Raises
-    BrokenEnvironment, in the resolver's words, for what does not exist, does not install or cannot be imported;
-    nothing half-made is left behind. ``left`` are the seconds that there are for it; raises OutOfTime after them.
+    A side is one of pip's requirements, as ``torchao==0.17.0``, several of them with blanks between, the path of a
+    wheel, or that of a lock; a range stands for the release that pip chooses now. One package that has no dependencies
+    of its own in either version is an overlay of it alone. Otherwise each side is a full virtual environment: what pip
+    resolves over ``base`` (harness.runtime.stack), or of two locks what they name and nothing else. Raises
+    BrokenEnvironment, in the resolver's words, for what does not exist, does not go together, does not install or
+    cannot be imported; nothing half-made is left behind. ``left`` are the seconds that there are for it; raises
+    OutOfTime after them.
     """
-    wanted = [resolve(requirement, base, left) for requirement in (old, new)]
-    names = {canonicalize_name(one.name) for one in wanted}
-    if len(names) > 1:
-        raise BrokenEnvironment(f"{old} and {new} are two packages: a gate compares two versions of one")
-    alone = not any(one.dependencies for one in wanted)
+    if asked.is_lock(old) and asked.is_lock(new):
+        return _of_locks(store, old, new, base, left)
+    wanted = [[resolve(one, base, left) for one in asked.parts(text)] for text in (old, new)]
+    names = [sorted({canonicalize_name(one.name) for one in side}) for side in wanted]
+    if names[0] != names[1]:
+        if len(names[0]) == len(names[1]) == 1:
+            raise BrokenEnvironment(f"{old} and {new} are two packages: a gate compares two versions of one")
+        alone = sorted(set(names[0]) ^ set(names[1]))
+        raise BrokenEnvironment(f"{', '.join(alone)}: named for one side alone; say which version the other has")
+    if len(wanted[0]) + len(wanted[1]) > 2 * len(names[0]):
+        raise BrokenEnvironment(f"{old} to {new}: names a package twice on one side")
+    told = [" ".join(f"{one.name}=={one.version}" for one in side) for side in wanted]
+    if len(names[0]) == 1 and not any(one.dependencies for side in wanted for one in side):
+        return _of_overlays(store, wanted[0][0], wanted[1][0], base, left)
+    resolved = [stack.resolve([one.distribution for one in side], base, left) for side in wanted]
+    return of(store, resolved, told, base, " ".join(names[0]), left)
+
+
+def _of_overlays(store: Store, old: Wanted, new: Wanted, base: Environment, left: Left) -> Pair:
     sides = []
-    for one in wanted:
-        make_one = overlay if alone else layered
-        made = replace(make_one(store, one.requirement, base, one.digest, left), name=f"{one.name}=={one.version}")
-        _check_import(store, made, one, left)
+    for one in (old, new):
+        made = overlay(store, one.requirement, base, one.digest, left)
+        made = replace(made, name=f"{one.name}=={one.version}")
+        _check_import(store, made, one.name, one.requirement, left)
         sides.append(made)
-    package = names.pop()
-    found = differences(sides[0], sides[1])
-    contents = {side: one.digest for side, one in zip(("old", "new"), wanted, strict=True) if one.digest}
-    if wanted[0].version == wanted[1].version and wanted[0].digest != wanted[1].digest:
-        told = " -> ".join(one.digest[:12] or "as released" for one in wanted)
-        found.append(f"{package} {wanted[0].version}: other contents under the same version ({told})")
+    digests = (old.digest, new.digest)
+    contents = {side: it for side, it in zip(("old", "new"), digests, strict=True) if it}
+    package = canonicalize_name(old.name)
+    found = differences(*sides) + _other_contents(package, (old.version, new.version), digests)
     return Pair(package, sides[0], sides[1], tuple(found), contents)
+
+
+def _of_locks(store: Store, old: str, new: str, base: Environment, left: Left) -> Pair:
+    files = [asked.lock_file(text) for text in (old, new)]
+    resolved = [stack.of_file(file, base, left) for file in files]
+    names = installed.changed(resolved[0].lock, resolved[1].lock)
+    # Two locks of one name, in two folders, are told apart by these.
+    several = files[0].name == files[1].name
+    told = [f"{file.parent.name}/{file.name}" if several else file.name for file in files]
+    return of(store, resolved, told, base, " ".join(names) or files[0].name, left)
+
+
+def of(
+    store: Store,
+    resolved: Sequence[Resolved],
+    told: Sequence[str],
+    base: Environment,
+    package: str,
+    left: Left = no_limit,
+) -> Pair:
+    """Return two environments of resolved distributions; ``told`` is what each is called."""
+    locks = {side: one.lock for side, one in zip(("old", "new"), resolved, strict=True)}
+    changed = installed.changed(locks["old"], locks["new"])
+    sides = []
+    for one, name in zip(resolved, told, strict=True):
+        made = stack.make(store, one.lock, base, name, left)
+        for it in sorted({*package.split(), *DECISIVE} & {*changed} & one.lock.keys()):
+            _check_import(store, made, it, f"{it}=={one.lock[it].version}", left)
+        sides.append(made)
+    found = differences(*sides)
+    contents: dict[str, str] = {}
+    for side, them in locks.items():
+        if direct := [them[name].line for name in changed if name in them and them[name].digest]:
+            contents[side] = digest(direct)
+    for name in changed:
+        if name in locks["old"] and name in locks["new"]:
+            before, after = locks["old"][name], locks["new"][name]
+            found += _other_contents(name, (before.version, after.version), (before.digest, after.digest))
+    for name, one in zip(told, resolved, strict=True):
+        found += [f"{name}: {remark}" for remark in one.remarks]
+    return Pair(package, sides[0], sides[1], tuple(found), contents, locks)
+
+
+def _other_contents(package: str, versions: tuple[str, str], digests: tuple[str, str]) -> list[str]:
+    if versions[0] != versions[1] or digests[0] == digests[1]:
+        return []
+    told = " -> ".join(one[:12] or "as released" for one in digests)
+    return [f"{package} {versions[0]}: other contents under the same version ({told})"]
 
 
 def resolve(requirement: str, base: Environment, left: Left = no_limit) -> Wanted:
     """Return what pip would install for ``requirement``, without installing it."""
-    given = _local(requirement)
+    (given,) = asked.parts(requirement)
     arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", given]
-    report = json_value(_pip(base, arguments, f"{requirement} cannot be had", left))
+    report = json_value(stack.pip(base, arguments, f"{requirement} cannot be had", left))
     try:
         taken = report["install"][0]
         metadata = taken["metadata"]
@@ -146,7 +218,7 @@ def _contents(given: str, taken: dict[str, Any]) -> str:
 
 def releases(package: str, base: Environment) -> list[str]:
     """Return the releases of ``package`` that pip finds for this interpreter, oldest first."""
-    answer = _pip(base, ["index", "versions", package], f"the releases of {package} cannot be listed")
+    answer = stack.pip(base, ["index", "versions", package], f"the releases of {package} cannot be listed")
     line = next((line for line in answer.splitlines() if line.startswith("Available versions:")), "")
     found = [part.strip() for part in line.partition(":")[2].split(",") if part.strip()]
     return sorted(found, key=Version)
@@ -183,63 +255,33 @@ def _canonical(environment: Environment) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in environment.packages().items()}
 
 
-def _local(requirement: str) -> str:
-    """Return the absolute path of a wheel, or the requirement as it is, if it is one."""
-    if requirement.endswith(".whl") and "@" not in requirement:
-        file = Path(requirement).resolve()
-        if not file.is_file():
-            raise BrokenEnvironment(f"{requirement}: there is no such wheel")
-        return str(file)
-    try:
-        url = urlparse(Requirement(requirement).url or "")
-    except InvalidRequirement as error:
-        raise BrokenEnvironment(
-            f"{requirement!r} is neither a requirement, such as torchao==0.17.0, nor a wheel: {error}"
-        ) from error
-    if url.scheme == "file" and Path(unquote(url.path)).is_dir():
-        raise BrokenEnvironment(f"{requirement}: sources in a folder may change under a gate; build a wheel of them")
-    return requirement
-
-
 def _applies(line: str) -> bool:
     """Return whether a declared dependency is needed here, no extra being asked for."""
     marker = Requirement(line).marker
     return marker is None or marker.evaluate({"extra": ""})
 
 
-def _check_import(store: Store, environment: Environment, wanted: Wanted, left: Left) -> None:
+def _check_import(store: Store, environment: Environment, name: str, requirement: str, left: Left) -> None:
     """Import the package once in the environment that was made; what passed is remembered."""
 
     def build(_: Path) -> dict[str, Any]:
         try:
             result = within(
                 left,
-                [environment.python, "-c", _IMPORT, wanted.name],
-                f"importing {wanted.name}",
+                [environment.python, "-c", _IMPORT, name],
+                f"importing {name}",
                 env=environment.environ(store),
                 timeout=_IMPORT_SECONDS,
             )
         except subprocess.TimeoutExpired as error:
             raise BrokenEnvironment(
-                f"the environment of {wanted.requirement} does not work: "
-                f"importing {wanted.name} did not end within {_IMPORT_SECONDS} s"
+                f"the environment of {requirement} does not work: "
+                f"importing {name} did not end within {_IMPORT_SECONDS} s"
             ) from error
         if result.returncode:
             words = redact(result.stderr.strip())[-2000:]
-            raise BrokenEnvironment(f"the environment of {wanted.requirement} does not work:\n{words}")
+            raise BrokenEnvironment(f"the environment of {requirement} does not work:\n{words}")
         return {}
 
     key = {"python": environment.python, "overlay": str(environment.overlay), "packages": environment.packages()}
-    store.get("imported", key, build, label=f"import of {wanted.requirement}")
-
-
-def _pip(base: Environment, arguments: list[str], what: str, left: Left = no_limit) -> str:
-    command = [base.python, "-m", "pip", "--disable-pip-version-check", *arguments]
-    try:
-        result = within(left, command, "asking pip", timeout=_RESOLVE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise BrokenEnvironment(f"{what}: pip did not answer within {_RESOLVE_SECONDS} s") from error
-    if result.returncode:
-        words = redact(result.stderr.strip() or result.stdout.strip())
-        raise BrokenEnvironment(f"{what}; the resolver says:\n{words[-2000:]}")
-    return result.stdout
+    store.get("imported", key, build, label=f"import of {requirement}")

@@ -41,6 +41,8 @@ from harness.records.schema import Device
 from harness.runtime import environment_pair
 from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair
+from harness.runtime.installed import Distribution, Lock
+from harness.runtime.mixtures import Mixtures
 from harness.runtime.store import Store
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -70,6 +72,7 @@ class Gates:
     compatibility: list[Works] = field(default_factory=list)
     device: str = DEVICE
     calibrated: list[bool] = field(default_factory=list)
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def gate(
         self,
@@ -100,6 +103,7 @@ class Gates:
             compatibility=self.compatibility,
             exit_status=exit_status(verdicts),
             options=options,
+            environments=self.environments,
             units={"one": UnitState(UNIT, done=8, seconds=60.0, measuring=80.0)},
         )
         (folder / "gate.json").write_text(gate.text(), encoding="utf-8")
@@ -434,6 +438,130 @@ def test_an_interrupted_bisection_keeps_its_gates_and_says_so(
     assert f"1.4: generate_throughput of {MODEL}-int8wo-transformers: regressed" in output
     assert "the gates that were measured are kept in" in errors
     assert len(list((gates.folder / "results" / "gates").glob("*/gate.json"))) == 1
+
+
+@pytest.fixture
+def packages(releases: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Lock]:
+    """Two environments that differ in tiny, front, which needs its own release of tiny, and side."""
+
+    def lock(version: str) -> Lock:
+        needs = {"front": (f"tiny=={version}",)}
+        return {
+            name: Distribution(name, version, f"{name}=={version}", "", needs.get(name, ()))
+            for name in ("front", "same", "side", "tiny")
+        }
+
+    found = {"old": lock("1.0"), "new": lock("1.4")}
+    found["new"] = {**found["new"], "same": found["old"]["same"]}
+    of = lambda store, resolved, told, base, package: Pair(package, base, base, ())  # noqa: E731
+    monkeypatch.setattr(
+        environment_pair, "make", lambda *_: Pair("tiny side", Environment(), Environment(), (), {}, found)
+    )
+    monkeypatch.setattr(environment_pair, "of", of)
+    monkeypatch.setattr(Mixtures, "release", lambda self, name, release: of(None, None, None, self.base, name))
+    return found
+
+
+SIDES_OF = ("--old", "tiny==1.0", "side==1.0", "--new", "tiny==1.4 side==1.4")
+
+
+def which(command: Command, *more: str) -> tuple[int, str, str]:
+    return command("bisect", "--metric", "generate_throughput", "--recipe", "int8wo", *more, *SIDES_OF)
+
+
+def test_the_package_that_did_it_is_named_and_then_its_first_bad_release(
+    gates: Gates, command: Command, packages: dict[str, Lock]
+) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        version = next(it for it in options.new.split() if it.startswith("side==")) if "side" in options.new else ""
+        return [speed(0.7 if version >= "side==1.2" else 1.0)]
+
+    gates.answer = answer
+    status, output, _ = which(command)
+    told = output.splitlines()
+    assert told[-1] == "first bad release of side: 1.2 (last good: 1.1)"
+    assert "made worse by 1 of 3 packages: side 1.0 -> 1.4" in told
+    assert "tiny 1.0 -> 1.4: not without the others: front 1.0 asks for tiny==1.0" in output
+    assert status == 1
+    assert gates.asked[0].old == "tiny==1.0 side==1.0 front==1.0"
+    assert gates.asked[0].new == "tiny==1.4 side==1.4 front==1.4", "all of them together first"
+    assert gates.asked[1].new == "tiny==1.0 side==1.4 front==1.0"
+
+
+def test_packages_that_need_each_other_are_named_together(
+    gates: Gates, command: Command, packages: dict[str, Lock]
+) -> None:
+    gates.answer = lambda options: [speed(0.7 if "tiny==1.4" in options.new else 1.0)]
+    status, output, _ = which(command)
+    (line,) = [line for line in output.splitlines() if line.startswith("made worse by")]
+    assert line == "made worse by 2 of 3 packages: tiny 1.0 -> 1.4 with front 1.0 -> 1.4"
+    assert status == 1
+    assert len(gates.asked) == 3, "neither of them is measured without the other"
+
+
+def test_a_mixture_that_could_not_be_judged_is_told_and_leaves_it_open(
+    gates: Gates, command: Command, packages: dict[str, Lock]
+) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        if "side==1.4" in options.new and "tiny==1.0" in options.new:
+            raise BrokenEnvironment("planted: no wheel of side")
+        return [speed(0.7 if "tiny==1.4 side==1.4" in options.new else 1.0)]
+
+    gates.answer = answer
+    status, output, _ = which(command)
+    assert "could not be judged by themselves: side" in output
+    assert status == 3
+
+
+def test_packages_without_a_regression_have_nothing_to_search_for(
+    gates: Gates, command: Command, packages: dict[str, Lock]
+) -> None:
+    status, output, _ = which(command)
+    assert (status, len(gates.asked)) == (0, 1)
+    assert "generate_throughput is not worse on the new side" in output
+
+
+def test_one_package_alone_is_searched_by_its_releases(
+    gates: Gates, command: Command, packages: dict[str, Lock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment_pair, "make", lambda *_: Pair("tiny", Environment(), Environment(), ()))
+    status, _, errors = which(command)
+    assert status == 2
+    assert "search its releases, as in bisect tiny FIRST..LAST" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "sides"),
+    [
+        (["a==1", "a==2"], ("a==1", "a==2")),
+        (["--old", "a==1", "b==1", "--new", "a==2", "b==1"], ("a==1 b==1", "a==2 b==1")),
+        (["a==1 b==1", "a==2 b==2"], ("a==1 b==1", "a==2 b==2")),
+        (["--old", "before.lock", "--new", "after.lock"], ("before.lock", "after.lock")),
+    ],
+)
+def test_sides_are_named_by_their_places_or_by_options(
+    gates: Gates, command: Command, words: list[str], sides: tuple[str, str]
+) -> None:
+    assert command("gate", *words)[0] == 0
+    assert (gates.asked[0].old, gates.asked[0].new) == sides
+
+
+@pytest.mark.parametrize(
+    "words", [["a==1"], ["--old", "a==1"], ["a==1", "--new", "a==2"], ["a==1", "a==2", "--new", "a"]]
+)
+def test_one_side_alone_is_refused(gates: Gates, command: Command, words: list[str]) -> None:
+    status, _, errors = command("gate", *words)
+    assert (status, gates.asked) == (2, [])
+    assert "--old" in errors
+
+
+def test_where_several_packages_differ_a_finding_asks_which_of_them_it_was(gates: Gates, command: Command) -> None:
+    gates.answer = lambda _: [speed(0.7)]
+    gates.environments = {"old": {"a": "1", "b": "1"}, "new": {"a": "2", "b": "2"}}
+    _, output, _ = command("gate", "--old", "a==1", "b==1", "--new", "a==2", "b==2")
+    told = " ".join(output.replace("\\\n", "").split())
+    assert "bisect --old 'a==1 b==1' --new 'a==2 b==2' -m cpu --metric generate_throughput --recipe int8wo" in told
+    assert "since: a==2 b==2; a==1 b==1 was better" in told
 
 
 # --------------------------------------------------------------------------------------------------------- calibration

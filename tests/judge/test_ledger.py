@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.judge import ledger as ledgers
 from harness.judge.family import control
-from harness.judge.gatefile import VERDICT
+from harness.judge.gatefile import VERDICT, exit_status
 from harness.judge.ledger import Ledger
 from harness.judge.rules import RULES, Margins
 from harness.judge.series import SIDES, Series, series
@@ -123,3 +124,40 @@ def test_only_what_a_line_changed_is_judged_again(monkeypatch: pytest.MonkeyPatc
             changed = {(one.place.recipe, one.metric, str(one.place.parameters)) for one in judged}
             assert {recipe for recipe, _, _ in changed} == {recipe}
             assert len(judged) == len(changed) == 5, "two metrics, two tasks, and the mean over those"
+
+
+def served(slow: float, kept: float = 0.0, blocks: int = 8, seed: int = 1) -> list[Verdict]:
+    """Return what a gate says of a server whose slowest 3 % of requests wait ``slow`` times longer for their start."""
+    rng = np.random.default_rng(seed)
+    ledger = Ledger(MARGINS, frozenset(RULES), interleaved=True, kept=kept)
+    about = {"num_prompts": 100, "dataset": "ShareGPT"}
+    for block in range(blocks):
+        for side in SIDES:
+            late = slow if side == "new" else 1.0
+            times = np.exp(rng.normal(3, 0.05, 500))
+            times[rng.random(500) < 0.03] *= 2 * late
+            for metric, samples in (("ttft", times), ("tpot", np.exp(rng.normal(1, 0.02, 500)))):
+                line = record((metric, about), float(np.median(samples)), side=side, block=block, attempt=0)
+                ledger.add(line.model_copy(update={"samples": samples.tolist()}))
+            rates = [10 * float(it) for it in np.exp(rng.normal(0, 0.01, 3))]
+            line = record(("request_throughput", about), rates[1], side=side, block=block, attempt=0)
+            ledger.add(line.model_copy(update={"samples": rates}))
+    return ledger.controlled()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3])
+def test_a_tail_of_time_to_first_token_fails_a_gate_whose_throughput_is_as_it_was(kept: float) -> None:
+    found = {it.metric: it for it in served(1.55, kept)}
+    assert (found["request_throughput"].verdict, found["tpot"].verdict) == ("pass", "pass")
+    first = found["ttft"]
+    assert (first.verdict, first.primary, first.reason) == ("regressed", True, "tail-beyond-margin")
+    assert "p99" in first.detail
+    assert exit_status(found.values()) == 1
+
+
+@pytest.mark.parametrize(("slow", "blocks"), [(1.0, 8), (1.55, 3)])
+def test_a_tail_as_it_was_and_one_of_few_blocks_fail_none(slow: float, blocks: int) -> None:
+    found = {it.metric: it for it in served(slow, blocks=blocks)}
+    assert not found["ttft"].primary
+    assert not found["tpot"].primary
+    assert "regressed" not in {it.verdict for it in found.values() if it.primary}

@@ -171,6 +171,8 @@ def test_a_folder_of_sources_is_refused(base: Environment, wheels: Path, store: 
         ("tiny_pkg==1.0", "not a requirement", "neither a requirement"),
         ("tiny_pkg==1.0", "gone-1.0-py3-none-any.whl", "no such wheel"),
         ("--upgrade", "tiny_pkg==1.0", "neither a requirement"),
+        ("tiny_pkg==1.0 needy_pkg==1.0", "tiny_pkg==2.0", "needy-pkg: named for one side alone"),
+        ("tiny_pkg==1.0 tiny_pkg==2.0", "tiny_pkg==2.0 tiny_pkg==1.0", "names a package twice"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

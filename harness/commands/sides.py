@@ -1,0 +1,28 @@
+"""The two sides of a gate on the command line: by their places, or by ``--old`` and ``--new``."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.base.errors import HarnessError
+from harness.runtime import asked
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name both sides."""
+    for side in ("old", "new"):
+        parser.add_argument(
+            f"--{side}", dest=f"{side}_side", nargs="+", metavar="PACKAGE==VERSION|WHEEL|LOCK", help=f"the {side} side"
+        )
+
+
+def of(arguments: argparse.Namespace, example: str = "torchao==0.17.0 torchao==0.18.0") -> tuple[str, str]:
+    """Return what both sides are, as the command line names them. Raises HarnessError where one is missing."""
+    given = [getattr(arguments, side) for side in ("old", "new")]
+    named = [asked.joined(words) if (words := getattr(arguments, f"{side}_side")) else None for side in ("old", "new")]
+    if any(given) and any(named):
+        raise HarnessError(f"{given[0]!r}: name both sides by their places, or both by --old and --new")
+    old, new = named if any(named) else given
+    if not (old and new):
+        raise HarnessError(f"name two sides, as in {example}, or --old OLD --new NEW")
+    return old, new
