@@ -35,6 +35,12 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "cache")
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in which what one test has installed is there for the others, as it is for the gates of a user."""
+    return Store(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder that pip finds packages in: tiny_pkg 1.0 to 3.0, and others that need one another."""
@@ -55,9 +61,9 @@ def left(store: Store) -> list[Path]:
 
 
 def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(
-    base: Environment, wheels: Path, store: Store
+    base: Environment, wheels: Path, shared: Store
 ) -> None:
-    made = environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==2.0", base)
+    made = environment_pair.make(shared, "tiny_pkg==1.0", "tiny_pkg==2.0", base)
     assert made.package == "tiny-pkg"
     assert (made.old.name, made.new.name) == ("tiny_pkg==1.0", "tiny_pkg==2.0")
     assert made.old.python == made.new.python == base.python
@@ -67,9 +73,9 @@ def test_a_package_without_dependencies_is_overlaid_and_nothing_else_differs(
 
 
 def test_a_package_with_dependencies_gets_an_environment_each_and_what_else_differs_is_said(
-    base: Environment, wheels: Path, store: Store
+    base: Environment, wheels: Path, shared: Store
 ) -> None:
-    made = environment_pair.make(store, "needy_pkg==1.0", "needy_pkg==2.0", base)
+    made = environment_pair.make(shared, "needy_pkg==1.0", "needy_pkg==2.0", base)
     assert made.old.python != made.new.python
     assert made.differences == ("needy-pkg 1.0 -> 2.0", "tiny-pkg 1.0 -> 2.0")
     assert made.new.packages().keys() >= base.packages().keys(), "everything of the base is there"
@@ -93,32 +99,32 @@ def test_a_version_that_does_not_install_leaves_nothing_half_made(
 
 
 def test_an_environment_whose_import_fails_is_refused_and_tried_again_another_time(
-    base: Environment, wheels: Path, store: Store
+    base: Environment, wheels: Path, shared: Store
 ) -> None:
     for _ in range(2):
         with pytest.raises(BrokenEnvironment, match=r"(?s)tiny_pkg==9.0 does not work.*planted: does not import"):
-            environment_pair.make(store, "tiny_pkg==1.0", "tiny_pkg==9.0", base)
+            environment_pair.make(shared, "tiny_pkg==1.0", "tiny_pkg==9.0", base)
 
 
 def test_an_import_that_does_not_end_is_an_error_that_names_the_requirement_and_the_time(
-    base: Environment, wheels: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    base: Environment, wheels: Path, shared: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_wheel(wheels, "tiny_pkg", "5.0", {"tiny_pkg/__init__.py": "import time\ntime.sleep(60)\n"})
     monkeypatch.setattr(environment_pair, "_IMPORT_SECONDS", 1)
     with pytest.raises(BrokenEnvironment, match=r"tiny_pkg==5.0 does not work: .* did not end within 1 s"):
-        environment_pair.make(store, "tiny_pkg==5.0", "tiny_pkg==1.0", base)
+        environment_pair.make(shared, "tiny_pkg==5.0", "tiny_pkg==1.0", base)
 
 
 @pytest.mark.parametrize("package", ["tiny_pkg", "needy_pkg"])
 def test_a_range_means_the_newest_release_each_time(
-    base: Environment, wheels: Path, store: Store, package: str
+    base: Environment, wheels: Path, shared: Store, package: str
 ) -> None:
     for name in ("tiny_pkg-3.0", "tiny_pkg-9.0", "needy_pkg-3.0"):
         (wheels / f"{name}-py3-none-any.whl").unlink()
-    before = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", base)
+    before = environment_pair.make(shared, f"{package}==1.0", f"{package}>=1.0", base)
     needs = ["tiny_pkg==2.0"] if package == "needy_pkg" else []
     write_wheel(wheels, package, "2.7", {f"{package}.py": "VERSION = '2.7'\n"}, requires=needs)
-    after = environment_pair.make(store, f"{package}==1.0", f"{package}>=1.0", base)
+    after = environment_pair.make(shared, f"{package}==1.0", f"{package}>=1.0", base)
     assert [made.new.name for made in (before, after)] == [f"{package}==2.0", f"{package}==2.7"]
     assert [made.new.packages()[package] for made in (before, after)] == ["2.0", "2.7"]
     assert after.old == before.old
@@ -128,32 +134,32 @@ def test_extras_are_kept_where_a_requirement_is_pinned(base: Environment, wheels
     assert environment_pair.resolve("tiny_pkg[more, less] >= 1, < 3", base).requirement == "tiny_pkg[less,more]==2.0"
 
 
-def test_a_wheel_that_was_built_anew_is_another_environment(base: Environment, wheels: Path, store: Store) -> None:
+def test_a_wheel_that_was_built_anew_is_another_environment(base: Environment, wheels: Path, shared: Store) -> None:
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'first'\n"})
-    first = environment_pair.make(store, "tiny_pkg==1.0", str(path), base)
+    first = environment_pair.make(shared, "tiny_pkg==1.0", str(path), base)
     path = write_wheel(wheels / "own", "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": "VERSION = 'second'\n"})
-    second = environment_pair.make(store, "tiny_pkg==1.0", str(path), base)
+    second = environment_pair.make(shared, "tiny_pkg==1.0", str(path), base)
     assert first.new.name == second.new.name == "tiny_pkg==4.0"
     assert first.new.overlay != second.new.overlay
     assert first.apart("new") != second.apart("new"), "nor does it share what the other one has made"
     (wheels / "elsewhere").mkdir()
     moved = path.rename(wheels / "elsewhere" / path.name)
-    assert environment_pair.make(store, "tiny_pkg==1.0", str(moved), base).new == second.new, "wherever it lies"
+    assert environment_pair.make(shared, "tiny_pkg==1.0", str(moved), base).new == second.new, "wherever it lies"
 
 
-def test_two_builds_of_one_version_are_told_apart_and_named(base: Environment, wheels: Path, store: Store) -> None:
+def test_two_builds_of_one_version_are_told_apart_and_named(base: Environment, wheels: Path, shared: Store) -> None:
     old, new = (
         write_wheel(wheels / side, "tiny_pkg", "4.0", {"tiny_pkg/__init__.py": f"VERSION = '{side}'\n"})
         for side in ("old", "new")
     )
-    made = environment_pair.make(store, str(old), str(new), base)
+    made = environment_pair.make(shared, str(old), str(new), base)
     assert made.apart("old") != made.apart("new")
     (line,) = made.differences
     assert "tiny-pkg 4.0: other contents under the same version" in line
-    again = environment_pair.make(store, str(old), str(old), base)
+    again = environment_pair.make(shared, str(old), str(old), base)
     assert again.differences == ()
     assert again.apart("old") == again.apart("new") == made.apart("old")
-    direct = environment_pair.make(store, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", base)
+    direct = environment_pair.make(shared, "tiny_pkg==1.0", f"tiny_pkg @ {new.as_uri()}", base)
     assert direct.apart("new").keys() > direct.apart("old").keys(), "a URL's contents may change too"
 
 
