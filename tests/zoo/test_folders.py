@@ -169,23 +169,24 @@ def test_a_session_merges_an_adapter_if_it_is_asked_to_and_says_so(folders: Path
     done = session(f"--model={folders / 'adapter_fits'}", "--merge-adapter")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "  the model: the adapter beside it (LORA of owner/base) is merged into its weights" in done.stdout
-    refused = session(f"--model={folders / 'whole'}", f"--model={folders / 'adapter_of_no_base'}", "--merge-adapter")
-    assert refused.returncode == 1
-    assert "holds no adapter (adapter_config.json) that could be merged" in refused.stdout
-    assert "does not name its base model (base_model_name_or_path)" in refused.stdout
 
 
 def test_an_adapter_alone_is_merged_into_the_base_model_that_it_names(
     folders: Path, session: Any, tmp_path: Path
 ) -> None:
-    """To the bytes that it gives beside that model; one whose base is nowhere says where it was looked for."""
-    names = ("adapter_fits", "adapter_alone", "adapter_of_a_base_elsewhere")
+    """To the bytes that it gives beside that model; one whose base is nowhere says where it was looked for.
+
+    One without a base, and a model without an adapter, say so too.
+    """
+    names = ("adapter_fits", "adapter_alone", "adapter_of_a_base_elsewhere", "adapter_of_no_base", "whole")
     done = session(*(f"--model={folders / name}" for name in names), "--merge-adapter")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "4 passed" in done.stdout
     (said,) = (tmp_path / "results").rglob("summary.txt")
     assert "the adapter (LORA of ../whole) is merged into its base model ../whole" in said.read_text()
     assert "is an adapter of /no/such/base, and no model is there: name the base model's folder" in done.stdout
+    assert "does not name its base model (base_model_name_or_path)" in done.stdout
+    assert "holds no adapter (adapter_config.json) that could be merged" in done.stdout
     beside, alone = (tmp_path / "cache").glob("plain/*/model.safetensors")
     assert beside.read_bytes() == alone.read_bytes()
 
