@@ -87,6 +87,14 @@ class Run:
             return f"the client was the bottleneck: {late} (p99 of both)"
         return ""
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a record's attachment keeps of the run: each request's times, to a microsecond, but not each token's."""
+        each = {name: [round(float(it), 3) for it in self.told[name]] for name in ("ttft", "tpot", "e2e")}
+        each |= {name: [round(float(it), 6) for it in self.told[name]] for name in ("arrivals", "sent")}
+        rates = {"rate": self.rate, "achieved": self.achieved, "requests": self.requests}
+        return {**rates, "void": self.void, **{it: self.told[it] for it in self.told if it != "itl"}, **each}
+
     def observed(self) -> Observed:
         """Return the run as the search for a capacity has it."""
         ends = [start + latency / 1000 for start, latency in zip(self.told["sent"], self.told["e2e"], strict=True)]

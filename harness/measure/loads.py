@@ -271,11 +271,7 @@ class Loads:
         return {"capacity": figure}
 
     def _told(self, limits: Sequence[Limit]) -> dict[str, Any]:
-        runs = [
-            {"rate": run.rate, "achieved": run.achieved, "void": run.void, "requests": run.requests, **dict(run.told)}
-            for run in self._runs
-        ]
-        return {"limits": [str(limit) for limit in limits], "runs": runs}
+        return {"limits": [str(limit) for limit in limits], "runs": [run.kept for run in self._runs]}
 
     # ------------------------------------------------------------------------------------------------- recording
 

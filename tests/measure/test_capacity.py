@@ -198,6 +198,13 @@ def test_a_good_run_is_not_void() -> None:
     assert run.tokens == pytest.approx(30 / 1.02)
 
 
+def test_what_is_kept_of_a_run_has_each_request_and_not_each_token() -> None:
+    kept = Run(10.0, told(ttft=[1.23456] * 10), due=1.0).kept
+    assert kept["ttft"] == [1.235] * 10
+    assert (kept["rate"], kept["void"], kept["tokens"]) == (10.0, "", [3] * 10)
+    assert "itl" not in kept
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
