@@ -14,6 +14,9 @@ from harness.machine.vendor import Unseen, over
 from harness.machine.vendors import VENDORS
 from harness.matrix.hardware import Hardware
 
+NEIGHBOURS = "HARNESS_NEIGHBOURS"
+"""Set for a session beside others on one host: what their neighbourhood is known, or not known, to do."""
+
 
 class Watch:
     """Watches the machine during a block of measurement: throttling, and processes of others on the GPU.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
 from harness.measure.rounds import All, Rule
-from harness.records.metrics import METRICS
+from harness.records.metrics import METRICS, stage_of
 from harness.records.place import row_of
 from harness.records.run import Run
 from harness.records.schema import Device, Judgement, Measurement, Scalar, identity
@@ -30,7 +31,8 @@ Kept = TypeVar("Kept")
 class Recorder:
     """What every kind of measurement is made through; what a resumed run already has is not measured again.
 
-    ``tags`` go into every record's flags: which side and block of a gate it belongs to.
+    ``tags`` go into every record's flags: which side and block of a gate it belongs to. ``neighbours`` is what is said
+    of a serving figure that was measured while another GPU of the host was in use.
     """
 
     def __init__(self, flow: Flow, run: Run, tags: dict[str, Scalar] | None = None) -> None:
@@ -39,6 +41,7 @@ class Recorder:
         self.tags = tags or {}
         self.measurements: list[Measurement] = []
         self._standing: dict[str, Measurement] = {}
+        self.neighbours = os.environ.get(machine_watch.NEIGHBOURS, "")
 
     def resume(self) -> list[str]:
         """Take over what the run has already measured, but for what was too noisy to be held against its limit.
@@ -248,7 +251,9 @@ class Recorder:
         disturbed: str = "",
     ) -> dict[str, Measurement]:
         found = {}
+        others = any(state.get("other_gpus_in_use") for state in (before, after))
         for name, figure in figures.items():
+            told = self.neighbours if others and stage_of(name, cell.server, common["parameters"]) == "server" else ""
             if problem := figure.problem():
                 raise HarnessError(f"{name} of {cell.id} {problem}: not a number that can be recorded")
             record = record_of(
@@ -262,7 +267,7 @@ class Recorder:
                 state_before=before,
                 state_after=after,
                 discarded=discarded or figure.discarded,
-                disturbed=disturbed if METRICS[name].timed else "",
+                disturbed="; ".join(filter(None, (disturbed, told))) if METRICS[name].timed else "",
                 **common,
             )
             self.run.append(record)

@@ -256,40 +256,46 @@ def memories(claims: Iterable[Claim]) -> list[Cell]:
     ]
 
 
-def units(claims: Mapping[str, Claim], seconds: Mapping[str, float | None]) -> dict[str, tuple[Unit, Cell]]:
+def units(
+    claims: Mapping[str, Claim], seconds: Mapping[str, float | None], apart: Mapping[str, int] | None = None
+) -> dict[str, tuple[Unit, Cell]]:
     """Return what goes to one device together, by name: the tests of a cell through a server, and that cell.
 
     ``claims`` are tests by their ids, in order, ``seconds`` what each is expected to take; one of unknown time takes
     what the others do. What asks for no server goes with the first of its cell. A recipe's unit comes after its
-    baseline's, whose records its limits need.
+    baseline's, whose records its limits need. ``apart`` are the numbers of devices of the hardware on which serving is
+    disturbed by neighbours: there it is a unit of its own, which has all of them.
     """
     known = [it for it in seconds.values() if it is not None]
     usual = sum(known) / len(known) if known else 60.0
-    grouped: dict[tuple[Place, str], list[str]] = {}
+    grouped: dict[tuple[Place, str, str], list[str]] = {}
     for test, claim in claims.items():
-        grouped.setdefault((claim.of_cell, claim.cell.server), []).append(test)
-    for (base, server), tests in list(grouped.items()):
+        part = "server" if claim.stage == "server" and claim.cell.hardware.name in (apart or {}) else ""
+        grouped.setdefault((claim.of_cell, claim.cell.server, part), []).append(test)
+    for (base, server, part), tests in list(grouped.items()):
         with_server = [key for key in grouped if key[0] == base and key[1]]
         if not server and with_server:
             grouped[with_server[0]] = [*tests, *grouped[with_server[0]]]
-            del grouped[base, server]
+            del grouped[base, server, part]
     names = {
-        (base, server): replace(claims[tests[0]].cell, server=server).id for (base, server), tests in grouped.items()
+        key: "-".join(filter(None, (replace(claims[tests[0]].cell, server=key[1]).id, key[2])))
+        for key, tests in grouped.items()
     }
     found = {}
-    for (base, server), tests in grouped.items():
+    for key, tests in grouped.items():
         cell = claims[tests[0]].cell
         baselines = [
-            names[key]
-            for key, others in grouped.items()
-            if key[1] == server and _is_baseline_of(claims[others[0]].cell, cell)
+            names[other]
+            for other, others in grouped.items()
+            if other[1:] == key[1:] and _is_baseline_of(claims[others[0]].cell, cell)
         ]
+        gpus = (apart or {})[cell.hardware.name] if key[2] else cell.gpus
         unit = Unit(
-            names[base, server],
+            names[key],
             cell.hardware.name,
             tuple(tests),
             sum(usual if (it := seconds[test]) is None else it for test in tests),
-            cell.gpus if cell.hardware.is_gpu else 0,
+            gpus if cell.hardware.is_gpu else 0,
             next(iter(baselines), ""),
         )
         found[unit.name] = (unit, cell)

@@ -27,7 +27,9 @@ from harness.cluster import offer
 from harness.cluster.campaign import Campaign, Engine, Event
 from harness.cluster.host import Host
 from harness.cluster.units import Unit
+from harness.judge import neighbours
 from harness.machine import probe
+from harness.machine.watch import NEIGHBOURS
 from harness.plugin.collect import units
 from harness.plugin.command_line import CommandLine
 from harness.plugin.comparison import Comparison
@@ -172,9 +174,9 @@ class Far:
         estimate = self.session.estimate()
         claims = {nodeid: item.stash[claim_key] for nodeid, item in self._items.items()}
         seconds = {nodeid: estimate.of(name_of(item)) for nodeid, item in self._items.items()}
-        self._units = units(claims, seconds)
-        found = [unit for unit, _ in self._units.values()]
         there = engine.devices()
+        self._units = units(claims, seconds, self._apart(there))
+        found = [unit for unit, _ in self._units.values()]
         told = ", ".join(f"{count} {name}" for name, count in sorted(there.items())) or "no device yet"
         self.say(f"{len(claims)} tests in {len(found)} units on {told}")
         return Campaign(
@@ -187,6 +189,32 @@ class Far:
             stopped=lambda: bool(self._pytest.shouldfail or self._pytest.shouldstop),
             patience=self.given.wait_for_nodes,
         )
+
+    def _apart(self, there: Mapping[str, int]) -> dict[str, int]:
+        """Return the hardware of this host where serving is known to be disturbed by neighbours, with its devices.
+
+        Of what nobody has checked, or what is not clear, the records of serving say so.
+        """
+        self._neighbours, found = "", {}
+        for hardware in dict.fromkeys(item.stash[claim_key].cell.hardware for item in self._items.values()):
+            count = there.get(hardware.name, 0)
+            if self.given.on != "local" or not hardware.is_gpu or count < 2:
+                continue
+            try:
+                check = neighbours.load(self.given.results, hardware.name, probe.device(hardware).name)
+            except HarnessError as error:
+                self.say(str(error))
+                check = None
+            if check is None:
+                self._neighbours = "another GPU of this host served or computed too, and no check says what that does"
+                self.say(
+                    f"nobody has checked what neighbours do to serving on {hardware}: rows of serving say so; hold a "
+                    "run on one GPU and this one against each other with `python -m harness neighbours`"
+                )
+            elif worse := check.disturbs("server"):
+                found[hardware.name] = count
+                self.say(f"serving on {hardware} is measured one cell at a time: neighbours disturb {worse[0].what}")
+        return found
 
     def _resume(self) -> None:
         if not self.given.resume:
@@ -219,6 +247,7 @@ class Far:
             "run": str(self.session.run.path.resolve()),
             "begins": self._begins,
             "files": files,
+            "variables": {NEIGHBOURS: self._neighbours} if self._neighbours else {},
         }
 
     def _words(self, here: bool) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from harness.cluster.host import Host
 from harness.cluster.offer import Device, Offer
 from harness.cluster.units import Unit
+from harness.judge.neighbours import Check, Pair
+from harness.machine import probe, watch
 from harness.plugin import far
 from harness.records.run import Run
 from harness.records.schema import Judgement, Line, Measurement, Outcome
@@ -50,6 +54,7 @@ def test_where(cell, harness_session):
         "gpus": os.environ["CUDA_VISIBLE_DEVICES"],
         "cores": sorted(os.sched_getaffinity(0)),
         "state": probe.state(cell.hardware, cell.gpus)["gpu"],
+        "neighbours": os.environ.get("HARNESS_NEIGHBOURS"),
         "nvls": os.environ.get("NCCL_NVLS_ENABLE"),
     }
     import json
@@ -60,9 +65,11 @@ def test_where(cell, harness_session):
     assert len(list(folder.iterdir())) >= int(os.environ["HOST_MANY"])
 """
 
+SERVED = '@pytest.mark.stage("server")\ndef test_where'
+
 
 @pytest.fixture
-def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     suite.write(pytester.path)
     matrix = pytester.path / "suites" / "matrix.toml"
     text = matrix.read_text().replace('meaning = "beads on wires"\n', f'meaning = "beads on wires"\n{GPU}')
@@ -80,9 +87,16 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.syspath_prepend(pytester.path / "driver")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    cached = [it for module in (probe, watch) for it in vars(module).values() if hasattr(it, "cache_clear")]
+    for it in cached:
+        it.cache_clear()
     offered = Offer((Device("abacus", "NVIDIA Abacus", 2, gpu=True),))
     monkeypatch.setattr(far, "on_ray", lambda _: Host(offered))
-    return pytester.path
+    yield pytester.path
+    monkeypatch.undo()
+    for it in cached:
+        it.cache_clear()
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
@@ -119,6 +133,7 @@ def test_a_recipe_measures_beside_its_baseline_and_is_judged_after_it(pytester: 
     assert {it.outcome for it in found if isinstance(it, Outcome)} == {"passed"}
 
 
+@pytest.mark.slow
 def test_a_cell_of_two_gpus_has_both_to_itself(
     pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +146,7 @@ def test_a_cell_of_two_gpus_has_both_to_itself(
     assert where["cores"] == sorted(os.sched_getaffinity(0))[: 2 * (len(os.sched_getaffinity(0)) // 2)]
 
 
+@pytest.mark.slow
 def test_gpus_that_a_user_leaves_are_those_that_are_used(
     pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +156,29 @@ def test_gpus_that_a_user_leaves_are_those_that_are_used(
     run(pytester, "-m", "abacus", "--recipe", "bf16", "-k", "where").assert_outcomes(passed=1)
     (where,) = told(folder).values()
     assert (where["gpus"], where["state"]) == ("1", "1 (GPU-1a5c-77)")
+
+
+def test_serving_that_neighbours_disturb_has_the_host_to_itself(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a unit of its own that takes every GPU; of what nobody has checked the records of serving say so."""
+    monkeypatch.setenv("HOST_MANY", "1")
+    tests = folder / "test_far.py"
+    tests.write_text(tests.read_text().replace('@pytest.mark.stage("engine")\ndef test_where', SERVED))
+    asked = ("-m", "abacus", "--recipe", "bf16", "-k", "where")
+    unchecked = run(pytester, *asked)
+    unchecked.assert_outcomes(passed=1)
+    unchecked.stdout.fnmatch_lines(["*nobody has checked what neighbours do to serving on abacus*"])
+    (where,) = told(folder).values()
+    assert (where["gpus"], "no check says" in str(where["neighbours"])) == ("0", True)
+    pair = {"what": "serving", "metric": "request_throughput", "stage": "server", "parameters": {}, "unit": "req/s"}
+    pair |= {"alone": 2.0, "beside": 1.0, "direction": "higher", "ratio": 0.5, "low": 0.4, "high": 0.6, "processes": 3}
+    check = Check(hardware="abacus", device="NVIDIA Abacus", created=0.0, runs=[], pairs=[Pair.model_validate(pair)])
+    check.write(folder / "results")
+    checked = run(pytester, *asked)
+    checked.stdout.fnmatch_lines(["*serving on abacus is measured one cell at a time: neighbours disturb serving*"])
+    (where,) = told(folder).values()
+    assert (where["gpus"], where["neighbours"]) == ("0,1", None)
 
 
 def test_a_session_that_is_killed_is_named_and_its_device_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
