@@ -3,7 +3,8 @@
 Transformers imports scikit-learn, and with it SciPy, pandas and pyarrow, for one threshold of assisted generation, and
 SciPy's optimizers for losses of object detection. Together that is a third of a worker's imports. What imports these
 packages by itself, as tasks of lm_eval do, has them as ever. And it reads the names that each of its 3,000 files gives
-away, of which the last lines tell, which are then all that is split into lines.
+away, of which the last lines tell, which are then all that is split into lines; and which distribution each package is
+of, for which all metadata of all that is installed would be parsed, and are looked for one line.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.machinery
+import importlib.metadata
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 PASSED_OVER = {
@@ -46,6 +51,9 @@ class _Lean:
                 if asked is not None and hasattr(utils, asked):
                     with mock.patch.object(utils, asked, return_value=False):
                         execute(module)
+                elif name == NAMES:
+                    with mock.patch.object(importlib.metadata, "packages_distributions", packages_distributions):
+                        execute(module)
                 else:
                     execute(module)
                 if fetch := vars(module).get("fetch__all__"):
@@ -53,6 +61,43 @@ class _Lean:
 
             spec.loader.exec_module = lean  # type: ignore[method-assign]
         return spec
+
+
+_distributions = importlib.metadata.distributions
+_packages_distributions = importlib.metadata.packages_distributions
+_NAME = re.compile(r"^Name:[ \t]*(\S+)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+
+
+class _Brief:
+    """A distribution whose name and files are told quickly, of files that say the same of what is imported one each."""
+
+    def __init__(self, whole: importlib.metadata.Distribution) -> None:
+        self._whole = whole
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    @property
+    def metadata(self) -> Any:
+        text = (self._whole.read_text("METADATA") or "").partition("\n\n")[0]
+        found = _NAME.search(text)
+        return {"Name": found.group(1)} if found else self._whole.metadata
+
+    @property
+    def files(self) -> Iterable[PurePosixPath] | None:
+        record = self._whole.read_text("RECORD")
+        if record is None or '"' in record:
+            return self._whole.files
+        names = (line.partition(",")[0] for line in record.splitlines())
+        known = {(name.partition("/")[0], name.endswith(".py")): name for name in names if name}
+        return [PurePosixPath(name) for name in known.values()]
+
+
+def packages_distributions() -> Mapping[str, Any]:
+    """Return what ``importlib.metadata.packages_distributions`` does, sooner."""
+    brief = [_Brief(one) for one in _distributions()]
+    with mock.patch.object(importlib.metadata, "distributions", return_value=brief):
+        return _packages_distributions()
 
 
 def _of_the_last_lines(fetch: Callable[[str], list[str]]) -> Callable[[str], list[str]]:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
+import sys
+from pathlib import Path
+
+import pytest
 
 from harness.worker import lean
 from tests.conftest import RunCode
@@ -50,5 +55,45 @@ def test_the_names_that_modules_give_away_are_those_that_transformers_finds(run_
         "texts += ['', '__all__ = []', 'x = 1\\n__all__ = [\"a\", \"b\"]\\n', ' __all__ = [\"a\"]', '# __all__']\n"
         "assert len(texts) > 1000 and its_own.__module__ == import_utils.__name__\n"
         "assert [quick(text) for text in texts] == [its_own(text) for text in texts]\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_is_of_the_distributions_that_python_itself_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Here, and where one says nothing of itself, has no list of files, or has one with quotes."""
+    alone = tmp_path / "alone.py"
+    alone.touch()
+    for name, metadata, record in (
+        ("plain", "Name: Plain\n\nName: other\n", "plain/__init__.py,,\nplain/a.so,,\nalone.py,,\nplain.libs/a.so,,\n"),
+        ("quoted", "Name: quoted\n", '"quoted/a,b.py",,\n'),
+        ("declared", "Name: declared\n", "x/a.py,,\n"),
+        ("listless", "Name: listless\n", None),
+    ):
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata}")
+        if record is not None:
+            (folder / "RECORD").write_text(record)
+    (tmp_path / "declared-1.dist-info" / "top_level.txt").write_text("y\nz\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    theirs, ours = importlib.metadata.packages_distributions(), lean.packages_distributions()
+    assert ours == theirs
+    assert {name: ours.get(name) for name in ("plain", "alone", "quoted", "x", "y", "z")} == {
+        "plain": ["Plain"],
+        "alone": ["Plain"],
+        "quoted": ["quoted"],
+        "x": None,
+        "y": ["declared"],
+        "z": ["declared"],
+    }
+
+
+def test_transformers_is_told_quickly_of_what_is_installed(run_code: RunCode):
+    done = run_code(
+        "import importlib.metadata, transformers\n"
+        "from transformers.utils import import_utils\n"
+        "whole = importlib.metadata.packages_distributions\n"
+        "assert whole.__module__ == 'importlib.metadata'\n"
+        "assert import_utils.PACKAGE_DISTRIBUTION_MAPPING == whole()\n"
     )
     assert done.returncode == 0, done.stderr
