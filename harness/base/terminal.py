@@ -106,7 +106,9 @@ class Folding:
         lead = ""
         size = width(word)
         if self._command:
-            if not self._whole and self._indent < self.column > self._wide - size - len(_GOES_ON):
+            # A backslash by itself ends a line that was broken before, and needs no room for another.
+            room = self._wide - size - (0 if word == "\\" else len(_GOES_ON))
+            if not self._whole and self._indent < self.column > room:
                 lead = _GOES_ON[1:] + self._next()
             self.column += size
             return lead + word

@@ -27,6 +27,12 @@ def test_what_a_shell_reads_of_a_folded_command_is_the_command(
     assert max(map(width, lines)) <= max(wide, indent + 50 + max(len(shlex.quote(word)) for word in words))
 
 
+@given(words=WORDS, wide=st.integers(60, 100), label=st.sampled_from(LABELS))
+def test_a_command_that_was_folded_before_stays_as_it_is(words: list[str], wide: int, label: str) -> None:
+    once = fold(label + shlex.join(["python", "-m", "harness", *words]), wide)
+    assert "\n".join(fold("\n".join(once), wide)).split("\n") == once
+
+
 @given(words=WORDS, wide=st.integers(60, 100))
 def test_how_to_go_on_is_one_line(words: list[str], wide: int) -> None:
     line = f"go on with: {shlex.join(['python', '-m', 'pytest', *words])}"
