@@ -13,7 +13,7 @@ from typing import Any
 from harness.base.errors import HarnessError, Unsuitable, VoidLoad
 from harness.machine import probe
 from harness.machine.energy import Meter, taken
-from harness.machine.vendor import Unseen
+from harness.machine.vendor import Unseen, over
 from harness.matrix.plan import Cell
 from harness.matrix.workload import Workload, limit_of, named
 from harness.measure.capacity import Limit, Observed, Search, good, limits_of
@@ -279,7 +279,7 @@ class Loads:
         self, cell: Cell, workload: Workload, parameters: dict[str, Scalar], take: Any, names: Sequence[str]
     ) -> dict[str, Measurement]:
         def state() -> dict[str, Scalar]:
-            return probe.state(cell.hardware, cell.gpus) | (
+            return probe.state(cell.hardware, *over(cell.gpus)) | (
                 {"energy": f"not available: {self._unmetered}"} if self._unmetered else {}
             )
 

@@ -13,6 +13,7 @@ from harness.base.errors import DeviceLost, DiscardedBlocks, HarnessError
 from harness.machine import probe
 from harness.machine import watch as machine_watch
 from harness.machine.processor import ProcessorWatch
+from harness.machine.vendor import over
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
@@ -117,7 +118,7 @@ class Recorder:
         more where something disturbed it; ``again`` is called before every try but the first, and ``prepare`` once, if
         anything is to be measured at all.
         """
-        state = state or functools.partial(probe.state, cell.hardware, cell.gpus)
+        state = state or functools.partial(probe.state, cell.hardware, *over(cell.gpus))
         flags: dict[str, Scalar] = dict(self.tags)
         if self.flow.settings:
             flags["set"] = "; ".join(self.flow.settings)
@@ -177,7 +178,7 @@ class Recorder:
             beside = ProcessorWatch() if here else None
             with (
                 self.flow.clock.timed("measure", cell),
-                machine_watch.Watch(cell.hardware, cell.gpus) as watch,
+                machine_watch.Watch(cell.hardware, *over(cell.gpus)) as watch,
                 beside or contextlib.nullcontext(),
                 _gone_if_it_is(cell.hardware),
             ):
