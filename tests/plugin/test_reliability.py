@@ -33,6 +33,7 @@ from harness.records.schema import Failure, Header, Judgement, Measurement
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 TOKEN = "hf_secretsecret123"
+TIMEOUT = 420
 SELECTED = "peak_memory or generate or checkpoint"
 # What a whole session of SELECTED measures, in order.
 SIZES = ["checkpoint_size", "weight_size", "quantized_layers", "quantized_parameters", "quantized_bytes"]
@@ -119,7 +120,7 @@ class Session:
                 preexec_fn=limit,
             )
 
-    def finish(self, timeout: float = 240, within: float = 15) -> tuple[int, str]:
+    def finish(self, timeout: float = TIMEOUT, within: float = 15) -> tuple[int, str]:
         """Wait for the end and return exit status and output; nothing of the session may outlive it, in seconds."""
         assert self.process
         status = self.process.wait(timeout)
@@ -134,7 +135,7 @@ class Session:
     def wait_until_generating(self) -> int:
         """Wait until peak memory is recorded, so that the long generate runs, and return its worker's process id."""
         assert self.process
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and self.process.poll() is None:
             found = list(self.folder.glob("results/runs/*/records.jsonl"))
             if found and any(metric == "peak_memory" for _, metric in measured(found[0])):
@@ -142,18 +143,20 @@ class Session:
                 # The process whose peak memory was measured has ended.
                 return self._alive()[-1]
             time.sleep(0.1)
+        self.process.kill()
         raise AssertionError(f"no peak memory was recorded: {self.output}")
 
     def wait_until_computing(self) -> int:
         """Wait until the sizes are recorded and a worker has computed for more than loading takes; return its id."""
         assert self.process
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 busy = [pid for pid in self._alive() if psutil.Process(pid).cpu_times().user > 3]
                 if busy and measured(self.records)[-1:] == [("bf16", SIZES[-1])]:
                     return busy[-1]
             time.sleep(0.1)
+        self.process.kill()
         raise AssertionError(f"nothing is computed: {self.output}")
 
     def _alive(self) -> list[int]:
