@@ -44,7 +44,8 @@ _planted_slower()
 
 _WHOLE = """
 
-# Planted: all that a model does between two int8 linears, and these, takes {share:.1%} longer than it took.
+# Planted: all that a model does between two int8 linears, and these, takes {share:.1%} longer than it took: of the
+# processor's time, since by a clock a wait on a busy machine would cost several times what it says.
 def _planted_whole():
     import time
 
@@ -53,13 +54,13 @@ def _planted_whole():
     def wrap(function):
         def slower(*arguments, **options):
             result = function(*arguments, **options)
-            now = time.perf_counter()
-            # A longer pause is none of the model's: the other side's turn, or the next prompt.
+            now = time.thread_time()
+            # More is none of the model's: what was done before the first token.
             if now - last[0] < {pause}:
                 end = now + {share} * (now - last[0])
-                while time.perf_counter() < end:
+                while time.thread_time() < end:
                     pass
-            last[0] = time.perf_counter()
+            last[0] = time.thread_time()
             return result
 
         return slower

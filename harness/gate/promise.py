@@ -1,7 +1,9 @@
 """What a budget promises: how often a gate of metrics that are as they were would come to its end within it.
 
-Simulated from each metric's calibrated noise, taken for normal, with the level that each look of a gate has: how long
-it takes until all of a unit's metrics pass at one look, and what the units take together, since none waits for another.
+Simulated from each metric's calibrated noise, taken for normal, by the rules that a gate has, for many gates at once:
+every unit that is not settled takes a block, then all are looked at, with the level that each look has and the noise
+that all metrics of that gate together seem to have (Smyth 2004). Where that comes out large every unit takes longer,
+and one that had settled may have to go on: so whole gates differ by more than their units by themselves would.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import numpy as np
 from scipy import special
 
 from harness.judge import looks
+from harness.judge.intervals import ROUNDING
 
-_GATES = 500
+_GATES = 400
 _MOST = 1000
-_HELPED = 4
-"""So many times as many degrees of freedom as its blocks give has a metric whose noise others help to estimate."""
+_EVERY = 40
+"""Blocks from which on looks are further apart than one block, by a thirtieth: so many do not matter."""
+_LOGS = np.linspace(-15.0, 15.0, 3001)
+_TRIGAMMAS = np.log(special.polygamma(1, np.exp(_LOGS)))
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,8 @@ class Promise:
     @classmethod
     def of(cls, units: Sequence[Expected], seed: int = 0) -> Promise:
         """Simulate gates of some units; the same ones for the same seed."""
-        rng = np.random.default_rng(seed)
-        total = np.zeros(_GATES)
-        many = sum(len(unit.metrics) for unit in units) >= looks.ALIKE
-        for unit in units:
-            total += unit.seconds * _blocks(unit, many, rng)
+        gates = _Gates([unit for unit in units if unit.metrics], np.random.default_rng(seed))
+        total = gates.seconds() if gates.units else np.zeros(_GATES)
         return cls(sorted(total.tolist()))
 
     def kept(self, budget: float) -> float:
@@ -54,18 +56,68 @@ class Promise:
         return self.taken[min(len(self.taken) - 1, math.ceil(share * len(self.taken)) - 1)]
 
 
-def _blocks(unit: Expected, many: bool, rng: np.random.Generator) -> np.ndarray:
-    """Return the blocks after which all metrics of a unit pass, gate by gate."""
-    worst = max((sd / math.log1p(margin) for sd, margin in unit.metrics), default=0.0)
-    # Six standard errors to the margin: what has not passed by then, one gate in millions, never does.
-    most = int(min(_MOST, looks.MINIMUM_BLOCKS + (6 * worst) ** 2))
-    count = np.arange(1, most + 1)
-    freedom = np.maximum(count - 1, 1) * (_HELPED if many else 1)
-    levels = np.array([looks.level(int(blocks)) for blocks in count])
-    reach = -special.stdtrit(freedom, levels) / np.sqrt(count)
-    passed = np.ones((_GATES, most), bool)
-    for sd, margin in unit.metrics:
-        means = np.cumsum(rng.normal(0, sd, (_GATES, most)), axis=1) / count
-        passed &= means + sd * reach < math.log1p(margin)
-    passed[:, 0] = False
-    return np.where(passed.any(axis=1), passed.argmax(axis=1) + 1.0, math.inf)
+class _Gates:
+    """Simulated gates of the same units: sums and squares of each metric's log ratios, (gates, metrics)."""
+
+    def __init__(self, units: Sequence[Expected], rng: np.random.Generator) -> None:
+        self.units = units
+        self._rng = rng
+        counts = [len(unit.metrics) for unit in units]
+        self._unit_of = np.repeat(np.arange(len(units)), counts)
+        self._first = np.cumsum([0, *counts[:-1]])
+        metrics = [it for unit in units for it in unit.metrics]
+        self._sd = np.array([sd for sd, _ in metrics])
+        self._bound = np.array([math.log1p(margin) for _, margin in metrics])
+        self._sums = np.zeros((_GATES, len(metrics)))
+        self._squares = np.zeros((_GATES, len(metrics)))
+        self._blocks = np.zeros((_GATES, len(units)), int)
+        self._levels = np.array([looks.level(count) for count in range(2 * _MOST)])
+
+    def seconds(self) -> np.ndarray:
+        """Return what each gate takes until all of its metrics pass; infinite where that is beyond all measure."""
+        # Eight standard errors to the margin: what has not passed by then never does.
+        worst = float((self._sd / self._bound).max())
+        most = min(_MOST, looks.MINIMUM_BLOCKS + (8 * worst) ** 2)
+        going = np.ones((_GATES, len(self.units)), bool)
+        while going.any() and self._blocks.max() < most:
+            self._measure(going, 1 + max(0, int(self._blocks.max()) - _EVERY) // 30)
+            if self._blocks.max() > 1:
+                going = ~self._settled()
+        taken = self._blocks @ np.array([unit.seconds for unit in self.units])
+        return np.asarray(np.where(going.any(axis=1), math.inf, taken))
+
+    def _measure(self, going: np.ndarray, blocks: int) -> None:
+        """Let every unit that goes on take so many blocks."""
+        shape = self._sums.shape
+        sums = self._rng.normal(0, math.sqrt(blocks), shape) * self._sd
+        around = self._rng.chisquare(blocks - 1, shape) * self._sd**2 if blocks > 1 else 0.0
+        taking = going[:, self._unit_of]
+        self._sums += np.where(taking, sums, 0.0)
+        self._squares += np.where(taking, sums**2 / blocks + around, 0.0)
+        self._blocks += blocks * going
+
+    def _settled(self) -> np.ndarray:
+        """Return which units' metrics all pass at this look, (gates, units)."""
+        count = self._blocks[:, self._unit_of]
+        own = np.maximum(count - 1, 1)
+        variance = np.maximum(self._squares - self._sums**2 / count, 0.0) / own
+        freedom = own.astype(float)
+        if variance.shape[1] >= looks.ALIKE:
+            known, beside = _prior(np.maximum(variance, ROUNDING**2), own)
+            freedom = own + beside
+            variance = (own * variance + beside * known) / freedom
+        reach = -special.stdtrit(freedom, self._levels[count]) * np.sqrt(variance / count)
+        passed = self._sums / count + reach < self._bound
+        passed &= (count >= looks.MINIMUM_BLOCKS) & (freedom >= looks.FREEDOM)
+        return np.logical_and.reduceat(passed, self._first, axis=1)
+
+
+def _prior(variance: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance and the degrees of freedom that a gate's metrics share: looks.Prior, for many gates."""
+    logs = np.log(variance) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    beyond = logs.var(axis=1, ddof=1) - special.polygamma(1, freedom / 2).mean(axis=1)
+    # It falls, and numpy interpolates over what rises.
+    half = np.exp(np.interp(-np.log(np.maximum(beyond, 1e-12)), -_TRIGAMMAS, _LOGS))
+    worth = np.where(beyond > 0, np.minimum(2 * half, looks.MOST_FREEDOM), looks.MOST_FREEDOM)
+    known = np.exp(logs.mean(axis=1) + special.digamma(worth / 2) - np.log(worth / 2))
+    return known[:, None], worth[:, None]

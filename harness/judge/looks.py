@@ -38,7 +38,7 @@ NARROW_BLOCKS = 12
 """An interval of fewer blocks may be that narrow by luck."""
 ALIKE = 3
 """Metrics from which on it is estimated how alike they are."""
-_MOST_FREEDOM = 1e6
+MOST_FREEDOM = 1e6
 _ORDERED = 5
 """Blocks from which on their order says something."""
 _MOST_KEPT = 0.9
@@ -74,7 +74,7 @@ class Prior:
         variance, freedom = np.array(known).T
         logs = np.log(variance) - special.digamma(freedom / 2) + np.log(freedom / 2)
         beyond = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
-        worth = min(_MOST_FREEDOM, 2 * _inverse_trigamma(beyond)) if beyond > 0 else _MOST_FREEDOM
+        worth = min(MOST_FREEDOM, 2 * _inverse_trigamma(beyond)) if beyond > 0 else MOST_FREEDOM
         return cls(math.exp(float(logs.mean()) + float(special.digamma(worth / 2)) - math.log(worth / 2)), worth)
 
 

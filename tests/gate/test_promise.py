@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.gate.promise import Expected, Promise
 from tests.laws import examples
+from tests.simulation import draws, gates
 
 NOISE = 0.03 * math.sqrt(2)
 
@@ -34,6 +36,18 @@ def test_what_is_promised_is_kept(sd: float, margin: float, metrics: int) -> Non
             assert found.kept(found.seconds(share)) >= share
     assert found.seconds(0.1) >= 20 * metrics, "of one block nothing can be said"
     assert found.taken == promise(metrics, sd, margin).taken, "the same is said of the same"
+
+
+def test_gates_of_the_gates_own_code_take_what_is_promised() -> None:
+    units = [2] * 4 + [1] * 4
+    expected = [Expected(1.0, [(NOISE, 0.05)] * metrics) for metrics in units]
+    taken = [
+        sum(gates.gate(draws.even, np.random.default_rng(seed), 0.05, [0.0] * sum(units), units=units).blocks)
+        for seed in range(20)
+    ]
+    found = Promise.of(expected)
+    assert np.median(taken) == pytest.approx(found.seconds(0.5), rel=0.08)
+    assert sum(it <= found.seconds(0.9) for it in taken) >= 15
 
 
 @pytest.mark.parametrize(("sd", "finite"), [(0.04, True), (5.0, False)])
