@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -83,6 +84,7 @@ class Campaign:
         self._by_name = {unit.name: unit for unit in self.units}
         self._left = {unit.name: dict.fromkeys(unit.tests) for unit in self.units}
         self._open = dict(self._by_name)
+        self._needs = Counter((unit.hardware, unit.devices) for unit in self.units)
         try:
             while self._open and not self.stopped():
                 self._submit()
@@ -98,7 +100,7 @@ class Campaign:
 
     def _submit(self) -> None:
         devices = self.engine.devices()
-        for hardware in dict.fromkeys(unit.hardware for unit in self._open.values()):
+        for hardware in dict.fromkeys(hardware for hardware, _ in self._needs):
             count = devices.get(hardware, 0)
             busy = sum(unit.devices for unit in self._running.values() if unit.hardware == hardware)
             # A few more than there are devices, so that one that ends need not wait for the planner.
@@ -130,6 +132,9 @@ class Campaign:
 
     def _look_for_absent(self, devices: Mapping[str, int]) -> None:
         """Give up what needs more of a hardware than the cluster has had for some time."""
+        if all(devices.get(hardware, 0) >= count for hardware, count in self._needs):
+            self._since.clear()
+            return
         now = self.clock()
         for unit in list(self._open.values()):
             if devices.get(unit.hardware, 0) >= unit.devices:
@@ -183,7 +188,9 @@ class Campaign:
         self._ready.add(unit)
 
     def _over(self, unit: Unit, left: Sequence[str], why: str) -> None:
-        self._open.pop(unit.name, None)
+        if self._open.pop(unit.name, None):
+            self._needs[unit.hardware, unit.devices] -= 1
+            self._needs += Counter()
         self._running.pop(unit.name, None)
         self.over(unit, left, why)
         self._ready.ended(unit.name)
