@@ -96,7 +96,7 @@ def make(store: Store, them: Lock, base: Environment, name: str, left: Left = no
             raise BrokenEnvironment(f"environment {name}: venv failed: {made.stderr.strip()[-500:]}")
         _link(base, target, {*below, installed.HARNESS} - kept)
         if wanted:
-            arguments = ["install", "--quiet", "--no-deps", *(one.requirement for one in wanted)]
+            arguments = ["install", "--quiet", "--no-deps", "--no-warn-conflicts", *(one.requirement for one in wanted)]
             pip(base, arguments, f"{name} could not be installed", left, python=target / "bin" / "python")
 
     key = {"lock": [one.line for _, one in sorted(them.items())], "python": base.python, "of": base.interpreter()}
