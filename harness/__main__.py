@@ -15,6 +15,7 @@ from harness.base.interruption import Interruption
 from harness.base.memory import check_limits, wanting
 from harness.base.secrets import without_secrets
 from harness.base.terminal import columns, folded_output
+from harness.base.text import visible
 
 COMMANDS = {
     "table": "write the tables of one or several runs",
@@ -103,7 +104,7 @@ def _run(words: list[str]) -> int:
             status: int = arguments.run(arguments)
         return status
     except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -114,7 +115,7 @@ def _run(words: list[str]) -> int:
         elif not error.filename:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         else:
-            print(without_secrets(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
+            print(visible(without_secrets(f"error: {error.filename}: {error.strerror}")), file=sys.stderr)
         return 2
     except Exception as error:
         if wanting(error):

@@ -92,6 +92,15 @@ TEXTS = [
     f"{SECRET}\n{SECRET}\n-----END OPENSSH PRIVATE KEY-----",
     f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{SECRET}\n-----END PGP PRIVATE KEY BLOCK-----",
     f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+    f"Authorization: ApiKey {SECRET}",
+    f"AUTHORIZATION=Bearer%20{SECRET}",
+    f'Authorization: Digest username="ada", response="{SECRET}"',
+    f"Authorization: AWS4-HMAC-SHA256 Credential=x/y, SignedHeaders=host, Signature={SECRET}",
+    f"sshpass -p {SECRET} ssh host",
+    *(
+        f"{form}{SECRET}"
+        for form in ("glptt-", "whsec_", "sntrys_", "glsa_", "dp.pt.", "sq0atp-", "phc_", "AQ.", "EAAC")
+    ),
 ]
 PLAIN = [
     "max_new_tokens=128, window_tokens: 256, eos_token: '<|endoftext|>'",
@@ -106,6 +115,7 @@ PLAIN = [
     "pre-commit run --all-files, http://127.0.0.1:8000/v1/models, https://host:8443/a@b",
     "d_model=1024 dapi.md SG. hvs. r8 and LTAI; torch.float8_e4m3fn; model.layers.0.self_attn.q_proj.weight",
     "10:20@30 user@host:22",
+    "Authorization: required, authorization: none; sshpass is not here; key-value-cache, a dp.step, phase_x",
 ]
 
 

@@ -35,7 +35,7 @@ _PATTERNS = [
     re.compile(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt|app|org|xet)_[\w.~+/=-]{8,}|api_org_[A-Za-z0-9]{20,}", re.I),
     # GitHub and GitLab, package indexes, Slack, OpenAI and Anthropic, Google, Stripe.
     re.compile(
-        r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|oas|cbt|dt|rt)-[\w-]{16,}|npm_[A-Za-z0-9]{30,}"
+        r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|oas|cbt|dt|rt|ptt|ft|soat|ffct|imt|agent)-[\w-]{16,}|npm_[A-Za-z0-9]{30,}"
         r"|pypi-[\w-]{40,}|xox[abceoprs]-[\w-]{10,}|xapp-[\w-]{10,}|sk-[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w.-]{20,}"
         r"|[rs]k_(?:live|test)_\w{16,}|GOCSPX-[\w-]{16,})",
         re.I,
@@ -46,7 +46,9 @@ _PATTERNS = [
         r"|wandb_v\d_\w{20,}|tgp_v\d_[\w-]{20,}|dapi[0-9a-f]{32}(?:-\d+)?|hv[sbr]\.[\w-]{20,}|dop_v\d_\w{20,}"
         r"|dckr_(?:pat|oat)_[\w-]{16,}|rubygems_\w{20,}|SG\.[\w-]{16,}\.[\w-]{16,}|ATATT3[\w=-]{20,}|ATBB\w{20,}"
         r"|lin_api_\w{20,}|ntn_\w{20,}|figd_[\w-]{20,}|sbp_\w{20,}|shp(?:at|ca|pa|ss)_\w{20,}|PMAK-[\w-]{20,}"
-        r"|AGE-SECRET-KEY-1\w{20,}|LTAI\w{16,}|FlyV1\s+\S{20,})",
+        r"|AGE-SECRET-KEY-1\w{20,}|LTAI\w{16,}|FlyV1\s+\S{20,}|whsec_\w{20,}|sntry[su]_[\w=+/-]{20,}|glsa_\w{20,}"
+        r"|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w.]{20,}|key-[0-9a-f]{32}|sq0[a-z]{3}-[\w-]{20,}|ph[cx]_\w{30,}"
+        r"|AQ\.[\w-]{30,}|EAAC\w{20,})",
         re.I,
     ),
     re.compile(
@@ -63,7 +65,18 @@ _PATTERNS = [
 _KEYS_END = re.compile(r"-----(?:KCOLB )?YEK ETAVIRP[A-Z ]{0,20} DNE-----(?:(?:\s|[nr]\\){1,9}[A-Za-z0-9+/=]{8,200})*")
 _AFTER = [
     re.compile(rf"(bearer\s+){_VALUE}{{4,}}", re.I),
-    re.compile(rf"(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|token)\s+){_VALUE}+", re.I),
+    re.compile(
+        r"(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token|api-?key|key|negotiate|ntlm|sso-key|splunk)"
+        rf"(?:\s|%20|\+)+){_VALUE}+",
+        re.I,
+    ),
+    # Of several parts, of which any may be the secret one.
+    re.compile(
+        r"(authorization[\"']?\s*[:=]\s*[\"']?(?:digest|oauth|signature|hmac|aws4-hmac-sha256)\s+)"
+        r"(?!\[token removed\])[^\r\n]+",
+        re.I,
+    ),
+    re.compile(rf"(\bsshpass\s+-p\s*[\"']?){_VALUE}+", re.I),
     # Of a command line, of .netrc and of Docker's settings; a token under its bare name, which tokenizers have as well.
     re.compile(rf"((?:^|\s)--(?:{_NAMES}|token)\s+){_VALUE}{{6,}}", re.I),
     re.compile(rf"(\blogin\s+\S+\s+password\s+){_VALUE}+", re.I),
@@ -83,7 +96,7 @@ _AFTER = [
 # One of these stands in whatever one of the patterns finds.
 _HINT = re.compile(
     rf"_|-|://|bearer|authorization|AIza|ya29|eyJ|{_NAMES}|A[3KSGIRN][TIPDOV]|dapi|hv[sbr]\.|SG\.|ATATT|ATBB|LTAI|FlyV1|"
-    r"token|cookie|auth\"",
+    r"token|cookie|auth\"|sshpass|dp\.|AQ\.|EAAC",
     re.I,
 )
 

@@ -56,6 +56,17 @@ def one_line(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+# Controls of a terminal but for tabs and line breaks, and what turns the direction of writing or hides between letters.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+
+
+def visible(text: str) -> str:
+    """Return a text of others for a terminal or a page: U+FFFD for each control and invisible sign in it."""
+    return _UNSEEN.sub("\ufffd", text)
+
+
 def quoted(word: str) -> str:
     """Return a word as a shell takes it: with an apostrophe in it between double quotes, which people can read."""
     if word.startswith("~/"):

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from harness.base.errors import HarnessError, RecordError
+from harness.base.text import one_line
 from harness.judge.nights import FEWEST, WINDOW, Figure, Finding, figures, look, machine
 from harness.judge.trend import series
 from harness.records.run import Run
@@ -70,7 +71,7 @@ def _line(it: Finding, nights: Sequence[date]) -> str:
     since = nights[-it.nights]
     beside = "the other controls" if it.figure.control else "the controls"
     without = f", beyond what {beside} did" if it.adjusted else ""
-    return f"worse: {it.figure.label}: {math.expm1(it.shift):.1%} since {since}{without}; p {it.p:.1g}"
+    return f"worse: {one_line(it.figure.label)}: {math.expm1(it.shift):.1%} since {since}{without}; p {it.p:.1g}"
 
 
 def _words(shift: float) -> str:

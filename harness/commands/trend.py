@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from harness.base.errors import RecordError
+from harness.base.text import one_line
 from harness.judge.trend import MINIMUM_RUNS, report, series
 from harness.records.run import Run
 
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         if len(one.rows) < MINIMUM_RUNS:
             short[len(one.rows)] += 1
         elif lines := report(one):
-            print(one.label)
+            print(one_line(one.label))
             print("".join(f"  {line}\n" for line in lines), end="")
         else:
             quiet += 1

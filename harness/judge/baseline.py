@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from harness.base.errors import RecordError, TooFewSamples
 from harness.base.files import is_file
 from harness.base.reading import json_file
+from harness.base.text import file_name
 from harness.records.metrics import stage_of
 from harness.records.place import Place, Placed
 from harness.records.run import Run
@@ -72,7 +73,11 @@ class Baseline(_Frozen):
     entries: list[BaselineEntry]
 
     def write(self, folder: Path) -> Path:
-        """Write the baseline as ``folder``/HARDWARE.json, in one step."""
+        """Write the baseline as ``folder``/HARDWARE.json, in one step; BaselineError for what is no file's name."""
+        if file_name(self.hardware) != self.hardware:
+            raise BaselineError(
+                f"{self.hardware!r} is no hardware that a file can be named after: letters, digits, . _ -"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.hardware}.json"
         temporary = path.with_suffix(".tmp")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.base.errors import HarnessError
 from harness.base.reading import json_value
-from harness.base.text import redact
+from harness.base.text import redact, visible
 from harness.judge.findings import outcome
 from harness.judge.gatefile import GateFile
 from harness.judge.verdict import Verdict
@@ -110,7 +110,7 @@ def render(
             links=links,
         )
     )
-    return redact(page), problems
+    return visible(redact(page)), problems
 
 
 def _title(names: Sequence[str], gates: Sequence[GateFile]) -> str:

@@ -17,7 +17,7 @@ from harness import __version__
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
 from harness.base.reading import json_file
-from harness.base.text import digest, file_name, redact
+from harness.base.text import digest, file_name, redact, visible
 from harness.judge.gatefile import GateFile
 from harness.records.failures import counted
 from harness.records.metrics import METRICS
@@ -104,7 +104,7 @@ class _Site:
     def write(self, name: str, text: str) -> None:
         self.files.add(name)
         path = self.folder / name
-        text = redact(text)
+        text = visible(redact(text))
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             return
         write_text(path, text)

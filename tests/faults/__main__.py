@@ -17,7 +17,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import campaign, commands, damage, devices, disks, engines, fuzz, names, peers, sessions, surroundings
+from tests.faults import (
+    campaign,
+    commands,
+    damage,
+    devices,
+    disks,
+    engines,
+    fuzz,
+    names,
+    peers,
+    sessions,
+    stand_ins,
+    surroundings,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOGS = REPOSITORY / "build" / "faults"
@@ -38,6 +51,7 @@ def main() -> int:
     parser.add_argument("--part", default="1/1", help="this process's share where several run at once, as 1/2")
     parser.add_argument("--fuzz", type=int, default=0, help="try so many inputs on the readers")
     parser.add_argument("--kind", action="append", default=[], help="only kinds with this in their name; repeatable")
+    parser.add_argument("--each", action="store_true", help="the kinds in turns, instead of as often as they weigh")
     parser.add_argument("--reader", action="append", default=[], help="with --fuzz: this reader alone, from its start")
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
     arguments = parser.parse_args()
@@ -49,7 +63,17 @@ def main() -> int:
         return _fuzz(arguments.fuzz, arguments.seconds, (which, of), arguments.reader)
     if arguments.count:
         kinds = [it for it in SCENARIOS if not arguments.kind or any(part in it.name for part in arguments.kind)]
-        found = campaign.run(arguments.seed, arguments.count, arguments.seconds, logs, kinds, (which - 1, of))
+        share = which - 1, of
+        found = campaign.run(
+            arguments.seed,
+            arguments.count,
+            arguments.seconds,
+            logs,
+            kinds,
+            share,
+            each=arguments.each,
+            commit=_commit(),
+        )
         hit = sum(bool(it["hit"]) for it in found)
         print(f"{len(found)} faults, {hit} hit, {sum(bool(it['problems']) for it in found)} with problems", flush=True)
         return int(any(it["problems"] for it in found))
@@ -74,7 +98,8 @@ def _fuzz(count: int, seconds: float, part: tuple[int, int], only: Sequence[str]
         counts, start = fuzz.run(min(_KEPT, count - done), left, itertools.count(start, of), found, only)
         done, bad = done + sum(counts.values()), bad + len(problems)
         with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"next": start, "counts": counts, "problems": problems}) + "\n")
+            kept = {"next": start, "counts": counts, "problems": problems, "commit": _commit()}
+            file.write(json.dumps(kept) + "\n")
         problems.clear()
     print(f"{done:,} inputs, {bad} with an error that is not the reader's own", flush=True)
     return int(bool(bad))
@@ -82,31 +107,41 @@ def _fuzz(count: int, seconds: float, part: tuple[int, int], only: Sequence[str]
 
 def _table(path: Path) -> int:
     found = campaign.read(sorted(LOGS.glob("seed-*.jsonl")))
-    counts, uncaught, mended = _fuzzed()
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    made = campaign.table(found, counts, uncaught, commit.stdout.strip() or "unknown", mended)
+    counts, uncaught, mended, at = _fuzzed()
+    told = {str(it["kind"]): stand_ins.of(str(it["kind"])) for it in found}
+    made = campaign.table(found, counts, uncaught, _commit(), mended, told, at)
     path.write_text(made, encoding="utf-8")
     print(f"{path}: {len(found)} faults, {sum(counts.values()):,} fuzzed inputs")
     return 0
 
 
-def _fuzzed() -> tuple[dict[str, int], list[str], list[str]]:
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _fuzzed() -> tuple[dict[str, int], list[str], list[str], dict[str, int]]:
     """Return how many inputs of each reader are logged, and those that raise what is not the reader's own error.
+
+    Then the readers of which one was mended, and how many inputs were tried at each commit.
 
     An input that did so is tried again, since it may have been mended; the readers of which one was are the last.
     """
     counts: Counter[str] = Counter()
+    at: Counter[str] = Counter()
     wrong: list[tuple[str, int]] = []
     for log in sorted(LOGS.glob("fuzz-*.jsonl")):
         for line in log.read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
             counts.update(told["counts"])
+            at[told.get("commit", "unknown")] += sum(told["counts"].values())
             wrong += [(it["reader"], it["seed"]) for it in told["problems"]]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         readers = fuzz.Readers(Path(folder)) if wrong else None
         tried = [(name, seed, readers.one(name, seed)) for name, seed in dict.fromkeys(wrong)] if readers else []
     uncaught = [f"- {name}, seed {seed}: {words}"[:200].replace("\n", " ") for name, seed, words in tried if words]
-    return dict(counts), uncaught, sorted({name for name, _, words in tried if not words})
+    return dict(counts), uncaught, sorted({name for name, _, words in tried if not words}), dict(at)
 
 
 if __name__ == "__main__":

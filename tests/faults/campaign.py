@@ -6,6 +6,7 @@ has run is not run again, so a campaign can be stopped at any time and gone on w
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,11 +75,20 @@ def one(scenario: Scenario, draw: random.Random) -> dict[str, object]:
 
 
 def run(
-    seed: int, count: int, seconds: float, log: Path, scenarios: Sequence[Scenario], part: tuple[int, int] = (0, 1)
+    seed: int,
+    count: int,
+    seconds: float,
+    log: Path,
+    scenarios: Sequence[Scenario],
+    part: tuple[int, int] = (0, 1),
+    *,
+    each: bool = False,
+    commit: str = "",
 ) -> list[dict[str, object]]:
     """Run faults 0 to ``count`` of a seed that ``log`` does not have yet, as far as the time reaches; return them all.
 
-    ``part`` is this process's share where several run at once: (which, of how many).
+    ``part`` is this process's share where several run at once: (which, of how many). With ``each`` the kinds come in
+    turns, instead of as often as they weigh. ``commit`` is noted with each.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     done = {int(str(it["number"])) for it in read([log], seed)}
@@ -88,8 +98,9 @@ def run(
             continue
         if time.monotonic() > deadline:
             break
-        scenario, draw = chosen(seed, number, scenarios)
-        found = {"seed": seed, "number": number, **one(scenario, draw)}
+        scenario, draw = chosen(seed, number, [scenarios[number % len(scenarios)]] if each else scenarios)
+        when = {"commit": commit, "date": datetime.date.today().isoformat()}
+        found = {"seed": seed, "number": number, **one(scenario, draw), **when}
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
             file.flush()
@@ -119,10 +130,16 @@ def table(
     uncaught: Sequence[str],
     commit: str,
     mended: Sequence[str] = (),
+    stand_ins: Mapping[str, str] | None = None,
+    fuzzed_at: Mapping[str, int] | None = None,
 ) -> str:
-    """Return the table of what ran, as markdown; ``mended`` are readers of which an input was once not held."""
+    """Return the table of what ran, as markdown.
+
+    ``mended`` are readers of which an input was once not held; ``stand_ins`` says of kinds what in them is not the
+    thing itself, ``fuzzed_at`` how many inputs were tried at each commit.
+    """
     kinds = sorted({str(it["kind"]) for it in found})
-    head = ("kind of fault", "tried", "hit", "missed", *_PLURALS)
+    head = ("kind of fault", "tried", "hit", "missed", *_PLURALS, "last at commit")
     rows = [head, tuple("---" if index == 0 else "---:" for index in range(len(head)))]
 
     def row(name: str, them: Sequence[dict[str, object]]) -> tuple[str, ...]:
@@ -131,7 +148,9 @@ def table(
             sum(str(words).startswith(f"{problem}:") for it in them for words in _list(it["problems"]))
             for problem in PROBLEMS
         ]
-        return (name, *map(str, (len(them), hit, len(them) - hit, *counts)))
+        last = max(them, key=lambda it: str(it.get("date", "")), default={})
+        at = str(last.get("commit", "")) if name in kinds else ""
+        return (name, *map(str, (len(them), hit, len(them) - hit, *counts)), at)
 
     rows += [row(kind, [it for it in found if it["kind"] == kind]) for kind in kinds]
     rows.append(row("**all**", found))
@@ -148,10 +167,13 @@ def table(
             "Written by `python -m tests.faults --table`, of what `tox run -e faults` really ran; see tests/faults.",
             "A fault has missed where nothing was there to be hit any more, e.g. a process that had ended by itself.",
             "",
-            f"Seeds {seeds}; {hours:.1f} hours of faults; at commit {commit}.",
+            f"Seeds {seeds}; {hours:.1f} hours of faults; the table at commit {commit}.",
+            "",
+            *(f"- {line}" for line in _dated(found)),
             "",
             *lines,
             "",
+            *_told_stand_ins({kind: words for kind, words in (stand_ins or {}).items() if words}),
             "What did not hold:" if told else "All promises held.",
             "",
             *told,
@@ -161,6 +183,8 @@ def table(
                     f"Fuzzed inputs; {len(uncaught)} of them raised what is not the reader's own error:",
                     "",
                     *uncaught,
+                    *(f"- {count:,} inputs at commit {at}" for at, count in (fuzzed_at or {}).items()),
+                    "",
                     *(
                         [
                             f"Of {', '.join(mended)} some did before they were mended; tried again they hold, and "
@@ -179,6 +203,29 @@ def table(
             "",
         ]
     )
+
+
+def _dated(found: Sequence[dict[str, object]]) -> list[str]:
+    """Return for each commit how many of the faults were run at it, and when."""
+    said = []
+    for at in dict.fromkeys(str(it.get("commit", "")) for it in found):
+        them = [it for it in found if str(it.get("commit", "")) == at]
+        days = sorted({str(it.get("date", "")) for it in them} - {""})
+        hit = sum(bool(it["hit"]) for it in them)
+        when = f", {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
+        said.append(f"{len(them):,} faults, of which {hit:,} hit, at commit {at or 'unknown'}{when}")
+    return said
+
+
+def _told_stand_ins(of: Mapping[str, str]) -> list[str]:
+    if not of:
+        return []
+    kinds: dict[str, list[str]] = {}
+    for kind, words in sorted(of.items()):
+        kinds.setdefault(words, []).append(kind)
+    rows = [f"| {'; '.join(them)} | {words} |" for words, them in kinds.items()]
+    return ["What stands in for the thing itself, by kind; of the others all is real:", "", "| kind | stand-in |",
+            "| --- | --- |", *rows, ""]  # fmt: skip
 
 
 def _list(value: object) -> list[object]:

@@ -134,11 +134,13 @@ MANY = {"calibrate": (0, "calibration: "), "bisect": (1, "first bad release: 1.3
 def many_gates(fault: Fault) -> None:
     """A calibration or a search is killed, interrupted, out of disk, or its state damaged; it comes to its end."""
     which = fault.draw.choice(list(MANY))
-    how = fault.draw.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "disk", "damaged state"])
+    # A search keeps no state that could be damaged.
+    state = ["damaged state"] if which == "calibrate" else []
+    how = fault.draw.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "disk", *state])
     after, delay = fault.draw.randrange(4), fault.draw.random() * 0.4
     fault.what = f"{which}: {how} after {after} gates"
     words = ("-m", "tests.faults.small_gates", str(fault.folder), which)
-    first = Command(fault.folder, *words, file_limit=fault.draw.randrange(2000, 60_000) if how == "disk" else 0)
+    first = Command(fault.folder, *words, file_limit=fault.draw.randrange(2000, 20_000) if how == "disk" else 0)
     if how != "disk":
         deadline = time.monotonic() + 60
         while (
@@ -231,7 +233,7 @@ def export(fault: Fault) -> None:
     """An export is killed, or the disk takes no more: what stood there before stays, or the new one is whole."""
     name = fault.draw.choice(list(EXPORTS))
     how = fault.draw.choice(["SIGKILL", "SIGTERM", "disk"])
-    delay, limit = fault.draw.random() * 2.5, fault.draw.randrange(0, 3000)
+    delay, limit = fault.draw.random() * 1.2, fault.draw.randrange(0, 600)
     fault.what = f"{name}: {how}" + (f" after {delay:.2f} s" if how != "disk" else f" of {limit} bytes")
     _, run = prepared(fault.folder)
     records, out = run.path.read_bytes(), fault.folder / "out"
@@ -267,6 +269,13 @@ def export(fault: Fault) -> None:
 # -------------------------------------------------------------------------------------------------------------- publish
 
 
+# What publishing asks of a hub; the last is sent what it stores.
+HUB = (
+    *(("POST", "repos/create"), ("POST", "validate-yaml"), ("POST", "/preupload/"), ("POST", "objects/batch")),
+    *(("POST", "/commit/"), ("PUT", "^/storage/")),
+)
+
+
 def publish(fault: Fault) -> None:
     """Publishing is killed, or the hub refuses, loses, cuts off or forgets: the same command again puts it right."""
     how = fault.draw.choice(["killed", "status", "status", "cut off", "answer lost"])
@@ -274,8 +283,7 @@ def publish(fault: Fault) -> None:
     store, run = prepared(fault.folder)
     with serving(Hub(fault.folder / "hub", part=1 << 17)) as hub:
         hub.repositories["them/Tiny"] = Repository(private=False)
-        path = fault.draw.choice(["/commit/", "/preupload/", "repos/create", "lfs", "upload", "."])
-        method = fault.draw.choice(["POST", "PUT", "GET"])
+        method, path = HUB[-1] if how == "cut off" else fault.draw.choice(HUB)
         more: dict[str, Any] = {}
         if how == "status":
             more = {"status": fault.draw.choice([400, 401, 403, 404, 409, 412, 429, 500, 502, 503])}

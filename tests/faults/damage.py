@@ -90,6 +90,9 @@ def artifact(fault: Fault) -> None:
     name = fault.draw.choice([*FILES, "artifact.json", "artifact.json"])
     data = (made.folder / name).read_bytes()
     how = spoil(fault.draw, made.folder / name)
+    if how == "emptied" and not data:
+        (made.folder / name).write_bytes(b"\0")
+        how = "no more empty"
     fault.what = f"{name} of an artifact: {how}"
     fault.hit = not _same(made.folder / name, data)
     again = Store(fault.folder).get("checkpoint", {"seed": seed}, build, label="c", facts=["seed"])

@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from harness.records import columns
 from harness.records.run import Run
 from harness.records.schema import Header
 from tests.faults.campaign import Fault, Scenario
 from tests.faults.commands import Command
 from tests.faults.commands import told as command_told
-from tests.faults.sessions import TRACEBACK, UNITS, Session, check, orphans
+from tests.faults.engines import KEPT
+from tests.faults.sessions import NO_MEMORY, STUCK, TRACEBACK, UNITS, Session, check, orphans
 from tests.faults.small_session import DEVICE, measurement
 from tests.faults.worker_python import value
 
@@ -43,7 +47,7 @@ def network(fault: Fault) -> None:
     """The disk of the results or of the cache is slow, writes by parts, and refuses some operations in the middle."""
     which = fault.draw.choice(["results", "results", "cache"])
     name = fault.draw.choice(ERRORS)
-    after, count = fault.draw.randrange(60), fault.draw.choice([1, 1, 2, 5, 1000])
+    after, count = fault.draw.randrange(45), fault.draw.choice([1, 1, 2, 5, 1000])
     milliseconds = fault.draw.choice([0, 5, 30])
     fault.what = f"the disk of the {which}: {count} times {name} after {after} operations of {milliseconds} ms"
     if not library():
@@ -87,65 +91,105 @@ def _lines() -> list[bytes]:
     return found
 
 
+SIZE = 100_000_000
+
+
+def _large(path: Path) -> None:
+    """Copy a run of 100 MB, which is made once, behind what a run has."""
+    kept = KEPT / "large.jsonl"
+    if not kept.exists():
+        lines = b"".join(_lines())
+        made = kept.with_suffix(f".{os.getpid()}")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with made.open("wb") as file:
+            for _ in range(-(-SIZE // len(lines))):
+                file.write(lines)
+        made.rename(kept)
+    with path.open("ab") as file, kept.open("rb") as source:
+        shutil.copyfileobj(source, file, 1 << 24)
+
+
 def large(fault: Fault) -> None:
-    """A run of 100 MB, broken in the middle, is gone on with, or made a table of, and killed meanwhile."""
-    which = fault.draw.choice(["resume", "resume", "table"])
-    megabytes = fault.draw.choice([40, 100, 100])
-    delay = fault.draw.uniform(0.4, 5)
-    fault.what = f"{which} of {megabytes} MB, killed after {delay:.1f} s"
+    """A run of 100 MB with a line cut off in its midst is gone on with: killed, short of memory, on a full disk."""
+    how = fault.draw.choice(["killed", "killed", "memory", "full disk", "full disk", "a table, killed"])
+    delay, more = fault.draw.uniform(0.4, 4), fault.draw.choice([0, 1 << 20, 8 << 20])
+    fault.what = f"100 MB, {how} after {delay:.1f} s"
     run = Run(fault.folder / "results" / "runs" / "20260101-000000")
     run.append(Header(run=run.name, command=["small"], packages={}, device=DEVICE))
     for unit in range(2):
         run.append(measurement(unit, value(unit)))
-    lines, size = _lines(), run.path.stat().st_size
-    broken = fault.draw.randrange(megabytes * 1_000_000)
-    with run.path.open("ab") as file:
-        index = 0
-        while size < megabytes * 1_000_000:
-            line = lines[index % len(lines)]
-            if size <= broken < size + len(line):
-                # A line that a kill cut off, and another that the next session wrote behind it.
-                line = line[: max(1, broken - size)] + b"\n" + line
-            size += file.write(line)
-            index += 1
-    if which == "resume":
-        session = Session(fault.folder, "--resume")
+    own = run.path.stat().st_size
+    _large(run.path)
+    size = run.path.stat().st_size
+    with run.path.open("r+b") as file:
+        # A line that a kill cut off, and another that the next session wrote behind it.
+        file.seek(fault.draw.randrange(own, size - 100))
+        file.write(b"\n")
+    if how == "a table, killed":
+        _table_of(fault, run, delay)
+        units = 2
+    else:
+        _resumed(fault, run, how, delay, more)
+        units = UNITS
+    found = columns.load([run], cache=fault.folder / "columns")
+    if len(found.standing()) != len(_lines()) + units:
+        fault.broken("record lost", f"{len(found.standing())} of {len(_lines()) + units} figures stand in the tables")
+    if not found.problems:
+        fault.broken("silent pass", "a line that is cut off is not told of")
+
+
+def _resumed(fault: Fault, run: Run, how: str, delay: float, more: int) -> None:
+    size = run.path.stat().st_size
+    session = Session(fault.folder, "--resume")
+    if how == "full disk":
+        # After a record or two, of which one is half on the disk.
+        most = size + fault.draw.randrange(3000)
+        resource.prlimit(session.process.pid, resource.RLIMIT_FSIZE, (most, most))
+    else:
+        session.wait_started()
         time.sleep(delay)
         fault.hit = session.process.poll() is None
-        session.process.kill()
-        session.end()
-        orphans(fault, session)
-        again = Session(fault.folder, "--resume")
-        status = again.end(300)
-        orphans(fault, again)
-        if status != 0 or TRACEBACK in session.told + again.told:
-            fault.broken("not complete", f"--resume ended with {status}: {again.told[-300:]}")
-        peak = re.search(r"^peak (\d+) MB", again.told, re.MULTILINE)
-        if not peak or int(peak[1]) > MOST_MEGABYTES:
-            fault.broken("other", f"it took {peak and peak[0]}, where {MOST_MEGABYTES} MB are enough")
-        units = UNITS
-    else:
-        words = ("-m", "harness", "table", str(run.folder), "--layout", "all", "-o", str(fault.folder / "out"))
-        first = Command(fault.folder, *words)
-        time.sleep(delay)
-        fault.hit = first.strike(signal.SIGKILL)
-        first.end()
-        again = Command(fault.folder, *words)
-        status = again.end(180)
-        command_told(fault, again, status)
-        if status != 0 or "left out" not in again.told:
-            fault.broken("not complete", f"it ended with {status}: {again.told[-300:]}")
-        if left := [it for it in (fault.folder / "xdg").rglob("*.tmp") if not it.name.split(".")[-2].isdigit()]:
-            fault.broken("other", f"{left}")
-        units = 2
-    standing = columns.load([run], cache=fault.folder / "columns").standing()
-    if len(standing) != len(lines) + units:
-        fault.broken("record lost", f"{len(standing)} of {len(lines) + units} figures stand in the tables")
-    with contextlib.suppress(OSError):
-        os.unlink(run.path)
+        if how == "memory" and fault.hit:
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                most = psutil.Process(session.process.pid).memory_info().vms + more
+                resource.prlimit(session.process.pid, resource.RLIMIT_AS, (most, most))
+        elif how == "killed":
+            session.process.kill()
+    status = session.end(300)
+    if how != "killed":
+        fault.hit = status not in (0, STUCK)
+        if status == 2 and how == "full disk" and str(fault.folder) not in session.told:
+            fault.broken("other", f"it does not name the disk: {session.told[-300:]}")
+    words = session.told
+    if TRACEBACK in words and not any(it in words for it in NO_MEMORY):
+        fault.broken("traceback", words[-400:])
+    orphans(fault, session)
+    again = Session(fault.folder, "--resume")
+    status = again.end(300)
+    orphans(fault, again)
+    if status != 0 or TRACEBACK in again.told:
+        fault.broken("not complete", f"--resume ended with {status}: {again.told[-300:]}")
+    peak = re.search(r"^peak (\d+) MB", again.told, re.MULTILINE)
+    if not peak or int(peak[1]) > MOST_MEGABYTES:
+        fault.broken("other", f"it took {peak and peak[0]}, where {MOST_MEGABYTES} MB are enough")
+
+
+def _table_of(fault: Fault, run: Run, delay: float) -> None:
+    words = ("-m", "harness", "table", str(run.folder), "--layout", "all", "-o", str(fault.folder / "out"))
+    first = Command(fault.folder, *words)
+    time.sleep(delay)
+    fault.hit = first.strike(signal.SIGKILL)
+    first.end()
+    again = Command(fault.folder, *words)
+    status = again.end(300)
+    command_told(fault, again, status)
+    if status != 0 or "left out" not in again.told:
+        fault.broken("not complete", f"it ended with {status}: {again.told[-300:]}")
+    if left := [it for it in (fault.folder / "xdg").rglob("*.tmp") if not it.name.split(".")[-2].isdigit()]:
+        fault.broken("other", f"{left}")
 
 
 SCENARIOS = [
     Scenario("session: a slow, failing disk, as across a network", network, 6, quick=False),
-    Scenario("resume of 100 MB, table of it: killed, a broken line", large, 1, quick=False),
+    Scenario("resume of 100 MB, a line of it broken: killed, short of memory, a full disk", large, 1, quick=False),
 ]

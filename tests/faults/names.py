@@ -14,6 +14,7 @@ from unittest import mock
 
 from harness import __main__
 from harness.base.secrets import is_secret
+from harness.base.text import visible
 from harness.contract.protocol import Job
 from harness.matrix.load import load
 from harness.records.run import Run
@@ -134,7 +135,7 @@ def records(fault: Fault) -> None:
     if stray := [it for it in made if not any(it == place or place in it.parents for place in allowed)]:
         fault.broken("other", f"it wrote {stray}")
     _harmless(fault, made, name)
-    if "\x1b[31m" in told:
+    if visible(told) != told:
         fault.broken("other", "it told the terminal what a name says")
 
 
@@ -145,6 +146,8 @@ def _harmless(fault: Fault, made: set[Path], name: str) -> None:
             text = path.read_text(encoding="utf-8")
             if "<script>alert(1)" in text or "<img src=x" in text:
                 fault.broken("other", f"{path.name} holds a name as markup")
+            if visible(text) != text:
+                fault.broken("other", f"{path.name} holds controls of a name")
         if path.suffix == ".csv":
             for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"))):
                 cells = [it for it in row if it.startswith(("=", "+", "-", "@", "\t", "\r"))]

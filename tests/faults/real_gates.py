@@ -32,7 +32,7 @@ _PLACES = 8
 
 @dataclass
 class Place:
-    """Where one fault's gates run: a cache that has all but the new releases' checkpoints, and empty results."""
+    """Where one fault's gates run: a cache that has what works, and no results. What does not is quantized anew."""
 
     folder: Path
     model: Path
@@ -125,18 +125,7 @@ def _restored(folder: Path) -> Place:
     for path in folder.iterdir():
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     shutil.copytree(kept, found.cache, symlinks=True)
-    _forget(found.cache)
     return found
-
-
-def _forget(cache: Path) -> None:
-    """Take the checkpoints of all releases but the first out of a cache."""
-    for manifest in cache.glob("checkpoint/*/artifact.json"):
-        if any(
-            f'"{version}"' in manifest.read_text(encoding="utf-8")
-            for version in (package_index.GOOD[1], *package_index.BAD)
-        ):
-            shutil.rmtree(manifest.parent)
 
 
 @functools.cache
@@ -145,7 +134,7 @@ def quantized() -> Path:
     with place() as found:
         kept = KEPT / "quantized"
         if not kept.exists():
-            (made,) = found.cache.glob("checkpoint/*/model.safetensors")
+            made = sorted(found.cache.glob("checkpoint/*/model.safetensors"))[0]
             shutil.copytree(made.parent, kept.with_suffix(".part"))
             kept.with_suffix(".part").rename(kept)
     return kept

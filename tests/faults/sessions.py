@@ -195,6 +195,9 @@ def killed(fault: Fault) -> None:
     fault.what = f"kill -9 of the {victim}, {delay * 1000:.0f} ms after {after} records"
     session = Session(fault.folder, "--seconds", "0.15")
     if session.wait_kept(after):
+        # Before the first record it may not be there yet.
+        while not session.victim(victim) and session.process.poll() is None:
+            time.sleep(0.002)
         time.sleep(delay)
         if (pid := session.victim(victim)) and session.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -295,23 +298,40 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], capture_output=True, check=True)
 
 
+def _fill(path: Path) -> None:
+    """Take all that there is left on a disk."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
 def full(fault: Fault) -> None:
     """The disk of the cache or of the results is full, or read-only, from the start or in the middle."""
     which, how = fault.draw.choice(["cache", "results"]), fault.draw.choice(["full", "read-only"])
-    after = fault.draw.randrange(3)
-    size = fault.draw.choice([8, 20, 32, 44, 56, 68] if which == "cache" else [4, 8, 12])
+    # Records are few and their file stays open: the disk of the results is so from the start; tests.faults.disks has
+    # one that refuses in the midst.
+    after = fault.draw.randrange(3) if which == "cache" else 0
+    size = fault.draw.choice([8, 20, 32, 44, 56, 68]) if which == "cache" else 64
     fault.what = f"the disk of the {which} is {how}" + (
-        f" after {after} records" if how == "read-only" else f", {size} kB"
+        f" after {after} records" if how == "read-only" else f", {size} kB" if which == "cache" else " from the start"
     )
     folder = fault.folder / which
     with small_disk(folder, size if how == "full" else 4096) as mounted:
         if not mounted:
             return
-        session = Session(fault.folder, "--seconds", "0.05")
-        if how == "read-only" and session.wait_kept(after):
-            with contextlib.suppress(subprocess.CalledProcessError):
-                # Busy where something is being written just now.
+        filler = folder / "filler"
+        if which == "results":
+            if how == "read-only":
                 remount(folder, "ro")
+            else:
+                _fill(filler)
+        session = Session(fault.folder, "--seconds", "0.05")
+        if how == "read-only" and which == "cache" and session.wait_kept(after):
+            # Busy where something is being written just now.
+            while session.process.poll() is None:
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    remount(folder, "ro")
+                    break
         status = session.end()
         told = session.told
         fault.hit = status not in (0, STUCK)
@@ -320,10 +340,11 @@ def full(fault: Fault) -> None:
         if fault.hit and str(folder) not in told and "failed" not in told:
             fault.broken("other", f"it does not name the disk: {told[-300:]}")
         remount(folder, "rw,size=8m")
+        filler.unlink(missing_ok=True)
         check(fault, session, status)
 
 
-_NO_MEMORY = ("MemoryError", "failed to map segment", os.strerror(errno.ENOMEM))
+NO_MEMORY = ("MemoryError", "failed to map segment", os.strerror(errno.ENOMEM))
 
 
 def memory(fault: Fault) -> None:
@@ -331,7 +352,7 @@ def memory(fault: Fault) -> None:
     victim = fault.draw.choice(["planner", "worker"])
     limit = fault.draw.randrange(1, 20)
     # Later the planner asks for none, and a worker is there once a record is.
-    after = fault.draw.randrange(2) if victim == "planner" else fault.draw.randrange(1, UNITS)
+    after = fault.draw.randrange(2) if victim == "planner" else fault.draw.randrange(1, UNITS - 1)
     fault.what = f"{limit} MB of address space for the {victim} after {after} records"
     session = Session(fault.folder, "--seconds", "0.15")
     if session.wait_kept(after) and (pid := session.victim(victim)):
@@ -339,7 +360,7 @@ def memory(fault: Fault) -> None:
             resource.prlimit(pid, resource.RLIMIT_AS, (limit << 20, limit << 20))
     status = session.end()
     fault.hit = status not in (0, STUCK)
-    if fault.hit and any(words in session.told for words in _NO_MEMORY):
+    if fault.hit and any(words in session.told for words in NO_MEMORY):
         # Python's own last words, where there is no memory for any of ours.
         session.output.write_text(session.told.replace(TRACEBACK, "out of memory"), encoding="utf-8")
     check(fault, session, status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -199,4 +199,4 @@ TASKS: dict[str, Callable[[Fault, bool], contextlib.AbstractContextManager[Task]
     "publish": publish,
     "export": export,
 }
-ALL: Sequence[str] = tuple(TASKS)
+ALL = tuple(TASKS)

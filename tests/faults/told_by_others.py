@@ -6,9 +6,10 @@ import shutil
 import time
 from pathlib import Path
 
+from harness.base.text import visible
 from tests.faults import package_index
 from tests.faults.campaign import Fault
-from tests.faults.commands import Command
+from tests.faults.commands import HUB, Command
 from tests.faults.names import NAMES
 from tests.faults.promises import TIMEOUT, afterwards, told
 from tests.faults.sessions import TRACEBACK
@@ -48,7 +49,7 @@ def hostile(fault: Fault, task: Task) -> None:
         fault.broken("other", f"it ended with {status}: {first.told[-300:]}")
     if status == 2 and not first.told.strip():
         fault.broken("other", "it was refused without a word")
-    if any(it in first.told for it in ("\x1b[31m", "\u202e")):
+    if visible(first.told) != first.told:
         fault.broken("other", f"a terminal was told what a name says: {first.told[-200:]!r}")
     if stray := [it for it in set(fault.folder.rglob("*")) - before if it.name == "pwned" or "evil" in it.parts]:
         fault.broken("other", f"it made {stray}")
@@ -69,10 +70,6 @@ def _named_export(fault: Fault, task: Task, name: str) -> list[str]:
 
 # -------------------------------------------------------------------------------------------------------------- servers
 
-HUB = (
-    *(("POST", "repos/create"), ("POST", "validate-yaml"), ("POST", "/preupload/"), ("POST", "objects/batch")),
-    *(("PUT", "^/storage/"), ("POST", "/commit/")),
-)
 HUB_FAULTS = ("hangs", "slow", "garbage", "a list", "dead from now on", "half", "500", "cut off")
 
 
@@ -123,5 +120,5 @@ def _plant(task: Task, how: str, method: str, path: str) -> HubFault:
         "cut off": {"cut_after": 1000},
     }[how]
     if how == "cut off":
-        method, path = "PUT", "^/storage/"
+        method, path = HUB[-1]
     return task.hub.fault(method, path, **more)
