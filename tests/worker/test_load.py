@@ -89,12 +89,16 @@ def test_the_mean_wait_is_that_of_pollaczek_and_khinchine(ask: Ask, service: str
     those at which the server sent.
     """
     rate, count = 0.5 / SERVICE, 250
-    with simulated(first=SERVICE, servers=1, service=service) as server:
-        found = ask(server, count, rate)
-        seen = server.log()
-    waits = [1000 * (it["start"] - it["arrived"]) for it in seen]
-    error = statistics.stdev(waits) * (correlation_time(waits) / count) ** 0.5
     expected = 1000 * 0.5 * SERVICE * (1 + squared) / (2 * (1 - 0.5))
+    # While other processes take the processors for a second, requests queue for them: of such a run nothing is to tell.
+    for _ in range(4):
+        with simulated(first=SERVICE, servers=1, service=service) as server:
+            found = ask(server, count, rate)
+            seen = server.log()
+        waits = [1000 * (it["start"] - it["arrived"]) for it in seen]
+        error = statistics.stdev(waits) * (correlation_time(waits) / count) ** 0.5
+        if error < 0.5 * expected and not Run(rate, found, due=count / rate).void:
+            break
     assert error < 0.5 * expected, "the interval tells something"
     assert statistics.fmean(waits) == pytest.approx(expected, abs=3 * error)
     sent = [1000 * (it["first"] - it["arrived"]) for it in seen]
