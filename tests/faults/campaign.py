@@ -148,8 +148,8 @@ def table(
             sum(str(words).startswith(f"{problem}:") for it in them for words in _list(it["problems"]))
             for problem in PROBLEMS
         ]
-        last = max(them, key=lambda it: str(it.get("date", "")), default={})
-        at = str(last.get("commit", "")) if name in kinds else ""
+        last = sorted(them, key=lambda it: str(it.get("date", "")))[-1:]
+        at = str(last[0].get("commit", "")) if last and name in kinds else ""
         return (name, *map(str, (len(them), hit, len(them) - hit, *counts)), at)
 
     rows += [row(kind, [it for it in found if it["kind"] == kind]) for kind in kinds]
@@ -180,7 +180,8 @@ def table(
             *(
                 [
                     "",
-                    f"Fuzzed inputs; {len(uncaught)} of them raised what is not the reader's own error:",
+                    "Fuzzed inputs, those that were tried at several commits counted at each; "
+                    f"{len(uncaught)} of them raised what is not the reader's own error:",
                     "",
                     *uncaught,
                     *(f"- {count:,} inputs at commit {at}" for at, count in (fuzzed_at or {}).items()),
