@@ -19,6 +19,8 @@ from harness.judge import looks
 from harness.judge.intervals import ROUNDING
 
 _GATES = 400
+_LEAST = 20
+"""Blocks that any gate is given: of few, the noise is hardly known, and the first looks ask much."""
 _MOST = 1000
 _EVERY = 40
 """Blocks from which on looks are further apart than one block, by a thirtieth: so many do not matter."""
@@ -77,7 +79,7 @@ class _Gates:
         """Return what each gate takes until all of its metrics pass; infinite where that is beyond all measure."""
         # Eight standard errors to the margin: what has not passed by then never does.
         worst = float((self._sd / self._bound).max())
-        most = min(_MOST, looks.MINIMUM_BLOCKS + (8 * worst) ** 2)
+        most = min(_MOST, _LEAST + (8 * worst) ** 2)
         going = np.ones((_GATES, len(self.units)), bool)
         while going.any() and self._blocks.max() < most:
             self._measure(going, 1 + max(0, int(self._blocks.max()) - _EVERY) // 30)

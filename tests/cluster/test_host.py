@@ -176,7 +176,7 @@ def test_serving_that_neighbours_disturb_has_the_host_to_itself(
     check = Check(hardware="abacus", device="NVIDIA Abacus", created=0.0, runs=[], pairs=[Pair.model_validate(pair)])
     check.write(folder / "results")
     checked = run(pytester, *asked)
-    checked.stdout.fnmatch_lines(["*serving on abacus is measured one cell at a time: neighbours disturb serving*"])
+    checked.stdout.fnmatch_lines(["*serving on abacus is measured one cell at a time: neighbours disturb*"])
     (where,) = told(folder).values()
     assert (where["gpus"], where["neighbours"]) == ("0,1", None)
 
