@@ -25,6 +25,7 @@ from harness.records.schema import Measurement, Scalar
 from harness.servers.registry import SERVERS
 
 SATURATION = "saturation"
+_LATENCIES = ("load_ttft", "load_tpot", "load_latency")
 _WARMUP = 4
 
 
@@ -117,8 +118,7 @@ class Loads:
         """Measure a workload at one rate, and record what users meet there."""
         wanted = cell.measurements.load
         parameters: dict[str, Scalar] = {"workload": workload.name, "at": at}
-        names = ["load_requests", "load_tokens", "load_ttft", "load_tpot", "load_latency"]
-
+        names = ["load_requests", "load_tokens"] + ([] if at == SATURATION else list(_LATENCIES))
         runs: list[Run] = []
 
         def take() -> dict[str, Figure]:
@@ -126,7 +126,7 @@ class Loads:
                 runs.append(self._saturate(cell, workload))
             requests = len(runs[0].told["arrivals"]) if runs else None
             runs.extend(self._run(cell, workload, at, rate, requests) for _ in range(wanted.rounds - len(runs)))
-            return figures(runs)
+            return {name: it for name, it in figures(runs).items() if name in names}
 
         found = self._take(cell, workload, parameters, take, tuple(names))
         told = {f"{metric} {at}": record for metric, record in found.items()}
@@ -158,6 +158,7 @@ class Loads:
         """Record what follows from runs that were just taken: goodput, saturation, energy and cost."""
         wanted, void = cell.measurements.load, next(filter(None, (run.void for run in runs)), "")
         here: dict[str, Scalar] = {"workload": workload.name, "at": at}
+        met = here
         note = functools.partial(self.recorder.note, cell, engine=True, inputs=self._inputs(workload))
         found: dict[str, Measurement] = {}
 
@@ -169,10 +170,15 @@ class Loads:
             requests, levels = float(len(runs[0].told["arrivals"])), float(self._levelled)
             samples = [run.tokens for run in runs]
             add("saturation_throughput", {"workload": workload.name}, samples, requests=requests, levelled=levels)
+            # What users meet goes by how many came at once, which recipes need not have in common.
+            met = {**here, "at": f"{requests:.0f} at once"}
+            for name, figure in figures(runs).items():
+                if name in ("load_tokens", *_LATENCIES):
+                    found[f"{name} {met['at']}"] = note(met, name, figure)
         for limits in workload.slo:
             of = limits_of(limits, limit_of)
             kept = [sum(good(run.observed().times, of)) / run.told["duration"] for run in runs]
-            add("goodput", {**here, "slo": named(limits)}, kept)
+            add("goodput", {**met, "slo": named(limits)}, kept)
         joules = [run for run in runs if run.joules is not None]
         if joules:
             tokens = sum(sum(run.told["tokens"]) for run in joules)
