@@ -20,7 +20,7 @@ from harness.base.errors import HarnessError
 from harness.base.reading import json_value
 from harness.cluster import offer
 from harness.cluster.campaign import Ended, Event, Lost
-from harness.cluster.node import session
+from harness.cluster.node import GPUS, WHOLE, last_words, session
 from harness.cluster.offer import Offer
 from harness.cluster.units import Unit
 
@@ -31,8 +31,6 @@ _SILENCE_SECONDS = 45.0
 """How long a head may say nothing before it is taken for dead."""
 _CLOSE_SECONDS = 10.0
 _TINY = 0.001
-# pytest's exit statuses of a session that ran: passed, failed, nothing collected, and the harness's own for noise.
-_WHOLE = (0, 1, 5, 8)
 # What a node need not have of the folder that the tests lie in: they are sent without it.
 _UNSENT = [".git", "results/runs", "results/reference", "build", "dist", "**/*.safetensors", "**/*.gguf", "**/*.pte"]
 
@@ -117,7 +115,7 @@ class RayEngine:
         try:
             if on == LOCAL:
                 offered = here()
-                os.environ["HARNESS_NODE_GPUS"] = str(offered.gpus)
+                os.environ[GPUS] = str(offered.gpus)
                 ray.init(
                     address="local",
                     # So many of its workers may start at once.
@@ -213,7 +211,7 @@ class RayEngine:
             if event["kind"] == "begin":
                 self._begun[name, attempt] = event["node"]
             if event["kind"] == "end":
-                self._printed[name, attempt] = next(reversed(event["printed"].split("\n\n")[-1].split("\n")), "")
+                self._printed[name, attempt] = last_words(event)
         over: list[Ended] = []
         try:
             # What had ended before this emptied the mailbox has nothing there any more.
@@ -237,7 +235,7 @@ class RayEngine:
             cause = getattr(error, "cause", None) or error
             first = next(iter(str(cause).strip().splitlines()), "").partition(". ")[0]
             return Ended(unit.name, attempt, f"its node or session died ({type(cause).__name__}: {first})", node)
-        fit = status in _WHOLE
+        fit = status in WHOLE
         return Ended(unit.name, attempt, "" if fit else f"its session ended with exit status {status}: {printed}", node)
 
     def _stranded(self) -> list[Ended]:

@@ -8,7 +8,6 @@ is such a process: it reads a unit's payload from its standard input, and writes
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import selectors
@@ -29,11 +28,7 @@ from harness.cluster.units import Unit
 from harness.machine.vendors import VENDORS
 from harness.matrix.plan import Matrix
 
-WHOLE = (0, 1, 5, 8)
-"""pytest's exit statuses of a session that ran: passed, failed, nothing collected, and the harness's own for noise."""
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CLOSE_SECONDS = 30.0
-_GPUS = "HARNESS_NODE_GPUS"
 
 
 @dataclass
@@ -101,7 +96,7 @@ class Host:
             for line in lines:
                 event = json_value(line)
                 if event["kind"] == "end":
-                    session.printed = next(reversed(event["printed"].split("\n\n")[-1].split("\n")), "")
+                    session.printed = node.last_words(event)
                 events.append((session.unit.name, session.attempt, event))
             if not chunk:
                 over.append(self._ended(session))
@@ -135,7 +130,7 @@ class Host:
     def _start(self, unit: Unit, attempt: int, payload: Mapping[str, Any]) -> tuple[str, int, Event]:
         free = self._free[unit.hardware]
         devices = [free.pop(0) for _ in range(unit.devices)]
-        environ = {**os.environ, _GPUS: str(self.offered.gpus)}
+        environ = {**os.environ, node.GPUS: str(self.offered.gpus)}
         if unit.gpus:
             environ[self.choice] = ",".join(self._word(number) for number in devices)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the session has ended
@@ -173,7 +168,7 @@ class Host:
         problem = ""
         if status < 0:
             problem = f"its session was killed by signal {-status}"
-        elif status not in WHOLE:
+        elif status not in node.WHOLE:
             session.errors.seek(0)
             said = session.errors.read().decode(errors="replace").strip().split("\n")
             problem = f"its session ended with exit status {status}: {session.printed or said[-1]}"
@@ -183,7 +178,7 @@ class Host:
 
 def main() -> int:
     """Run the session that standard input tells of; it ends when whoever started this does."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    node.end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     given = json_value(sys.stdin.buffer.read())
 

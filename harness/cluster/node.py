@@ -20,11 +20,20 @@ import psutil
 
 STREAM = "HARNESS_STREAM"
 """The descriptor that a node's session writes its events to, one JSON object a line."""
+GPUS = "HARNESS_NODE_GPUS"
+"""How many GPUs a node offers, so that each of its sessions keeps to its own share of the processors."""
+WHOLE = (0, 1, 5, 8)
+"""pytest's exit statuses of a session that ran: passed, failed, nothing collected, and the harness's own for noise."""
 _TAIL = 4000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 _BATCH_SECONDS = 0.2
 _CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
+
+def last_words(event: Mapping[str, Any]) -> str:
+    """Return the last line of what pytest printed, of a session's event of kind ``end``."""
+    return str(event["printed"].split("\n\n")[-1].rpartition("\n")[2])
 
 
 def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus: list[int] | None = None) -> int:
@@ -126,9 +135,14 @@ def _pin(gpus: list[int] | None) -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.setpgid(0, 0)
         # Ray's own process dies with its raylet, and this session, which would measure for nobody, with that.
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        share = cores(sorted(os.sched_getaffinity(0)), gpus or [], int(os.environ.get("HARNESS_NODE_GPUS", "0")))
+        end_with_parent()
+        share = cores(sorted(os.sched_getaffinity(0)), gpus or [], int(os.environ.get(GPUS, "0")))
         os.sched_setaffinity(0, share)
+
+
+def end_with_parent() -> None:
+    """Have this process terminated when the one that started it ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def cores(every: list[int], gpus: list[int], among: int) -> list[int]:

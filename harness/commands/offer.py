@@ -12,6 +12,7 @@ from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.text import quoted
 from harness.cluster import offer
+from harness.cluster.node import GPUS
 from harness.machine import here
 from harness.matrix.load import load
 from harness.servers.registry import names as server_names
@@ -40,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         print("whoever reaches this cluster's ports can run code there: set RAY_AUTH_MODE=token on every node")
     # Sessions give each GPU its share of the processors, and a cell without one sees the machine as it is.
-    environ = os.environ | {"HARNESS_NODE_GPUS": str(found.gpus), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environ = os.environ | {GPUS: str(found.gpus), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.execve(program, command, environ)  # noqa: S606 - a list of words, as everywhere

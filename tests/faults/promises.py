@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 from pathlib import Path
 
 from tests.faults.campaign import Fault
 from tests.faults.commands import Command
-from tests.faults.sessions import STUCK, TRACEBACK, marked
+from tests.faults.sessions import STUCK, TRACEBACK, marked, none_left
 from tests.faults.tasks import Task
 from tests.hub_server import TOKEN
 
@@ -33,15 +30,7 @@ def told(fault: Fault, task: Task, command: Command, status: int, *, disturbed: 
 
 
 def orphans(fault: Fault, task: Task) -> None:
-    deadline = time.monotonic() + 5
-    while left := [it for command in task.started for it in marked(command.mark, command.process.pid)]:
-        if time.monotonic() > deadline:
-            fault.broken("orphan", f"{left}")
-            for pid, _ in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return
-        time.sleep(0.05)
+    none_left(fault, lambda: [it for command in task.started for it in marked(command.mark, command.process.pid)])
 
 
 def afterwards(fault: Fault, task: Task, before: dict[Path, set[bytes]], *, resumed: bool = True) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -159,8 +159,13 @@ def check(fault: Fault, session: Session, status: int, *, at: Path | None = None
 
 
 def orphans(fault: Fault, session: Session) -> None:
+    none_left(fault, lambda: list(session.children()))
+
+
+def none_left(fault: Fault, children: Callable[[], Sequence[tuple[int, str]]]) -> None:
+    """Give processes, by their ids and command lines, five seconds to end; what is left then is told and killed."""
     deadline = time.monotonic() + 5
-    while left := list(session.children()):
+    while left := children():
         if time.monotonic() > deadline:
             fault.broken("orphan", f"{left}")
             for pid, _ in left:
