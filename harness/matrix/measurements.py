@@ -45,6 +45,11 @@ class Engine(Table):
     kv_cache_gib: PositiveFloat | None = None
     gpu_memory_utilization: PositiveFloat = 0.9
     max_num_batched_tokens: PositiveInt | None = None
+    shared: bool = Field(
+        default=False,
+        description="Whether the server's engine is the offline engine too, where the server can (vLLM): one start for "
+        "both. Only where `python -m harness fairness` finds both alike within 1 %.",
+    )
 
 
 class Mobile(Table):

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from harness.base.errors import Unsuitable, WorkerError
-from harness.base.reading import json_file
-from harness.contract import repeated
 from harness.matrix.plan import Cell
-from harness.measure import served
 from harness.measure.checkpoints import Checkpoints
 from harness.measure.clock import Clock
+from harness.measure.launches import SHARED, Launches, serving, shares
 from harness.measure.workers import Failed, Key, Workers
 from harness.records.metric import Stage
 from harness.records.place import Place
-from harness.records.schema import Scalar
 from harness.runtime.environment import Environment
-from harness.runtime.job import Server, Worker
+from harness.runtime.job import Server, Shared, Worker
 from harness.servers import registry
-from harness.servers.base import ServerBackend
-from harness.servers.registry import SERVERS
 
 _SERVING = ("engine", "server")
 _KINDS = ("transformers", *_SERVING)
-# Whose memory is measured, a process of its own. While it generates, others do or start beside it: threads that wait
-# for work by spinning, as OpenMP's do by default, would take the processors from one another (on two cores one that
-# wants 10 s of processor time was seen to take 68 s, in 96 s), so these sleep. The memory is the same.
-_MEMORY = "memory"
-_SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-class Fleet:
+class Fleet(Launches):
     """Starts what lasts for a cell, waits for it, and ends it when another cell's turn comes.
 
     ``environments`` are those of servers that have one of their own. ``plan`` lists in order which kind of worker each
@@ -52,12 +40,9 @@ class Fleet:
         plan: Sequence[tuple[Place, str]] = (),
         data: Path | None = None,
     ) -> None:
-        self._workers = workers
-        self._checkpoints = checkpoints
+        super().__init__(workers, checkpoints, environments, data)
         self._clock = clock
-        self._environments = dict(environments or {})
         self._plan = plan
-        self._data = data
         self._failed = Failed()
         self._client: Worker | None = None
 
@@ -77,13 +62,6 @@ class Fleet:
             worker = self.transformers(cell)
         return worker
 
-    def whole_process(self, cell: Cell) -> Worker:
-        """Start a Transformers worker whose memory is its own, not ready yet; in any thread, and nothing ends it here.
-
-        It is no fork, which would share what it inherits.
-        """
-        return self._launch_transformers(cell, _MEMORY)
-
     def start_ahead(self, cell: Cell) -> None:
         """Start all workers that the coming tests of a cell need, where they may be there at once; waits for none."""
         if cell.hardware.workers_at_once:
@@ -92,8 +70,10 @@ class Fleet:
             self._start(cell, self._planned(cell))
 
     def engine(self, cell: Cell) -> Worker:
-        """Return the offline engine of a cell, ready."""
+        """Return the offline engine of a cell, ready; where it is shared, the server's."""
         worker = self._get(cell, "engine")
+        if isinstance(worker, Shared):
+            return worker.worker
         assert isinstance(worker, Worker)  # noqa: S101 - for the type alone
         return worker
 
@@ -113,7 +93,7 @@ class Fleet:
     def client(self, cell: Cell) -> Worker:
         """Return the benchmark's client, started once a session."""
         if self._client is None or not self._client.alive:
-            self._client = self._start_client(cell)
+            self._client = self.start_client(cell)
         with self._clock.timed("setup", cell):
             self._client.wait_ready(cell.measurements.time_limits.start)
         return self._client
@@ -126,7 +106,7 @@ class Fleet:
 
     def renew(self, cell: Cell, kind: str) -> None:
         """End a worker, so that the next one asked for is fresh."""
-        worker = self._workers.lasting.pop(_key(cell, kind), None)
+        worker = self._workers.lasting.pop(self._key(cell, kind), None)
         if worker:
             worker.close()
 
@@ -137,54 +117,13 @@ class Fleet:
             self._client.close()
             self._client = None
 
-    # ------------------------------------------------------------------------------------------------- servers
-
-    def backend(self, cell: Cell) -> ServerBackend:
-        """Return the backend that the cell's server names."""
-        return SERVERS[cell.server]
-
-    def unserved(self, cell: Cell) -> str:
-        """Return why the cell's server cannot hold the cell's checkpoint, or an empty string if it can."""
-        server = _serving(cell).server
-        if cell.recipe.baseline or server not in SERVERS:
-            return ""
-        checkpoint = self._checkpoints.served(cell)
-        return (
-            served.unsaved(checkpoint.folder, cell.recipe.name, server)
-            or served.refusal(checkpoint.facts["weights"], SERVERS[server].quantized_kinds, server)
-            or served.passed_over(checkpoint.folder, server)
-        )
-
-    def environment_of(self, cell: Cell) -> Environment:
-        """Return what the cell's server runs in; all else runs in the workers' environment."""
-        return self._environments.get(cell.server, self._workers.environment)
-
-    def packages(self, cell: Cell) -> dict[str, str]:
-        """Return the versions of the packages that decide what is measured of a cell."""
-        return self.environment_of(cell).decisive(*registry.distributions())
-
-    def options(self, cell: Cell) -> dict[str, Scalar]:
-        """Return the options of engine and server, the same for baseline and recipe."""
-        told = repeated.overrides(self._config(cell))
-        return self.backend(cell).options(cell, self._context(cell)) | ({"hf_overrides": told} if told else {})
-
-    def variables(self, cell: Cell) -> dict[str, str]:
-        """Return the environment variables of engine and server, the same for baseline and recipe."""
-        return self.backend(cell).variables(cell)
-
-    def _config(self, cell: Cell) -> dict[str, Any]:
-        found: dict[str, Any] = json_file(self._checkpoints.served(cell).folder / "config.json")
-        return found
-
-    def _context(self, cell: Cell) -> int:
-        """Return the longest context that the model's configuration allows."""
-        config = self._config(cell)
-        text = config.get("text_config", config)
-        return int(
-            text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len
-        )
-
     # -------------------------------------------------------------------------------------------------- starts
+
+    def _key(self, cell: Cell, kind: str) -> Key:
+        """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
+        if kind in _SERVING and shares(cell):
+            kind = SHARED
+        return (cell.base, kind if kind == "transformers" else f"{kind} of {serving(cell).server}")
 
     def _planned(self, cell: Cell) -> list[str]:
         """Return the kinds of workers that the coming tests of a cell need, without those that cannot hold it."""
@@ -199,14 +138,14 @@ class Fleet:
 
     def _start(self, cell: Cell, kinds: Sequence[str]) -> None:
         for kind in dict.fromkeys(kinds):
-            name = _key(cell, kind)
+            name = self._key(cell, kind)
             if name not in self._workers.lasting and name not in self._failed:
-                self._workers.lasting[name] = self._launch(cell, kind)
+                self._workers.lasting[name] = self.launch(cell, kind)
         if "server" in kinds and self._client is None:
-            self._client = self._start_client(cell)
+            self._client = self.start_client(cell)
 
     def _get(self, cell: Cell, kind: str) -> Worker | Server:
-        key, lasting = _key(cell, kind), self._workers.lasting
+        key, lasting = self._key(cell, kind), self._workers.lasting
         self._failed.raise_again(key)
         # Made before anything is started for it.
         self._checkpoints.served(cell)
@@ -236,7 +175,8 @@ class Fleet:
         """Wait for a worker; the compilation that it reports counts as a stage of its own."""
         fresh = not worker.ready
         worker.wait_ready(cell.measurements.time_limits.start)
-        compiling = float(worker.info.get("compile_seconds", 0.0)) if isinstance(worker, Worker) and fresh else 0.0
+        engine = worker.worker if isinstance(worker, Shared) else worker
+        compiling = float(engine.info.get("compile_seconds", 0.0)) if isinstance(engine, Worker) and fresh else 0.0
         self._clock.inside("compile", compiling, cell)
 
     def _settle(self, cell: Cell, of: Place) -> None:
@@ -255,82 +195,6 @@ class Fleet:
                 # The test that needs the client starts it again, and reports it as its own.
                 self._client = None
 
-    def _launch(self, cell: Cell, kind: str) -> Worker | Server:
-        if kind == "transformers":
-            return self._launch_transformers(cell, kind)
-        if kind.startswith("executorch"):
-            return self._launch_program(cell, kind)
-        cell = _serving(cell)
-        backend, environment, options = self.backend(cell), self.environment_of(cell), self.options(cell)
-        checkpoint, variables = self._checkpoints.served(cell).folder, self.variables(cell)
-        if kind == "engine":
-            return self._workers.start(
-                backend.worker,
-                backend.specification(cell, checkpoint, options),
-                kind,
-                of=cell.id,
-                variables=variables,
-                environment=environment,
-                family=backend.family,
-            )
-        return self._workers.serve(
-            backend.module,
-            lambda port: backend.arguments(cell, checkpoint, options, port),
-            kind,
-            of=cell.id,
-            variables=variables,
-            environment=environment,
-            family=backend.family,
-        )
-
-    def _launch_transformers(self, cell: Cell, kind: str) -> Worker:
-        specification = {
-            "checkpoint": str(self._checkpoints.of(cell).folder),
-            "device": cell.hardware.torch_device,
-            "trust_remote_code": cell.model.trust_remote_code,
-        }
-        alone = kind == _MEMORY
-        return self._workers.start(
-            "generate",
-            specification,
-            kind,
-            of=cell.id,
-            variables=_SLEEPING if alone else self._online(),
-            family="" if alone else None,
-        )
-
-    def _launch_program(self, cell: Cell, kind: str) -> Worker:
-        program = self._checkpoints.program(cell, kind.split()[1])
-        specification = {
-            "program": str(program.folder / program.facts["file"]),
-            "checkpoint": str(self._checkpoints.of(cell).folder),
-            "trust_remote_code": cell.model.trust_remote_code,
-        }
-        return self._workers.start("executorch", specification, kind, of=cell.id, variables=self._online())
-
-    def _start_client(self, cell: Cell) -> Worker:
-        """Start the client with the variables of its server's engine, so that the same fork server serves both.
-
-        It runs in the workers' environment, or in the harness's own where that alone has it.
-        """
-        backend = registry.client()
-        places = (self._workers.environment, Environment())
-        where = next((it for it in places if it.has(*backend.distributions)), self._workers.environment)
-        return self._workers.start(
-            backend.client,
-            {},
-            "client",
-            variables=backend.variables(cell) | self._online(),
-            environment=where,
-            family=backend.family,
-        )
-
-    def _online(self) -> dict[str, str]:
-        """Let a worker that evaluates tasks fetch their documents, where the hub answers and no folder was given."""
-        if self._data is not None or not self._checkpoints.models.online:
-            return {}
-        return {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
-
 
 def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
     """Return what a gate measures of a cell through each of its servers: metrics by stage.
@@ -346,15 +210,3 @@ def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
         and not registry.unsupported(server, cell.hardware, cell.gpus)
         and not registry.partial(server, cell.model)
     }
-
-
-def _serving(cell: Cell) -> Cell:
-    """Return the cell through a server: its own, or for one through Transformers the first of those it is served by."""
-    if cell.server in SERVERS:
-        return cell
-    return replace(cell, server=next((name for name in cell.servers if name in SERVERS), cell.server))
-
-
-def _key(cell: Cell, kind: str) -> Key:
-    """Return what tells workers apart: model, recipe and hardware; kind, and for an engine or a server its name."""
-    return (cell.base, kind if kind == "transformers" else f"{kind} of {_serving(cell).server}")

@@ -18,6 +18,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
+from harness.measure.launches import shared_flag
 from harness.measure.rounds import All, Rule
 from harness.records.metrics import METRICS, stage_of
 from harness.records.place import row_of
@@ -125,7 +126,7 @@ class Recorder:
         if inputs:
             flags["inputs"] = inputs
         if engine:
-            flags |= {**self.flow.fleet.options(cell), **self.flow.fleet.variables(cell)}
+            flags |= {**self.flow.fleet.options(cell), **self.flow.fleet.variables(cell), **shared_flag(cell)}
         common: dict[str, Any] = {
             "parameters": parameters,
             "cell": self.flow.identity(cell),

@@ -17,7 +17,7 @@ from harness.matrix.measurements import TimeLimits
 from harness.matrix.plan import Cell
 from harness.records.place import Place
 from harness.runtime.environment import Environment
-from harness.runtime.job import Server, Worker, free_port
+from harness.runtime.job import Server, Shared, Worker, free_port
 from harness.runtime.process import ForkServer, Process
 from harness.runtime.store import Store
 from harness.servers.registry import TRANSFORMERS
@@ -180,6 +180,11 @@ class Workers:
             process = Process(command, environ=environment.environ(self.store, variables), log=log)
         self._processes.add(process)
         return Server(process, port=port, label=label, role=role)
+
+    def share(self, backend: str, specification: Callable[[int], dict[str, Any]], role: str, **started: Any) -> Shared:
+        """Start a worker that is a server too, not ready yet; ``specification`` is that for a port."""
+        port = free_port()
+        return Shared(self.start(backend, specification(port), role, **started), port=port)
 
     def import_ahead(self, family: str) -> None:
         """Begin the imports of a family that workers will be forked with, while something else is waited for."""

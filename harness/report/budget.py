@@ -15,7 +15,8 @@ session's own records, so both sides are of one machine and stack:
   next one finds a warm compile cache: it starts in that time less the compilation, and in no more than the cell's
   server took, which finds the same. The quantized recipes' commands have ``VLLM_DISABLE_COMPILE_CACHE=1``: each
   compiles, all else being warm.
-- A server starts as the session's did, though that one found what the engine had compiled.
+- A server starts as the session's did, though that one found what the engine had compiled; where one engine was shared,
+  as that one without its compilation.
 - The first client starts as the session's first did; a later one in the least time that a later client of the session
   took, and in none where the session started one client alone.
 
@@ -135,10 +136,13 @@ class _Starts:
         self._compiling: dict[Place, float] = {}
         self._clients: dict[str, list[float]] = defaultdict(list)
         self._begun: set[object] = set()
+        self._shared: set[Place] = set()
         for row in rows:
             kind = str(row.parameters.get("kind", ""))
             if row.metric == "engine_start":
                 self._recorded[_key(row.cell), kind] = row.value
+                if row.flags.get("shared_engine"):
+                    self._shared.add(_key(row.cell))
                 # One client asks all cells' servers, and each cell names it.
                 if kind == "client" and row.value not in self._clients[row.cell.hardware]:
                     self._clients[row.cell.hardware].append(row.value)
@@ -154,11 +158,17 @@ class _Starts:
         return self._start(row.cell, TRANSFORMERS)
 
     def servers(self, cell: Cell) -> float:
-        return self._start(cell, "server")
+        found = self._start(cell, "server")
+        # One that is the engine too compiled; by itself it would have found what that left.
+        return found - self._compiling.get(_key(cell), 0.0) if _key(cell) in self._shared else found
 
     def known(self, cell: Place) -> float:
-        """Return the recorded starts of a cell; a client starts beside its server and adds nothing."""
-        return sum(seconds for (of, kind), seconds in self._recorded.items() if of == cell and kind != "client")
+        """Return the recorded starts of a cell; a client starts beside its server and adds nothing.
+
+        Nor does a server that is the engine too.
+        """
+        besides = {"client", "server"} if cell in self._shared else {"client"}
+        return sum(seconds for (of, kind), seconds in self._recorded.items() if of == cell and kind not in besides)
 
     def _start(self, cell: Cell, kind: str) -> float:
         seconds = self._recorded.get((_key(cell), kind))
@@ -171,7 +181,7 @@ class _Starts:
         if self._first((_key(cell), "engine")):
             return cold
         compiling = self._compiling.get(_key(cell), 0.0)
-        warm = min(cold - compiling, self._recorded.get((_key(cell), "server"), cold))
+        warm = min(cold - compiling, self.servers(cell) if (_key(cell), "server") in self._recorded else cold)
         return warm if cell.recipe.baseline else min(cold, warm + compiling)
 
     def _client(self, cell: Cell) -> float:

@@ -268,6 +268,31 @@ class Server:
         return _error(self.label, self.role, stage, kind, words, log, self.process.log_tail())
 
 
+class Shared(Server):
+    """A server whose process is a worker too: ``worker`` asks the same engine for what an offline one is asked for."""
+
+    def __init__(self, worker: Worker, *, port: int) -> None:
+        super().__init__(worker.process, port=port, label=worker.label, role=worker.role)
+        self.worker = worker
+
+    @property
+    def alive(self) -> bool:
+        return self.worker.alive
+
+    @property
+    def ready(self) -> bool:
+        return self.worker.ready and super().ready
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until both answer; raises WorkerError when the process dies or takes too long."""
+        self.worker.wait_ready(timeout)
+        super().wait_ready(timeout)
+
+    def close(self) -> None:
+        """End the worker, which ends its server, and everything it started."""
+        self.worker.close()
+
+
 def read_answer(data: bytes) -> dict[str, Any]:
     """Return the JSON object that a server answered, empty for an empty answer; raises ValueError for anything else."""
     found = json_value(data) if data.strip() else {}

@@ -61,12 +61,14 @@ class ServerBackend(ABC):
     asked to keep a JSON schema. ``by_hand`` is None where it cannot read a checkpoint by itself.
     ``needs`` is what it needs of hardware: one of them. ``several`` is the option by which engine and server cut
     a model over several GPUs (tensor parallel); empty where they cannot. ``reads_one_layer`` says
-    that it makes a whole model of a checkpoint of one layer (harness/worker/repeated.py).
+    that it makes a whole model of a checkpoint of one layer (harness/worker/repeated.py). ``shared_worker`` is a module
+    in harness/worker/ that is its engine and its server in one, if there is one.
     """
 
     needs: ClassVar[tuple[Needs, ...]] = ()
     several: ClassVar[str] = ""
     reads_one_layer: ClassVar[bool] = False
+    shared_worker: ClassVar[str] = ""
     at_load: ClassVar[bool] = False
     quantized_kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
     compiles: ClassVar[bool] = False
@@ -106,6 +108,10 @@ class ServerBackend(ABC):
     @abstractmethod
     def arguments(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> list[str]:
         """Return what the server's module is given; it listens on 127.0.0.1 alone."""
+
+    def shared(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> dict[str, Any]:
+        """Return what ``shared_worker`` is opened with; asked where there is one."""
+        raise NotImplementedError(f"{type(self).__name__} names a shared_worker and not what it is opened with")
 
     def cut(self, cell: Cell) -> dict[str, Scalar]:
         """Return the option that cuts a cell's model over its GPUs; none for one."""

@@ -20,6 +20,7 @@ _OPTIONS = (
 )
 # By these the prefix cache can be emptied between rounds, and an engine's process is forked from a worker.
 _OWN = ("VLLM_SERVER_DEV_MODE", "VLLM_WORKER_MULTIPROC_METHOD")
+_EXTENSION = ("--worker-extension-cls", "harness.worker.vllm.Inspect")
 
 
 def _benchmark(module: str) -> str:
@@ -51,6 +52,7 @@ class VLLM(ServerBackend):
     needs = (Needs(vendor=("none", "amd")), Needs(vendor=("nvidia",), capability=">=8.0"))
     several = "tensor_parallel_size"
     reads_one_layer = True
+    shared_worker = "vllm_shared"
     compiles = True
     worker = "vllm"
     module = "harness.worker.vllm_server"
@@ -102,5 +104,13 @@ class VLLM(ServerBackend):
         found = ["--model", str(checkpoint), "--served-model-name", SERVED_NAME]
         if "hf_overrides" in options:
             # Has each process of the engine know how such a checkpoint is read, however it is started.
-            found += ["--worker-extension-cls", "harness.worker.vllm.Inspect"]
+            found += _EXTENSION
         return [*found, "--host", "127.0.0.1", "--port", str(port), *command_flags(options)]
+
+    def shared(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> dict[str, Any]:
+        arguments = self.arguments(cell, checkpoint, options, port)
+        return {
+            "checkpoint": str(checkpoint),
+            "arguments": [*arguments, *(() if "hf_overrides" in options else _EXTENSION)],
+            "trust_remote_code": cell.model.trust_remote_code,
+        }

@@ -8,7 +8,8 @@ import re
 import sys
 import time
 import traceback
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
 from harness.contract.weights import Unusable
@@ -29,14 +30,23 @@ def main() -> int:
     def send(kind: Any, value: dict[str, Any]) -> None:
         replies.write(Reply(kind=kind, value=value).model_dump_json().encode() + b"\n")
 
-    backend: Backend | None = None
     try:
         job = Job.model_validate_json(requests.readline())
         # A backend of another package, which a server of its own brought along, has its whole name.
         name = job.backend if "." in job.backend else f"harness.worker.{job.backend}"
         with lean.imports():
             module = importlib.import_module(name)
-        backend = module.BACKEND(lambda value: send("progress", value))
+        backend: Backend = module.BACKEND(lambda value: send("progress", value))
+    except BaseException as error:
+        traceback.print_exc()
+        send("error", _describe(error))
+        return 1
+    return backend.attend(job.specification, lambda: _answer(backend, job, requests, send))
+
+
+def _answer(backend: Backend, job: Job, requests: BinaryIO, send: Callable[[Any, dict[str, Any]], None]) -> int:
+    """Open a backend and answer requests until there are no more; returns the exit status."""
+    try:
         opened = backend.open(**job.specification)
         send("ready", {**opened, "ready_at": time.monotonic()})
     except BaseException as error:

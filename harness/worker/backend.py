@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 Report = Callable[[dict[str, Any]], None]
@@ -24,6 +24,13 @@ class Backend(ABC):
     @abstractmethod
     def open(self, *arguments: Any, **specification: Any) -> dict[str, Any]:
         """Load what the commands need and return what the planner should know of it."""
+
+    def attend(self, specification: Mapping[str, Any], answer: Callable[[], int]) -> int:
+        """Have the backend opened and its requests answered by ``answer``; returns the exit status of the process.
+
+        Here in the process's main thread, which a backend may need for something else.
+        """
+        return answer()
 
     def close(self) -> None:
         """Give back what :meth:`open` took."""

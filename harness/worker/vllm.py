@@ -52,39 +52,56 @@ class Inspect:
         return dict(getattr(self.model_runner.get_model(), "packed_modules_mapping", None) or {})
 
 
+EXTENSION = f"{Inspect.__module__}.{Inspect.__qualname__}"
+
+
 class Engine(Backend):
     """A checkpoint in ``vllm.LLM``, started once; options are as ``vllm bench latency`` sets them."""
 
     commands: ClassVar[tuple[str, ...]] = ("latency", "kernels", "predictions")
 
     def open(self, checkpoint: str, **options: Any) -> dict[str, Any]:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
 
         repeated.install()
         if told := options.pop("hf_overrides", ""):
             options["hf_overrides"] = json.loads(told)
-        from vllm.inputs import TokensPrompt
-
-        self.sampling = SamplingParams
-        self.tokens_prompt = TokensPrompt
         self.eager = bool(options.get("enforce_eager"))
         self.llm = LLM(
             model=checkpoint,
             enable_prefix_caching=False,
-            worker_extension_cls=f"{Inspect.__module__}.{Inspect.__qualname__}",
+            worker_extension_cls=EXTENSION,
             **options,
         )
-        config = self.llm.llm_engine.vllm_config
-        self.vocabulary = texts.vocabulary(checkpoint, bool(options.get("trust_remote_code")))
+        return self.opened(checkpoint, self.llm.llm_engine.vllm_config, bool(options.get("trust_remote_code")))
+
+    def opened(self, checkpoint: str, config: Any, trust_remote_code: bool) -> dict[str, Any]:
+        """Return what an engine of a configuration, which is ready, says of itself."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        self.sampling = SamplingParams
+        self.tokens_prompt = TokensPrompt
+        self.vocabulary = texts.vocabulary(checkpoint, trust_remote_code)
         blocks = config.cache_config.num_gpu_blocks or 0
         return {
             "quantization": str(config.model_config.quantization or ""),
             "dtype": str(config.model_config.dtype),
             "kv_cache_tokens": blocks * config.cache_config.block_size,
-            "compile_seconds": self.llm.collective_rpc("compile_seconds")[0],
-            "layers": self.llm.collective_rpc("quantized_layers")[0],
-            "merged": self.llm.collective_rpc("merged_layers")[0],
+            "compile_seconds": self.inspect("compile_seconds"),
+            "layers": self.inspect("quantized_layers"),
+            "merged": self.inspect("merged_layers"),
         }
+
+    def inspect(self, method: str) -> Any:
+        """Return what a method of :class:`Inspect` answers in the engine's first worker."""
+        return self.llm.collective_rpc(method)[0]
+
+    def generate(self, prompts: list[Any], parameters: Any) -> tuple[list[Any], float]:
+        """Return vLLM's outputs for prompts that are given at once, in their order, and the seconds they took."""
+        start = time.perf_counter()
+        outputs = self.llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
+        return outputs, time.perf_counter() - start
 
     def latency(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
         """Run one batch of random prompts and return its wall time in seconds.
@@ -94,9 +111,7 @@ class Engine(Backend):
         made = texts.random_prompts(batch_size, input_len, self.vocabulary)
         prompts = [self.tokens_prompt(prompt_token_ids=ids) for ids in made]
         parameters = self.sampling(temperature=1.0, top_p=1.0, ignore_eos=True, max_tokens=output_len)
-        start = time.perf_counter()
-        outputs = self.llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
-        seconds = time.perf_counter() - start
+        outputs, seconds = self.generate(prompts, parameters)
         lengths = {len(output.outputs[0].token_ids) for output in outputs}
         if len(outputs) != batch_size or lengths != {output_len}:
             raise ValueError(f"{len(outputs)} of {batch_size} requests came back, with {sorted(lengths)} tokens")
@@ -105,16 +120,16 @@ class Engine(Backend):
     def kernels(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
         """Profile one batch in the engine's worker: name, seconds and calls of each kernel, longest first."""
         self.latency(batch_size, input_len, output_len)
-        self.llm.collective_rpc("start_profile_of_kernels")
+        self.inspect("start_profile_of_kernels")
         self.latency(batch_size, input_len, output_len)
-        return {"kernels": self.llm.collective_rpc("stop_profile_of_kernels")[0]}
+        return {"kernels": self.inspect("stop_profile_of_kernels")}
 
     def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
         """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""
         parameters = self.sampling(temperature=0.0, max_tokens=1, prompt_logprobs=top)
         prompts = [self.tokens_prompt(prompt_token_ids=sequence) for sequence in sequences]
         with _nothing_compiled() if self.eager else contextlib.nullcontext():
-            outputs = self.llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
+            outputs, _ = self.generate(prompts, parameters)
         # The prompt's own token is told as well, whatever its rank.
         return {
             "top": [

@@ -16,6 +16,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.measure import fleet, workers
 from harness.measure.flow import Flow
+from harness.measure.launches import shared_flag, shares
 from harness.measure.plain import Checkpoint
 from harness.records.place import Place
 from harness.records.run import Run
@@ -129,6 +130,37 @@ NAMES = [f"{kind} {MODEL}-int8wo-cpu-vllm" for kind in ("transformers", "engine"
 def every(subject: Cell) -> list[tuple[Place, str]]:
     """Return what the tests of all stages of a cell need."""
     return [(subject.base, kind) for kind in ("quantize", "transformers", "engine", "engine", "server")]
+
+
+class Both(Process):
+    """Stands in for a worker that is a server too."""
+
+    def __init__(self, worker: Process, port: int) -> None:
+        self.worker = worker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["worker"], name)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_engine_and_server_are_one_start_where_they_share_it(
+    make: Make, subject: Cell, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (fleet, workers):
+        monkeypatch.setattr(module, "Shared", Both)
+    engine = subject.measurements.engine.model_copy(update={"shared": True})
+    sharing = replace(subject, measurements=subject.measurements.model_copy(update={"engine": engine}))
+    machine = make(at_once, plan=[(subject.base, "engine"), (subject.base, "server")])
+    one, name = machine.flow.fleet, f"shared engine {MODEL}-int8wo-cpu-vllm"
+    assert one.engine(sharing) is one.server(sharing).worker
+    assert [it for it in machine.took() if it.startswith("start")] == [f"start {name}", "start client"]
+    one.renew(sharing, "server")
+    assert machine.took() == [f"end {name}"]
+    one.engine(sharing)
+    assert machine.took()[0] == f"start {name}"
+    assert (shared_flag(sharing), shared_flag(subject)) == ({"shared_engine": True}, {})
+    assert not shares(replace(sharing, server="sglang")), "which has no such engine"
+    machine.flow.close()
 
 
 def test_all_workers_of_a_cell_start_at_once_and_wait_idle_for_their_turn(make: Make, subject: Cell) -> None:

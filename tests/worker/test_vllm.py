@@ -278,7 +278,7 @@ def test_a_request_that_fails_makes_the_number_void(served, stub, failure):
 
 def test_a_server_that_dies_in_a_benchmark_is_a_failure_and_the_next_one_is_new(served):
     server = served.flow.fleet.server(served.cell)
-    command = int(Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[0])
+    command = _command(server)
     served.flow.fleet.client(served.cell)
     killed = threading.Event()
 
@@ -301,6 +301,60 @@ def test_a_server_that_dies_in_a_benchmark_is_a_failure_and_the_next_one_is_new(
     hurried = replace(served.cell, measurements=long.model_copy(update={"time_limits": limits}))
     with pytest.raises(WorkerError, match=r"was not ready within 0\.2 s"):
         served.flow.fleet.server(hurried)
+
+
+def sharing(cell: Cell) -> Cell:
+    """Return a cell whose server's engine is its offline engine too."""
+    engine = cell.measurements.engine.model_copy(update={"shared": True})
+    return replace(cell, measurements=cell.measurements.model_copy(update={"engine": engine}))
+
+
+def test_one_engine_answers_batches_and_http_and_holds_and_predicts_what_the_offline_one_does(served):
+    """What both are asked while the shared one is there, and after it has refused something."""
+    offline, cell = served.flow.fleet.engine(served.cell), sharing(served.cell)
+    shared, server = served.flow.fleet.engine(cell), served.flow.fleet.server(cell)
+    assert shared is not offline
+    assert shared.process is server.process
+    told = ("quantization", "dtype", "layers", "merged")
+    assert {name: shared.info[name] for name in told} == {name: offline.info[name] for name in told}
+    asked = {"sequences": [[5, 6, 7, 8], [9, 10]], "top": 3}
+    assert shared.ask("predictions", 60, **asked) == offline.ask("predictions", 60, **asked)
+    record = served.measure.latency(cell, 2, repeat)
+    assert (len(record.warmup), len(record.samples)) == (1, 2)
+    assert record.flags["shared_engine"] is True
+    assert record.value == pytest.approx(sum(record.samples) / 2)
+    with pytest.raises(WorkerError, match="maximum context length is 2048 tokens"):
+        shared.ask("latency", 60, batch_size=1, input_len=4096, output_len=8)
+    found = served.measure.serving(cell, 2, repeat)["output_throughput"]
+    assert found.flags["shared_engine"] is True
+    assert found.value > 0
+    assert shared.ask("kernels", 60, batch_size=1, input_len=16, output_len=2)["kernels"]
+    os.kill(_command(server), signal.SIGKILL)
+    with pytest.raises(WorkerError, match=r"killed \(signal 9\)"):
+        served.measure.latency(cell, 1, repeat)
+    assert not server.alive
+    assert "shared_engine" not in served.measure.latency(served.cell, 1, repeat).flags
+
+
+def test_a_shared_engine_that_cannot_start_says_why(served):
+    fleet, backend = served.flow.fleet, SERVERS["vllm"]
+    folder = served.flow.checkpoints.served(served.cell).folder
+    options = {**fleet.options(served.cell), "max_model_len": 999_999}
+    broken = served.flow.workers.share(
+        "vllm_shared",
+        lambda port: backend.shared(served.cell, folder, options, port),
+        "shared engine",
+        variables=fleet.variables(served.cell),
+        family=backend.family,
+    )
+    with pytest.raises(WorkerError, match=r"(?s)shared engine: start: .*max_model_len \(999999\)"):
+        broken.wait_ready(60)
+    assert not broken.alive
+    broken.close()
+
+
+def _command(server: Server) -> int:
+    return int(Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[0])
 
 
 def _running(url: str) -> float:
