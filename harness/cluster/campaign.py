@@ -42,6 +42,12 @@ class Engine(Protocol):
     def devices(self) -> Mapping[str, int]:
         """Return how many devices of each hardware its live nodes have. Raises Lost."""
 
+    def room(self, hardware: str) -> int:
+        """Return how many devices of a hardware the live node with most of them has. Raises Lost."""
+
+    def keep_to(self, hardware: str) -> str:
+        """Have all units of a hardware run on devices of one kind, the most numerous; returns it. Raises Lost."""
+
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         """Start an attempt as soon as a device is free; of that ``kind`` if given, on no node of ``avoid``."""
 
@@ -69,12 +75,14 @@ class Campaign:
     clock: Callable[[], float] = time.monotonic
     stopped: Callable[[], bool] = lambda: False
     patience: float = PATIENCE
+    ahead: bool = True
+    """Whether a few more units are handed over than there are devices, so that one that ends need not be waited for."""
     _attempts: dict[str, int] = field(default_factory=dict)
     _left: dict[str, dict[str, None]] = field(default_factory=dict)
     _kinds: dict[str, str] = field(default_factory=dict)
     _avoid: dict[str, list[str]] = field(default_factory=dict)
     _running: dict[str, Unit] = field(default_factory=dict)
-    _since: dict[str, float] = field(default_factory=dict)
+    _since: dict[tuple[str, int], float] = field(default_factory=dict)
     _later: dict[str, set[str]] = field(default_factory=dict)
     _spared: dict[str, int] = field(default_factory=dict)
 
@@ -103,8 +111,9 @@ class Campaign:
         for hardware in dict.fromkeys(hardware for hardware, _ in self._needs):
             count = devices.get(hardware, 0)
             busy = sum(unit.devices for unit in self._running.values() if unit.hardware == hardware)
-            # A few more than there are devices, so that one that ends need not wait for the planner.
-            while count and busy < count + max(2, count // 4):
+            # What needs several devices of one node may have to wait for them.
+            more = max(2, count // 4) if self.ahead else 0
+            while count and busy < count + more:
                 unit = self._ready.take(hardware)
                 if unit is None:
                     break
@@ -132,18 +141,17 @@ class Campaign:
 
     def _look_for_absent(self, devices: Mapping[str, int]) -> None:
         """Give up what needs more of a hardware than the cluster has had for some time."""
-        if all(devices.get(hardware, 0) >= count for hardware, count in self._needs):
-            self._since.clear()
-            return
+        room = {name: self.engine.room(name) if devices.get(name) else 0 for name, _ in self._needs}
+        lacking = {(name, count) for name, count in self._needs if room[name] < count}
+        for need in self._since.keys() - lacking:
+            del self._since[need]
         now = self.clock()
-        for unit in list(self._open.values()):
-            if devices.get(unit.hardware, 0) >= unit.devices:
-                self._since.pop(unit.hardware, None)
-                continue
-            since = self._since.setdefault(unit.hardware, now)
-            if now - since >= self.patience:
-                has = devices.get(unit.hardware, 0)
-                self._give_up([unit], f"no node offers {unit.devices} of {unit.hardware}: the cluster has {has}")
+        late = {need for need in lacking if now - self._since.setdefault(need, now) >= self.patience}
+        for unit in [it for it in self._open.values() if (it.hardware, it.devices) in late] if late else ():
+            has, most = devices.get(unit.hardware, 0), room[unit.hardware]
+            least = f", at most {most} on one node" if most < has else ""
+            what = f"no node offers {unit.devices} of {unit.hardware}: the cluster has {has}{least}"
+            self._give_up([unit], what)
 
     # --------------------------------------------------------------------------------------------------- events
 

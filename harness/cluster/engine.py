@@ -78,6 +78,7 @@ class RayEngine:
         """What the cluster is and what it exposes, in a sentence."""
         self.run = run
         self._nodes: list[dict[str, Any]] = []
+        self._only: dict[str, str] = {}
         self._looked = 0.0
         self._tasks: dict[Any, tuple[Unit, int, str, tuple[str, ...]]] = {}
         self._begun: dict[tuple[str, int], str] = {}
@@ -155,11 +156,32 @@ class RayEngine:
         """Return how many devices of each hardware its live nodes have."""
         found: dict[str, int] = {}
         for node in self._alive():
-            for name, amount in node["Resources"].items():
-                if name.startswith(offer.resource("")):
-                    hardware = name.removeprefix(offer.resource(""))
-                    found[hardware] = found.get(hardware, 0) + int(amount)
+            for hardware, amount in self._offered(node):
+                found[hardware] = found.get(hardware, 0) + amount
         return found
+
+    def room(self, hardware: str) -> int:
+        """Return how many devices of a hardware the live node with most of them has."""
+        return max((dict(self._offered(node)).get(hardware, 0) for node in self._alive()), default=0)
+
+    def keep_to(self, hardware: str) -> str:
+        """Have all units of a hardware run on devices of one kind, the most numerous; returns it."""
+        found: dict[str, int] = {}
+        for node in self._alive():
+            kind = node.get("Labels", {}).get(offer.label(hardware), "")
+            found[kind] = found.get(kind, 0) + dict(self._offered(node)).get(hardware, 0)
+        self._only[hardware] = max(sorted(found), key=lambda kind: found[kind], default="")
+        return self._only[hardware]
+
+    def _offered(self, node: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """Return the devices of a node that count, by hardware."""
+        prefix, labels = offer.resource(""), node.get("Labels", {})
+        named = [(it.removeprefix(prefix), int(n)) for it, n in node["Resources"].items() if it.startswith(prefix)]
+        return [
+            (hardware, amount)
+            for hardware, amount in named
+            if hardware not in self._only or labels.get(offer.label(hardware), "") == self._only[hardware]
+        ]
 
     def _alive(self) -> list[dict[str, Any]]:
         now = time.monotonic()
@@ -173,7 +195,7 @@ class RayEngine:
         return [
             node
             for node in self._alive()
-            if node["Resources"].get(offer.resource(unit.hardware), 0) >= unit.devices
+            if dict(self._offered(node)).get(unit.hardware, 0) >= unit.devices
             and (not kind or node.get("Labels", {}).get(offer.label(unit.hardware)) == kind)
             and node["NodeID"] not in avoid
         ]
@@ -182,7 +204,7 @@ class RayEngine:
 
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         """Hand a unit to Ray; where no node is left that would do, another kind of device or a tried node will."""
-        kind = kind if self._able(unit, kind, ()) else ""
+        kind = self._only.get(unit.hardware) or (kind if self._able(unit, kind, ()) else "")
         avoid = tuple(avoid) if self._able(unit, kind, avoid) else ()
         selector = {offer.label(unit.hardware): kind} if kind else {}
         if avoid:

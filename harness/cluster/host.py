@@ -79,6 +79,14 @@ class Host:
         """Return how many devices of each hardware there are."""
         return {it.hardware: it.count for it in self.offered.devices}
 
+    def room(self, hardware: str) -> int:
+        """Return how many devices of a hardware there are."""
+        return self.devices().get(hardware, 0)
+
+    def keep_to(self, hardware: str) -> str:
+        """Return the kind of all devices of a hardware: there is one here."""
+        return self._kinds.get(hardware, "")
+
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         """Start an attempt as soon as its devices are free; there is one kind here, and one node."""
         self._waiting.append((unit, attempt, payload))
@@ -149,7 +157,7 @@ class Host:
         self._selector.register(process.stdout, selectors.EVENT_READ, session)
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(json.dumps({"payload": dict(payload), "gpus": devices if unit.gpus else []}).encode())
-        where = f"GPU {environ[self.choice]}" if unit.gpus else unit.hardware
+        where = f"GPU {environ[self.choice]}" if unit.gpus else " ".join(map(str, [unit.hardware, *devices]))
         begin = {"kind": "begin", "node": where, "device_kind": self._kinds[unit.hardware]}
         return unit.name, attempt, begin
 

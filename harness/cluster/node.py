@@ -32,29 +32,56 @@ _CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES
 
 
 def last_words(event: Mapping[str, Any]) -> str:
-    """Return the last line of what pytest printed, of a session's event of kind ``end``."""
-    return str(event["printed"].split("\n\n")[-1].rpartition("\n")[2])
+    """Return the last line of what a session printed, of its event of kind ``end``."""
+    return next((line for line in reversed(str(event["printed"]).splitlines()) if line.strip()), "")
+
+
+class Events:
+    """Tells a node's planner what happens as it does: events on the descriptor of ``STREAM``, an object a line."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(int(os.environ.pop(STREAM)), "w", encoding="utf-8")
+
+    def say(self, kind: str, **what: Any) -> None:
+        """Tell of one event. A planner that is gone is told nothing: what is measured is on this node's own disk."""
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._file.write(json.dumps({"kind": kind, **what}) + "\n")
+            self._file.flush()
+
+    def record(self, line: str, folder: Path, attachment: str) -> None:
+        """Tell of a line of a run's records, with what is attached to it in the run's folder."""
+        attached = {}
+        if attachment:
+            attached = {"name": attachment, "text": (folder / attachment).read_text(encoding="utf-8")}
+        self.say("line", line=line, attachment=attached)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus: list[int] | None = None) -> int:
-    """Run the tests of ``payload`` in a pytest of their own; returns its exit status.
+    """Run the tests of ``payload`` in a pytest of their own, or another ``program``; returns its exit status.
 
     ``payload`` has the ``tests``, the ``words`` of pytest's command line beside them, the ``folder`` it is run in, and
     as ``files`` what its run has already: records, and what belongs to them, by path. Unless it is run ``here``, on the
     planner's own machine, that is the present folder, a copy, or where nodes and planner share files that folder
     itself: ``run`` is then the file of the planner's records, which ``begins`` so. ``say`` gets what the session says
     as whole lines, in batches, then one of kind ``end`` with the exit status and the end of what pytest printed.
-    ``gpus`` are the numbers of those that it may use.
+    ``gpus`` are the numbers of those that it may use. A ``program`` (the words after ``python -m``) keeps its run in
+    the folder of results named ``kept``, and finds there the files of ``beside``.
     """
     folder = payload["folder"] if payload["here"] or _is_shared(payload) else os.getcwd()
     with tempfile.TemporaryDirectory(prefix="harness-node-") as own:
-        run = Path(own, "runs", "unit")
-        for name, text in payload["files"].items():
-            path = run / name
+        run = Path(own, payload.get("kept", "runs"), "unit")
+        given = {run / name: text for name, text in payload["files"].items()}
+        given |= {Path(own, name): text for name, text in payload.get("beside", {}).items()}
+        for path, text in given.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", *payload["tests"], *payload["words"]]
-        command += [f"--results={own}", f"--resume={run}"]
+        program = payload.get("program") or ["pytest", *payload["tests"]]
+        command = [sys.executable, "-m", *program, *payload["words"], f"--results={own}"]
+        command += [f"--resume={run}"] if payload["files"] else []
         reader, writer = os.pipe()
         printed = Path(own, "printed.txt")
         with printed.open("wb") as out:
@@ -77,8 +104,8 @@ def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus
             os.close(reader)
             _end(process)
         tail = printed.read_bytes()[-_TAIL:].decode(errors="replace")
-        say([json.dumps({"kind": "end", "status": status, "printed": tail, "logs": _logs(run)})])
-        shutil.rmtree(run, ignore_errors=True)
+        say([json.dumps({"kind": "end", "status": status, "printed": tail, "logs": _logs(run.parent)})])
+        shutil.rmtree(run.parent, ignore_errors=True)
         return status
 
 
@@ -106,10 +133,10 @@ def _batches(reader: int) -> Iterator[list[str]]:
             yield [line.decode(errors="replace") for line in lines]
 
 
-def _logs(run: Path) -> dict[str, str]:
+def _logs(runs: Path) -> dict[str, str]:
     """Return the end of each worker's log."""
     found = {}
-    for path in sorted((run / "logs").glob("*.log")):
+    for path in sorted(runs.glob("*/logs/*.log")):
         with contextlib.suppress(OSError):
             found[path.name] = path.read_bytes()[-_TAIL:].decode(errors="replace")
     return found

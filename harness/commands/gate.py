@@ -19,10 +19,12 @@ from harness.base.errors import HarnessError, OutOfTime
 from harness.base.files import default_root, write_text
 from harness.base.spoken import Spoken
 from harness.base.terminal import columns
-from harness.commands import sides
+from harness.cluster.engine import LOCAL
+from harness.commands import gate_far, sides
 from harness.gate import margins as gate_margins
 from harness.gate.gate import Gate, GateResult
 from harness.gate.pace import Known
+from harness.gate.part import Part
 from harness.gate.plan import Unit, units
 from harness.gate.schedule import Budget, parse_budget
 from harness.judge import accepted, gatefile
@@ -32,7 +34,7 @@ from harness.judge.gatefile import EXIT, GateFile, Options
 from harness.judge.rules import Margins
 from harness.judge.since import dated
 from harness.machine import here, probe
-from harness.machine.lock import machine_lock, only_session
+from harness.machine.lock import Held, machine_lock, only_session
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
 from harness.records.run import Run
@@ -60,6 +62,8 @@ class Workplace:
     progress: Callable[[str], None]
     startup: float = 0.0
     """Seconds that starting the command took, which count."""
+    part: Part | None = None
+    """What a node of a cluster has of a gate; the planner's of it has all the rest."""
 
     def gate(
         self,
@@ -81,6 +85,7 @@ class Workplace:
         device = probe.device(self.matrix.hardware[options.hardware])
         gates = self.results / "gates"
         earlier = Run.open(gates, resume) if resume else None
+        self._check_gpus(options, wanted)
         if calibrated:
             self._check_margins(options, wanted, device.name)
         known = Known.load(self.results, options.hardware, device.name)
@@ -101,6 +106,7 @@ class Workplace:
             wanted=wanted,
             budget=budget,
             known=known,
+            part=self.part,
         )
         if resume:
             gate.resume(gatefile.load(run.folder))
@@ -121,7 +127,7 @@ class Workplace:
 
         One that the command line names is not left out in silence. Raises HarnessError where nothing is left.
         """
-        every = units(self.matrix, options)
+        every = [unit for unit in units(self.matrix, options) if self.part is None or self.part.has(unit)]
         asked, absent = {unit.cell.server for unit in every}, set()
         for name, server in SERVERS.items():
             lacking = self.base.lacking(*server.distributions)
@@ -131,6 +137,14 @@ class Workplace:
         if left := [unit for unit in every if unit.cell.server not in absent]:
             return left
         raise HarnessError(f"nothing to gate: {', '.join(sorted(absent))} cannot be asked here")
+
+    def _check_gpus(self, options: Options, wanted: list[Unit]) -> None:
+        """Refuse what takes more GPUs than are here, before anything is measured."""
+        most = max(wanted, key=lambda unit: unit.cell.gpus)
+        if most.cell.gpus > 1 and (problem := probe.missing(self.matrix.hardware[options.hardware], most.cell.gpus)):
+            raise HarnessError(
+                f"{most.id} cannot be gated here: {problem}; leave it out with -k, or gate --on a cluster"
+            )
 
     def _check_servers(self, options: Options, pair: Pair) -> None:
         """Refuse a server that the command line names and neither side has, before anything is measured."""
@@ -167,7 +181,7 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
     hardware = here.of_group(matrix, arguments.hardware)
     if hardware is None:
         raise HarnessError(f"-m {arguments.hardware}: a group of {matrix.path.name} that has no members")
-    if problem := probe.missing(hardware):
+    if (getattr(arguments, "on", "") or LOCAL) == LOCAL and (problem := probe.missing(hardware)):
         raise HarnessError(f"-m {arguments.hardware}: not here: {problem}")
     arguments.hardware = hardware.name
     store = Store((arguments.cache or default_root()).resolve(), say=progress)
@@ -259,6 +273,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sides.add_arguments(parser)
     add_common_arguments(parser)
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted gate (last: the latest)")
+    gate_far.add_arguments(parser)
     parser.add_argument("--explain", action="append", default=[], metavar="METRIC", help="walk through its decisions")
     parser.add_argument(
         "--accept",
@@ -289,6 +304,8 @@ def _command(arguments: argparse.Namespace, wanted: Options) -> str:
     for option in ("python", "matrix", "cache"):
         if value := getattr(arguments, option):
             words += [f"--{option}", str(value)]
+    if getattr(arguments, "on", None):
+        words += ["--on", arguments.on]
     if arguments.results != _RESULTS:
         words += ["--results", str(arguments.results)]
     return wanted.command(*words)
@@ -305,13 +322,15 @@ def run(arguments: argparse.Namespace) -> int:
     place = workplace(arguments)
     wanted = options(arguments, *sides.of(arguments))
     wide = None if arguments.wide else columns()
-    lock = only_session(machine_lock(), place.progress)
+    if part := Part.of_this_process():
+        return gate_far.measure(replace(place, part=part, progress=part.tell), part, wanted, arguments.resume)
+    lock = only_session(machine_lock(), place.progress) if not arguments.on else Held()
     if isinstance(place.progress, Spoken):
         place.progress.allow(wanted.budget - place.startup)
     started = time.time()
     try:
         with working(place):
-            outcome = place.gate(wanted, arguments.resume)
+            outcome = gate_far.over(arguments, wanted, place) if arguments.on else place.gate(wanted, arguments.resume)
     except OutOfTime as error:
         print(f"{error}: give more --budget", file=sys.stderr)
         return EXIT["inconclusive"]

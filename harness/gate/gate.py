@@ -20,6 +20,7 @@ from harness.gate.blocks import BlockRunner, of_the_machine
 from harness.gate.compatibility import Compatibility, verdict_of
 from harness.gate.needs import Needs
 from harness.gate.pace import Known, Pace
+from harness.gate.part import Part
 from harness.gate.plan import Unit
 from harness.gate.profiles import Profiles
 from harness.gate.schedule import Budget, block_order
@@ -73,8 +74,12 @@ class Gate:
         wanted: list[Unit],
         budget: Budget | None = None,
         known: Known | None = None,
+        part: Part | None = None,
     ) -> None:
-        """``budget`` may have begun before, with the environments; ``known`` is how long blocks took in other gates."""
+        """``budget`` may have begun before, with the environments; ``known`` is how long blocks took in other gates.
+
+        ``part`` is set where the units are those of one device of a cluster.
+        """
         self.options = options
         self.run = run
         self.matrix = matrix
@@ -104,12 +109,17 @@ class Gate:
             kept=known.kept if known else 0.0,
         )
         self.needs = Needs(self.bench.base.checkpoints, self.ledger, options.tasks)
-        run.written = self._hear
+        self.part = part or Part()
+        run.written = self._written
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.budget = budget or Budget(options.budget)
         self.pace = Pace(known or Known())
         # What there was no time for: a unit, or an old checkpoint, with why.
         self.unmeasured: dict[str, Verdict] = {}
+
+    def _written(self, line: Line) -> None:
+        self._hear(line)
+        self.part.heard(line, self.run)
 
     def _hear(self, line: Line) -> None:
         self.ledger.add(line)
@@ -144,6 +154,7 @@ class Gate:
 
     def __call__(self) -> GateResult:
         """Measure until every verdict is precise enough or the budget is spent."""
+        self.part.check(self._made_of())
         self.write()
         finished = False
         try:
@@ -179,7 +190,7 @@ class Gate:
                     raise error from None
             self.write()
         left_out = [unit.problem for unit in self.units if unit.problem and not unit.reason]
-        if len(left_out) == len(self.units):
+        if len(left_out) == len(self.units) and not self.part.units:
             raise HarnessError(f"nothing to gate: {'; '.join(dict.fromkeys(left_out))}")
 
     def _begin(self, unit: Unit, through: list[Unit], made: dict[Place, dict[Side, HarnessError | None]]) -> None:
@@ -265,7 +276,7 @@ class Gate:
             # Whether a unit is settled depends on the family, so that one which was may not be any more.
             judged = self.ledger.controlled()
             left = (unit for unit in self.units if not unit.closed and unit.done and unit.id not in too_long)
-            return [unit for unit in left if not self.needs.settled(unit, judged)]
+            return [unit for unit in left if self.part.more(unit) or not self.needs.settled(unit, judged)]
 
         while pending := pending_units():
             for unit in draw.sample(pending, len(pending)):
@@ -343,6 +354,7 @@ class Gate:
             write_text(path, text)
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
+        self.part.wrote(text)
         return GateResult(self.run.folder, verdicts, gatefile.parse(json_value(text), str(path)))
 
 

@@ -57,7 +57,11 @@ class Options:
 
     def command(self, *more: str) -> str:
         """Return the command that asks for a gate like this one, and ``more`` beside it."""
-        words = ["python", "-m", "harness", "gate", self.old, self.new, "-m", self.hardware]
+        return " ".join(quoted(redact(word)) for word in ("python", "-m", *self.words(), *more))
+
+    def words(self) -> list[str]:
+        """Return the words that ask for a gate like this one, after ``python -m``."""
+        words = ["harness", "gate", self.old, self.new, "-m", self.hardware]
         several = {"--model": self.models, "--recipe": self.recipes, "--server": self.servers, "--task": self.tasks}
         several |= {"--workload": self.workloads, "--set": self.settings}
         for option, values in (several | {"--margin": self.margins}).items():
@@ -65,7 +69,7 @@ class Options:
         once = {"-k": self.keyword, "--data": self.data, "--limit": self.limit, "--blocks": self.blocks}
         for name, value in (once | {"--seed": self.seed, "--budget": f"{self.budget:g}s"}).items():
             words += [name, str(value)] if value else []
-        return " ".join(quoted(redact(word)) for word in (*words, *more))
+        return words
 
     def changed(self, stored: Options) -> list[str]:
         """Return what differs from a stored gate's options; more time or blocks are no difference."""

@@ -29,6 +29,7 @@ REASONS = stats.REASONS | {
     "later-block-failed": "a block failed after the first one had worked, so nothing more of it was measured",
     "machine-trouble": "a full disk, or a machine that was throttled or shared: nothing that the recipe did",
     "budget-spent": "the budget was spent, or would have been before it had ended, so it was not measured",
+    "no-node": "no node of the cluster measured it to its end",
     "fails-both": "it fails under both versions, so nothing can be judged",
     "layers-lost": "layers that were quantized under the old version are not under the new one",
     "layers-kept": "what was quantized under the old version is quantized under the new one",

@@ -21,6 +21,9 @@ def other(side: Side) -> Side:
     return "new" if side == "old" else "old"
 
 
+DEVICE = "on_device"
+"""The flag of a cluster's records that says which device of which node they are of."""
+
 MEAN_OF = "mean_of_tasks"
 """The parameter of several tasks' accuracies taken together: how many they are."""
 
@@ -100,10 +103,11 @@ class Pairs:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._taken: dict[tuple[int, int], dict[str, Measurement]] = {}
+        self._taken: dict[tuple[int, int, str], dict[str, Measurement]] = {}
 
     def add(self, line: Measurement) -> None:
-        block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)))
+        # Of a cluster: a block that one node began and another measured anew is no pair of both.
+        block = (int(line.flags.get("block", -1)), int(line.flags.get("attempt", 0)), str(line.flags.get(DEVICE, "")))
         self._taken.setdefault(block, {})[str(line.flags["side"])] = line
 
     def series(self, interleaved: bool) -> Series:
@@ -114,7 +118,7 @@ class Pairs:
         gives the samples of its one evaluation a side, document by document.
         """
         # Of a block that was repeated the last attempt counts that has both sides, and that one alone.
-        last = {block: sides for (block, _), sides in sorted(self._taken.items()) if len(sides) == len(SIDES)}
+        last = {block: sides for (block, *_), sides in sorted(self._taken.items()) if len(sides) == len(SIDES)}
         whole = list(last.values())
         rule, metric = RULES[self.place.metric], self.place.metric
         if rule.kind in ("blocks", "size"):

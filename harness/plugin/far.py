@@ -8,7 +8,6 @@ the judge has said, ``begin`` and ``end`` the session's own.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,8 @@ from harness.base.files import default_root
 from harness.base.reading import json_value
 from harness.base.terminal import columns
 from harness.base.text import file_name
-from harness.cluster import offer
 from harness.cluster.campaign import Campaign, Engine, Event
-from harness.cluster.host import Host
+from harness.cluster.choice import engine_on
 from harness.cluster.units import Unit
 from harness.judge import neighbours
 from harness.machine import probe
@@ -355,17 +353,8 @@ class Far:
 
 
 def on_ray(far: Far) -> Engine:
-    """Return the engine over the cluster that ``--on`` names, or over this machine alone where Ray is not here."""
-    from harness.cluster.engine import LOCAL, RayEngine
-
-    engine: Host | RayEngine
-    if far.given.on == LOCAL and importlib.util.find_spec("ray") is None:
-        engine = Host.here(matrix_of(far.config))
-        far.say(engine.told)
-        return engine
-    engine = RayEngine.start(far.given.on, lambda: offer.of(matrix_of(far.config)), far.root, far.say)
-    far.say(engine.told)
-    return engine
+    """Return the engine over what ``--on`` names."""
+    return engine_on(far.given.on, matrix_of(far.config), far.root, far.say)
 
 
 def _is_skipped(item: pytest.Item) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
-from harness.cluster.node import STREAM
 from harness.matrix.plan import Cell
 from harness.plugin import collect, hooks
 from harness.plugin.collect import Claim
@@ -53,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from harness.plugin.stream import Stream
 
         # What this session starts is no node's.
-        config.pluginmanager.register(Stream(config, int(os.environ.pop(STREAM))), "torchao-harness-stream")
+        config.pluginmanager.register(Stream(config), "torchao-harness-stream")
     elif given.on and not given.only_collect:
         from harness.plugin.far import Far, on_ray
 

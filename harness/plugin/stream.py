@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from typing import Any
-
 import pytest
 
+from harness.cluster.node import Events
 from harness.plugin.stash import session_key
 from harness.records.run import Run
 from harness.records.schema import Line
 
 
 class Stream:
-    """A plugin that writes events to a descriptor, one JSON object a line; see :mod:`harness.plugin.far`."""
+    """A plugin that writes events to its node; see :mod:`harness.plugin.far`."""
 
-    def __init__(self, config: pytest.Config, descriptor: int) -> None:
+    def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8")
-
-    def _say(self, kind: str, **what: Any) -> None:
-        # A planner that is gone is told nothing; what is measured is in this node's own run until it ends.
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            self._file.write(json.dumps({"kind": kind, **what}) + "\n")
-            self._file.flush()
+        self._events = Events()
+        self._say = self._events.say
 
     def pytest_harness_record(self, line: Line, run: Run) -> None:
-        attached = {}
-        if name := getattr(line, "attachment", ""):
-            attached = {"name": name, "text": (run.folder / name).read_text(encoding="utf-8")}
-        self._say("line", line=line.model_dump_json(), attachment=attached)
+        self._events.record(line.model_dump_json(), run.folder, getattr(line, "attachment", ""))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -53,5 +41,4 @@ class Stream:
             self._say("told", failures=told.failures, known=told.known, unjudged=told.unjudged, shown=told.shown)
 
     def pytest_unconfigure(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._events.close()

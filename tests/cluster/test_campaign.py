@@ -24,10 +24,17 @@ class Played:
         self.submitted: list[tuple[str, int, str, tuple[str, ...]]] = []
         self.waiting: list[tuple[Unit, int, Sequence[str]]] = []
         self.now = 0.0
+        self.most = 100
         self.each_poll: Callable[[], None] = lambda: None
 
     def devices(self) -> Mapping[str, int]:
         return self.there
+
+    def room(self, hardware: str) -> int:
+        return min(self.most, self.there.get(hardware, 0))
+
+    def keep_to(self, hardware: str) -> str:
+        return "k"
 
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         self.submitted.append((unit.name, attempt, kind, tuple(avoid)))
@@ -129,6 +136,23 @@ def test_hardware_that_never_comes_is_missing_and_what_comes_late_is_used() -> N
     assert watched.missing["late"] == ([], "")
     assert watched.missing["b"] == (["b0", "b1"], "no node offers 1 of mi300: the cluster has 0")
     assert 30 <= watched.engine.now < 40
+
+
+def test_what_takes_two_gpus_is_missing_where_each_node_has_one() -> None:
+    watched = Watched([replace(unit("a"), gpus=2), unit("b")], well, {"h100": 4})
+    watched.engine.most = 1
+    real = watched.engine.submit
+
+    def submit(unit: Unit, *rest: Any) -> None:
+        # Nobody places it: Ray waits for a node that has two.
+        if unit.devices == 1:
+            real(unit, *rest)
+
+    watched.engine.submit = submit  # type: ignore[method-assign]
+    watched.campaign.run()
+    assert watched.missing["b"] == ([], "")
+    told = "no node offers 2 of h100: the cluster has 4, at most 1 on one node"
+    assert watched.missing["a"] == (["a0", "a1"], told)
 
 
 def test_a_cluster_that_is_gone_leaves_what_was_not_measured_by_name() -> None:

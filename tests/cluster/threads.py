@@ -31,6 +31,12 @@ class Threads:
     def devices(self) -> Mapping[str, int]:
         return dict.fromkeys(self.hardware, 1)
 
+    def room(self, hardware: str) -> int:
+        return self.devices().get(hardware, 0)
+
+    def keep_to(self, hardware: str) -> str:
+        return "k"
+
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         self.payloads.setdefault(unit.name, []).append(payload)
         self._work.put((unit, attempt, payload))

@@ -56,6 +56,12 @@ class Virtual:
     def devices(self) -> Mapping[str, int]:
         return {"sim": self.count}
 
+    def room(self, hardware: str) -> int:
+        return self.count
+
+    def keep_to(self, hardware: str) -> str:
+        return "k"
+
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         self._waiting.append((unit, attempt, payload))
 
