@@ -31,6 +31,7 @@ COMMANDS = {
     "export": "write runs for other programs: the PyTorch benchmark database, CSV, Parquet, JUnit",
     "doctor": "say what this machine can run, why not the rest, and what would mend it",
     "neighbours": "hold the same figures alone and with a neighbour on another GPU of the host against each other",
+    "fairness": "hold one engine for batches and HTTP against an offline engine and a server, in turns",
     "offer": "say what this machine offers to a Ray cluster, and join one with it",
     "init": "write the suites, a matrix and a CI workflow into a folder of one's own",
     "reference": "make the committed tables from the committed records, or check that they agree",

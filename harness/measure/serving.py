@@ -12,6 +12,7 @@ from harness.measure.figures import Figure, Timer, between_rounds, in_a_row, per
 from harness.measure.flow import Flow
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
+from harness.runtime.job import Server
 from harness.servers.base import SERVED_NAME
 
 
@@ -73,8 +74,7 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
 
     def take() -> dict[str, Figure]:
         rounds: list[dict[str, Any]] = []
-        asked: dict[str, Any] = {"num_prompts": num_prompts, "output_len": wanted.output_len}
-        asked |= {"dataset": str(flow.checkpoints.prompts().folder / "prompts.json")}
+        asked = prompts_asked(flow, cell, num_prompts)
 
         def once() -> None:
             number = len(rounds) + 1
@@ -101,12 +101,25 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
     return recorder.take(cell, parameters, take, names=(*rates, *times), engine=True, inputs=inputs)
 
 
+def prompts_asked(flow: Flow, cell: Cell, num_prompts: int) -> dict[str, Any]:
+    """Return what the client is told of the published serving benchmark."""
+    dataset = str(flow.checkpoints.prompts().folder / "prompts.json")
+    return {"num_prompts": num_prompts, "output_len": cell.measurements.serving.output_len, "dataset": dataset}
+
+
 def through_client(flow: Flow, cell: Cell, operation: str, stage: str, **asked: Any) -> dict[str, Any]:
-    """Have the cell's client send requests to its server, over an empty prefix cache, and return what it tells.
+    """Have the cell's client send requests to its server and return what it tells, see :func:`to_server`."""
+    return to_server(flow, cell, flow.fleet.server(cell), operation, stage, asked)
+
+
+def to_server(
+    flow: Flow, cell: Cell, server: Server, operation: str, stage: str, asked: dict[str, Any]
+) -> dict[str, Any]:
+    """Have the cell's client send requests to a server, over an empty prefix cache, and return what it tells.
 
     Raises WorkerError, which says how the server ended where it has.
     """
-    server, client = flow.fleet.server(cell), flow.fleet.client(cell)
+    client = flow.fleet.client(cell)
     server.tell(flow.fleet.backend(cell).empty_cache, 60)
     try:
         return client.ask(
