@@ -42,6 +42,7 @@ from harness.records.schema import Header
 from harness.report import gate_report, junit
 from harness.runtime.environment import Environment, worker_threads
 from harness.runtime.environment_pair import Pair, make
+from harness.runtime.shared import Shared
 from harness.runtime.store import Store
 from harness.servers import registry
 from harness.servers.registry import SERVERS
@@ -184,7 +185,8 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
     if (getattr(arguments, "on", "") or LOCAL) == LOCAL and (problem := probe.missing(hardware)):
         raise HarnessError(f"-m {arguments.hardware}: not here: {problem}")
     arguments.hardware = hardware.name
-    store = Store((arguments.cache or default_root()).resolve(), say=progress)
+    shared = Shared.at(arguments.share, progress) if arguments.share else None
+    store = Store((arguments.cache or default_root()).resolve(), say=progress, shared=shared)
     with store.writing("this gate"):
         store.root.mkdir(parents=True, exist_ok=True)
     passed = (*matrix.pass_env, *arguments.pass_env)
@@ -263,6 +265,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
+    parser.add_argument(
+        "--share", metavar="URL", help="a store of artifacts that all nodes reach: a folder, s3://, gs://"
+    )
     parser.add_argument("--results", type=Path, default=_RESULTS, metavar="DIR", help="where gates are written")
 
 
@@ -301,7 +306,7 @@ def _so_far(gates: Path, started: float) -> GateFile | None:
 def _command(arguments: argparse.Namespace, wanted: Options) -> str:
     """Return the command that asks for a gate, with where it is to look and to write."""
     words = [word for name in arguments.pass_env for word in ("--pass-env", name)]
-    for option in ("python", "matrix", "cache"):
+    for option in ("python", "matrix", "cache", "share"):
         if value := getattr(arguments, option):
             words += [f"--{option}", str(value)]
     if getattr(arguments, "on", None):

@@ -27,6 +27,7 @@ from harness.matrix.plan import Matrix
 from harness.records.run import Run
 from harness.records.schema import Header
 from harness.runtime.environment import Environment
+from harness.runtime.shared import address
 
 
 class Place(Protocol):
@@ -127,6 +128,7 @@ def measure(place: Place, part: Part, wanted: Options, resume: str | None) -> in
 def _words(arguments: argparse.Namespace, root: Path, here: bool) -> Sequence[str]:
     """Return the options of a node's gate that are not the gate's own."""
     words = [word for name in arguments.pass_env for word in ("--pass-env", name)]
+    words += ["--share", address(arguments.share)] if arguments.share else []
     for option in ("python", "matrix", "cache"):
         if value := getattr(arguments, option):
             words += [f"--{option}", _placed(str(value), root, here)]

@@ -57,6 +57,7 @@ class CommandLine:
     merge_adapter: bool = False
     data: Path | None = None
     cache: Path | None = None
+    share: str = ""
     swap: str | None = None
     python: str | None = None
     pass_env: tuple[str, ...] = ()
@@ -118,6 +119,7 @@ class CommandLine:
             merge_adapter=option("--merge-adapter"),
             data=option("--data"),
             cache=option("--cache"),
+            share=option("--share") or "",
             swap=option("--swap"),
             python=option("--python"),
             pass_env=several("--pass-env"),

@@ -41,6 +41,7 @@ from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import LINE, Header, Line, Measurement, Outcome
 from harness.runtime.environment import Environment
+from harness.runtime.shared import address
 
 # Options of the planner alone.
 _OWN = {"--on", "--wait-for-nodes", "--resume", "--results", "--against", "--allow-noisy"}
@@ -258,6 +259,8 @@ class Far:
             if how.get("action") == "store_true":
                 words.append(name)
                 continue
+            if name == "--share":
+                value = address(value)
             for one in value if isinstance(value, (list, tuple)) else [value]:
                 words.append(f"{name}={self._place(Path(one), here) if name in _PATHS else one}")
         given = list(self.config.invocation_params.args)

@@ -162,6 +162,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "DIR",
         "help": "where checkpoints and other artifacts are kept",
     },
+    "--share": {
+        "metavar": "URL",
+        "help": "also ask this store for artifacts, and put there what is made: a folder that all nodes see, s3://..., "
+        "gs://..., whatever fsspec takes",
+    },
     "--pass-env": {
         "action": "append",
         "default": [],

@@ -36,6 +36,7 @@ from harness.records.run import Run
 from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import Header
 from harness.runtime.environment import Environment, at, overlay
+from harness.runtime.shared import Shared
 from harness.runtime.store import Store
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class HarnessSession(Reported):
         ``claims`` are the tests that will run, in order; ``own_device`` gives a device that an extension brings.
         """
         started = time.monotonic()
-        store = Store((given.cache or default_root()).resolve(), say=progress)
+        shared = Shared.at(given.share, progress) if given.share else None
+        store = Store((given.cache or default_root()).resolve(), say=progress, shared=shared)
         with store.writing("this session"):
             try:
                 store.root.mkdir(parents=True, exist_ok=True)

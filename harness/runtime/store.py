@@ -20,6 +20,7 @@ from harness.base.errors import ArtifactError, WorkerError
 from harness.base.files import file_digest
 from harness.base.reading import json_file
 from harness.base.text import digest
+from harness.runtime.shared import KINDS, Shared
 
 MANIFEST = "artifact.json"
 
@@ -44,10 +45,11 @@ class Artifact:
 
 
 class Store:
-    """Artifacts under one root folder, shared by every session of this user."""
+    """Artifacts under one root folder, shared by every session of this user; by ``shared`` also with other machines."""
 
-    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None, shared: Shared | None = None) -> None:
         self.root = root
+        self.shared = shared
         self._say = say
         self._trusted: dict[str, Artifact] = {}
 
@@ -79,14 +81,25 @@ class Store:
             damage = problem(folder, verify=verify)
             with self.writing(label):
                 wrong = damage or _lacking(folder, facts)
-            made = wrong is not None
+            shared = self.shared if kind in KINDS else None
+            made = False
             if wrong:
                 if folder.exists():
                     what = "damaged" if damage else "of an older version"
                     self._say(f"{label}: the stored artifact is {what} ({wrong}); building it again")
                     with self.writing(label):
                         shutil.rmtree(folder)
-                self._build(folder, key, build, label)
+
+                def there() -> bool:
+                    return shared is not None and self._fetched(shared, name, folder, label, facts)
+
+                if not there():
+                    with shared.making(name, there) if shared else contextlib.nullcontext(True) as made:
+                        if made:
+                            self._build(folder, key, build, label)
+            if shared:
+                with self.writing(label):
+                    shared.publish(name, folder)
             with self.writing(label):
                 manifest = json_file(folder / MANIFEST)
         artifact = Artifact(folder=folder, key=name, made=made, facts=manifest["facts"])
@@ -102,6 +115,20 @@ class Store:
         for path in sorted(self.root.glob(f"{kind}/*/{MANIFEST}")):
             if found := manifest(path.parent):
                 yield path.parent, found
+
+    def _fetched(self, shared: Shared, name: str, folder: Path, label: str, facts: Sequence[str]) -> bool:
+        """Bring an artifact from the shared store, as sound as if it had been made here, if it is there."""
+        temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            with self.writing(label):
+                if not shared.fetch(name, temporary, lambda it: problem(it) or _lacking(it, facts)):
+                    return False
+                _sync(temporary)
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._say(f"{label}: fetched from the shared store")
+        return True
 
     def _build(
         self, folder: Path, key: dict[str, Any], build: Callable[[Path], dict[str, Any] | None], label: str
