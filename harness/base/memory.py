@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 
 from harness.base.errors import HarnessError
@@ -12,6 +13,15 @@ _FEWEST = 1 << 30
 _LIMITS = ((resource.RLIMIT_AS, "address space", "ulimit -v"), (resource.RLIMIT_DATA, "data", "ulimit -d"))
 # An extension module or a thread that got none.
 _WORDS = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
+
+
+SHARE = "HARNESS_NODE_MEMORY"
+"""Set for a session beside others on one host: the bytes of memory that are its share."""
+
+
+def within_share(free: float) -> float:
+    """Return how many of so many free bytes this session may take."""
+    return min(free, float(os.environ.get(SHARE) or free))
 
 
 class TooLittleMemory(HarnessError):

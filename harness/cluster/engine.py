@@ -22,6 +22,7 @@ from harness.cluster import offer
 from harness.cluster.campaign import Ended, Event, Lost
 from harness.cluster.node import GPUS, WHOLE, last_words, session
 from harness.cluster.offer import Offer
+from harness.cluster.share import Share
 from harness.cluster.units import Unit
 
 LOCAL = "local"
@@ -145,7 +146,9 @@ class RayEngine:
                 signal.signal(number, handler)
         token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
         place = "127.0.0.1 alone, dashboard off" if on == LOCAL else f"{on}, on that cluster's own ports"
-        engine = cls(ray, f"Ray {ray.__version__} at {place}, token authentication {'on' if token else 'off'}")
+        gpus = int(os.environ.get(GPUS, "0")) if on == LOCAL else 0
+        each = f"; {gpus} GPUs side by side, each with {Share.of([0], gpus).told}" if gpus > 1 else ""
+        engine = cls(ray, f"Ray {ray.__version__} at {place}, token authentication {'on' if token else 'off'}{each}")
         if not token:
             say("whoever reaches the cluster's ports can run code there: set RAY_AUTH_MODE=token on every node")
         return engine

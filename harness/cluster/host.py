@@ -24,6 +24,7 @@ from harness.base.reading import json_value
 from harness.cluster import node, offer
 from harness.cluster.campaign import Ended, Event
 from harness.cluster.offer import Offer
+from harness.cluster.share import Share
 from harness.cluster.units import Unit
 from harness.machine.vendors import VENDORS
 from harness.matrix.plan import Matrix
@@ -73,7 +74,8 @@ class Host:
     @property
     def told(self) -> str:
         """What it is, in a sentence."""
-        return f"{max(1, self.offered.gpus)} device(s) of this machine side by side, without Ray: nothing listens"
+        each = f", each with {Share.of([0], count).told}" if (count := self.offered.gpus) > 1 else ""
+        return f"{max(1, count)} device(s) of this machine side by side{each}, without Ray: nothing listens"
 
     def devices(self) -> Mapping[str, int]:
         """Return how many devices of each hardware there are."""

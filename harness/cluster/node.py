@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from harness.cluster.share import Share
+
 STREAM = "HARNESS_STREAM"
 """The descriptor that a node's session writes its events to, one JSON object a line."""
 GPUS = "HARNESS_NODE_GPUS"
@@ -28,6 +30,7 @@ _TAIL = 4000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 _BATCH_SECONDS = 0.2
+_QUIET_SECONDS = 2.0
 _CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -83,27 +86,34 @@ def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus
         command = [sys.executable, "-m", *program, *payload["words"], f"--results={own}"]
         command += [f"--resume={run}"] if payload["files"] else []
         reader, writer = os.pipe()
-        printed = Path(own, "printed.txt")
+        printed, over = Path(own, "printed.txt"), ""
+        share = Share.of(gpus or [], int(os.environ.get(GPUS, "0")))
         with printed.open("wb") as out:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**_environ(gpus), **payload.get("variables", {}), STREAM: str(writer)},
+                env={**_environ(gpus), **share.variables(), **payload.get("variables", {}), STREAM: str(writer)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writer,),
-                preexec_fn=lambda: _pin(gpus),
+                preexec_fn=lambda: _pin(share),
             )
         os.close(writer)
         try:
             for lines in _batches(reader):
-                say(lines)
+                if lines:
+                    say(lines)
+                elif over := share.exceeded(process.pid):
+                    break
+            if over:
+                _end(process)
             status = process.wait()
         finally:
             os.close(reader)
             _end(process)
         tail = printed.read_bytes()[-_TAIL:].decode(errors="replace")
+        tail += f"\n{over}\n" if over else ""
         say([json.dumps({"kind": "end", "status": status, "printed": tail, "logs": _logs(run.parent)})])
         shutil.rmtree(run.parent, ignore_errors=True)
         return status
@@ -119,9 +129,14 @@ def _is_shared(payload: Mapping[str, Any]) -> bool:
 
 
 def _batches(reader: int) -> Iterator[list[str]]:
-    """Yield whole lines as they come, those of a moment together."""
+    """Yield whole lines as they come, those of a moment together; none, where nothing came for some seconds."""
     rest = b""
-    while chunk := os.read(reader, 1 << 16):
+    while True:
+        if not select.select([reader], [], [], _QUIET_SECONDS)[0]:
+            yield []
+            continue
+        if not (chunk := os.read(reader, 1 << 16)):
+            return
         rest += chunk
         while select.select([reader], [], [], _BATCH_SECONDS)[0] and len(rest) < 1 << 20:
             more = os.read(reader, 1 << 16)
@@ -157,30 +172,18 @@ def _environ(gpus: list[int] | None) -> dict[str, str]:
     return environ
 
 
-def _pin(gpus: list[int] | None) -> None:
-    """Keep to this session's share of the node's processors: as many for each of its GPUs, none for two."""
+def _pin(share: Share) -> None:
+    """Keep to this session's share of the node: the processors and memory of its GPUs, which no other has."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpgid(0, 0)
         # Ray's own process dies with its raylet, and this session, which would measure for nobody, with that.
         end_with_parent()
-        share = cores(sorted(os.sched_getaffinity(0)), gpus or [], int(os.environ.get(GPUS, "0")))
-        os.sched_setaffinity(0, share)
+        share.take()
 
 
 def end_with_parent() -> None:
     """Have this process terminated when the one that started it ends."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def cores(every: list[int], gpus: list[int], among: int) -> list[int]:
-    """Return the processors that go with some of a node's GPUs: neighbouring ones, as many for each of ``among``.
-
-    All of them where there is but one GPU, or where there are fewer processors than GPUs.
-    """
-    each = len(every) // among if among else 0
-    if not gpus or among < 2 or not each:
-        return every
-    return [core for gpu in sorted(gpus) for core in every[gpu % among * each : (gpu % among + 1) * each]]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

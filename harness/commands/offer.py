@@ -13,6 +13,7 @@ from harness.base.errors import HarnessError
 from harness.base.text import quoted
 from harness.cluster import offer
 from harness.cluster.node import GPUS
+from harness.cluster.share import Share
 from harness.machine import here
 from harness.matrix.load import load
 from harness.servers.registry import names as server_names
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Print what is here and the command that offers it; with --join or --head become that command."""
     found = offer.of(here.whole(load(args.matrix or shipped.matrix(Path.cwd()), server_names())))
     for device in found.devices:
-        print(f"{device.count} {device.hardware}: {device.product}")
+        each = f"; each side by side with {Share.of([0], device.count).told}" if device.gpu and device.count > 1 else ""
+        print(f"{device.count} {device.hardware}: {device.product}{each}")
     command = found.command(args.join or "")
     print(" ".join(map(quoted, command)), flush=True)
     if not (args.join or args.head):

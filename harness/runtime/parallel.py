@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from harness.base.errors import HarnessError
+from harness.base.memory import within_share
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def together(works: Sequence[Work], abort: Callable[[], None]) -> list[HarnessEr
     One always runs, however much memory it needs. ``abort`` is called when this is interrupted, and must end those
     that run.
     """
-    processors, free = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
+    processors, free = len(os.sched_getaffinity(0)), within_share(psutil.virtual_memory().available)
     left = list(range(len(works)))
     started: dict[int, Future[object]] = {}
     with ThreadPoolExecutor(max_workers=processors, thread_name_prefix="together") as pool:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import json
+import os
+from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cluster.node import cores
+from harness.base import memory
+from harness.cluster import node, share
 from harness.cluster.offer import Device, Offer, kind, label, resource
+from harness.cluster.share import Share, cores
 from harness.cluster.units import Ready, Unit, bound, urgency
 
 
@@ -88,3 +94,67 @@ def test_gpus_side_by_side_share_no_processor(among: int, every: int) -> None:
     assert len({len(share) for share in shares}) == 1
     assert len({core for share in shares for core in share}) == sum(map(len, shares))
     assert sorted(cores(list(range(every)), [0, 1], among)) == sorted(shares[0] + shares[1])
+
+
+def topology(folder: Path, cores: int, sockets: int) -> Path:
+    """Write a host's topology as Linux numbers it: first one thread of each core of every socket, then the others."""
+    physical = cores // 2
+    for core in range(cores):
+        here = folder / "cpu" / f"cpu{core}"
+        socket = core % physical // (physical // sockets)
+        (here / "topology").mkdir(parents=True)
+        (here / f"node{socket}").mkdir()
+        (here / "topology" / "physical_package_id").write_text(f"{socket}\n")
+        (here / "topology" / "core_id").write_text(f"{core % physical}\n")
+    return folder
+
+
+def test_gpus_side_by_side_share_no_core_and_have_memory_of_their_own_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = topology(tmp_path, 32, 2)
+    monkeypatch.setattr(share.os, "sched_getaffinity", lambda _: set(range(32)))
+    shares = [Share.of([gpu], 4, folder) for gpu in range(4)]
+    # Both threads of a core, and no core of another socket.
+    assert [it.cores for it in shares] == [
+        (0, 1, 2, 3, 16, 17, 18, 19),
+        (4, 5, 6, 7, 20, 21, 22, 23),
+        (8, 9, 10, 11, 24, 25, 26, 27),
+        (12, 13, 14, 15, 28, 29, 30, 31),
+    ]
+    assert [it.nodes for it in shares] == [(0,), (0,), (1,), (1,)]
+    total = psutil.virtual_memory().total
+    assert sum(it.memory for it in shares) <= total < sum(it.memory for it in shares) + 4
+    both = Share.of([0, 2], 4, folder)
+    assert both.cores == tuple(sorted(shares[0].cores + shares[2].cores))
+    assert both.memory == total * 2 // 4
+    assert Share.of([0, 1, 2, 3], 4, folder) == Share.of([], 0, folder) == Share(tuple(range(32)))
+
+
+def test_who_takes_more_memory_than_its_share_is_named_only_where_the_hosts_is_scarce() -> None:
+    scarce, plenty = {"total": 100, "available": 9}, {"total": 100, "available": 10}
+    mine = os.getpid()
+    assert Share((0,), 1).exceeded(mine, lambda: scarce).startswith("out of memory: it held ")
+    assert not Share((0,), 1).exceeded(mine, lambda: plenty)
+    assert not Share((0,), 10**15).exceeded(mine, lambda: scarce)
+    assert not Share((0,)).exceeded(mine, lambda: scarce)
+
+
+def test_a_session_that_takes_its_neighbours_memory_is_ended_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_waits.py").write_text("import time\ndef test_waits():\n    time.sleep(60)\n")
+    monkeypatch.setattr(node, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(Share, "exceeded", lambda share, process: "out of memory: more than its share")
+    said: list[dict[str, str]] = []
+    payload = {"tests": ["test_waits.py"], "words": ["-p", "no:cacheprovider"], "folder": str(tmp_path), "here": True}
+    status = node.session({**payload, "files": {}}, lambda lines: said.extend(map(json.loads, lines)))
+    assert status not in node.WHOLE
+    assert node.last_words(said[-1]) == "out of memory: more than its share"
+
+
+def test_work_at_once_fits_into_a_sessions_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(memory.SHARE, "1000")
+    assert (memory.within_share(5000), memory.within_share(10)) == (1000, 10)
+    monkeypatch.delenv(memory.SHARE)
+    assert memory.within_share(5000) == 5000
