@@ -20,6 +20,7 @@ from harness.base.text import visible
 COMMANDS = {
     "table": "write the tables of one or several runs",
     "cost": "tell what the rows of runs cost, against the tutorial's commands one after another",
+    "tutorial": "run the tutorial's own commands for the rows of a run, and tell what they take and give",
     "choose": "measure all recipes that run here on a model, and tell which are worth having",
     "why": "tell by their profiles why recipes are faster or slower than their baseline",
     "baseline": "store what several runs measured, with their spread, as this hardware's baseline",

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.records import by_hand
 from harness.records.run import Run
 from harness.records.schema import Line
-from harness.report.budget import cost
+from harness.report.budget import cost, measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +25,17 @@ def run(arguments: argparse.Namespace) -> int:
     """
     opened = Run.open_all(arguments.runs, arguments.names)
     lines: list[Line] = []
+    beside: list[str] = []
     for one in opened:
         found, problems = one.read()
         lines += found
+        if (commands := by_hand.load(one.folder)) and (ran := measured(found, commands)):
+            beside += ran.lines()
         for problem in problems:
             print(problem, file=sys.stderr)
     if (told := cost(lines)) is None:
         names = ", ".join(one.name for one in opened)
         print(f"{names}: none of the tutorial's rows: peak memory, latency and serving through vLLM", file=sys.stderr)
         return 1
-    print("\n".join(told.lines()))
+    print("\n".join([*told.lines(), *beside]))
     return 0

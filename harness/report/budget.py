@@ -27,9 +27,10 @@ those cells; a start that went on beside other work counts as if it had been wai
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.records.by_hand import ByHand, Ran
 from harness.records.place import Place
 from harness.records.schema import Cell, Line, Measurement, Outcome, Timing
 from harness.servers.registry import TRANSFORMERS, tutorial
@@ -81,11 +82,59 @@ class Cost:
         return told
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a session spent for the tutorial's rows against the tutorial's own commands, which were run beside it."""
+
+    spent: float
+    by_hand: ByHand
+    rows: Sequence[Measurement]
+
+    def lines(self) -> list[str]:
+        """Return it as a summary tells it: the ratio, and each figure by hand beside the session's."""
+        taken = self.by_hand.seconds
+        told = [
+            f"the tutorial's commands for them one after another, run on {self.by_hand.device}: "
+            f"{taken / 60:.1f} minutes (measured ratio {self.spent / taken:.2f})"
+        ]
+        for ran in self.by_hand.ran:
+            ours = next((row.value for row in self.rows if _same(ran, row)), None)
+            if ours and ran.value:
+                what = ", ".join(f"{name} {value}" for name, value in ran.parameters.items())
+                told.append(
+                    f"  {ran.model} {ran.recipe}: {ran.metric} ({what}): {ours:.4g}, by hand {ran.value:.4g} "
+                    f"(ratio {ours / ran.value:.4f})"
+                )
+        return told
+
+
+def measured(lines: Iterable[Line], by_hand: ByHand) -> Measured | None:
+    """Return the cost of a run's rows against commands that were run; None where it has none of their cells."""
+    lines = list(lines)
+    rows = tutorial_rows(lines)
+    ran = {(it.model, it.recipe) for it in by_hand.ran}
+    mine = [row for row in rows if (row.cell.model.name, row.cell.recipe.name) in ran]
+    if not mine:
+        return None
+    spent, _ = _spent(lines, {_key(row.cell) for row in mine}, _Starts(_standing(lines)))
+    return Measured(spent, by_hand, mine)
+
+
+def tutorial_rows(lines: Iterable[Line]) -> list[Measurement]:
+    """Return the rows of the tutorial that a run has: peak memory, latency and serving."""
+    return [row for row in _standing(lines) if _is_tutorial(row) and row.value > 0]
+
+
+def _same(ran: Ran, row: Measurement) -> bool:
+    of = (row.metric, row.cell.model.name, row.cell.recipe.name, row.parameters)
+    return of == (ran.metric, ran.model, ran.recipe, ran.parameters)
+
+
 def cost(lines: Iterable[Line]) -> Cost | None:
     """Return what a run's lines say of the cost of the tutorial's rows; None where it has none of them."""
     lines = list(lines)
     rows = _standing(lines)
-    figures = [row for row in rows if _is_tutorial(row) and row.value > 0]
+    figures = tutorial_rows(lines)
     if not figures:
         return None
     starts = _Starts(rows)

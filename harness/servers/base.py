@@ -59,6 +59,7 @@ class ServerBackend(ABC):
     worker of its serving benchmark, by which all servers are asked, if it brings one; ``tutorial`` says that it is what
     the published tutorial measures through, ``structured`` that it is started with a grammar, so that answers may be
     asked to keep a JSON schema. ``by_hand`` is None where it cannot read a checkpoint by itself.
+    ``by_modules`` are the same commands by Python's modules, where no console script may be installed.
     ``needs`` is what it needs of hardware: one of them. ``several`` is the option by which engine and server cut
     a model over several GPUs (tensor parallel); empty where they cannot. ``reads_one_layer`` says
     that it makes a whole model of a checkpoint of one layer (harness/worker/repeated.py). ``shared_worker`` is a module
@@ -83,6 +84,7 @@ class ServerBackend(ABC):
     tutorial: ClassVar[bool] = False
     structured: ClassVar[bool] = True
     by_hand: ClassVar[ByHand | None] = None
+    by_modules: ClassVar[ByHand | None] = None
 
     @property
     def stages(self) -> Mapping[Stage, frozenset[str]]:

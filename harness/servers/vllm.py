@@ -62,6 +62,7 @@ class VLLM(ServerBackend):
     empty_cache = "/reset_prefix_cache"
     client = "client"
     tutorial = True
+    by_modules = _CPU_BUILD
     by_hand = ByHand(
         title="vLLM",
         distributions=distributions,

@@ -9,6 +9,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.measure.recorder import record_of
+from harness.records.by_hand import ByHand, Ran
 from harness.records.run import Run
 from harness.records.schema import (
     Cell,
@@ -131,6 +132,44 @@ def test_a_warm_start_is_no_longer_than_the_servers() -> None:
     quantized = cost([*latency("float8dq"), *serving("float8dq")])
     assert quantized is not None
     assert quantized.tutorial == 170 + (97 + 30) + ROUNDS + servers
+
+
+def sharing(line: Line) -> Line:
+    return line.model_copy(update={"flags": {"shared_engine": True}}) if isinstance(line, Measurement) else line
+
+
+def test_one_start_for_engine_and_server_is_spent_once() -> None:
+    """Both kinds of start tell the one there was; by itself the server would have found what it compiled."""
+    server = [measured("engine_start", 171, cell(), kind="server"), *serving()[4:]]
+    found = cost(sharing(it) for it in [*latency(), *server])
+    assert found is not None
+    assert found.spent == 170 + 13 + 26 + 3 + 60
+    alone = 171 - 30
+    assert found.tutorial == 170 + (170 - 30) + ROUNDS + alone + 1 + 20
+    assert found.missing == ("the client of Phi-4-mini-instruct bf16 on h100",)
+
+
+def test_commands_that_were_run_are_told_in_place_of_an_estimate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a run that selected neither test_engine nor test_server, of which nothing can be estimated."""
+    run = Run(tmp_path)
+    for line in latency()[5:]:
+        run.append(line)
+    common = {"model": MODEL.name, "recipe": "bf16", "command": "vllm bench latency"}
+    ran = [
+        Ran(metric="latency", parameters={"batch_size": size}, seconds=130, value=value, **common)
+        for size, value in ((1, 1.0), (128, 1.99))
+    ]
+    ByHand(device="NVIDIA H200", created=0.0, ran=ran).write(tmp_path)
+    assert main(["cost", str(tmp_path), "--wide"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "select test_engine and test_server too" in told[1]
+    assert told[2:] == [
+        "the tutorial's commands for them one after another, run on NVIDIA H200: 4.3 minutes (measured ratio 0.15)",
+        "  Phi-4-mini-instruct bf16: latency (batch_size 1): 1, by hand 1 (ratio 1.0000)",
+        "  Phi-4-mini-instruct bf16: latency (batch_size 128): 2, by hand 1.99 (ratio 1.0050)",
+    ]
 
 
 def test_runs_of_one_table_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,113 @@
+"""``tutorial``: run the tutorial's own commands for the rows of a run, and tell what they take and give."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from harness.base.errors import HarnessError
+from harness.commands import gate as gate_command
+from harness.machine import probe
+from harness.machine.lock import machine_lock, only_session
+from harness.matrix.plan import Cell, Matrix
+from harness.measure.flow import Flow
+from harness.publish.by_hand import Bench
+from harness.publish.by_hand import run as run_by_hand
+from harness.records.by_hand import ByHand, Ran
+from harness.records.run import Run
+from harness.records.schema import Cell as CellIdentity
+from harness.records.schema import Measurement
+from harness.report.budget import measured, tutorial_rows
+from harness.servers.registry import SERVERS, tutorial
+
+_CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m harness tutorial``."""
+    parser.add_argument("name", metavar="RUN", help="a run's name, 'last', or a path to its folder")
+    parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware that it is of")
+    parser.add_argument("--model", metavar="NAME|FOLDER|HUB_ID", help="only this model, as the run was given it")
+    parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="only this recipe; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="what the run was told; see pytest's option"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="read ShareGPT from here")
+    parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages are used")
+    parser.add_argument(
+        "--pass-env", action="append", default=[], metavar="NAME", help="hand this variable on; repeatable"
+    )
+    parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run every command in a process of its own, with empty caches of compilation before the first.
+
+    What each took and gave is kept as by_hand.json in the run's folder, also of those before one that failed, and
+    ``harness cost`` tells it. Returns 1 where the run has none of the tutorial's rows. Raises HarnessError for a
+    command that fails.
+    """
+    place = gate_command.workplace(arguments)
+    (opened,) = Run.open_all(arguments.results / "runs", [arguments.name])
+    lines, _ = opened.read()
+    rows = [
+        it
+        for it in tutorial_rows(lines)
+        if it.cell.hardware == arguments.hardware
+        and (not arguments.recipe or it.cell.recipe.name in arguments.recipe)
+        and (not arguments.model or it.cell.model.name == place.matrix.model(arguments.model).name)
+    ]
+    if not rows:
+        place.progress(f"{opened.name}: none of the tutorial's rows on {arguments.hardware}")
+        return 1
+    lock = only_session(machine_lock(), place.progress)
+    made = Run.create(arguments.results / "runs")
+    flow = Flow.open(
+        place.store, made, place.matrix, environment=place.base, data=arguments.data, progress=place.progress
+    )
+    commands = SERVERS[tutorial()].by_modules
+    assert commands  # noqa: S101 - for the type alone
+    ran: list[Ran] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="by-hand-") as folder, gate_command.working(place):
+            for cell, own in _cells(place.matrix, rows, arguments.model):
+                checkpoint = flow.checkpoints.served(cell).folder
+                prompts = flow.checkpoints.prompts().folder / "prompts.json"
+                # What made the checkpoint holds memory, and is no part of the commands.
+                flow.close()
+                limits = cell.measurements.time_limits
+                environ = place.base.environ(place.store, {name: f"{folder}/{name}" for name in _CACHES})
+                environ["PATH"] = os.pathsep.join([str(Path(place.base.python).parent), environ.get("PATH", "")])
+                bench = Bench(environ, Path(folder), prompts, limits.start + limits.measure, place.progress)
+                ran += run_by_hand(own, checkpoint, bench, commands)
+    finally:
+        flow.close()
+        lock.release()
+        if ran:
+            device = probe.device(place.matrix.hardware[arguments.hardware]).name
+            kept = ByHand(device=device, created=time.time(), ran=ran)
+            print(f"kept as {kept.write(opened.folder)}")
+    told = measured(lines, kept)
+    print("\n".join(told.lines() if told else []))
+    return 0
+
+
+def _cells(matrix: Matrix, rows: list[Measurement], model: str | None) -> list[tuple[Cell, list[Measurement]]]:
+    """Return the rows of each model and recipe, the baseline's first, with the matrix's cell of it."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for it in sorted(rows, key=lambda it: not it.cell.recipe.baseline):
+        groups.setdefault((it.cell.model.name, it.cell.recipe.name), []).append(it)
+    return [(_cell(matrix, own[0].cell, model), own) for own in groups.values()]
+
+
+def _cell(matrix: Matrix, of: CellIdentity, model: str | None) -> Cell:
+    for cell in matrix.cells([model or of.model.name], [of.recipe.name]):
+        same = (cell.model.name, cell.recipe.name, cell.hardware.name)
+        if same == (of.model.name, of.recipe.name, of.hardware):
+            return cell
+    raise HarnessError(f"{of.model.name} {of.recipe.name} on {of.hardware}: the matrix has no such cell any more")
