@@ -22,6 +22,35 @@ Event = dict[str, Any]
 """What a node's session says, one JSON object a line; ``kind`` says what it is."""
 
 
+CLOCK_OFF = 30.0
+"""Seconds that a node's clock may be off before its lines are dated by this machine's; a mailbox keeps none so long."""
+
+
+class Clocks:
+    """How far nodes' clocks are off, by what each said of its own when a unit began there."""
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.time) -> None:
+        self._say = say
+        self._clock = clock
+        self._off: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def began(self, unit: str, event: Event) -> None:
+        """Take in a session's event of kind ``begin``."""
+        off = event.get("clock", now := self._clock()) - now
+        self._off[unit] = off if abs(off) > CLOCK_OFF else 0.0
+        if self._off[unit] and event["node"] not in self._told:
+            self._told.add(event["node"])
+            ahead = "fast" if off > 0 else "slow"
+            self._say(
+                f"the clock of node {event['node'][:12]} is {abs(off):.0f} s {ahead}: its records are dated by mine"
+            )
+
+    def dated(self, unit: str, at: float) -> float:
+        """Return by this machine's clock when a line of a unit was written."""
+        return at - self._off.get(unit, 0.0)
+
+
 @dataclass(frozen=True)
 class Ended:
     """An attempt that is over: ``problem`` says why it gave no result, ``node`` where it ran, if that is known."""

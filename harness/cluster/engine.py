@@ -64,7 +64,7 @@ def measure(unit: str, attempt: int, payload: Mapping[str, Any], mailbox: Any, r
     import ray
 
     context = ray.get_runtime_context()
-    begin = {"kind": "begin", "node": context.get_node_id()}
+    begin = {"kind": "begin", "node": context.get_node_id(), "clock": time.time()}
     begin["device_kind"] = context.get_node_labels().get(offer.label(payload["hardware"]), "")
     ray.get(mailbox.put.remote(unit, attempt, [json.dumps(begin)]))
     return run(payload, lambda lines: ray.get(mailbox.put.remote(unit, attempt, lines)), ray.get_gpu_ids())

@@ -18,7 +18,7 @@ from harness.base.files import write_text
 from harness.base.reading import json_value
 from harness.base.text import file_name
 from harness.cluster import units as cluster
-from harness.cluster.campaign import PATIENCE, Campaign, Engine, Event
+from harness.cluster.campaign import PATIENCE, Campaign, Clocks, Engine, Event
 from harness.gate import identity, merged
 from harness.gate.gate import GateResult
 from harness.gate.pace import Known
@@ -134,6 +134,7 @@ class Far:
         self._kind = self.engine.keep_to(self.hardware.name)
         with self.run.path.open(encoding="utf-8") as file:
             self._begins = file.readline()
+        self._clocks = Clocks(self.progress)
         if not self.groups:
             self._plan()
         finished = False
@@ -252,6 +253,7 @@ class Far:
             if event.get("device_kind", "") != self._kind:
                 raise HarnessError(f"{unit.name} was sent to another kind of device than the rest: {event['node']}")
             group.devices.append(event["node"])
+            self._clocks.began(unit.name, event)
             group.missing = {}
             self.progress(f"{unit.name} begins on node {event['node'][:12]}")
         elif kind == "line":
@@ -280,6 +282,7 @@ class Far:
 
     def _record(self, group: Group, event: Event) -> None:
         line = LINE.validate_json(event["line"])
+        line = line.model_copy(update={"time": self._clocks.dated(group.name, line.time)})
         if event["attachment"]:
             name = Path(event["attachment"]["name"]).stem
             path = self.run.attach(name, json_value(event["attachment"]["text"]))

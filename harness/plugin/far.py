@@ -22,7 +22,7 @@ from harness.base.files import default_root
 from harness.base.reading import json_value
 from harness.base.terminal import columns
 from harness.base.text import file_name
-from harness.cluster.campaign import Campaign, Engine, Event
+from harness.cluster.campaign import Campaign, Clocks, Engine, Event
 from harness.cluster.choice import engine_on
 from harness.cluster.units import Unit
 from harness.judge import neighbours
@@ -129,6 +129,7 @@ class Far:
         self._done: set[str] = set()
         self._items: dict[str, pytest.Item] = {}
         self._kept = Kept()
+        self._clocks = Clocks(self.say)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -281,7 +282,7 @@ class Far:
     def _take(self, unit: Unit, event: Event) -> None:
         kind = event["kind"]
         if kind == "line":
-            self._record(event)
+            self._record(unit, event)
         elif kind == "report":
             self._reports.setdefault(event["test"], []).append(self._report(event["report"]))
         elif kind == "done":
@@ -296,6 +297,7 @@ class Far:
             for test in unit.tests:
                 if test not in self._done:
                     self._reports.pop(test, None)
+            self._clocks.began(unit.name, event)
             self.say(f"{unit.name} begins on node {event['node'][:8]}")
         elif kind == "end":
             for name, text in event["logs"].items():
@@ -303,8 +305,9 @@ class Far:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
 
-    def _record(self, event: Event) -> None:
+    def _record(self, unit: Unit, event: Event) -> None:
         line = LINE.validate_json(event["line"])
+        line = line.model_copy(update={"time": self._clocks.dated(unit.name, line.time)})
         if event["attachment"]:
             name = Path(event["attachment"]["name"]).stem
             path = self.session.run.attach(name, json_value(event["attachment"]["text"]))

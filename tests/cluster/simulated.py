@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+REFUSES = "SIMULATED_REFUSES"
+"""Set on a node whose device is not what its label says."""
+NOTES = "SIMULATED_NOTES"
 
 
 def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus: object = None) -> int:
-    """Take as long as ``seconds`` of the payload say, over its tests."""
+    """Take as long as ``seconds`` of the payload say, over its tests.
+
+    Where it has a folder for ``notes``, each test stands there that the planner's side has acknowledged the end of.
+    """
+    if os.environ.get(REFUSES):
+        say([json.dumps({"kind": "end", "status": 4, "printed": "not here: another device\n", "logs": {}})])
+        return 4
     for test in payload["tests"]:
         time.sleep(payload["seconds"] / len(payload["tests"]))
         say([json.dumps({"kind": "done", "test": test})])
+        if folder := payload.get("notes"):
+            with Path(folder, str(os.getpid())).open("a", encoding="utf-8") as file:
+                file.write(f"{test}\n")
     say([json.dumps({"kind": "end", "status": 0, "printed": "", "logs": {}})])
     return 0

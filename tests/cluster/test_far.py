@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,19 @@ def test_what_no_node_offers_is_missing_and_measured_when_resumed(
     assert whole.ret == 0
     measured = [it.cell.hardware for it in lines(folder) if isinstance(it, Measurement)]
     assert sorted(measured) == ["abacus", "rule"]
+
+
+@pytest.mark.parametrize("off", [7200.0, -7200.0])
+def test_a_node_whose_clock_is_off_is_told_of_and_its_records_are_dated_here(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
+    on(Threads(["abacus"], off=off), monkeypatch)
+    began = time.time()
+    done = run(pytester, *NAMED, "--recipe", "bf16", "-k", "generate", "--on", "ray://head")
+    assert done.ret == 0
+    done.stdout.fnmatch_lines([f"*the clock of node a-node is 7200 s {'fast' if off > 0 else 'slow'}: its records*"])
+    (measured,) = [it for it in lines(folder) if isinstance(it, Measurement)]
+    assert began <= measured.time <= time.time()
 
 
 def test_a_cluster_is_not_asked_for_what_measures_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ from harness.cluster.units import Unit
 class Threads:
     """One device of each hardware, each with a thread of its own; ``dies`` are attempts that say nothing at their end.
 
-    ``payloads`` are what nodes were given, by unit.
+    Their clocks are ``off`` by so many seconds. ``payloads`` are what nodes were given, by unit.
     """
 
-    def __init__(self, hardware: Sequence[str], dies: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(self, hardware: Sequence[str], dies: Sequence[tuple[str, int]] = (), off: float = 0.0) -> None:
         self.hardware = hardware
         self.dies = dies
+        self.off = off
         self.payloads: dict[str, list[Mapping[str, Any]]] = {}
         self._work: queue.Queue[Any] = queue.Queue()
         self._came: queue.Queue[tuple[str, int, list[str] | str]] = queue.Queue()
@@ -54,17 +56,26 @@ class Threads:
         self._work.put(None)
         self._thread.join()
 
+    def _as_told(self, lines: list[str]) -> list[str]:
+        """Return what a session says as one by this node's clock would."""
+        told = [json.loads(line) for line in lines] if self.off else []
+        for event in told:
+            if event["kind"] == "line":
+                record = json.loads(event["line"])
+                event["line"] = json.dumps(record | {"time": record["time"] + self.off})
+        return [json.dumps(event) for event in told] or lines
+
     def _run(self) -> None:
         while (given := self._work.get()) is not None:
             unit, attempt, payload = given
-            begin = {"kind": "begin", "node": "a-node", "device_kind": "k"}
+            begin = {"kind": "begin", "node": "a-node", "device_kind": "k", "clock": time.time() + self.off}
             self._came.put((unit.name, attempt, [json.dumps(begin)]))
             dies = (unit.name, attempt) in self.dies
             ended = 0
 
             def say(lines: list[str], name: str = unit.name, number: int = attempt, dies: bool = dies) -> None:
                 nonlocal ended
-                for line in lines:
+                for line in self._as_told(lines):
                     # One that dies does so after its first test.
                     if not (dies and ended):
                         self._came.put((name, number, [line]))
