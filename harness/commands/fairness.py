@@ -7,7 +7,6 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 from harness.base import terminal
 from harness.base.errors import HarnessError
@@ -34,23 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness fairness``."""
     parser.add_argument("model", help="a model of the matrix, a folder, or a hub id")
     parser.add_argument("recipe", nargs="?", help="a recipe of the matrix (default: the baseline)")
-    parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware, or a group of it")
     parser.add_argument("--blocks", type=int, default=4, metavar="N", help="starts of all three (default: 4)")
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="rounds of each figure a block (default: 6)")
     parser.add_argument(
         "--memory", type=float, default=0.28, metavar="SHARE", help="of a GPU for each of the three (default: 0.28)"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="measure otherwise than the matrix says"
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="read ShareGPT from here")
-    parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages are measured")
-    parser.add_argument(
-        "--pass-env", action="append", default=[], metavar="NAME", help="hand this variable on to workers; repeatable"
-    )
-    parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where studies are kept")
+    gate_command.add_place_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = gate_command.workplace(arguments)
     cell = _cell(place.matrix, arguments)
     lock = only_session(machine_lock(), place.progress)
-    made = Run.create(arguments.results / "runs")
+    made = Run.create(arguments.results / "runs" / "fairness")
     flow = Flow.open(
         place.store, made, place.matrix, environment=place.base, data=arguments.data, progress=place.progress
     )

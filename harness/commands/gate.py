@@ -222,9 +222,28 @@ def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
     )
 
 
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that :func:`workplace` reads."""
+    parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware, or a group of it")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="measure otherwise than the matrix says"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
+    parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages are measured")
+    parser.add_argument(
+        "--pass-env", action="append", default=[], metavar="NAME", help="hand this variable on to workers; repeatable"
+    )
+    parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
+    parser.add_argument(
+        "--share", metavar="URL", help="a store of artifacts that all nodes reach: a folder, s3://, gs://"
+    )
+    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="DIR", help="where results are written")
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that gate, bisect and calibrate share; they mean what they mean to pytest."""
-    parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware, or a group of it")
+    add_place_arguments(parser)
     parser.add_argument("-k", dest="keyword", default="", metavar="EXPRESSION", help="only cells and metrics so named")
     parser.add_argument(
         "--model", action="append", default=[], metavar="NAME|FOLDER|HUB_ID", help="only this model; repeatable"
@@ -239,10 +258,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload", action="append", default=[], metavar="NAME", help="gate capacity under this workload; repeatable"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="measure otherwise than the matrix says"
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="read tasks' documents and ShareGPT from here")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
     parser.add_argument(
         "--budget",
@@ -259,16 +274,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="the change that is tolerated: 0.05 for latency and throughput, or METRIC=0.1 for one metric",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of the blocks")
-    parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages both sides share")
-    parser.add_argument(
-        "--pass-env", action="append", default=[], metavar="NAME", help="hand this variable on to workers; repeatable"
-    )
-    parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
-    parser.add_argument(
-        "--share", metavar="URL", help="a store of artifacts that all nodes reach: a folder, s3://, gs://"
-    )
-    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="DIR", help="where gates are written")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,20 +29,9 @@ _CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness tutorial``."""
     parser.add_argument("name", metavar="RUN", help="a run's name, 'last', or a path to its folder")
-    parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware that it is of")
     parser.add_argument("--model", metavar="NAME|FOLDER|HUB_ID", help="only this model, as the run was given it")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="only this recipe; repeatable")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="what the run was told; see pytest's option"
-    )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="read ShareGPT from here")
-    parser.add_argument("--python", metavar="FILE", help="the interpreter whose packages are used")
-    parser.add_argument(
-        "--pass-env", action="append", default=[], metavar="NAME", help="hand this variable on; repeatable"
-    )
-    parser.add_argument("--matrix", type=Path, metavar="FILE", help="the matrix (default: the suites')")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where artifacts are kept")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where runs are")
+    gate_command.add_place_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         place.progress(f"{opened.name}: none of the tutorial's rows on {arguments.hardware}")
         return 1
     lock = only_session(machine_lock(), place.progress)
-    made = Run.create(arguments.results / "runs")
+    made = Run.create(arguments.results / "runs" / "by_hand")
     flow = Flow.open(
         place.store, made, place.matrix, environment=place.base, data=arguments.data, progress=place.progress
     )

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from harness.__main__ import main
 from harness.base.errors import HarnessError, RecordError
+from harness.commands import tutorial
 from harness.publish.by_hand import ITERATIONS, WARMUP, Bench, run
 from harness.records import by_hand
 from harness.records.by_hand import ByHand, Ran
+from harness.records.run import Run
 from harness.records.schema import Measurement
 from harness.servers.base import ByHand as Commands
-from tests.report.test_budget import cell, measured
+from tests.report.test_budget import MODEL, cell, measured
 
 # Stands in for the commands of a server: says what it was given, and gives a figure.
 COMMAND = """
@@ -125,3 +130,41 @@ def test_what_was_kept_is_read_again_and_damage_is_named(tmp_path: Path) -> None
         by_hand.load(tmp_path)
     path.unlink()
     assert by_hand.load(tmp_path) is None
+
+
+def test_the_command_runs_what_a_run_has_rows_of_and_keeps_it_beside_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The baseline's commands first, each with its checkpoint; what ended before a failure is kept too."""
+    kept = Run.create(tmp_path / "runs")
+    words = ["tutorial", kept.name, "-m", "cpu", "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    name = "SmolLM2-135M-Instruct"
+    for recipe in ("int8wo", "bf16"):
+        of = cell(recipe).model_copy(update={"hardware": "cpu", "model": MODEL.model_copy(update={"name": name})})
+        kept.append(measured("latency", 2.0, of, batch_size=1))
+    artifacts = SimpleNamespace(
+        served=lambda it: SimpleNamespace(folder=Path(it.recipe.name)), prompts=lambda: SimpleNamespace(folder=tmp_path)
+    )
+    flow = SimpleNamespace(checkpoints=artifacts, close=lambda: None)
+    monkeypatch.setattr(tutorial.Flow, "open", lambda *_, **__: flow)
+    asked: list[str] = []
+    broken: list[str] = []
+
+    def stand_in(own: list[Measurement], checkpoint: Path, *_: object) -> Iterator[Ran]:
+        asked.append(str(checkpoint))
+        if checkpoint.name in broken:
+            raise HarnessError("by hand: it broke")
+        common = {"model": name, "recipe": checkpoint.name, "command": "c"}
+        yield Ran(metric="latency", parameters=own[0].parameters, seconds=60, value=1.0, **common)
+
+    monkeypatch.setattr(tutorial, "run_by_hand", stand_in)
+    for fails, status, ran in (([], 0, ["bf16", "int8wo"]), (["int8wo"], 2, ["bf16"])):
+        asked.clear()
+        broken[:] = fails
+        assert main(words) == status
+        assert asked == ["bf16", "int8wo"]
+        found = by_hand.load(kept.folder)
+        assert found is not None
+        assert [it.recipe for it in found.ran] == ran
+    assert "latency (batch_size 1): 2, by hand 1 (ratio 2.0000)" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--recipe", "float8dq"]) == 1, "of which the run has no row"
