@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.plugin.progress import Estimate, Progress, duration
-from harness.records.schema import Device, Header, Outcome
+from harness.records.schema import Cell, Device, Header, Line, ModelIdentity, Outcome, RecipeIdentity, Timing
 from tests.records.test_columns import written
 
 
@@ -45,6 +45,47 @@ def test_a_test_takes_as_long_as_it_last_took_on_this_device(tmp_path: Path) -> 
     assert found.of("a.py::t[new]") == 25.0  # the median of its function
     assert found.of("a.py::f[1]") is None
     assert found.left(["a.py::t[1]", "a.py::t[2]", "a.py::f[1]"]) == (50.0, 1)
+
+
+def cell(recipe: str) -> Cell:
+    model = ModelIdentity(name="m", source="folder", revision="1", weights="pretrained")
+    identity = RecipeIdentity(name=recipe, hash=recipe, config={}, baseline=recipe == "bf16")
+    return Cell(model=model, recipe=identity, hardware="h200", server="vllm")
+
+
+def session(folder: Path, name: str, order: list[str], recipe: str, start: float, when: float) -> None:
+    """Write a run whose first test waits for an engine: what each measures takes 10 s."""
+    lines: list[Line] = [Header(run=name, command=[], packages={}, device=Device(name="here"))]
+    for number, test in enumerate(order):
+        waited = 0.0 if number else start
+        of, at = cell(recipe), when + number
+        lines += [Timing(stage="engine start", seconds=waited, cell=of, time=at)] if waited else []
+        lines += [Timing(stage="measure", seconds=10.0, cell=of, time=at)]
+        lines += [Outcome(test=f"e.py::{test}[{recipe}]", outcome="passed", seconds=waited + 10, cell=of, time=at)]
+    written(folder, lines, name)
+
+
+def test_what_is_started_for_a_cell_is_expected_once_whichever_of_its_tests_comes_first(tmp_path: Path) -> None:
+    session(tmp_path, "1", ["agreement", "latency", "kernels"], "bf16", 90.0, 1)
+    session(tmp_path, "2", ["latency", "agreement"], "int8wo", 200.0, 10)
+    session(tmp_path, "3", ["latency"], "int8wo", 150.0, 20)
+    found = Estimate.load(tmp_path, "here", tmp_path / "cache")
+    assert found.left(["e.py::latency[bf16]"]) == (100.0, 0), "the test that was first then is not asked for"
+    assert found.left(["e.py::latency[bf16]", "e.py::agreement[bf16]", "e.py::kernels[bf16]"]) == (120.0, 0)
+    assert found.left(["e.py::agreement[int8wo]", "e.py::latency[int8wo]"]) == (170.0, 0), (
+        "as long as a start last took"
+    )
+    assert found.left(["e.py::latency[bf16]", "e.py::latency[int8wo]"]) == (260.0, 0)
+    found.begin("e.py::latency[bf16]")
+    assert found.left(["e.py::agreement[bf16]", "e.py::latency[int8wo]"]) == (170.0, 0)
+    said: list[str] = []
+    clock = Clock()
+    progress = Progress(said.append, clock)
+    progress.plan(["e.py::latency[bf16]", "e.py::kernels[bf16]"], Estimate.load(tmp_path, "here", tmp_path / "cache"))
+    progress.begin("e.py::latency[bf16]")
+    clock.now = 30.0
+    progress("starting engine")
+    assert said == ["starting engine [test 1 of 2, about 80 s left]"]
 
 
 def test_threads_write_one_after_another() -> None:
