@@ -1,15 +1,21 @@
 """Many cells on many devices of a real Ray on this machine, by sessions that sleep: what the planner costs.
 
     python -m tests.cluster --cells 1000 --devices 20
+    python -m tests.cluster --cells 300 --devices 12 --nodes 3 --write docs/results/fleet-real.md
 
-Prints the makespan against what no schedule can beat, the planner's processor time and memory, and the addresses that
-Ray listens on. Recipes' cells wait for their baseline's, times are log-normal, as those of a matrix are.
+With ``--nodes`` they are of several real raylets, beside a head that has none. Prints the makespan against what no
+schedule can beat, the planner's processor time and memory, and the addresses that Ray listens on. Recipes' cells wait
+for their baseline's, times are log-normal, as those of a matrix are.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import re
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +27,7 @@ from harness.cluster.engine import LOCAL, RayEngine
 from harness.cluster.offer import Device, Offer
 from harness.cluster.units import Unit, bound
 from tests.cluster import simulated
+from tests.faults.raylets import Nodes, environment
 
 
 def cells(count: int, mean: float, seed: int = 1) -> list[Unit]:
@@ -40,17 +47,30 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=200)
     parser.add_argument("--devices", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=2.0, help="what a cell takes at the mean")
+    parser.add_argument("--nodes", type=int, default=0, help="so many raylets beside a head, rather than one in all")
+    parser.add_argument("--write", type=Path, help="write the figures there too")
     given = parser.parse_args()
     offer = Offer((Device("sim", "a simulated device", given.devices),))
-    engine = RayEngine.start(LOCAL, lambda: offer, Path.cwd(), print)
+    cluster = None
+    if given.nodes:
+        os.environ.update(environment())
+        cluster = Nodes.start(given.nodes, given.devices // given.nodes)
+    address = cluster.cluster.address if cluster else LOCAL
+    root = Path(tempfile.mkdtemp(prefix="fleet-")) if cluster else Path.cwd()
+    engine = RayEngine.start(address, lambda: offer, root, print)
+    while engine.devices().get("sim", 0) < given.devices:
+        time.sleep(0.5)
     engine.run = simulated.session
     print(engine.told)
     print("listens on:", *sorted(_listening()))
     units, done, missing = cells(given.cells, given.seconds), 0, 0
+    process, sizes = psutil.Process(), list[float]()
 
     def take(unit: Unit, event: Event) -> None:
         nonlocal done
         done += event["kind"] == "done"
+        if not done % max(1, len(units) // 2) and event["kind"] == "done":
+            sizes.append(process.memory_info().rss / 1e6)
 
     def over(unit: Unit, left: Sequence[str], why: str) -> None:
         nonlocal missing
@@ -60,23 +80,37 @@ def main() -> None:
     campaign = Campaign(
         units, engine, lambda unit, left: {"tests": list(left), "seconds": seconds[unit.name]}, take, over, print
     )
-    process = psutil.Process()
     before, started, spent = process.memory_info().rss, time.monotonic(), time.process_time()
     campaign.run()
     took, spent = time.monotonic() - started, time.process_time() - spent
     grown = (process.memory_info().rss - before) / 1e6
     engine.close()
+    if cluster:
+        cluster.close()
     least = bound(units, {"sim": given.devices})
-    print(f"{given.cells} cells on {given.devices} devices: {done} tests ended, {missing} missing")
-    print(f"makespan {took:.1f} s, at least {least:.1f} s: {took / least:.3f} times the bound")
-    print(f"planner: {spent:.1f} s of processor time, {spent / took:.1%} of a core; memory grew by {grown:.0f} MB")
+    told = [
+        f"{given.cells} cells on {given.devices} devices: {done} tests ended, {missing} missing",
+        f"makespan {took:.1f} s, at least {least:.1f} s: {took / least:.3f} times the bound",
+        f"planner: {spent:.1f} s of processor time, {spent / took:.1%} of a core; memory grew by {grown:.0f} MB",
+        f"its memory after each quarter: {', '.join(f'{it:.0f} MB' for it in sizes)}",
+    ]
+    print(*told, sep="\n")
+    if given.write:
+        words = f"python -m tests.cluster --cells {given.cells} --devices {given.devices} --nodes {given.nodes} "
+        words += f"--seconds {given.seconds:g}"
+        shared = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end"
+        page = (
+            f"# Many cells over real raylets\n\nBy `{words}`, sessions that sleep, by the real protocol; {shared}.\n\n"
+        )
+        given.write.write_text(page + "".join(f"- {it}\n" for it in told), encoding="utf-8")
 
 
 def _listening() -> set[str]:
-    """Return the addresses that this process and all that it started listen on."""
+    """Return the addresses that this process and all that it started listen on, as ``ss`` tells."""
     own = {it.pid for it in psutil.Process().children(recursive=True)} | {psutil.Process().pid}
-    sockets = (it for it in psutil.net_connections("tcp") if it.status == psutil.CONN_LISTEN and it.pid in own)
-    return {it.laddr.ip for it in sockets}
+    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [it for it in lines if own & {int(pid) for pid in re.findall(r"pid=(\d+)", it)}]
+    return {it.split()[3].rpartition(":")[0].strip("[]") for it in ours}
 
 
 if __name__ == "__main__":

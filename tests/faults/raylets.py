@@ -33,19 +33,21 @@ from tests.cluster import simulated
 
 SYSTEM = {
     "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 4,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 7,
 }
-"""A node that does not answer for two seconds is dead, rather than for a quarter of a minute."""
+"""A node that does not answer for seven seconds is dead, rather than for a quarter of a minute."""
 KINDS = {
     "raylet killed": "SIGKILL of a node's raylet while it measures",
-    "node parted": "SIGSTOP of a node's raylet for five seconds: to its peers a network that parts; then it is back",
+    "node parted": "SIGSTOP of a node's raylet for twelve seconds: to its peers a network that parts; then it is back",
     "node hangs": "SIGSTOP of a node's raylet for good",
     "session killed": "SIGKILL of the process that runs a node's task",
     "not its label": "a node comes that is not what its label says: its sessions refuse",
 }
+REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = 4
+_PARTED_SECONDS = 12.0
 
 
 def environment() -> dict[str, str]:
@@ -55,23 +57,27 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": "/tmp",
+        # Nodes of one machine unpack what they are sent into one folder, and race for it: they are sent none.
+        "PYTHONPATH": str(REPOSITORY),
     }
 
 
 @dataclass
 class Nodes:
-    """A head without devices, and nodes with one each."""
+    """A head without devices, and nodes with some each."""
 
     cluster: Any
+    each: int = 1
     nodes: list[Any] = field(default_factory=list)
     liars: list[Any] = field(default_factory=list)
+    gone: list[tuple[float, Any, bool]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, count: int) -> Nodes:
+    def start(cls, count: int, each: int = 1) -> Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SYSTEM}
-        found = cls(Cluster(initialize_head=True, head_node_args=head))
+        found = cls(Cluster(initialize_head=True, head_node_args=head), each)
         for _ in range(count):
             found.join()
         return found
@@ -81,9 +87,9 @@ class Nodes:
         with _variable(simulated.REFUSES, "1" if liar else ""):
             node = self.cluster.add_node(
                 wait=False,
-                num_cpus=1,
+                num_cpus=self.each,
                 object_store_memory=80 * 1024 * 1024,
-                resources={resource("sim"): 1},
+                resources={resource("sim"): self.each},
                 labels={label("sim"): kind("a simulated device")},
             )
         (self.liars if liar else self.nodes).append(node)
@@ -97,8 +103,21 @@ class Nodes:
         with contextlib.suppress(Exception):
             self.cluster.remove_node(node, allow_graceful=False)
 
+    def bury(self) -> None:
+        """Let nodes that were parted long enough answer again, and end what is left of the dead."""
+        now = time.monotonic()
+        for at, node, back in [it for it in self.gone if it[0] <= now]:
+            self.gone.remove((at, node, back))
+            if back:
+                with contextlib.suppress(psutil.Error):
+                    self.raylet(node).send_signal(signal.SIGCONT)
+                self.gone.append((now + _PARTED_SECONDS, node, False))
+                continue
+            with contextlib.suppress(Exception):
+                self.cluster.remove_node(node, allow_graceful=False)
+
     def close(self) -> None:
-        for node in [*self.nodes, *self.liars]:
+        for node in [*self.nodes, *self.liars, *(it[1] for it in self.gone)]:
             with contextlib.suppress(psutil.Error):
                 self.raylet(node).send_signal(signal.SIGCONT)
         self.cluster.shutdown()
@@ -125,6 +144,7 @@ class Storm:
     count: int
     draw: random.Random
     pause: float
+    until: float = float("inf")
     say: Callable[[str], None] = lambda _: None
     hit: Counter[str] = field(default_factory=Counter)
     over: threading.Event = field(default_factory=threading.Event)
@@ -133,6 +153,9 @@ class Storm:
         order = [name for name in KINDS for _ in range(self.count // len(KINDS) + 1)]
         self.draw.shuffle(order)
         for name in order[: self.count]:
+            self.nodes.bury()
+            if time.monotonic() > self.until:
+                break
             if self.over.wait(self.pause * self.draw.uniform(0.5, 1.5)):
                 return
             try:
@@ -158,13 +181,9 @@ class Storm:
             running[0].kill()
             return True
         raylet.send_signal(signal.SIGKILL if name == "raylet killed" else signal.SIGSTOP)
-        if name == "node parted":
-            self.over.wait(5)
-            raylet.send_signal(signal.SIGCONT)
-        elif name == "node hangs":
-            self.over.wait(3)
         # One that comes late takes its place.
-        self.nodes.drop(node)
+        self.nodes.nodes.remove(node)
+        self.nodes.gone.append((time.monotonic() + _PARTED_SECONDS, node, name == "node parted"))
         self.nodes.join()
         return True
 
@@ -183,16 +202,17 @@ class Came:
     seconds: float
 
 
-def storm(faults: int, count: int = 4, pause: float = 2.0, seed: int = 1, say: Callable[[str], None] = print) -> Came:
+def storm(faults: int, seconds: float, pause: float, seed: int, say: Callable[[str], None] = print) -> Came:
     """Run units over real raylets until so many faults have hit; units are added as long as they are."""
     from harness.cluster.engine import RayEngine
 
+    count = 4
     nodes = Nodes.start(count)
     with tempfile.TemporaryDirectory(prefix="raylets-") as folder:
         os.environ[simulated.NOTES] = folder
-        engine = RayEngine.start(nodes.cluster.address, lambda: None, Path.cwd(), say)  # type: ignore[arg-type,return-value]
+        engine = RayEngine.start(nodes.cluster.address, lambda: None, Path(folder), say)  # type: ignore[arg-type,return-value]
         engine.run = simulated.session
-        trouble = Storm(nodes, faults, random.Random(seed), pause, say)
+        trouble = Storm(nodes, faults, random.Random(seed), pause, time.monotonic() + seconds, say)
         # So many that there is work for all faults; what is left then is not begun.
         many = max(8, int(faults * pause * count / (TESTS * 0.5)) * 3)
         units = [Unit(f"u{it}", "sim", tuple(f"u{it}-{test}" for test in range(TESTS)), 2.0) for it in range(many)]
@@ -214,7 +234,7 @@ def storm(faults: int, count: int = 4, pause: float = 2.0, seed: int = 1, say: C
             engine,
             lambda unit, left: {"tests": list(left), "seconds": 0.5 * len(left), "notes": folder},
             take,
-            lambda unit, left, why: missing.extend(left),
+            lambda unit, left, why: missing.extend(f"{it}: {why}" for it in left),
             heard,
             stopped=stop.is_set,
         )
@@ -232,6 +252,7 @@ def storm(faults: int, count: int = 4, pause: float = 2.0, seed: int = 1, say: C
         acknowledged = [line for path in Path(folder).iterdir() for line in path.read_text().split()]
     lost = sorted(set(acknowledged) - set(ended))
     twice = sum(times - 1 for times in ended.values())
+    say(f"missing: {missing[:3]}")
     return Came(trouble.hit, len(units) * TESTS, len(ended), twice, lost, len(missing), len(again), took)
 
 
@@ -253,17 +274,18 @@ def text(came: Came, cores: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=3600, help="begin no fault after so long")
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between two faults, on the mean")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     os.environ.update(environment())
-    came = storm(given.faults, pause=given.pause, seed=given.seed)
+    came = storm(given.faults, given.seconds, given.pause, given.seed)
     page = text(came, os.cpu_count() or 1)
     print(page)
     if given.write:
         given.write.write_text(page, encoding="utf-8")
-    return int(bool(came.lost or came.twice))
+    return int(bool(came.lost or came.twice or not came.done or not came.hit))
 
 
 if __name__ == "__main__":
