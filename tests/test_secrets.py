@@ -97,6 +97,20 @@ TEXTS = [
     f'Authorization: Digest username="ada", response="{SECRET}"',
     f"Authorization: AWS4-HMAC-SHA256 Credential=x/y, SignedHeaders=host, Signature={SECRET}",
     f"sshpass -p {SECRET} ssh host",
+    f"Authorization: {SECRET}",
+    f"https://ada%3A{SECRET}@example.org/x",
+    f"https%3A%2F%2Fada%3A{SECRET}%40example.org%2Fx",
+    f"https://store/x?sv=1&amp;sig={SECRET}",
+    f'password="correct horse {SECRET} staple"',
+    f"passphrase: 'of, several, words {SECRET}'",
+    f'{{\\"password\\": \\"{SECRET}\\"}}',
+    f"api_key=&quot;{SECRET}&quot;",
+    f"glpat-{SECRET}.01.0w1abcd12",
+    f"1//0g{SECRET}",
+    f"https://api.telegram.org/bot123456789:AAx{SECRET}/getMe",
+    "SKabcd1234efab5678abcd1234efab5678",
+    f"client-key-data: {SECRET}",
+    f"Incorrect API key provided: {SECRET}",
     *(
         f"{form}{SECRET}"
         for form in ("glptt-", "whsec_", "sntrys_", "glsa_", "dp.pt.", "sq0atp-", "phc_", "AQ.", "EAAC")
@@ -115,6 +129,7 @@ PLAIN = [
     "pre-commit run --all-files, http://127.0.0.1:8000/v1/models, https://host:8443/a@b",
     "d_model=1024 dapi.md SG. hvs. r8 and LTAI; torch.float8_e4m3fn; model.layers.0.self_attn.q_proj.weight",
     "10:20@30 user@host:22",
+    "next=https%3A%2F%2Fhost%3A8080%2Fa%40b, https://host/a%3Ab@c, 1//0, 12:AA, an API key provided: none, task SK1",
     "Authorization: required, authorization: none; sshpass is not here; key-value-cache, a dp.step, phase_x",
 ]
 
@@ -242,6 +257,28 @@ def test_the_terminal_does_not_echo_one(pytester: pytest.Pytester, repository: P
         assert "[token removed]" in result.stdout.str() + result.stderr.str()
 
 
+@pytest.mark.programs
+def test_neither_terminal_nor_junit_has_one_of_an_errors_causes_or_of_what_was_printed(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makeconftest('pytest_plugins = ["harness.plugin.plugin"]')
+    pytester.makepyfile(
+        f"""
+        def test_x():
+            print("got glpat-{SECRET}")
+            try:
+                raise ConnectionError("https://ada:{SECRET}@host refused")
+            except ConnectionError as error:
+                raise ValueError("xoxb-1234-{SECRET}") from error
+        """
+    )
+    result = pytester.runpytest_subprocess("--junitxml=out.xml", "--tb=native", "-rA", "-p", "no:cacheprovider")
+    told = result.stdout.str() + result.stderr.str() + (pytester.path / "out.xml").read_text(encoding="utf-8")
+    assert "ValueError" in told
+    assert "ConnectionError" in told
+    assert SECRET not in told
+
+
 def test_no_command_echoes_one(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         ["table", f"hf_{SECRET}"],
@@ -326,7 +363,10 @@ def test_no_cell_is_a_formula_and_every_cell_is_read_as_it_was(text: str) -> Non
         assert [unquoted(it) for it in next(csv.reader(io.StringIO(written.getvalue())))] == [text]
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1"])
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1", " =1", "\ufeff=1", "\u200b@A", "\u2212\u0031", "\xa0+1"],
+)
 def test_a_formula_is_a_text(text: str) -> None:
     assert quoted(text) == f"'{text}"
     assert quoted(f"a{text}") == f"a{text}"

@@ -122,6 +122,17 @@ def test_a_baseline_that_disagrees_is_refused_by_name(stored: Path, change: Chan
     assert str(stored) in str(caught.value)
 
 
+def test_a_name_that_stands_twice_is_refused_in_whatever_decides(stored: Path, tmp_path: Path) -> None:
+    text = stored.read_text(encoding="utf-8")
+    stored.write_text(text.replace('"values"', '"values": [1, 2, 3], "values"', 1), encoding="utf-8")
+    with pytest.raises(baseline.BaselineError, match="'values' stands twice"):
+        baseline.load(stored)
+    gate = tmp_path / "gate.json"
+    gate.write_text(json.dumps(gate_data()).replace('"exit_status"', '"exit_status": 1, "exit_status"', 1))
+    with pytest.raises(HarnessError, match="'exit_status' stands twice"):
+        gatefile.load(gate)
+
+
 @pytest.mark.parametrize("more", [{"direction": "higher"}, {"unit": "h"}, {"metric": "speed"}])
 def test_no_baseline_is_made_of_records_that_disagree(tmp_path: Path, more: dict[str, Any]) -> None:
     with pytest.raises(baseline.BaselineError, match=r"must be|not measured any more"):

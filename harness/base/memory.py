@@ -10,6 +10,8 @@ from harness.base.errors import HarnessError
 
 # Of address space: numpy's OpenBLAS waits for ever where it gets none, Arrow aborts. A table takes 400 to 700 MB of it.
 _FEWEST = 1 << 30
+# Of a worker: its imports of torch and Transformers take 1.4 GB, and hang with 1.2 GB for the same reason.
+_FEWEST_OF_WORKER = 3 << 29
 _LIMITS = ((resource.RLIMIT_AS, "address space", "ulimit -v"), (resource.RLIMIT_DATA, "data", "ulimit -d"))
 # An extension module or a thread that got none.
 _WORDS = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
@@ -28,14 +30,18 @@ class TooLittleMemory(HarnessError):
     """A process may take so little memory that libraries would hang or abort."""
 
 
-def check_limits() -> None:
-    """Raise TooLittleMemory where a limit of this process is too low for any command, with the way to raise it."""
+def check_limits(*, worker: bool = False) -> None:
+    """Raise TooLittleMemory where a limit of this process is too low for any command, with the way to raise it.
+
+    With ``worker`` where it is too low for a worker that is to be started, which inherits it.
+    """
+    fewest, of = (_FEWEST_OF_WORKER, "torch") if worker else (_FEWEST, "numpy and Arrow")
     for limit, name, how in _LIMITS:
         soft, _ = resource.getrlimit(limit)
-        if 0 <= soft < _FEWEST:
+        if 0 <= soft < fewest:
             raise TooLittleMemory(
-                f"this process may have {soft >> 20} MB of {name} ({how}): with less than {_FEWEST >> 20} MB numpy and "
-                f"Arrow hang or abort; raise it, as by {how} unlimited"
+                f"this process may have {soft >> 20} MB of {name} ({how}): with less than {fewest >> 20} MB {of} "
+                f"may hang or abort; raise it, as by {how} unlimited"
             )
 
 

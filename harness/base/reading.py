@@ -21,15 +21,16 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 
 
-def json_value(text: str | bytes, *, finite: bool = False) -> Any:
+def json_value(text: str | bytes, *, finite: bool = False, once: bool = False) -> Any:
     """Return what a JSON text holds.
 
     Raises ValueError for what is no JSON or no UTF-8, is nested more than :data:`MOST_DEPTH` deep, or has an integer
-    of more than 1000 bits; with ``finite`` also for a number that is not finite, by its dotted name.
+    of more than 1000 bits; with ``finite`` also for a number that is not finite, by its dotted name, and with ``once``
+    for a name that an object has twice, of which other readers would take another value.
     """
     data = text.encode() if isinstance(text, str) else text.removeprefix(codecs.BOM_UTF8)
     try:
-        found = json.loads(data.decode())
+        found = json.loads(data.decode(), object_pairs_hook=_once if once else None)
     except RecursionError:
         raise ValueError(f"nested more than {MOST_DEPTH} deep") from None
     if finite or not is_plain(data):
@@ -47,9 +48,18 @@ def is_plain(data: bytes) -> bool:
     )
 
 
-def json_file(path: Path, *, finite: bool = False) -> Any:
+def json_file(path: Path, *, finite: bool = False, once: bool = False) -> Any:
     """Return what a JSON file holds; raises OSError, and ValueError as :func:`json_value` does."""
-    return json_value(path.read_bytes(), finite=finite)
+    return json_value(path.read_bytes(), finite=finite, once=once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:99]!r} stands twice in one object: nothing says which of its values is meant")
+    return found
 
 
 def toml_value(text: str) -> dict[str, Any]:

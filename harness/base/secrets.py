@@ -27,15 +27,20 @@ _NAMES = (
     r"secret[_-]?access[_-]?key|session[_-]?token|secret[_-]?key|client[_-]?secret|secret|passwd|password|passphrase|"
     r"api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|account[_-]?key|auth[_-]?token|access[_-]?token|"
     r"refresh[_-]?token|hub[_-]?token|hf[_-]?token|x-amz-signature|x-amz-credential|x-amz-security-token|"
-    r"(?:encryption|signing|master|license|subscription|shared[_-]?access)[_-]?key|_pass|[_;]pwd|set-cookie|[?&]sig"
+    r"(?:encryption|signing|master|license|subscription|shared[_-]?access)[_-]?key|_pass|[_;]pwd|set-cookie|[?&](?:amp;)?sig|"
+    r"client[_-]?key[_-]?data"
 )
 _VALUE = r"(?!\[token removed\])[^\s\"'<>,;&\\\[\]{}()|]"
+# A quotation mark, as it is, within a text that is quoted itself, or in a page.
+_MARK = r"(?:\\{0,8}[\"']|&quot;|&#(?:x27|34|39);)?"
+# What has a digit and a letter, and so is no word.
+_MIXED = rf"(?=[\w.+/=~-]{{0,99}}\d)(?=[\w.+/=~-]{{0,99}}[A-Za-z]){_VALUE}{{16,}}"
 _PATTERNS = [
     # Hugging Face: of users, of organizations, of applications, short-lived ones.
     re.compile(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt|app|org|xet)_[\w.~+/=-]{8,}|api_org_[A-Za-z0-9]{20,}", re.I),
     # GitHub and GitLab, package indexes, Slack, OpenAI and Anthropic, Google, Stripe.
     re.compile(
-        r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|oas|cbt|dt|rt|ptt|ft|soat|ffct|imt|agent)-[\w-]{16,}|npm_[A-Za-z0-9]{30,}"
+        r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|oas|cbt|dt|rt|ptt|ft|soat|ffct|imt|agent)-[\w-]{16,}(?:\.\w{2}\.\w{7,})?|npm_[A-Za-z0-9]{30,}"
         r"|pypi-[\w-]{40,}|xox[abceoprs]-[\w-]{10,}|xapp-[\w-]{10,}|sk-[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w.-]{20,}"
         r"|[rs]k_(?:live|test)_\w{16,}|GOCSPX-[\w-]{16,})",
         re.I,
@@ -56,6 +61,8 @@ _PATTERNS = [
     ),
     # The ids of AWS's keys (IAM identifiers); JSON web tokens; private keys.
     re.compile(r"(?<![A-Za-z0-9])A(?:3T[A-Z0-9]|KIA|SIA|GPA|IDA|ROA|NPA|NVA)[A-Z0-9]{16}(?![A-Za-z0-9])", re.I),
+    # Telegram's bots, Google's refresh tokens, Twilio's keys.
+    re.compile(r"(?<!\d)\d{8,10}:AA[\w-]{33,}|(?<!\d)1//0[\w-]{30,}|(?<![A-Za-z0-9])SK[0-9a-f]{32}(?![A-Za-z0-9])"),
     re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
     re.compile(
         r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S
@@ -66,7 +73,7 @@ _KEYS_END = re.compile(r"-----(?:KCOLB )?YEK ETAVIRP[A-Z ]{0,20} DNE-----(?:(?:\
 _AFTER = [
     re.compile(rf"(bearer\s+){_VALUE}{{4,}}", re.I),
     re.compile(
-        r"(authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token|api-?key|key|negotiate|ntlm|sso-key|splunk)"
+        rf"(authorization{_MARK}\s*[:=]\s*{_MARK}(?:basic|bearer|token|api-?key|key|negotiate|ntlm|sso-key|splunk)"
         rf"(?:\s|%20|\+)+){_VALUE}+",
         re.I,
     ),
@@ -76,6 +83,7 @@ _AFTER = [
         r"(?!\[token removed\])[^\r\n]+",
         re.I,
     ),
+    re.compile(rf"(authorization{_MARK}\s*[:=]\s*{_MARK}){_MIXED}", re.I),
     re.compile(rf"(\bsshpass\s+-p\s*[\"']?){_VALUE}+", re.I),
     # Of a command line, of .netrc and of Docker's settings; a token under its bare name, which tokenizers have as well.
     re.compile(rf"((?:^|\s)--(?:{_NAMES}|token)\s+){_VALUE}{{6,}}", re.I),
@@ -84,19 +92,33 @@ _AFTER = [
     re.compile(rf"(\"_?auth\"\s*:\s*\"|\b_auth\s*=\s*){_VALUE}{{8,}}", re.I),
     re.compile(rf"(\bcookie[\"']?\s*:\s*[\"']?(?:[\w.-]+=)?+){_VALUE}{{6,}}", re.I),
     re.compile(
-        r"((?:(?<![A-Za-z])|(?<=[_-]))token[\"']?\s*[=:]\s*[\"']?)"
-        rf"(?=[\w.+/=~-]{{0,99}}\d)(?=[\w.+/=~-]{{0,99}}[A-Za-z]){_VALUE}{{16,}}",
-        re.I,
+        rf"((?:(?:(?<![A-Za-z])|(?<=[_-]))token|\bapi key(?: provided)?){_MARK}\s*[=:]\s*{_MARK}){_MIXED}", re.I
     ),
-    re.compile(rf"((?:{_NAMES})[\"']?\s*[=:]\s*[\"']?){_VALUE}{{6,}}", re.I),
+    # In quotation marks to the closing one, whatever stands between.
+    *(
+        re.compile(
+            rf"((?:{_NAMES})[\"']?\s*[=:]\s*{mark})(?!\[token removed\])[^{mark}\r\n\\]{{6,200}}(?={mark})", re.I
+        )
+        for mark in "\"'"
+    ),
+    re.compile(rf"((?:{_NAMES}){_MARK}\s*[=:]\s*{_MARK}){_VALUE}{{6,}}", re.I),
     # What stands before the host of an address: a name with a password, or a token alone.
     re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\]@)[^\s/@:\"'<>]*:[^\s/\"'<>]+(?=@)", re.I),
     re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\])[^\s/@:\"'<>]{16,}(?=@)", re.I),
+    # The same, percent-encoded in part or as a whole.
+    re.compile(
+        r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\])[^\s/@:%\"'<>]{0,99}%3A[^\s/@:\"'<>]{1,200}(?=@)", re.I
+    ),
+    re.compile(
+        r"(\b[a-z][a-z0-9+.-]{0,30}%3A%2F%2F)(?!\[token removed\])"
+        r"[^\s/@:%\"'<>&]{0,99}%3A(?:(?!%2F)[^\s/@:\"'<>&]){1,200}(?=%40)",
+        re.I,
+    ),
 ]
 # One of these stands in whatever one of the patterns finds.
 _HINT = re.compile(
     rf"_|-|://|bearer|authorization|AIza|ya29|eyJ|{_NAMES}|A[3KSGIRN][TIPDOV]|dapi|hv[sbr]\.|SG\.|ATATT|ATBB|LTAI|FlyV1|"
-    r"token|cookie|auth\"|sshpass|dp\.|AQ\.|EAAC",
+    r"token|cookie|auth\"|sshpass|dp\.|AQ\.|EAAC|%3A|:AA|1//0|SK[0-9a-f]{8}|api key",
     re.I,
 )
 

@@ -38,7 +38,7 @@ class _Kept:
     def resume(self, packages: dict[str, str]) -> list[GateFile]:
         """Return the gates that are there; raises HarnessError if they are of something else, or of another device."""
         try:
-            kept = json_file(self.path)
+            kept = json_file(self.path, once=True)
             changed = self.options.changed(TypeAdapter(Options).validate_python(kept["options"]))
             if kept["threads"] != worker_threads():
                 changed.append(f"OMP_NUM_THREADS: {kept['threads']} then, {worker_threads()} now")

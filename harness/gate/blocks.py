@@ -20,6 +20,7 @@ from harness.base.errors import (
     WorkerError,
     WrongKernels,
 )
+from harness.base.memory import TooLittleMemory
 from harness.gate.bench import Bench
 from harness.gate.plan import Unit
 from harness.gate.schedule import Turns
@@ -31,7 +32,16 @@ from harness.records.metrics import OF_LOAD, TEXT_QUALITY
 from harness.records.schema import Failure, Scalar
 
 # What says nothing of the recipe that was being measured, and the words of a worker that met a full disk.
-_OF_THE_MACHINE = (ArtifactError, BrokenEnvironment, DiscardedBlocks, MatrixError, OutOfTime, RecordError, VoidLoad)
+_OF_THE_MACHINE = (
+    ArtifactError,
+    BrokenEnvironment,
+    DiscardedBlocks,
+    MatrixError,
+    OutOfTime,
+    RecordError,
+    TooLittleMemory,
+    VoidLoad,
+)
 
 
 _FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))

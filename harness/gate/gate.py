@@ -355,7 +355,7 @@ class Gate:
         except OSError as error:
             raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
         self.part.wrote(text)
-        return GateResult(self.run.folder, verdicts, gatefile.parse(json_value(text), str(path)))
+        return GateResult(self.run.folder, verdicts, gatefile.parse(json_value(text, once=True), str(path)))
 
 
 def _remarks(kept: float) -> list[str]:

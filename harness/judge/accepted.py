@@ -89,7 +89,7 @@ class Acceptances(BaseModel):
         if not path.exists():
             return cls.model_validate({})
         try:
-            found = cls.model_validate(json_file(path, finite=True))
+            found = cls.model_validate(json_file(path, finite=True, once=True))
         except OSError as error:
             raise AcceptError(f"{path}: cannot be read ({error.strerror})") from error
         except ValidationError as error:

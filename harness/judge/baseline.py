@@ -98,7 +98,7 @@ def load(path: Path) -> Baseline:
     way is better, nor how much its own values differ.
     """
     try:
-        data = json_file(path)
+        data = json_file(path, once=True)
         version = data.get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BaselineError(f"{path}: schema version {version} is newer than this harness reads ({SCHEMA_VERSION})")

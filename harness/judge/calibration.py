@@ -100,7 +100,7 @@ class Calibration(BaseModel):
         if not path.is_file():
             return None
         try:
-            found = cls.model_validate(migrate_calibration(json_file(path)))
+            found = cls.model_validate(migrate_calibration(json_file(path, once=True)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ValidationError) as error:
             raise HarnessError(f"{path}: cannot be read ({error}); calibrate anew") from error
         if problem := found.problem:

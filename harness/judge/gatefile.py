@@ -228,7 +228,7 @@ def load(path: Path) -> GateFile:
     """
     file = path / "gate.json" if is_folder(path) else path
     try:
-        return parse(json_file(file), str(file))
+        return parse(json_file(file, once=True), str(file))
     except OSError as error:
         raise GateError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -90,7 +90,7 @@ def load(results: Path, hardware: str, device: str) -> Check | None:
     if not path.is_file():
         return None
     try:
-        found = Check.model_validate(json_file(path))
+        found = Check.model_validate(json_file(path, once=True))
     except (OSError, ValueError, ValidationError) as error:
         raise RecordError(
             f"{path}: no check of neighbours ({error}); make it anew: python -m harness neighbours"

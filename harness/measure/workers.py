@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import WorkerError
+from harness.base.memory import check_limits
 from harness.base.text import duration, file_name
 from harness.contract.protocol import Job
 from harness.matrix.measurements import TimeLimits
@@ -139,6 +140,7 @@ class Workers:
 
         ``role`` is what it is to do, ``of`` which cell.
         """
+        check_limits(worker=True)
         label = f"{role} {of}".strip()
         environment = environment or self.environment
         if family is None:
@@ -170,6 +172,7 @@ class Workers:
         family: str,
     ) -> Server:
         """Start a server, which does not answer yet; ``arguments`` are those of its module for a port."""
+        check_limits(worker=True)
         port, label = free_port(), f"{role} {of}"
         given, log = arguments(port), self.log(label)
         forks = self._fork_server(family, variables, environment)

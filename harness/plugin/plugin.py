@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
+from harness.base.secrets import without_secrets
 from harness.matrix.plan import Cell
 from harness.plugin import collect, hooks
 from harness.plugin.collect import Claim
@@ -237,7 +238,11 @@ def pytest_runtest_makereport(
     report = yield
     item.stash.setdefault(reports_key, []).append(report)
     error = call.excinfo.value if call.excinfo else None
+    # What a test printed, and an error of others with all that it came of, goes to the terminal and to JUnit XML.
+    report.sections = [(title, without_secrets(text)) for title, text in report.sections]
     if not isinstance(error, HarnessError):
+        if report.failed and (kept := without_secrets(report.longreprtext)) != report.longreprtext:
+            report.longrepr = kept
         return report
     cell = cell_of(item)
     text = str(error)

@@ -223,7 +223,7 @@ def _project_folder() -> Path:
 
 def _read(path: Path) -> Publication:
     try:
-        return Publication.model_validate(json_file(path))
+        return Publication.model_validate(json_file(path, once=True))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"

@@ -92,7 +92,7 @@ def nights(runs: Iterable[Run]) -> tuple[list[Night], list[str]]:
         if not path.is_file():
             continue
         try:
-            data = json_file(path)
+            data = json_file(path, once=True)
             found.append(Night(Path(data["baseline"]).stem, [VERDICT.validate_python(it) for it in data["verdicts"]]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{path}: left out, {type(error).__name__}: {str(error).splitlines()[0]}")

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness import __main__
-from harness.base.memory import wanting
+from harness.base.memory import TooLittleMemory, check_limits, wanting
+from harness.gate.blocks import of_the_machine
+from harness.matrix.measurements import TimeLimits
+from harness.measure.workers import Workers
+from harness.runtime.environment import Environment
+from harness.runtime.store import Store
 from harness.worker import __main__ as worker
 
 
@@ -30,6 +35,22 @@ def test_a_limit_in_which_libraries_hang_is_refused_by_name(words: list[str], re
     assert done.returncode in (2, 4), told
     assert "this process may have 500 MB of address space (ulimit -v)" in told
     assert "Traceback" not in told
+
+
+def test_no_worker_is_started_where_the_imports_of_torch_would_hang(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limits = TimeLimits(prepare=1, start=1, measure=1, evaluate=1)
+    workers = Workers(Store(tmp_path / "cache"), tmp_path, Environment(), limits=limits)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (1300 << 20, 1300 << 20))
+    check_limits()
+    with pytest.raises(TooLittleMemory, match="may have 1300 MB of address space") as caught:
+        workers.once("compatibility", {}, "write_logits", None)
+    # It says nothing of the version that was to be tried.
+    assert of_the_machine(caught.value)
+    assert not list(tmp_path.glob("*.log"))
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    check_limits(worker=True)
 
 
 @pytest.mark.parametrize(
