@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError, RecordError
-from harness.base.files import write_text
+from harness.base.errors import HarnessError
 from harness.base.reading import json_value
-from harness.base.text import file_name
 from harness.cluster import units as cluster
 from harness.cluster.campaign import PATIENCE, Campaign, Clocks, Engine, Event
 from harness.gate import identity, merged
-from harness.gate.gate import GateResult
+from harness.gate.gate import GateResult, keep
 from harness.gate.pace import Known
 from harness.gate.part import VARIABLE, Part
 from harness.gate.plan import Unit
@@ -35,7 +33,7 @@ from harness.matrix.hardware import Hardware
 from harness.records.metrics import SIZES
 from harness.records.place import Place
 from harness.records.run import Run
-from harness.records.schema import LINE, Failure, Line, Measurement
+from harness.records.schema import Failure, Line, Measurement
 
 _MORE_BLOCKS = 2
 """A block and its mirror image: what a unit is given more whose verdicts the whole gate leaves open."""
@@ -263,10 +261,7 @@ class Far:
         elif kind == "said":
             self.progress(f"{unit.name}: {event['words']}")
         elif kind == "end":
-            for name, text in event["logs"].items():
-                path = self.run.logs / f"{file_name(unit.name)}-{name}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+            self.run.keep_logs(unit.name, event["logs"])
 
     def _came_to(self, group: Group, file: GateFile) -> None:
         if not self.alike:
@@ -281,12 +276,7 @@ class Far:
         self.write()
 
     def _record(self, group: Group, event: Event) -> None:
-        line = LINE.validate_json(event["line"])
-        line = line.model_copy(update={"time": self._clocks.dated(group.name, line.time)})
-        if event["attachment"]:
-            name = Path(event["attachment"]["name"]).stem
-            path = self.run.attach(name, json_value(event["attachment"]["text"]))
-            line = line.model_copy(update={"attachment": path})
+        line = self.run.adopt(event["line"], event["attachment"], lambda at: self._clocks.dated(group.name, at))
         if isinstance(line, Measurement):
             device = f"{group.devices[-1][:12]} {line.state_before.get('gpu', '')}".strip() if group.devices else ""
             line = line.model_copy(update={"flags": {**line.flags, DEVICE: device}})
@@ -355,12 +345,7 @@ class Far:
                 "options": self.options,
             },
         )
-        path, text = self.run.folder / "gate.json", gate.text()
-        try:
-            write_text(path, text)
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
-        return GateResult(self.run.folder, list(gate.verdicts), gatefile.parse(json_value(text), str(path)))
+        return keep(self.run.folder, gate)
 
 
 def _devices(lines: Iterable[Line]) -> list[str]:

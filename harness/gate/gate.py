@@ -58,6 +58,20 @@ class GateResult:
         return self.file.exit_status
 
 
+def keep(folder: Path, gate: GateFile, wrote: Callable[[str], None] = lambda _: None) -> GateResult:
+    """Write gate.json into a gate's folder, tell ``wrote`` its text, and return it as it is read from there.
+
+    Raises RecordError where it cannot be written.
+    """
+    path, text = folder / "gate.json", gate.text()
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
+    wrote(text)
+    return GateResult(folder, list(gate.verdicts), gatefile.parse(json_value(text, once=True), str(path)))
+
+
 class Gate:
     """One gate from its environments to its verdicts; every step leaves gate.json behind, so it can be resumed."""
 
@@ -349,13 +363,7 @@ class Gate:
             units={unit.id: _state(unit) for unit in self.units},
             remarks=_remarks(self.ledger.dependence()),
         )
-        path, text = self.run.folder / "gate.json", gate.text()
-        try:
-            write_text(path, text)
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be written ({error.strerror}); free some space and --resume") from error
-        self.part.wrote(text)
-        return GateResult(self.run.folder, verdicts, gatefile.parse(json_value(text, once=True), str(path)))
+        return keep(self.run.folder, gate, self.part.wrote)
 
 
 def _remarks(kept: float) -> list[str]:

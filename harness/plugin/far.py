@@ -19,9 +19,7 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
-from harness.base.reading import json_value
 from harness.base.terminal import columns
-from harness.base.text import file_name
 from harness.cluster.campaign import Campaign, Clocks, Engine, Event
 from harness.cluster.choice import engine_on
 from harness.cluster.units import Unit
@@ -39,7 +37,7 @@ from harness.plugin.session import begun
 from harness.plugin.stash import claim_key, matrix_of, name_of, session_key
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import LINE, Header, Line, Measurement, Outcome
+from harness.records.schema import Header, Line, Measurement, Outcome
 from harness.runtime.environment import Environment
 from harness.runtime.shared import address
 
@@ -300,19 +298,12 @@ class Far:
             self._clocks.began(unit.name, event)
             self.say(f"{unit.name} begins on node {event['node'][:8]}")
         elif kind == "end":
-            for name, text in event["logs"].items():
-                path = self.session.run.logs / f"{file_name(unit.name)}-{name}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+            self.session.run.keep_logs(unit.name, event["logs"])
 
     def _record(self, unit: Unit, event: Event) -> None:
-        line = LINE.validate_json(event["line"])
-        line = line.model_copy(update={"time": self._clocks.dated(unit.name, line.time)})
-        if event["attachment"]:
-            name = Path(event["attachment"]["name"]).stem
-            path = self.session.run.attach(name, json_value(event["attachment"]["text"]))
-            line = line.model_copy(update={"attachment": path})
-        self.session.run.append(line)
+        run = self.session.run
+        line = run.adopt(event["line"], event["attachment"], lambda at: self._clocks.dated(unit.name, at))
+        run.append(line)
         self._kept.add(line)
 
     def _report(self, data: dict[str, Any]) -> pytest.TestReport:

@@ -185,6 +185,25 @@ class Run:
         except (OSError, ValueError) as error:
             raise RecordError(f"{path}: this detail of a record cannot be read ({error})") from error
 
+    def adopt(self, line: str, attached: Mapping[str, str], dated: Callable[[float], float]) -> Line:
+        """Return a line that a session on another machine wrote, by this machine's clock, with its attachment here.
+
+        ``attached`` has the attachment's ``name`` and ``text``, or is empty; ``dated`` translates times. Nothing is
+        appended yet.
+        """
+        found = LINE.validate_json(line)
+        changes: dict[str, Any] = {"time": dated(found.time)}
+        if attached:
+            changes["attachment"] = self.attach(Path(attached["name"]).stem, json_value(attached["text"]))
+        return found.model_copy(update=changes)
+
+    def keep_logs(self, of: str, logs: Mapping[str, str]) -> None:
+        """Write the logs that such a session brought, by name, beside this run's own."""
+        for name, text in logs.items():
+            path = self.logs / f"{file_name(of)}-{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
 
 @contextlib.contextmanager
 def _kept(path: Path, what: str) -> Iterator[None]:
