@@ -24,6 +24,8 @@ from harness.judge.stats import Decision
 
 CONFIDENCE = 0.98
 """Of the interval that calls a loss: of models that are as good as each other it calls one in a hundred."""
+_SAME = 1e-300
+"""Margins no further apart than this are all the same: a density of less spread is beyond all numbers."""
 
 
 def density(margins: Sequence[float]) -> float:
@@ -38,7 +40,7 @@ def density(margins: Sequence[float]) -> float:
 
 def _density(values: np.ndarray) -> float:
     quartiles = np.subtract(*np.percentile(values, [75, 25])) / 1.349
-    spread = min((it for it in (values.std(), quartiles) if it > 0), default=0.0)
+    spread = min((it for it in (values.std(), quartiles) if it > _SAME), default=0.0)
     if not spread:
         return 0.0
     width = 0.9 * spread * len(values) ** -0.2

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.base.errors import TooFewSamples
@@ -26,6 +26,7 @@ def judged(old: list[float], new: list[float], metric: str = "answer_margin") ->
 
 
 @given(MARGINS)
+@example([0.0, 5e-324])
 def test_answers_that_are_the_same_pass(margins: list[float]) -> None:
     found = judged(margins, margins)
     assert (found.verdict, found.reason) == ("pass", "identical")
