@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from harness.base.text import digest
 from harness.contract.warden import descendants
 from harness.machine.vendor import State
 
@@ -55,6 +57,16 @@ def times() -> Times:
 def processors() -> int:
     """Return how many processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def instructions() -> str:
+    """Return what code is compiled for here: the architecture, and a digest of the processor's instruction sets."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, told = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return f"{platform.machine()} {digest(sorted(told.split()))}"
+    return platform.machine()
 
 
 def clock() -> float:

@@ -11,6 +11,7 @@ from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
 from harness.measure.recorder import Recorder
 from harness.measure.rounds import check, words
 from harness.records.schema import Measurement, Scalar
+from harness.runtime.job import Server, Worker
 
 
 def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
@@ -33,10 +34,14 @@ def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
             raise HarnessError(f"engine of {cell.id} holds {len(plain)} linear layers unquantized: {shown}")
         quantized = sum(tensor != "Tensor" for tensor in layers.values())
         return {
-            "engine_start": Figure(worker.start_seconds, [worker.start_seconds]),
+            "engine_start": Figure(worker.start_seconds, [worker.start_seconds], statistics=cold(worker, "start")),
             "kv_cache_capacity": Figure(float(worker.info["kv_cache_tokens"])),
             "quantized_layers": Figure(float(quantized), statistics={"layers": float(len(layers))}),
-            **({"compile_time": Figure(worker.info["compile_seconds"])} if compiles else {}),
+            **(
+                {"compile_time": Figure(worker.info["compile_seconds"], statistics=cold(worker, "compile"))}
+                if compiles
+                else {}
+            ),
         }
 
     names = ("engine_start", "kv_cache_capacity", "quantized_layers", *(["compile_time"] if compiles else []))
@@ -44,6 +49,18 @@ def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     return recorder.take(
         cell, {"kind": "engine"}, take, names=names, engine=True, again=lambda: fleet.renew(cell, "engine")
     )
+
+
+def cold(started: Worker | Server, what: str) -> dict[str, float]:
+    """Return what a record's statistics say of a start that found what an earlier one had compiled; else nothing.
+
+    ``cold_start`` and ``cold_compile`` are the seconds of the start that had found nothing.
+    """
+    found = started.compiled.found if started.compiled else None
+    if found is None:
+        return {}
+    name = f"{what}_seconds"
+    return {"kept_compilation": 1.0} | ({f"cold_{what}": found[name]} if name in found else {})
 
 
 def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Measurement:

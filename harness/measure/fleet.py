@@ -178,6 +178,9 @@ class Fleet(Launches):
         engine = worker.worker if isinstance(worker, Shared) else worker
         compiling = float(engine.info.get("compile_seconds", 0.0)) if isinstance(engine, Worker) and fresh else 0.0
         self._clock.inside("compile", compiling, cell)
+        if fresh and worker.compiled:
+            told = isinstance(engine, Worker) and {"compile_seconds": compiling, "start_seconds": engine.start_seconds}
+            worker.compiled.keep(told or None)
 
     def _settle(self, cell: Cell, of: Place) -> None:
         """Wait until all workers started ahead are idle, so that none disturbs a measurement."""

@@ -9,11 +9,13 @@ from typing import Any
 
 from harness.base.reading import json_file
 from harness.contract import repeated
+from harness.machine import probe, processor
 from harness.matrix.plan import Cell
 from harness.measure import served
 from harness.measure.checkpoints import Checkpoints
 from harness.measure.workers import Workers
 from harness.records.schema import Scalar
+from harness.runtime.compiled import Compiled
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server, Worker
 from harness.servers import registry
@@ -108,6 +110,7 @@ class Launches:
         cell = serving(cell)
         backend, environment, options = self.backend(cell), self.environment_of(cell), self.options(cell)
         checkpoint, variables = self._checkpoints.served(cell).folder, self.variables(cell)
+        compiled = self._compiled(cell, options)
         if shares(cell):
             return self._workers.share(
                 backend.shared_worker,
@@ -117,6 +120,7 @@ class Launches:
                 variables=variables,
                 environment=environment,
                 family=backend.family,
+                compiled=compiled,
             )
         if kind == "engine":
             return self._workers.start(
@@ -127,6 +131,7 @@ class Launches:
                 variables=variables,
                 environment=environment,
                 family=backend.family,
+                compiled=compiled,
             )
         return self._workers.serve(
             backend.module,
@@ -136,7 +141,32 @@ class Launches:
             variables=variables,
             environment=environment,
             family=backend.family,
+            compiled=compiled,
         )
+
+    def _compiled(self, cell: Cell, options: Mapping[str, Scalar]) -> Compiled | None:
+        """Return where a start's compilers work; None where it compiles nothing.
+
+        The key is all that decides what they make: the model's shape and recipe as its configuration has them, what the
+        server is told, and the packages, interpreter and device. Of torchao it has the code too: compilers keep
+        what its tensors did and look at no more than its version.
+        """
+        into = self.backend(cell).compiles_into(options)
+        if not into:
+            return None
+        environment = self.environment_of(cell)
+        key = {
+            "server": cell.server,
+            "config": {name: value for name, value in self._config(cell).items() if name != "_name_or_path"},
+            "options": options,
+            "variables": self.variables(cell),
+            "packages": environment.decisive(*registry.distributions()),
+            "torchao": environment.sources("torchao"),
+            "python": [environment.python, environment.interpreter(), str(environment.overlay or "")],
+            "device": probe.device(cell.hardware).name,
+            "processor": processor.instructions(),
+        }
+        return Compiled(self._workers.store, key, into, cell.id)
 
     def _launch_transformers(self, cell: Cell, kind: str) -> Worker:
         specification = {

@@ -8,11 +8,12 @@ from typing import Any
 from harness.base.errors import HarnessError, WorkerError
 from harness.contract.tutorial import CHAT
 from harness.matrix.plan import Cell
+from harness.measure.engine import cold
 from harness.measure.figures import Figure, Timer, between_rounds, in_a_row, percentiles, thinned
 from harness.measure.flow import Flow
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
-from harness.runtime.job import Server
+from harness.runtime.job import Server, Shared
 from harness.servers.base import SERVED_NAME
 
 
@@ -21,10 +22,14 @@ def server(recorder: Recorder, cell: Cell) -> Measurement:
     fleet = recorder.flow.fleet
 
     def take() -> dict[str, Figure]:
-        seconds = fleet.server(cell).start_seconds
+        started = fleet.server(cell)
+        seconds, told = started.start_seconds, cold(started, "start")
         client = fleet.client(cell).start_seconds
         recorder.note(cell, {"kind": "client"}, "engine_start", Figure(client), engine=True)
-        return {"engine_start": Figure(seconds, [seconds])}
+        if not isinstance(started, Shared):
+            # Those seconds are an offline engine's.
+            told.pop("cold_start", None)
+        return {"engine_start": Figure(seconds, [seconds], statistics=told)}
 
     # The start is of the block that is discarded.
     return recorder.take(

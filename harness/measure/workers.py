@@ -17,6 +17,7 @@ from harness.contract.protocol import Job
 from harness.matrix.measurements import TimeLimits
 from harness.matrix.plan import Cell
 from harness.records.place import Place
+from harness.runtime.compiled import Compiled
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server, Shared, Worker, free_port
 from harness.runtime.process import ForkServer, Process
@@ -135,10 +136,11 @@ class Workers:
         variables: dict[str, str] | None = None,
         environment: Environment | None = None,
         family: str | None = None,
+        compiled: Compiled | None = None,
     ) -> Worker:
         """Start a worker, not ready yet: forked with the imports of ``family``, or executed if that is empty.
 
-        ``role`` is what it is to do, ``of`` which cell.
+        ``role`` is what it is to do, ``of`` which cell, ``compiled`` where its compilers work.
         """
         check_limits(worker=True)
         label = f"{role} {of}".strip()
@@ -154,6 +156,7 @@ class Workers:
             role=role,
             variables=variables,
             forks=self._fork_server(family, variables or {}, environment),
+            compiled=compiled,
             progress=lambda value: self.progress(f"{label}: {_in_words(value)}"),
             waiting=self._waiting,
         )
@@ -170,19 +173,21 @@ class Workers:
         variables: dict[str, str],
         environment: Environment,
         family: str,
+        compiled: Compiled | None = None,
     ) -> Server:
         """Start a server, which does not answer yet; ``arguments`` are those of its module for a port."""
         check_limits(worker=True)
         port, label = free_port(), f"{role} {of}"
         given, log = arguments(port), self.log(label)
         forks = self._fork_server(family, variables, environment)
+        own = compiled.variables if compiled else {}
         if forks:
-            process: Process = forks.start(module, given, log=log)
+            process: Process = forks.start(module, given, log=log, environ=own)
         else:
             command = [environment.python, "-m", module, *given]
-            process = Process(command, environ=environment.environ(self.store, variables), log=log)
+            process = Process(command, environ=environment.environ(self.store, variables) | own, log=log)
         self._processes.add(process)
-        return Server(process, port=port, label=label, role=role)
+        return Server(process, port=port, label=label, role=role, compiled=compiled)
 
     def share(self, backend: str, specification: Callable[[int], dict[str, Any]], role: str, **started: Any) -> Shared:
         """Start a worker that is a server too, not ready yet; ``specification`` is that for a port."""

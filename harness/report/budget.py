@@ -15,6 +15,8 @@ session's own records, so both sides are of one machine and stack:
   next one finds a warm compile cache: it starts in that time less the compilation, and in no more than the cell's
   server took, which finds the same. The quantized recipes' commands have ``VLLM_DISABLE_COMPILE_CACHE=1``: each
   compiles, all else being warm.
+- Where the session's engine found what an earlier one had compiled, the commands' start as that earlier one did, which
+  had found nothing: its seconds are kept with what it compiled.
 - A server starts as the session's did, though that one found what the engine had compiled; where one engine was shared,
   as that one without its compilation.
 - The first client starts as the session's first did; a later one in the least time that a later client of the session
@@ -182,6 +184,7 @@ class _Starts:
     def __init__(self, rows: Iterable[Measurement]) -> None:
         self.missing: list[str] = []
         self._recorded: dict[tuple[Place, str], float] = {}
+        self._cold: dict[tuple[Place, str], float] = {}
         self._compiling: dict[Place, float] = {}
         self._clients: dict[str, list[float]] = defaultdict(list)
         self._begun: set[object] = set()
@@ -190,13 +193,14 @@ class _Starts:
             kind = str(row.parameters.get("kind", ""))
             if row.metric == "engine_start":
                 self._recorded[_key(row.cell), kind] = row.value
+                self._cold[_key(row.cell), kind] = max(row.value, row.statistics.get("cold_start", 0.0))
                 if row.flags.get("shared_engine"):
                     self._shared.add(_key(row.cell))
                 # One client asks all cells' servers, and each cell names it.
                 if kind == "client" and row.value not in self._clients[row.cell.hardware]:
                     self._clients[row.cell.hardware].append(row.value)
             elif row.metric == "compile_time":
-                self._compiling[_key(row.cell)] = row.value
+                self._compiling[_key(row.cell)] = row.statistics.get("cold_compile", row.value)
 
     def of(self, row: Measurement) -> float:
         """Return the start of the process of the command that gives a row; a server's is not among them."""
@@ -220,7 +224,7 @@ class _Starts:
         return sum(seconds for (of, kind), seconds in self._recorded.items() if of == cell and kind not in besides)
 
     def _start(self, cell: Cell, kind: str) -> float:
-        seconds = self._recorded.get((_key(cell), kind))
+        seconds = self._cold.get((_key(cell), kind))
         if seconds is None:
             self.missing.append(f"the {kind} of {cell.model.name} {cell.recipe.name} on {cell.on}")
         return seconds or 0.0

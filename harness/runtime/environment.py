@@ -43,6 +43,20 @@ print(json.dumps(found))
 """
 
 
+# Of a package as it lies there, which is not imported for it. Of what is compiled the size will do.
+_READ_SOURCES = """
+import hashlib, importlib.util, json, pathlib, sys
+found = hashlib.sha256()
+spec = importlib.util.find_spec(sys.argv[1])
+for root in sorted(spec.submodule_search_locations or []) if spec else []:
+    for path in sorted(pathlib.Path(root).rglob("*")):
+        if path.suffix in (".py", ".so"):
+            told = path.read_bytes() if path.suffix == ".py" else str(path.stat().st_size).encode()
+            found.update(f"{path.relative_to(root)} {hashlib.sha256(told).hexdigest()}\\n".encode())
+print(json.dumps(found.hexdigest()))
+"""
+
+
 @dataclass(frozen=True)
 class Environment:
     """An interpreter and what stands before its own packages.
@@ -92,6 +106,10 @@ class Environment:
         """Return the version of every distribution that a worker of this environment sees."""
         return _packages(self.python, str(self.overlay or ""))
 
+    def sources(self, package: str) -> str:
+        """Return a digest of a package's code, as a worker of this environment sees it: a version may stand for two."""
+        return _sources(self.python, str(self.overlay or ""), package)
+
     def interpreter(self) -> str:
         """Return the interpreter's implementation, version and build."""
         return _interpreter(self.python)
@@ -136,12 +154,23 @@ def _normal(name: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _packages(python: str, overlay: str) -> dict[str, str]:
+    found: dict[str, str] = _asked_of(python, overlay, _LIST_PACKAGES)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _sources(python: str, overlay: str, package: str) -> str:
+    return str(_asked_of(python, overlay, _READ_SOURCES, package))
+
+
+def _asked_of(python: str, overlay: str, code: str, *arguments: str) -> Any:
+    """Return what code prints of the packages that an interpreter has behind those of a folder."""
     environ = os.environ | {"PYTHONNOUSERSITE": "1"}
     if overlay:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [overlay, environ.get("PYTHONPATH", "")]))
     try:
         result = subprocess.run(
-            [python, "-c", _LIST_PACKAGES], capture_output=True, text=True, env=environ, timeout=60, check=False
+            [python, "-c", code, *arguments], capture_output=True, text=True, env=environ, timeout=60, check=False
         )
     except OSError as error:
         raise BrokenEnvironment(f"{python} is not an interpreter that can be started ({error.strerror})") from error
@@ -149,8 +178,7 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
         raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
     if result.returncode:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
-    found: dict[str, str] = printed(python, result.stdout)
-    return found
+    return printed(python, result.stdout)
 
 
 def printed(python: str, output: str) -> Any:

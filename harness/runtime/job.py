@@ -20,6 +20,7 @@ from harness.base.errors import WorkerError
 from harness.base.reading import json_value
 from harness.base.text import redact
 from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.runtime.compiled import Compiled
 from harness.runtime.environment import Environment
 from harness.runtime.process import ForkServer, Process, root_cause
 from harness.runtime.store import Store
@@ -29,9 +30,9 @@ class Worker:
     """A backend in a fresh process, opened once and asked many times.
 
     ``info`` is what the backend said when it was ready; ``start_seconds`` the time from the process's start until
-    then, imports included. ``forks`` makes the process; without, it is executed in ``environment``. Every method
-    raises WorkerError when the worker fails, and the worker is gone afterwards, unless the backend merely raised an
-    exception: then it goes on (``alive`` tells).
+    then, imports included. ``forks`` makes the process; without, it is executed in ``environment``. ``compiled`` is
+    where its compilers work, if it has any. Every method raises WorkerError when the worker fails, and the worker is
+    gone afterwards, unless the backend merely raised an exception: then it goes on (``alive`` tells).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Worker:
         role: str = "",
         variables: dict[str, str] | None = None,
         forks: ForkServer | None = None,
+        compiled: Compiled | None = None,
         progress: Callable[[dict[str, Any]], None] = lambda _: None,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
@@ -53,6 +55,7 @@ class Worker:
         self.info: dict[str, Any] = {}
         self.start_seconds = 0.0
         self.asked = 0
+        self.compiled = compiled
         self._ready = False
         self._progress = progress
         self._waiting = waiting
@@ -60,12 +63,13 @@ class Worker:
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
         fds = {REQUESTS_FD: requests_read, REPLIES_FD: replies_write}
+        own = compiled.variables if compiled else {}
         self.process = (
-            forks.start("harness.worker", [], log=log, fds=fds)
+            forks.start("harness.worker", [], log=log, fds=fds, environ=own)
             if forks
             else Process(
                 [environment.python, "-m", "harness.worker"],
-                environ=environment.environ(store, variables) | {name: str(fd) for name, fd in fds.items()},
+                environ=environment.environ(store, variables) | own | {name: str(fd) for name, fd in fds.items()},
                 log=log,
                 pass_fds=tuple(fds.values()),
             )
@@ -108,6 +112,8 @@ class Worker:
                 time.sleep(0.02)
             self.process.end()
             os.close(self._replies)
+        if self.compiled:
+            self.compiled.close(whole=self._ready)
 
     def _send(self, line: str) -> None:
         try:
@@ -182,8 +188,11 @@ _LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
     """An HTTP server on 127.0.0.1, in a process of its own, asked over its OpenAI-compatible interface."""
 
-    def __init__(self, process: Process, *, port: int, label: str, role: str = "server") -> None:
+    def __init__(
+        self, process: Process, *, port: int, label: str, role: str = "server", compiled: Compiled | None = None
+    ) -> None:
         self.label = label
+        self.compiled = compiled
         self.role = role
         self.url = f"http://127.0.0.1:{port}"
         self.start_seconds = 0.0
@@ -262,6 +271,8 @@ class Server:
     def close(self) -> None:
         """End the server and everything it started."""
         self.process.end(gently=True)
+        if self.compiled:
+            self.compiled.close(whole=self.ready)
 
     def _failed(self, stage: str, kind: str, words: str) -> WorkerError:
         log = self.process.log_text() if stage == "start" else ""
@@ -272,7 +283,7 @@ class Shared(Server):
     """A server whose process is a worker too: ``worker`` asks the same engine for what an offline one is asked for."""
 
     def __init__(self, worker: Worker, *, port: int) -> None:
-        super().__init__(worker.process, port=port, label=worker.label, role=worker.role)
+        super().__init__(worker.process, port=port, label=worker.label, role=worker.role, compiled=worker.compiled)
         self.worker = worker
 
     @property

@@ -128,7 +128,7 @@ class ForkServer:
     """A process that imports what one family of workers needs, once, and forks a fresh worker for every job.
 
     Starting a worker so takes milliseconds instead of the seconds that its imports take. All of its workers share
-    its interpreter and environment variables. ``start`` does not wait for the imports.
+    its interpreter and, but for those of one's own, its environment variables. ``start`` does not wait for the imports.
     """
 
     def __init__(self, family: str, *, python: str, environ: dict[str, str], log: Path) -> None:
@@ -146,9 +146,20 @@ class ForkServer:
     def alive(self) -> bool:
         return self._socket.fileno() >= 0 and self.process.exit_code() is None
 
-    def start(self, module: str, arguments: list[str], *, log: Path, fds: dict[str, int] | None = None) -> Forked:
-        """Run ``python -m module arguments...`` in a forked process; each of ``fds`` is passed under its name."""
-        return Forked(self, module, arguments, log=log, fds=fds or {})
+    def start(
+        self,
+        module: str,
+        arguments: list[str],
+        *,
+        log: Path,
+        fds: dict[str, int] | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> Forked:
+        """Run ``python -m module arguments...`` in a forked process; each of ``fds`` is passed under its name.
+
+        ``environ`` are variables of that process alone.
+        """
+        return Forked(self, module, arguments, log=log, fds=fds or {}, environ=environ or {})
 
     def send(self, job: dict[str, Any], fds: list[int]) -> None:
         """Send one job; a server that has died says so through the job's own descriptors, which close."""
@@ -165,7 +176,14 @@ class Forked(Process):
     """A command that a fork server runs: the same promises as of a :class:`Process`, without the imports' time."""
 
     def __init__(
-        self, server: ForkServer, module: str, arguments: list[str], *, log: Path, fds: dict[str, int]
+        self,
+        server: ForkServer,
+        module: str,
+        arguments: list[str],
+        *,
+        log: Path,
+        fds: dict[str, int],
+        environ: dict[str, str],
     ) -> None:
         control_read = self._begin(log)
         self._server = server
@@ -176,7 +194,7 @@ class Forked(Process):
         os.set_blocking(self._status, False)
         with log.open("ab") as output:
             server.send(
-                {"module": module, "arguments": arguments, "names": list(fds)},
+                {"module": module, "arguments": arguments, "names": list(fds), "environ": environ},
                 [control_read, status_write, output.fileno(), *fds.values()],
             )
         os.close(control_read)

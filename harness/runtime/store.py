@@ -106,6 +106,44 @@ class Store:
         self._trusted[name] = artifact
         return artifact
 
+    def read(self, kind: str, key: dict[str, Any], use: Callable[[Artifact], None], *, label: str) -> bool:
+        """Have ``use`` read the artifact of ``kind`` for ``key``, which nobody replaces meanwhile, if it is there.
+
+        Returns whether it was; a damaged one is thrown away, and told of.
+        """
+        name = f"{kind}/{digest(key)}"
+        if not (self.root / name).exists():
+            return False
+        with _locked(self.root / name, label, self.writing):
+            found = self._sound(name, label)
+            if found:
+                use(found)
+        return found is not None
+
+    def replace(
+        self, kind: str, key: dict[str, Any], build: Callable[[Path, Artifact | None], dict[str, Any]], *, label: str
+    ) -> None:
+        """Make the artifact of ``kind`` for ``key`` in place of the one that may be there, which ``build`` is given.
+
+        That stays until the new one is whole; ``build`` is otherwise as that of :meth:`get`.
+        """
+        name = f"{kind}/{digest(key)}"
+        folder = self.root / name
+        with self.writing(label):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, label, self.writing):
+            before = self._sound(name, label) if folder.exists() else None
+            self._build(folder, key, lambda it: build(it, before), label)
+
+    def _sound(self, name: str, label: str) -> Artifact | None:
+        folder = self.root / name
+        if wrong := problem(folder):
+            self._say(f"{label}: the stored artifact is damaged ({wrong}); it is thrown away and made again")
+            with self.writing(label):
+                shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return Artifact(folder=folder, key=name, made=False, facts=json_file(folder / MANIFEST)["facts"])
+
     def holds(self, kind: str, key: dict[str, Any]) -> bool:
         """Return whether an artifact for ``key`` is there, without checking its contents."""
         return (self.root / kind / digest(key) / MANIFEST).is_file()
@@ -145,6 +183,8 @@ class Store:
                 manifest["digest"] = digest(manifest)
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 _sync(temporary)
+                if folder.exists():
+                    shutil.rmtree(folder)
                 os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

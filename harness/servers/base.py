@@ -119,6 +119,13 @@ class ServerBackend(ABC):
         """Return the option that cuts a cell's model over its GPUs; none for one."""
         return {self.several: cell.gpus} if cell.gpus > 1 and self.several else {}
 
+    def compiles_into(self, options: Mapping[str, Scalar]) -> Mapping[str, str]:
+        """Return the variables that say where its compilers keep what they make, each with a folder's name.
+
+        Empty where nothing is compiled with these options, or nothing is to be kept of it.
+        """
+        return {}
+
     def unsupported(self, on: Hardware) -> str:
         """Return why the server cannot run on a hardware, or an empty string if it can."""
         if not lacking(self.needs, on):

@@ -98,6 +98,11 @@ class VLLM(ServerBackend):
         space = max(1, round(cell.measurements.engine.kv_cache_gib or 1))
         return variables | {"VLLM_CPU_KVCACHE_SPACE": str(space), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
+    def compiles_into(self, options: Mapping[str, Scalar]) -> Mapping[str, str]:
+        if options.get("enforce_eager"):
+            return {}
+        return {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+
     def specification(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar]) -> dict[str, Any]:
         return {"checkpoint": str(checkpoint), **options}
 

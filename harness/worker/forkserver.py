@@ -1,9 +1,9 @@
 """Imports what one family of workers needs, once, then forks a fresh worker for every job that comes.
 
 Run as ``python -m harness.worker.forkserver FAMILY`` with one end of a socket of datagrams under FORKS_FD. A job
-names a module to run as ``python -m`` would, and brings file descriptors: control pipe, status pipe, log, then
-those that the module finds in environment variables. Each job runs under a warden of its own, which tells the
-status pipe, a JSON object a line, of its birth and of its command's end.
+names a module to run as ``python -m`` would and environment variables of its own, and brings file descriptors: control
+pipe, status pipe, log, then those that the module finds in environment variables. Each job runs under a warden of its
+own, which tells the status pipe, a JSON object a line, of its birth and of its command's end.
 
 A process that has initialized CUDA cannot be forked. So while packages are imported, what they ask of the device is
 answered through NVML; where one initializes CUDA all the same, a job is executed anew instead, imports and all.
@@ -185,6 +185,7 @@ def _run(job: dict[str, Any], named: list[int]) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         random.seed()
+        os.environ.update(job["environ"])
         for name, fd in zip(job["names"], named, strict=True):
             os.environ[name] = str(fd)
         if _touched_a_device():

@@ -46,6 +46,7 @@ class Process:
     start_seconds: float = 1.0
     info: dict[str, Any] = field(default_factory=dict)
     process: Any = field(default_factory=Ended)
+    compiled: Any = None
 
     def __post_init__(self) -> None:
         self.told.append(f"start {self.label}")

@@ -96,6 +96,7 @@ class StubFlow:
         self.peak_bytes = peak_bytes
         self.asked = 0
         self.start_seconds = 1.0
+        self.compiled: Any = None
         self.renewed: list[str] = []
         self.versions = {"torch": "2.13.0"}
         self.said: list[str] = []

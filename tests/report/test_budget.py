@@ -149,6 +149,24 @@ def test_one_start_for_engine_and_server_is_spent_once() -> None:
     assert found.missing == ("the client of Phi-4-mini-instruct bf16 on h100",)
 
 
+def test_what_an_earlier_session_had_compiled_makes_the_commands_no_cheaper() -> None:
+    """They begin with empty caches, so they start as the start did that found nothing; the session spends its own."""
+    cold = cost([*latency("float8dq"), *serving("float8dq")])
+    told = {"engine_start": {"cold_start": 170.0}, "compile_time": {"cold_compile": 30.0}}
+    warm: list[Line] = [spent("engine start", 80, cell("float8dq"))]
+    for line in latency("float8dq")[2:]:
+        if isinstance(line, Measurement) and line.metric in told:
+            statistics = {"kept_compilation": 1.0, **told[line.metric]}
+            value = 80.0 if line.metric == "engine_start" else 2.0
+            line = line.model_copy(update={"value": value, "statistics": statistics})
+        warm.append(line)
+    found = cost([*warm, *serving("float8dq")])
+    assert found is not None
+    assert cold is not None
+    assert found.tutorial == cold.tutorial
+    assert found.spent == cold.spent - 170 + 80
+
+
 def test_commands_that_were_run_are_told_in_place_of_an_estimate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,114 @@
+"""What compilers leave on the disk of an engine's start, kept as an artifact and given to the next start of the same.
+
+Each start works in a folder of its own, so that nobody reads what another is writing and none that is killed leaves
+half a file to the next. What is kept is never written to: a start begins with a copy of it, and where it ends up with
+files that are new, copy and new files become the artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.base.errors import HarnessError
+from harness.runtime.store import MANIFEST, Artifact, Store
+
+KIND = "compiled"
+_WORK = "compiling"
+# What a process holds while it writes, and what it has not finished.
+_PASSING = (".lock", ".tmp")
+
+
+class Compiled:
+    """The compilers' folder of one start, which begins with what an earlier start of the same ``key`` left.
+
+    ``variables`` names a compiler's environment variable and its place in the folder. ``found`` are the facts that were
+    kept with it, None where nothing was. A damaged artifact is thrown away and told of, and all is compiled anew.
+    """
+
+    def __init__(self, store: Store, key: dict[str, Any], variables: Mapping[str, str], label: str) -> None:
+        self._store, self._key, self._label = store, key, f"compilation of {label}"
+        self.found: dict[str, float] | None = None
+        work = store.root / _WORK
+        with store.writing(self._label):
+            work.mkdir(parents=True, exist_ok=True)
+            _sweep(work)
+            self._folder = work / uuid.uuid4().hex
+            self._lock = FileLock(f"{self._folder}.lock")
+            self._lock.acquire()
+            self._folder.mkdir()
+            store.read(KIND, key, self._begin, label=self._label)
+        self._facts: dict[str, float] = {}
+        self._known = set(_files(self._folder))
+        self.variables = {name: str(self._folder / part) for name, part in variables.items()}
+
+    def keep(self, facts: Mapping[str, float] | None = None) -> bool:
+        """Keep what the start has compiled; returns whether any of it is new.
+
+        ``facts`` are kept of a start that found nothing; those of later ones are not.
+        """
+        self._facts |= facts or {}
+        now = set(_files(self._folder))
+        if now <= self._known:
+            return False
+
+        def build(folder: Path, before: Artifact | None) -> dict[str, Any]:
+            # Another start of the same may have kept something meanwhile.
+            if before:
+                _copy(before.folder, folder)
+            _copy(self._folder, folder)
+            return before.facts if before else self._facts
+
+        self._store.replace(KIND, self._key, build, label=self._label)
+        self._known = now
+        return True
+
+    def _begin(self, kept: Artifact) -> None:
+        _copy(kept.folder, self._folder)
+        self.found = dict(kept.facts)
+
+    def close(self, *, whole: bool) -> None:
+        """Throw the start's own folder away; where it was ``whole``, what was compiled since is kept first."""
+        if not self._lock.is_locked:
+            return
+        try:
+            if whole:
+                # A figure was measured already, and is not lost for a disk that is full now.
+                with contextlib.suppress(HarnessError):
+                    self.keep()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.suffix not in _PASSING and path.name != MANIFEST:
+            yield str(path.relative_to(folder))
+
+
+def _copy(source: Path, target: Path) -> None:
+    for name in _files(source):
+        to = target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        # What a compiler renames or throws away meanwhile is none of what it left.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy2(source / name, to)
+
+
+def _sweep(work: Path) -> None:
+    """Throw away the folders of planners that were killed."""
+    for lock in work.glob("*.lock"):
+        held = FileLock(lock)
+        with contextlib.suppress(Timeout):
+            held.acquire(timeout=0)
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            held.release()
+            lock.unlink(missing_ok=True)
