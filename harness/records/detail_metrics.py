@@ -105,7 +105,7 @@ DETAIL: tuple[Metric, ...] = (
         "engine",
         "Time in the device's kernels over one profiled batch of four steps; on a CPU, in its operators.",
         parameters=("pattern",),
-        rows=(Row("detail", "kernels of one profiled batch", Words.ALONE, " ms", shown=()),),
+        rows=(Row("detail", "kernels of one profiled batch", Words.ALONE, " ms", of_recipe=("pattern",)),),
     ),
     Metric(
         "quantized_kernel_share",
@@ -114,7 +114,7 @@ DETAIL: tuple[Metric, ...] = (
         "engine",
         "Share of the profiled kernel time of one batch that was spent in kernels of the recipe's own kind.",
         parameters=("pattern",),
-        rows=(Row("detail", "time in the recipe's kernels", Words.ALONE, shown=()),),
+        rows=(Row("detail", "time in the recipe's kernels", Words.ALONE, of_recipe=("pattern",)),),
     ),
     Metric(
         "copy_bandwidth",

@@ -68,6 +68,7 @@ class Row:
     number: Callable[[float], str] = decimal
     shown: tuple[str, ...] | None = ()  # parameters named after the label; None: all of them
     lead: tuple[str, ...] = ()  # parameters whose values stand before the label
+    of_recipe: tuple[str, ...] = ()  # parameters that the recipe decides, so that they set no row apart
     statistic: str = ""  # a key of the record's statistics; empty for its value
     metric: str = ""  # whose it is, where the rows of all metrics are together
 

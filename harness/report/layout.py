@@ -79,9 +79,11 @@ class Layout:
         for it in (*self.subject.measurements, *self.subject.discarded):
             for row in rows_of(it.metric, it.unit):
                 if row.section == section and (not row.statistic or row.statistic in it.statistics):
-                    line = TableLine(row, it.cell.server, it.parameters, it.unit, it.definition, it.direction)
                     place, *told = row_of(it)
-                    line = found.setdefault((row.statistic, place.without("gpus"), *told), line)
+                    place = place.without("gpus").without_parameters(*row.of_recipe)
+                    kept = {name: value for name, value in it.parameters.items() if name not in row.of_recipe}
+                    line = TableLine(row, it.cell.server, kept, it.unit, it.definition, it.direction)
+                    line = found.setdefault((row.statistic, place, *told), line)
                     line.cells.setdefault(recipe_key(column_of(it.cell)), None if it.discarded else it)
         return sorted(found.values(), key=lambda line: line.order)
 

@@ -91,6 +91,7 @@ def linear_weights(model: torch.nn.Module) -> dict[str, int]:
 
 def tensor_class(weight: Any) -> str:
     """Return the class of a weight: plain ``Tensor`` or the name of the quantized tensor class."""
-    # A parameter of a tensor subclass is of that class, whatever the subclass makes of its ``data``.
-    name = type(weight.data if type(weight) is torch.nn.Parameter else weight).__name__
-    return "Tensor" if name in ("Parameter", "Tensor") else name
+    # A parameter of a tensor subclass is of that class, whatever the subclass makes of its ``data``; an engine's own
+    # kind of parameter (vLLM's ModelWeightParameter) says nothing of the tensor within.
+    kind = type(weight.data) if issubclass(type(weight), torch.nn.Parameter) else type(weight)
+    return "Tensor" if issubclass(kind, torch.nn.Parameter) or kind is torch.Tensor else kind.__name__

@@ -270,6 +270,17 @@ def test_words_are_honest(metric: str, baseline: float, value: float, shown: str
     assert found[0].rows[0][2] == shown
 
 
+def test_what_the_recipe_decides_sets_no_row_apart() -> None:
+    records = [
+        measured("kernel_time", 5, parameters={"pattern": ""}),
+        measured("kernel_time", 7, "float8dq", parameters={"pattern": "gemm|e4m3"}),
+        measured("kernel_time", 9, "int4wo", parameters={"pattern": "tinygemm"}),
+    ]
+    (detail,) = tables.published_tables(records, Documented())
+    assert detail.rows == (("kernels of one profiled batch", "5.00 ms", "7.00 ms", "9.00 ms"),)
+    assert not any("tinygemm" in note for note in detail.notes)
+
+
 def test_what_a_device_can_do_alone_makes_no_column() -> None:
     device = measured("copy_bandwidth", 3000)
     own = [measured("peak_memory", 1, "int8wo"), measured("copy_bandwidth", 3000, "int8wo")]

@@ -455,3 +455,27 @@ def test_a_session_says_what_was_quantized_and_holds_ones_own_model_to_arithmeti
         "limits held: 6 of 7",
     ):
         assert words in done.stdout
+
+
+def test_an_engines_own_kind_of_parameter_is_no_quantized_tensor() -> None:
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    from harness.worker.tensors import tensor_class
+
+    class OfAnEngine(torch.nn.Parameter):
+        """As engines have them (vLLM's ModelWeightParameter): a weight, and how it is loaded."""
+
+        def __new__(cls, data: torch.Tensor, **_: Any) -> Any:
+            return super().__new__(cls, data, requires_grad=False)
+
+        def __init__(self, data: torch.Tensor, *, loader: Any = None) -> None:
+            self.loader = loader
+
+    plain = torch.ones(32, 32, dtype=torch.bfloat16)
+    own = OfAnEngine(plain, loader=print)
+    assert type(own) is OfAnEngine
+    assert [tensor_class(it) for it in (plain, torch.nn.Parameter(plain), own)] == ["Tensor"] * 3
+    layer = torch.nn.Linear(32, 32, bias=False, dtype=torch.bfloat16)
+    quantize_(layer, Int8WeightOnlyConfig())
+    assert tensor_class(OfAnEngine(layer.weight)) == tensor_class(layer.weight) != "Tensor"
