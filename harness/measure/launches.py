@@ -15,7 +15,7 @@ from harness.measure import served
 from harness.measure.checkpoints import Checkpoints
 from harness.measure.workers import Workers
 from harness.records.schema import Scalar
-from harness.runtime.compiled import Compiled
+from harness.runtime.compiled import KIND, Compiled
 from harness.runtime.environment import Environment
 from harness.runtime.job import Server, Worker
 from harness.servers import registry
@@ -167,6 +167,15 @@ class Launches:
             "processor": processor.instructions(),
         }
         return Compiled(self._workers.store, key, into, cell.id)
+
+    def compiled(self) -> set[str]:
+        """Return the ids of the cells whose compilation is kept for the packages that are here."""
+        packages = self._workers.environment.decisive(*registry.distributions())
+        return {
+            str(kept["facts"].get("cell"))
+            for _, kept in self._workers.store.manifests(KIND)
+            if kept["key"].get("packages") == packages
+        }
 
     def _launch_transformers(self, cell: Cell, kind: str) -> Worker:
         specification = {

@@ -21,6 +21,7 @@ from harness.plugin.stash import (
     progress_key,
     running_key,
     session_key,
+    started_for,
 )
 from harness.plugin.terminal import foot
 from harness.records.run import Run
@@ -56,7 +57,10 @@ def harness_session(request: pytest.FixtureRequest) -> Iterator[HarnessSession]:
     if baseline_key in config.stash:
         config.stash[baseline_key].attach(session)
     session.run.written = lambda line: hand_on(config, line, session.run)
-    progress.plan([name_of(item) for item in request.session.items if claim_key in item.stash], session.estimate())
+    items = {name_of(item): item for item in request.session.items if claim_key in item.stash}
+    estimate = session.estimate()
+    estimate.place({name: started_for(item) for name, item in items.items()})
+    progress.plan(list(items), estimate)
     progress.begin(name_of(config.stash[running_key]))
     progress.foot = foot(config, progress)
     config.stash[progress_key] = progress

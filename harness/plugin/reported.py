@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -13,7 +13,7 @@ from harness.base.errors import HarnessError, WorkerError
 from harness.base.text import redact
 from harness.machine import probe
 from harness.matrix.plan import Cell
-from harness.plugin.progress import Estimate
+from harness.plugin.estimate import Estimate
 from harness.plugin.summary import Section, Summary
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -52,6 +52,10 @@ class Reported:
     def knows(self, cell: Cell) -> bool:
         """Return whether it is known which weights a cell is of."""
         return False
+
+    def compiled(self) -> Collection[str]:
+        """Return the ids of the cells whose engine finds what it compiled before."""
+        return ()
 
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it where it is not known of which weights it is."""
@@ -101,7 +105,7 @@ class Reported:
     def estimate(self) -> Estimate:
         """Return what earlier runs on this machine say of how long tests take; nothing where they cannot be read."""
         try:
-            return Estimate.load(self.run.folder.parent, probe.host().name)
+            return Estimate.load(self.run.folder.parent, probe.host().name, kept=self.compiled())
         except HarnessError:
             return Estimate({})
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +133,10 @@ class HarnessSession(Reported):
         """End every worker and let other sessions measure."""
         self.flow.close()
         self.lock.release()
+
+    def compiled(self) -> Collection[str]:
+        """Return the ids of the cells whose engine finds what it compiled before."""
+        return self.flow.fleet.compiled()
 
     def knows(self, cell: Cell) -> bool:
         """Return whether it is known which weights a cell is of."""

@@ -13,6 +13,7 @@ from harness.machine import here
 from harness.matrix.config_text import parse_limit
 from harness.matrix.load import load
 from harness.matrix.plan import Cell, Matrix
+from harness.plugin import estimate
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
 from harness.plugin.progress import Progress
@@ -61,6 +62,12 @@ def matrix_of(config: pytest.Config) -> Matrix:
 def cell_of(item: pytest.Item) -> Cell | None:
     """Return the cell that a test is about, or None for a test that measures nothing."""
     return item.stash[claim_key].cell if claim_key in item.stash else None
+
+
+def started_for(item: pytest.Item) -> str:
+    """Return what names all that is started for a test's cell, as earlier runs are told by it."""
+    cell = item.stash[claim_key].cell
+    return estimate.cell_of(item.path.name, cell.model.name, cell.recipe.name, cell.hardware.name, cell.server)
 
 
 def claims_of(items: Iterable[pytest.Item]) -> list[Claim]:

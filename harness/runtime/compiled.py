@@ -28,13 +28,14 @@ _PASSING = (".lock", ".tmp")
 class Compiled:
     """The compilers' folder of one start, which begins with what an earlier start of the same ``key`` left.
 
-    ``variables`` names a compiler's environment variable and its place in the folder. ``found`` are the facts that were
-    kept with it, None where nothing was. A damaged artifact is thrown away and told of, and all is compiled anew.
+    ``label`` says which cell is started, and is among the facts (``cell``). ``variables`` names a compiler's
+    environment variable and its place in the folder. ``found`` are the facts that were kept with it, None where nothing
+    was. A damaged artifact is thrown away and told of, and all is compiled anew.
     """
 
     def __init__(self, store: Store, key: dict[str, Any], variables: Mapping[str, str], label: str) -> None:
         self._store, self._key, self._label = store, key, f"compilation of {label}"
-        self.found: dict[str, float] | None = None
+        self.found: dict[str, Any] | None = None
         work = store.root / _WORK
         with store.writing(self._label):
             work.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ class Compiled:
             self._lock.acquire()
             self._folder.mkdir()
             store.read(KIND, key, self._begin, label=self._label)
-        self._facts: dict[str, float] = {}
+        self._facts: dict[str, Any] = {"cell": label}
         self._known = set(_files(self._folder))
         self.variables = {name: str(self._folder / part) for name, part in variables.items()}
 

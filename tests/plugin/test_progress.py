@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin.progress import Estimate, Progress, duration
+from harness.plugin.estimate import Estimate
+from harness.plugin.progress import Progress, duration
 from harness.records.schema import Cell, Device, Header, Line, ModelIdentity, Outcome, RecipeIdentity, Timing
 from tests.records.test_columns import written
 

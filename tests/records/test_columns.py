@@ -219,7 +219,7 @@ def test_the_first_session_of_a_folder_loads_no_pyarrow_and_pandas_is_left_alone
         "import sys\n"
         "from pathlib import Path\n"
         "from harness.plugin import session\n"
-        "from harness.plugin.progress import Estimate\n"
+        "from harness.plugin.estimate import Estimate\n"
         "assert Estimate.load(Path(sys.argv[1]), 'here').left(['test']) == (0, 1)\n"
         "assert 'pyarrow' not in sys.modules\n"
         "from harness.records.columns import SCHEMA\n"

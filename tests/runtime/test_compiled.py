@@ -44,7 +44,7 @@ def test_a_second_start_finds_what_the_first_one_compiled(tmp_path: Path) -> Non
     assert not first.keep({"compile_seconds": 1.0})
     first.close(whole=True)
     second = started(Store(tmp_path))
-    assert second.found == {"compile_seconds": 131.0}
+    assert second.found == {"cell": "a cell", "compile_seconds": 131.0}
     assert held(second) == {"graph/a.so": "code"}
     assert not second.keep({"compile_seconds": 2.0})
     second.close(whole=True)
@@ -77,7 +77,7 @@ def test_what_a_start_compiles_later_is_kept_as_it_ends_beside_what_was_there(tm
         one.close(whole=True)
     third = started(store)
     assert held(third) == dict.fromkeys(("engine.so", "server.so", "first_batch.so"), "code")
-    assert third.found == {"compile_seconds": 40.0}
+    assert third.found == {"cell": "a cell", "compile_seconds": 40.0}
     third.close(whole=True)
 
 
