@@ -98,11 +98,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        check_limits()
-        # A command need not wait for what the others import, nor fail with them.
-        named = next((word for word in words if not word.startswith("-")), "")
-        arguments = parser(named).parse_args(words)
         with Interruption():
+            check_limits()
+            # A command need not wait for what the others import, nor fail with them.
+            named = next((word for word in words if not word.startswith("-")), "")
+            arguments = parser(named).parse_args(words)
             status: int = arguments.run(arguments)
         return status
     except HarnessError as error:

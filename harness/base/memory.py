@@ -49,7 +49,9 @@ def wanting(error: BaseException) -> bool:
     """Return whether an error, or one that it came from, says that there was no memory."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
+        if isinstance(seen, (MemoryError, TooLittleMemory)) or (
+            isinstance(seen, OSError) and seen.errno == errno.ENOMEM
+        ):
             return True
         if isinstance(seen, (ImportError, RuntimeError)) and any(words in str(seen) for words in _WORDS):
             return True

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
+from harness.base.memory import wanting
 from harness.commands import gate, sides
 from harness.commands.gate import Workplace
 from harness.gate import culprits
@@ -59,14 +60,21 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return found()
     except KeyboardInterrupt:
-        print(
-            f"interrupted; the gates that were measured are kept in {searching.place.results / 'gates'}, and what was "
-            "made for them in the cache; the same command starts the search anew",
-            file=sys.stderr,
-        )
+        print(f"interrupted; {_kept(searching)}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if wanting(error):
+            print(_kept(searching), file=sys.stderr)
+        raise
     finally:
         lock.release()
+
+
+def _kept(searching: _Searching) -> str:
+    return (
+        f"the gates that were measured are kept in {searching.place.results / 'gates'}, and what was made for them in "
+        "the cache; the same command starts the search anew"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.memory import wanting
 from harness.base.reading import json_file
 from harness.base.terminal import columns
 from harness.commands import gate as gate_command
@@ -97,6 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
+    except Exception as error:
+        if wanting(error):
+            print("what was measured is kept; the same command with --resume goes on", file=sys.stderr)
+        raise
     finally:
         lock.release()
     found = summarise(outcomes, arguments.hardware, wanted.budget)

@@ -17,10 +17,12 @@ import psutil
 from harness.base import shipped
 from harness.base.errors import HarnessError, OutOfTime
 from harness.base.files import default_root, write_text
+from harness.base.memory import wanting
 from harness.base.spoken import Spoken
 from harness.base.terminal import columns
 from harness.cluster.engine import LOCAL
 from harness.commands import gate_far, sides
+from harness.commands.unfinished import Unfinished
 from harness.gate import margins as gate_margins
 from harness.gate.gate import Gate, GateResult
 from harness.gate.pace import Known
@@ -296,18 +298,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write gate.json here too")
 
 
-def _so_far(gates: Path, started: float) -> GateFile | None:
-    """Return what a gate that was interrupted has judged, or None where it came to no verdict."""
-    files = [path for path in gates.glob("*/gate.json") if path.stat().st_mtime >= started - 1]
-    if not files:
-        return None
-    try:
-        found = gatefile.load(max(files, key=lambda path: path.stat().st_mtime))
-    except HarnessError:
-        return None
-    return found if found.verdicts else None
-
-
 def _command(arguments: argparse.Namespace, wanted: Options) -> str:
     """Return the command that asks for a gate, with where it is to look and to write."""
     words = [word for name in arguments.pass_env for word in ("--pass-env", name)]
@@ -319,10 +309,6 @@ def _command(arguments: argparse.Namespace, wanted: Options) -> str:
     if arguments.results != _RESULTS:
         words += ["--results", str(arguments.results)]
     return wanted.command(*words)
-
-
-def _latest(gates: Path) -> str:
-    return max((it.parent.name for it in gates.glob("*/gate.json")), default="last")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -337,7 +323,7 @@ def run(arguments: argparse.Namespace) -> int:
     lock = only_session(machine_lock(), place.progress) if not arguments.on else Held()
     if isinstance(place.progress, Spoken):
         place.progress.allow(wanted.budget - place.startup)
-    started = time.time()
+    unfinished = Unfinished(place.results / "gates", time.time())
     try:
         with working(place):
             outcome = gate_far.over(arguments, wanted, place) if arguments.on else place.gate(wanted, arguments.resume)
@@ -345,11 +331,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{error}: give more --budget", file=sys.stderr)
         return EXIT["inconclusive"]
     except KeyboardInterrupt:
-        if (so_far := _so_far(place.results / "gates", started)) is not None:
-            print(gate_report.brief(so_far, str(place.results / "gates"), wide), end="", flush=True)
-        print("interrupted; what was measured is kept: --resume last goes on", file=sys.stderr)
-        print(f"go on with: {_command(arguments, wanted)} --resume {_latest(place.results / 'gates')}", file=sys.stderr)
+        unfinished.interrupted(_command(arguments, wanted), wide)
         return 130
+    except Exception as error:
+        if wanting(error):
+            unfinished.short_of_memory(_command(arguments, wanted))
+        raise
     finally:
         lock.release()
     gate = _judged(outcome, place.results, accept, acceptances)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError, RecordError
+from harness.base.memory import TooLittleMemory
 from harness.gate.cutoff import CutOff
 from harness.judge.series import SIDES, Side
 from harness.matrix.plan import Cell, Matrix
@@ -91,9 +92,14 @@ class Bench:
             flow.workers.kill()
 
     def guarded(self, work: Callable[[Side], Any], side: Side) -> Any:
-        """Do something on one side; returns its result, or the HarnessError that it raised."""
+        """Do something on one side; returns its result, or the HarnessError that it raised.
+
+        Raises TooLittleMemory, which is of this process and so of all that would follow.
+        """
         try:
             return work(side)
+        except TooLittleMemory:
+            raise
         except HarnessError as error:
             return self.cut_off.instead(error)
         except OSError as error:
@@ -103,11 +109,15 @@ class Bench:
         """Do something on both sides at once; returns each side's result, or the HarnessError that it raised."""
 
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="side") as pool:
-            futures: dict[Side, Future[Any]] = {side: pool.submit(self.guarded, work, side) for side in SIDES}
+            futures: dict[Side, Future[Any]] = {}
             try:
+                for side in SIDES:
+                    futures[side] = pool.submit(self.guarded, work, side)
                 wait(futures.values())
             except BaseException:
-                # Interrupted: what a side waits for must end first, or its thread would never.
+                # Interrupted, or no thread can be had for the other side: what a side waits for must end first, or its
+                # thread would never.
+                pool.shutdown(wait=False, cancel_futures=True)
                 abort()
                 raise
             return {side: future.result() for side, future in futures.items()}

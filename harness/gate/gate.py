@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError, OutOfTime, RecordError, Unsuitable
 from harness.base.files import write_text
+from harness.base.memory import TooLittleMemory
 from harness.base.reading import json_value
 from harness.base.text import duration
 from harness.gate import identity
@@ -198,7 +199,7 @@ class Gate:
             except HarnessError as error:
                 if isinstance(error := self.bench.cut_off.instead(error), OutOfTime):
                     self._cut(unit, self.budget.spent - begun)
-                elif of_the_machine(error):
+                elif of_the_machine(error) and not isinstance(error, TooLittleMemory):
                     unit.close("machine-trouble", str(error))
                 else:
                     raise error from None

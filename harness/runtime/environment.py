@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.base.errors import BrokenEnvironment, OutOfTime
 from harness.base.files import file_digest, is_file, is_folder
+from harness.base.memory import TooLittleMemory, check_limits, wanting
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.contract import visible
@@ -27,6 +28,7 @@ DECISIVE = (
     "mslk-cuda",  # where it is installed, torchao takes its kernels
 )
 
+_SECONDS = 60
 # The first path that has a distribution comes last and so wins, however it spells the name. Only two headers are read:
 # parsing all of them takes four times as long.
 _LIST_PACKAGES = """
@@ -168,17 +170,30 @@ def _asked_of(python: str, overlay: str, code: str, *arguments: str) -> Any:
     environ = os.environ | {"PYTHONNOUSERSITE": "1"}
     if overlay:
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [overlay, environ.get("PYTHONPATH", "")]))
-    try:
-        result = subprocess.run(
-            [python, "-c", code, *arguments], capture_output=True, text=True, env=environ, timeout=60, check=False
-        )
-    except OSError as error:
-        raise BrokenEnvironment(f"{python} is not an interpreter that can be started ({error.strerror})") from error
-    except subprocess.TimeoutExpired as error:
-        raise BrokenEnvironment(f"{python} did not list its packages within {error.timeout:.0f} s") from error
+    result = asked(python, code, *arguments, environ=environ)
     if result.returncode:
         raise BrokenEnvironment(f"{python} cannot list its packages: {result.stderr.strip()[-500:]}")
     return printed(python, result.stdout)
+
+
+def asked(
+    python: str, code: str, *arguments: str, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Return what an interpreter made of a few lines that list what it has.
+
+    Raises BrokenEnvironment where it cannot be started or does not end, TooLittleMemory.
+    """
+    check_limits()
+    try:
+        return subprocess.run(
+            [python, "-c", code, *arguments], capture_output=True, text=True, env=environ, timeout=_SECONDS, check=False
+        )
+    except OSError as error:
+        if wanting(error):
+            raise TooLittleMemory(f"{python} could not be started: {error.strerror}; end what else runs") from error
+        raise BrokenEnvironment(f"{python} is not an interpreter that can be started ({error.strerror})") from error
+    except subprocess.TimeoutExpired as error:
+        raise BrokenEnvironment(f"{python} did not say what it has within {_SECONDS} s") from error
 
 
 def printed(python: str, output: str) -> Any:
@@ -194,7 +209,7 @@ def printed(python: str, output: str) -> Any:
 @functools.lru_cache(maxsize=64)
 def _interpreter(python: str) -> str:
     code = "import sys; print(sys.implementation.name, sys.version.replace(chr(10), ' '))"
-    result = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = asked(python, code)
     if result.returncode:
         raise BrokenEnvironment(f"{python} does not work: {result.stderr.strip()[-500:]}")
     return result.stdout.strip()
@@ -222,7 +237,11 @@ def no_limit() -> float:
 
 
 def within(left: Left, command: list[str], what: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and return what it printed; raises OutOfTime where the budget ends before it does."""
+    """Run a command to its end and return what it printed.
+
+    Raises OutOfTime where the budget ends before it does, and TooLittleMemory where it would have too little.
+    """
+    check_limits()
     seconds = None if left() == math.inf else max(0.1, left())
     own = more.pop("timeout", None)
     given = min((it for it in (seconds, own) if it is not None), default=None)
@@ -263,7 +282,7 @@ def _identity(requirement: str, contents: str) -> tuple[str, str]:
 def site_folders(base: Environment) -> list[str]:
     """Return the folders that hold the packages of ``base``."""
     code = "import json, site; print(json.dumps(site.getsitepackages()))"
-    result = subprocess.run([base.python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = asked(base.python, code)
     if result.returncode:
         raise BrokenEnvironment(f"{base.python} does not work: {result.stderr.strip()[-500:]}")
     found: list[str] = printed(base.python, result.stdout)

@@ -14,6 +14,7 @@ from packaging.version import InvalidVersion, Version
 
 from harness.base.errors import BrokenEnvironment, nearest
 from harness.base.files import file_digest, is_file
+from harness.base.memory import check_limits
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
 from harness.runtime import asked, installed, stack
@@ -265,6 +266,8 @@ def _check_import(store: Store, environment: Environment, name: str, requirement
     """Import the package once in the environment that was made; what passed is remembered."""
 
     def build(_: Path) -> dict[str, Any]:
+        # It inherits what this process may have, and would not fail for want of it but hang.
+        check_limits(worker=True)
         try:
             result = within(
                 left,

@@ -43,6 +43,7 @@ def together(works: Sequence[Work], abort: Callable[[], None]) -> list[HarnessEr
                     wait([started[index] for index in running], return_when=FIRST_COMPLETED)
             wait(started.values())
         except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             abort()
             raise
     return [_error(started[index]) for index in range(len(works))]

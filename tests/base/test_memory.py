@@ -12,9 +12,12 @@ import pytest
 
 from harness import __main__
 from harness.base.memory import TooLittleMemory, check_limits, wanting
+from harness.commands import bisect, calibrate
+from harness.commands import gate as gates
 from harness.gate.blocks import of_the_machine
 from harness.matrix.measurements import TimeLimits
 from harness.measure.workers import Workers
+from harness.runtime import environment_pair
 from harness.runtime.environment import Environment
 from harness.runtime.store import Store
 from harness.worker import __main__ as worker
@@ -51,6 +54,59 @@ def test_no_worker_is_started_where_the_imports_of_torch_would_hang(
     assert not list(tmp_path.glob("*.log"))
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     check_limits(worker=True)
+
+
+def test_what_imports_torch_is_not_tried_where_it_would_hang_and_passes_for_no_broken_release(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment, store = Environment(), Store(tmp_path / "cache")
+    environment.packages()
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (1300 << 20, 1300 << 20))
+    with pytest.raises(TooLittleMemory, match="may have 1300 MB"):
+        environment_pair._check_import(store, environment, "torchao", "torchao==0", lambda: 1e9)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (506 << 20, 506 << 20))
+    with pytest.raises(TooLittleMemory, match="may have 506 MB"):
+        environment_pair.resolve("torchao==0", environment)
+    with pytest.raises(TooLittleMemory, match="may have 506 MB"):
+        Environment(python=str(tmp_path / "python")).packages()
+
+
+def test_a_process_that_cannot_be_started_for_want_of_memory_is_no_broken_interpreter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(TooLittleMemory, match="Cannot allocate memory"):
+        Environment(python=str(tmp_path / "python")).packages()
+
+
+@pytest.mark.parametrize("which", ["gate", "bisect", "calibrate"])
+def test_a_command_of_gates_that_is_short_of_memory_says_how_to_go_on(
+    which: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["gate", "a==1", "a==2"] if which == "gate" else [which]
+    words += ["a", "1..3", "--metric", "latency"] if which == "bisect" else []
+    monkeypatch.setattr(environment_pair, "releases", lambda *_: ["1", "2", "3"])
+    monkeypatch.setattr(environment_pair, "make", lambda *_, **__: None)
+
+    def short(place: gates.Workplace, *_: object, **__: object) -> None:
+        kept = place.results / "gates" / "20261130-000000" / "gate.json"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("{}")
+        raise TooLittleMemory("this process may have 506 MB of address space: raise it")
+
+    monkeypatch.setattr(gates.Workplace, "gate", short)
+    for module in (gates, bisect, calibrate):
+        monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
+    place = ["-m", "cpu", "--recipe", "int8wo", "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert __main__.main([*words, *place, "--model", "SmolLM2-135M-Instruct"]) == 2
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1] == "error: this process may have 506 MB of address space: raise it"
+    due = {"gate": "--resume 20261130-000000", "bisect": "starts the search anew", "calibrate": "with --resume goes on"}
+    assert due[which] in told
+    assert "kept" in told
 
 
 @pytest.mark.parametrize(

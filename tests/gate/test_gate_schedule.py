@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 import pytest
 
 from harness.base.errors import ArtifactError, DiscardedBlocks, HarnessError, WorkerError
+from harness.base.memory import TooLittleMemory
 from harness.gate import bisect
 from harness.gate.gate import Gate, GateResult
-from harness.judge import ledger
+from harness.gate.schedule import Turns
+from harness.judge import gatefile, ledger
 from harness.judge.gatefile import Options
 from harness.judge.looks import NARROW_BLOCKS
 from harness.judge.rules import Margins
-from harness.judge.series import Series, in_series, place_of
+from harness.judge.series import SIDES, Series, Side, in_series, place_of
 from harness.judge.verdict import Verdict, judge
 from harness.matrix.plan import Matrix
 from harness.records import run as runs
@@ -317,6 +320,45 @@ def test_trouble_of_the_machine_is_no_failure_of_the_recipe_and_a_resumed_gate_g
     assert again.measured[0][1] == block, "under its own number"
     assert outcome.exit_status == 0
     assert of(outcome, "generate_throughput").blocks == 6
+
+
+@pytest.mark.parametrize("command", ["quantize", "write_logits"])
+def test_a_gate_whose_own_process_is_short_of_memory_ends_with_that_and_a_resumed_one_goes_on(
+    gate: Callable[..., Gate], command: str, tmp_path: Path
+) -> None:
+    short = TooLittleMemory("this process may have 506 MB of address space (ulimit -v): raise it")
+    machine = Machine(broken=lambda side, asked: short if asked == command else None)
+    apart = fake_gate.apart()
+    first = gate(machine, budget=1e6, pair=apart)
+    with pytest.raises(TooLittleMemory, match="506 MB"):
+        first()
+    stored = gatefile.load(tmp_path / "run")
+    assert not stored.finished
+    assert "machine-trouble" not in {it.reason for it in stored.verdicts}
+    assert "fails" not in {getattr(row, side) for row in stored.compatibility for side in ("old", "new")}
+    assert gate(Machine(), budget=1e6, pair=apart, resume=True)().exit_status == 0
+
+
+def test_where_no_thread_can_be_had_for_the_other_side_the_first_one_waits_for_it_no_longer(
+    gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, turns, started = gate(Machine(), budget=1e6).bench, Turns(SIDES), threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.endswith("_1"):
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    met: list[Side] = []
+
+    def work(side: Side) -> None:
+        turns.meet(side)
+        met.append(side)
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        bench.both(work, turns.cancel)
+    assert met == []
 
 
 @pytest.mark.parametrize("error", TROUBLE, ids=lambda error: type(error).__name__)

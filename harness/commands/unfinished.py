@@ -1,0 +1,48 @@
+"""What a gate says that ended before its time: what it has judged so far, and the command that goes on with it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.base.errors import HarnessError
+from harness.judge import gatefile
+from harness.judge.gatefile import GateFile
+from harness.report import gate_report
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A gate that began at ``started`` (time.time) and keeps what it has in a folder of ``gates``."""
+
+    gates: Path
+    started: float
+
+    def interrupted(self, command: str, wide: int | None) -> None:
+        """Say it of a gate that was interrupted; ``command`` is the one that asked for it."""
+        if (so_far := self._so_far()) is not None:
+            print(gate_report.brief(so_far, str(self.gates), wide), end="", flush=True)
+        print("interrupted; what was measured is kept: --resume last goes on", file=sys.stderr)
+        latest = max((it.parent.name for it in self.gates.glob("*/gate.json")), default="last")
+        print(f"go on with: {command} --resume {latest}", file=sys.stderr)
+
+    def short_of_memory(self, command: str) -> None:
+        """Say of a gate that got no more memory how to go on with it once there is some."""
+        if files := self._files():
+            print(
+                f"what was measured is kept; go on with: {command} --resume {max(files).parent.name}", file=sys.stderr
+            )
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.gates.glob("*/gate.json") if path.stat().st_mtime >= self.started - 1]
+
+    def _so_far(self) -> GateFile | None:
+        """Return what the gate has judged, or None where it came to no verdict."""
+        if not (files := self._files()):
+            return None
+        try:
+            found = gatefile.load(max(files, key=lambda path: path.stat().st_mtime))
+        except HarnessError:
+            return None
+        return found if found.verdicts else None
