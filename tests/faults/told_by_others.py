@@ -26,7 +26,8 @@ def hostile(fault: Fault, task: Task) -> None:
     """
     name = fault.draw.choice([it for it in NAMES if "\0" not in it and len(it.encode()) <= 255])
     if task.name == "export":
-        which, words = "a run and a file", _named_export(fault, task, name)
+        which = "a checkpoint" if task.real else "a run and a file"
+        words = _named_export(fault, task, name)
     elif task.name == "publish":
         which = fault.draw.choice(["--repo", "--base-model", "--license", "--records", "a checkpoint"])
         words = task.words(False)
@@ -59,8 +60,12 @@ def hostile(fault: Fault, task: Task) -> None:
 def _named_export(fault: Fault, task: Task, name: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", "..", ".")] or ["x"]
     words = task.words(False)
-    (run,) = task.disks["results"].iterdir()
     place = fault.folder.joinpath("named", *parts)
+    if task.real:
+        # A checkpoint whose folder is called so.
+        shutil.copytree(words[-1], place)
+        return [*words[:-1], str(place)]
+    (run,) = task.disks["results"].iterdir()
     shutil.copytree(run, place)
     words[words.index(str(run))] = str(place)
     out = words.index("-o") + 1
