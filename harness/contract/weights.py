@@ -26,7 +26,7 @@ _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
 # safetensors itself refuses a header of more.
 _HEADER_BYTES = 100_000_000
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = (".bin", ".pt", ".pt2", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
 
 
@@ -141,7 +141,7 @@ def header(file: Path) -> dict[str, dict[str, Any]]:
         if not 0 <= length <= min(size - 8, _HEADER_BYTES):
             raise Unusable(f"{file} is no safetensors file, or is cut off ({size} bytes): {_AGAIN}")
         try:
-            found = json.loads(opened.read(length))
+            found = json.loads(opened.read(length), object_pairs_hook=_once)
             found.pop("__metadata__", None)
             ends = [int(tensor["data_offsets"][1]) for tensor in found.values()]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -156,10 +156,18 @@ def header(file: Path) -> dict[str, dict[str, Any]]:
 def index_of(index: Path) -> dict[str, str]:
     """Return the file of each tensor that an index of shards names."""
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_once)["weight_map"]
         return {str(name): str(file) for name, file in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unusable(f"{index} is no index of weights ({type(error).__name__}: {error}): {_AGAIN}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; ValueError for a name that it has twice, of which libraries take different ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return found
 
 
 def is_pointer(file: Path) -> bool:
@@ -234,7 +242,12 @@ def _check_adapter(folder: Path, merging: bool) -> None:
 
 def _check_adapter_weights(folder: Path) -> None:
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise Unusable(f"{folder} holds no {ADAPTER_WEIGHTS}, and an adapter of another kind is not loaded")
+        found = [it for it in _pickles(folder) if it.startswith("adapter")]
+        why = f", but pickles ({shown(found)}), which can run any code where they are opened" if found else ""
+        raise Unusable(
+            f"{folder} holds no {ADAPTER_WEIGHTS}{why}: an adapter of another kind is not loaded; save it with PEFT "
+            "once more, which writes safetensors"
+        )
     header(folder / ADAPTER_WEIGHTS)
 
 
@@ -248,10 +261,14 @@ def _check_gguf(folder: Path, found: list[Path]) -> None:
             raise Unusable(f"{found[0]} is no GGUF file: {_AGAIN}")
 
 
+def _pickles(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix.casefold() in _PICKLES)
+
+
 def _no_weights(folder: Path) -> str:
     """Return in words why a folder has no weights that Transformers would load as safetensors."""
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    pickles = sorted(path.name for kind in _PICKLES for path in folder.glob(kind) if path.name not in _NO_WEIGHTS)
+    pickles = [it for it in _pickles(folder) if it not in _NO_WEIGHTS]
     if pickles:
         beside = f", and {shown(others)} is not what Transformers loads" if others else ""
         return (

@@ -155,7 +155,7 @@ def check_whole(path: Path) -> None:
         if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
             raise ArtifactError(f"{path} is not a safetensors file, whatever its name says; save the weights again")
         try:
-            tensors = json_value(file.read(length))
+            tensors = json_value(file.read(length), once=True)
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
             whole = 8 + length + max(ends, default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -166,7 +166,7 @@ def check_whole(path: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json_file(path)
+        found = json_file(path, once=True)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is not there: this is no checkpoint of Transformers") from None
     except (OSError, ValueError) as error:

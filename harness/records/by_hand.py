@@ -58,7 +58,7 @@ def load(run: Path) -> ByHand | None:
     if not path.is_file():
         return None
     try:
-        return ByHand.model_validate(json_file(path))
+        return ByHand.model_validate(json_file(path, once=True))
     except (OSError, ValueError, ValidationError) as error:
         raise RecordError(
             f"{path}: not what the tutorial's commands took ({one_line(str(error))}); run them again"

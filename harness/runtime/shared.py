@@ -110,7 +110,7 @@ class Shared:
             if self._read(self._pointer(name)) is not None:
                 return
             inside = uuid.uuid4().hex
-            manifest = json_file(folder / _MANIFEST)
+            manifest = json_file(folder / _MANIFEST, once=True)
             for file in [*manifest["files"], _MANIFEST]:
                 target = f"{self.root}/{name}/{inside}/{file}"
                 self.files.makedirs(target.rpartition("/")[0], exist_ok=True)

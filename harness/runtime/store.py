@@ -101,7 +101,7 @@ class Store:
                 with self.writing(label):
                     shared.publish(name, folder)
             with self.writing(label):
-                manifest = json_file(folder / MANIFEST)
+                manifest = json_file(folder / MANIFEST, once=True)
         artifact = Artifact(folder=folder, key=name, made=made, facts=manifest["facts"])
         self._trusted[name] = artifact
         return artifact
@@ -251,7 +251,7 @@ def _locked(
 def manifest(folder: Path) -> dict[str, Any] | None:
     """Return what the store has written down of an artifact's folder, or None where there is nothing readable."""
     try:
-        found = json_file(folder / MANIFEST)
+        found = json_file(folder / MANIFEST, once=True)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and all(isinstance(found.get(it), dict) for it in _PARTS) else None
@@ -259,7 +259,7 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 
 def _lacking(folder: Path, facts: Sequence[str]) -> str | None:
     """Return which facts a sound artifact lacks, as one that was made by an older version may, or None."""
-    told = json_file(folder / MANIFEST)["facts"]
+    told = json_file(folder / MANIFEST, once=True)["facts"]
     lacking = ", ".join(name for name in facts if name not in told)
     return f"its facts lack: {lacking}" if lacking else None
 
@@ -278,7 +278,7 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 def problem(folder: Path, *, verify: bool = True) -> str | None:
     """Return what is wrong with a stored artifact, or None if it can be used; ``verify=False`` checks sizes only."""
     try:
-        manifest = json_file(folder / MANIFEST)
+        manifest = json_file(folder / MANIFEST, once=True)
         # Manifests of before the digest was kept have none.
         stated = manifest.pop("digest", None)
         files = manifest["files"].items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,51 @@ def test_what_is_wrong_with_a_folder_is_said_in_a_line(single: Path, damage: Dam
     with pytest.raises(weights.Unusable, match=words) as caught:
         weights.check(single)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["weights.pkl", "model.PT", "model.pth", "last.ckpt", "model.pickle", "model.joblib", "model.pt2", "model.bin"],
+)
+def test_weights_that_are_pickles_are_called_so_by_whatever_ending(single: Path, name: str) -> None:
+    for file in (weights.SINGLE, "consolidated.safetensors", "pytorch_model.bin"):
+        (single / file).unlink()
+    (single / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(weights.Unusable, match=rf"are pickles \({name}\): they are not loaded"):
+        weights.check(single)
+
+
+@pytest.mark.parametrize("name", [weights.SINGLE, "model.gguf"])
+def test_an_archive_of_another_name_is_no_file_of_weights(single: Path, name: str) -> None:
+    for file in (weights.SINGLE, "consolidated.safetensors"):
+        (single / file).unlink()
+    with zipfile.ZipFile(single / name, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x04.")
+    with pytest.raises(weights.Unusable, match=r"is no (safetensors|GGUF) file"):
+        weights.check(single)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "adapter.ckpt", "adapter_model.PKL"])
+def test_an_adapter_that_is_a_pickle_is_refused(single: Path, name: str, beside: bool) -> None:
+    write(single, weights.ADAPTER, {"base_model_name_or_path": "m/base"})
+    (single / name).write_bytes(b"\x80\x04.")
+    if not beside:
+        (single / "config.json").unlink()
+    with pytest.raises(weights.Unusable, match=rf"but pickles \({name}\), which can run any code"):
+        weights.check(single, merging=True) if beside else weights.adapter_alone(single)
+
+
+def test_a_name_that_stands_twice_is_refused_in_a_header_and_in_an_index(sharded: Path) -> None:
+    index = sharded / weights.INDEX
+    index.write_text(index.read_text().replace('"a":', '"a": "two.safetensors", "a":'))
+    with pytest.raises(weights.Unusable, match="a name stands twice in it"):
+        weights.check(sharded)
+    tensor = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    head = f'{{"a": {tensor}, "a": {tensor}}}'.encode()
+    (sharded / "one.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
+    with pytest.raises(weights.Unusable, match="a name stands twice in it"):
+        weights.header(sharded / "one.safetensors")
 
 
 @pytest.mark.parametrize(

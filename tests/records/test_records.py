@@ -499,6 +499,30 @@ def test_a_kill_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
     assert run.read() == ([*lines, LATENCY], problems)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ('"value":', '"value":0.5,"value":', "value"),
+        ('"schema_version":', '"schema_version":1,"schema_version":', "schema_version"),
+        ('"hardware":', '"hardware":"h100","hardware":', "hardware"),
+        ('"parameters":{', '"parameters":{"input_len":1,"input_len":2,', "input_len"),
+        ('"value":', '"val\\u0075e":0.5,"value":', "value"),
+    ],
+)
+def test_a_name_that_stands_twice_in_a_line_makes_it_a_broken_one(
+    tmp_path: Path, old: str, new: str, name: str
+) -> None:
+    run, line = Run(tmp_path), LATENCY.model_dump_json()
+    twice = line.replace(old, new, 1)
+    assert twice != line
+    spaced = json.dumps(json.loads(line), indent=None)
+    run.path.write_text(f"{twice}\n{line}\n{spaced}\n{twice.replace(',', ', ', 1)}\n", encoding="utf-8")
+    lines, problems = run.read()
+    assert lines == [LATENCY, LATENCY]
+    assert [it.startswith(f"{run.path}, line {number}: left out") for it, number in zip(problems, (1, 4), strict=True)]
+    assert all(f"{name!r} stands twice in one object" in it for it in problems)
+
+
 @given(TIMES | st.floats() | st.integers() | st.just(10**400))
 @example(1e18)
 @example(-1.0)
