@@ -33,7 +33,17 @@ _SILENCE_SECONDS = 45.0
 _CLOSE_SECONDS = 10.0
 _TINY = 0.001
 # What a node need not have of the folder that the tests lie in: they are sent without it.
-_UNSENT = [".git", "results/runs", "results/reference", "build", "dist", "**/*.safetensors", "**/*.gguf", "**/*.pte"]
+_UNSENT = [
+    ".git",
+    "results/runs",
+    "results/reference",
+    "results/several-gpus",
+    "build",
+    "dist",
+    "**/*.safetensors",
+    "**/*.gguf",
+    "**/*.pte",
+]
 
 
 class Mailbox:
