@@ -25,6 +25,7 @@ COMMANDS = {
     "why": "tell by their profiles why recipes are faster or slower than their baseline",
     "baseline": "store what several runs measured, with their spread, as this hardware's baseline",
     "gate": "compare two versions of a package: one verdict a metric",
+    "compatibility": "tell by gates which recipe works under which version, and which reads whose checkpoints",
     "bisect": "find the first release of a package that makes a metric worse",
     "calibrate": "hold this environment against itself: what can this machine tell?",
     "report": "write one self-contained HTML page about runs and gates",
