@@ -22,6 +22,9 @@ Event = dict[str, Any]
 """What a node's session says, one JSON object a line; ``kind`` says what it is."""
 
 
+IN_VAIN = 2
+"""Units in a row of which a node does no test, after which it is given no more while others can."""
+
 CLOCK_OFF = 30.0
 """Seconds that a node's clock may be off before its lines are dated by this machine's; a mailbox keeps none so long."""
 
@@ -110,6 +113,11 @@ class Campaign:
     _left: dict[str, dict[str, None]] = field(default_factory=dict)
     _kinds: dict[str, str] = field(default_factory=dict)
     _avoid: dict[str, list[str]] = field(default_factory=dict)
+    _in_vain: dict[str, set[str]] = field(default_factory=dict)
+    """Units whose sessions a node ended without a test done, since it last did one."""
+    _suspect: set[str] = field(default_factory=set)
+    """Units with which more than one node did so: the fault is theirs."""
+    _useful: set[tuple[str, int]] = field(default_factory=set)
     _running: dict[str, Unit] = field(default_factory=dict)
     _since: dict[tuple[str, int], float] = field(default_factory=dict)
     _later: dict[str, set[str]] = field(default_factory=dict)
@@ -166,7 +174,9 @@ class Campaign:
         payload = self.payload(unit, left)
         if unit.after in self._open:
             payload = {**payload, "variables": {**payload.get("variables", {}), LATER: "1"}}
-        self.engine.submit(unit, attempt, payload, kind, self._avoid.get(unit.name, ()))
+        shunned = [node for node, units in self._in_vain.items() if len(units - self._suspect) >= IN_VAIN]
+        avoid = dict.fromkeys([*self._avoid.get(unit.name, ()), *shunned])
+        self.engine.submit(unit, attempt, payload, kind, tuple(avoid))
 
     def _look_for_absent(self, devices: Mapping[str, int]) -> None:
         """Give up what needs more of a hardware than the cluster has had for some time."""
@@ -193,6 +203,7 @@ class Campaign:
             self._kinds[name] = event.get("device_kind", "")
         if event["kind"] == "done" and current:
             self._left[name].pop(event["test"], None)
+            self._useful.add((name, attempt))
         if event["kind"] == "later" and current:
             self._later.setdefault(name, set()).add(event["test"])
         # A record is a measurement, also from a node that was given up; a report counts once.
@@ -205,6 +216,7 @@ class Campaign:
         unit = self._open[end.unit]
         self._running.pop(unit.name, None)
         left = list(self._left[unit.name])
+        self._judge_node(end)
         if not left:
             self._over(unit, [], "")
             return
@@ -223,6 +235,24 @@ class Campaign:
             return
         self.say(f"{unit.name}: {problem}; it is run again, {len(left)} of {len(unit.tests)} tests are left")
         self._ready.add(unit)
+
+    def _judge_node(self, end: Ended) -> None:
+        """Have units that are left kept from a node which ends one session after the other without a test done."""
+        if not end.node:
+            return
+        if not end.problem or (end.unit, end.attempt) in self._useful:
+            self._in_vain.pop(end.node, None)
+            return
+        if any(end.unit in units for node, units in self._in_vain.items() if node != end.node):
+            self._suspect.add(end.unit)
+        found = self._in_vain.setdefault(end.node, set())
+        known = len(found - self._suspect) >= IN_VAIN
+        found.add(end.unit)
+        if len(found - self._suspect) >= IN_VAIN and not known:
+            self.say(
+                f"node {end.node[:12]} ended {IN_VAIN} sessions in a row with no test done ({end.problem}): what is "
+                "left is run elsewhere where it can be"
+            )
 
     def _over(self, unit: Unit, left: Sequence[str], why: str) -> None:
         if self._open.pop(unit.name, None):

@@ -118,6 +118,47 @@ def test_a_unit_that_kills_every_node_is_given_up_and_named() -> None:
     assert len(watched.engine.submitted) == 2 * ATTEMPTS
 
 
+def test_a_node_that_ends_two_sessions_with_no_test_done_is_kept_from_the_others() -> None:
+    class TwoNodes(Played):
+        """``mislabelled`` is first wherever it may be."""
+
+        def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
+            if not self.waiting:
+                return super().poll(seconds)
+            name, number = self.waiting[0][0].name, self.waiting[0][1]
+            avoided = next(avoid for unit, attempt, _, avoid in self.submitted if (unit, attempt) == (name, number))
+            self.act = refuse if "mislabelled" not in avoided else well
+            events, (end,) = super().poll(seconds)
+            node = "mislabelled" if "mislabelled" not in avoided else "right"
+            return events, [replace(end, node=node)]
+
+    def refuse(*_: Any) -> tuple[list[Event], str]:
+        return [], "its device is an NVIDIA L4"
+
+    watched = Watched([unit(name) for name in "abcdefgh"], refuse, {"h100": 1})
+    watched.campaign.ahead = False
+    watched.campaign.engine = watched.engine = TwoNodes(refuse, {"h100": 1})
+    watched.campaign.run()
+    assert sorted(watched.done) == sorted(f"{name}{number}" for name in "abcdefgh" for number in range(2))
+    assert len(watched.engine.submitted) == 8 + 2, "each unit tried the node for itself"
+    assert [words for words in watched.said if "sessions in a row" in words] == [
+        "node mislabelled ended 2 sessions in a row with no test done (its device is an NVIDIA L4): what is left is "
+        "run elsewhere where it can be"
+    ]
+
+
+def test_units_that_fail_everywhere_keep_no_node_from_the_others() -> None:
+    def act(unit: Unit, attempt: int, tests: Sequence[str]) -> tuple[list[Event], str]:
+        return ([], "its session crashed") if unit.name in "abc" else well(unit, attempt, tests)
+
+    watched = Watched([unit(name) for name in "abcdef"], act, {"h100": 1})
+    watched.campaign.ahead = False
+    watched.campaign.run()
+    assert sorted(watched.done) == sorted(f"{name}{number}" for name in "def" for number in range(2))
+    # At first it looks as if the node were to blame.
+    assert [avoid for name, _, _, avoid in watched.engine.submitted if name in "def"][1:] == [()] * 2
+
+
 def test_a_session_that_ends_well_without_its_tests_has_not_run_them() -> None:
     watched = Watched([unit("a")], lambda *_: ([begun()], ""), {"h100": 1})
     watched.campaign.run()
