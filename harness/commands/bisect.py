@@ -12,6 +12,7 @@ from harness.base.errors import BrokenEnvironment, HarnessError, nearest
 from harness.base.memory import wanting
 from harness.commands import gate, sides
 from harness.commands.gate import Workplace
+from harness.commands.searched import Searched, asked_of
 from harness.gate import culprits
 from harness.gate.bisect import CHECKPOINT, FIRST_BLOCKS, ON_THE_WAY, answer_of, search, tells
 from harness.gate.culprits import Culprits
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what got worse, as gates call it, or {CHECKPOINT}: what the first release saved is read no more, or "
         "gives other logits",
     )
+    parser.add_argument(
+        "--resume", metavar="SEARCH", help="go on with an interrupted search (last: the latest): no gate is run twice"
+    )
     gate.add_common_arguments(parser)
 
 
@@ -51,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     match = re.fullmatch(r"\s*(\S+?)\.\.(\S+?)\s*", new)
     if not match and not arguments.old_side:
         raise HarnessError(f"{new!r} is not a range of releases such as 0.15.0..0.18.0")
-    searching = _Searching.of(arguments)
+    searching = _Searching.of(arguments, old, new)
     if match and not arguments.old_side:
         found = _releases(searching, old, match.group(1), match.group(2))
     else:
@@ -73,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _kept(searching: _Searching) -> str:
     return (
         f"the gates that were measured are kept in {searching.place.results / 'gates'}, and what was made for them in "
-        "the cache; the same command starts the search anew"
+        f"the cache; the same command goes on with --resume {searching.searched.path.stem}"
     )
 
 
@@ -84,9 +88,10 @@ class _Searching:
     place: Workplace
     wanted: Options
     metric: str
+    searched: Searched
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> _Searching:
+    def of(cls, arguments: argparse.Namespace, old: str, new: str) -> _Searching:
         """Return it as the command line says. Raises HarnessError where nothing would be measured."""
         place: Workplace = gate.workplace(arguments)
         measured = ON_THE_WAY if arguments.metric == CHECKPOINT else arguments.metric
@@ -100,20 +105,32 @@ class _Searching:
             raise HarnessError(
                 f"--metric {CHECKPOINT}: none of these cells has a quantized checkpoint; choose a --recipe"
             )
-        return cls(place, wanted, arguments.metric)
+        asked = asked_of(arguments.metric, old, new, wanted, place.base.packages())
+        searched = (
+            Searched.resume(place.results, arguments.resume, asked)
+            if arguments.resume
+            else Searched.begin(place.results, asked)
+        )
+        return cls(place, wanted, arguments.metric, searched)
 
     def answer(self, label: str, old: str, new: str, make: Callable[[], Pair] | None = None) -> Ruling:
         """Return how a gate of two sides ends on the metric, and say it; ``make`` gives its environments."""
-        try:
-            asked = replace(self.wanted, old=old, new=new)
-            with gate.working(self.place):
-                pair = make() if make else None
-                outcome = self.place.gate(asked, pair=pair, calibrated=self.metric != CHECKPOINT)
-        except BrokenEnvironment as error:
-            print(f"{label}: passed over: {error}", flush=True)
-            return "error"
-        said, told = answer_of(outcome.file, self.metric), False
-        for it in outcome.file.verdicts:
+        asked = replace(self.wanted, old=old, new=new)
+        file = self.searched.answered(label, self.metric)
+        if file is None:
+            self.searched.keep()
+            try:
+                with gate.working(self.place):
+                    pair = make() if make else None
+                    begun = self.searched.begun(label, asked)
+                    outcome = self.place.gate(asked, begun, pair=pair, calibrated=self.metric != CHECKPOINT)
+            except BrokenEnvironment as error:
+                print(f"{label}: passed over: {error}", flush=True)
+                return "error"
+            self.searched.note(label, outcome.folder.name)
+            file = outcome.file
+        said, told = answer_of(file, self.metric), False
+        for it in file.verdicts:
             if tells(it, self.metric):
                 print(f"{label}: {name(it)}: {it.verdict}, {interval(it)} ({it.reason})", flush=True)
                 told = True

@@ -104,7 +104,7 @@ def test_a_command_of_gates_that_is_short_of_memory_says_how_to_go_on(
     assert __main__.main([*words, *place, "--model", "SmolLM2-135M-Instruct"]) == 2
     told = capsys.readouterr().err
     assert told.splitlines()[-1] == "error: this process may have 506 MB of address space: raise it"
-    due = {"gate": "--resume 20261130-000000", "bisect": "starts the search anew", "calibrate": "with --resume goes on"}
+    due = {"gate": "--resume 20261130-000000", "bisect": "goes on with --resume", "calibrate": "with --resume goes on"}
     assert due[which] in told
     assert "kept" in told
 

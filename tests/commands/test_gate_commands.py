@@ -62,6 +62,13 @@ def speed(factor: float = 1.0) -> Verdict:
     return judge(Series(place("generate_throughput", max_new_tokens=16), values, True), Margins())
 
 
+def noisy() -> Verdict:
+    values = {"old": [10 * noise**20 for noise in NOISE], "new": [9.6 * noise**20 for noise in NOISE[::-1]]}
+    found = judge(Series(place("generate_throughput", max_new_tokens=16), values, True), Margins())
+    assert found.verdict == "inconclusive"
+    return found
+
+
 @dataclass
 class Gates:
     """Every gate that a command runs: ``answer`` gives its verdicts, or raises."""
@@ -69,6 +76,7 @@ class Gates:
     folder: Path
     answer: Callable[[Options], list[Verdict]] = lambda _: [speed()]
     asked: list[Options] = field(default_factory=list)
+    resumed: list[str | None] = field(default_factory=list)
     compatibility: list[Works] = field(default_factory=list)
     device: str = DEVICE
     calibrated: list[bool] = field(default_factory=list)
@@ -84,6 +92,7 @@ class Gates:
         calibrated: bool = True,
     ) -> GateResult:
         self.asked.append(options)
+        self.resumed.append(resume)
         self.calibrated.append(calibrated)
         verdicts = self.answer(options)
         folder = work.results / "gates" / str(len(list((work.results / "gates").glob("*"))))
@@ -438,6 +447,72 @@ def test_an_interrupted_bisection_keeps_its_gates_and_says_so(
     assert f"1.4: generate_throughput of {MODEL}-int8wo-transformers: regressed" in output
     assert "the gates that were measured are kept in" in errors
     assert len(list((gates.folder / "results" / "gates").glob("*/gate.json"))) == 1
+
+
+def test_a_bisection_that_was_interrupted_goes_on_and_asks_nothing_twice(
+    gates: Gates, command: Command, releases: list[str]
+) -> None:
+    def answer(options: Options) -> list[Verdict]:
+        if len(gates.asked) == 3:
+            raise KeyboardInterrupt
+        return [speed(0.7 if options.new >= "tiny==1.3" else 1.0)]
+
+    gates.answer = answer
+    status, _, errors = bisect(command)
+    assert status == 130
+    (search,) = (gates.folder / "results" / "bisects").glob("*.json")
+    assert f"the same command goes on with --resume {search.stem}" in errors
+    before = [it.new for it in gates.asked]
+    status, output, _ = bisect(command, "generate_throughput", "--resume", "last")
+    assert (status, output.splitlines()[-1]) == (1, "first bad release: 1.3 (last good: 1.2)")
+    after = [it.new for it in gates.asked][len(before) :]
+    assert after == [before[-1]], "only what had not been answered is asked"
+    assert "1.4: generate_throughput" in output, "what was answered is told again"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (None, "no search 'last'"),
+        ("{", "damaged"),
+        ('{"schema": 9, "asked": {}, "gates": {}}', "of schema 9"),
+        ('{"schema": 1, "asked": {"metric": "latency"}, "gates": {}}', 'metric: "latency" then'),
+        ('{"schema": 1, "asked": {}, "gates": {"1.4": 3}}', "damaged"),
+    ],
+)
+def test_a_search_that_cannot_be_gone_on_with_is_refused_by_name(
+    gates: Gates, command: Command, releases: list[str], damage: str | None, words: str
+) -> None:
+    if damage is not None:
+        folder = gates.folder / "results" / "bisects"
+        folder.mkdir(parents=True)
+        (folder / "20260101-000000.json").write_text(damage)
+    status, _, errors = bisect(command, "generate_throughput", "--resume", "last")
+    assert status == 2
+    assert words in errors
+    assert gates.asked == []
+
+
+def test_a_gate_of_a_search_that_cannot_be_read_is_run_again(
+    gates: Gates, command: Command, releases: list[str]
+) -> None:
+    gates.answer = lambda options: [speed(0.7 if options.new >= "tiny==1.3" else 1.0)]
+    bisect(command)
+    count = len(gates.asked)
+    first = next((gates.folder / "results" / "gates").glob("0/gate.json"))
+    first.write_text("{")
+    status, output, _ = bisect(command, "generate_throughput", "--resume", "last")
+    assert (status, output.splitlines()[-1]) == (1, "first bad release: 1.3 (last good: 1.2)")
+    assert [it.new for it in gates.asked][count:] == ["tiny==1.4"]
+    assert gates.resumed[count:] == [None]
+
+
+def test_what_was_inconclusive_is_measured_on(gates: Gates, command: Command, releases: list[str]) -> None:
+    gates.answer = lambda options: [noisy()]
+    assert bisect(command)[0] == 3
+    gates.answer = lambda options: [speed(1.0)]
+    assert bisect(command, "generate_throughput", "--resume", "last", "--budget", "2h")[0] == 0
+    assert gates.resumed == [None, "0"]
 
 
 @pytest.fixture
