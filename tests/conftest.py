@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from harness.base.files import default_root, file_digest
+from harness.contract import warden
 from harness.contract.protocol import Job
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
@@ -26,6 +29,9 @@ from harness.runtime.job import Worker
 from harness.runtime.process import ForkServer
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
+from tests import marking
+from tests.noticing import standing as noticing_standing
+from tests.noticing.standing import STANDING
 
 pytest_plugins = ["pytester", "tests.marking"]
 
@@ -168,9 +174,37 @@ def tiny_model(kept_store: Store, sharegpt_folder: Path) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
-def forks(kept_store: Store, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """What the tests' workers are forked from: torch, torchao and Transformers are loaded once a session."""
-    environ = Environment().environ(kept_store)
+def standing() -> Path:
+    """The folder in which fork servers that have their imports are asked for, of all processes that run tests."""
+    folder = Path(os.environ[marking.TOGETHER])
+    with FileLock(folder / "lock"):
+        if not (folder / "keeper").exists():
+            control = os.open(folder / marking.ALIVE, os.O_RDONLY | os.O_NONBLOCK)
+            command = [sys.executable, "-I", "-S", warden.__file__, str(control), ""]
+            command += [sys.executable, noticing_standing.__file__, str(folder)]
+            with (folder / "keeper.log").open("wb") as log:
+                subprocess.Popen(command, pass_fds=(control,), stdout=log, stderr=log, start_new_session=True)
+            os.close(control)
+            deadline = time.monotonic() + 30
+            while not (folder / "keeper").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imports_stand(standing: Path) -> Iterator[None]:
+    """What the tests of a module start is forked with its imports from what stands (see noticing/standing.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STANDING, str(standing))
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks(
+    kept_store: Store, repository: Path, standing: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ForkServer]:
+    """What the tests' workers are forked from: torch, torchao and Transformers are loaded once for all tests."""
+    environ = Environment().environ(kept_store) | {STANDING: str(standing)}
     environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], str(repository)])
     log = tmp_path_factory.mktemp("forks") / "imports.log"
     server = ForkServer("transformers", python=sys.executable, environ=environ, log=log)

@@ -7,7 +7,9 @@ What waits for another large program, or for much data, is marked ``programs`` l
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ import pytest
 from tests.noticing import sitecustomize as noticing
 
 MARK, PROGRAMS = "models", "programs"
+# The folder of the processes that run tests together, and in it what can be read as long as they do.
+TOGETHER, ALIVE = "HARNESS_TEST_TOGETHER", "alive"
 # The files that take longest; where several processes share the tests out, what is short then fills them evenly.
 LONGEST = (
     "tests/gate/test_gate.py",
@@ -59,7 +63,19 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     patch.setenv(noticing.NOTES, notes)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _begin(config, patch)
     patch.setenv("PYTHONPATH", str(Path(noticing.__file__).parent), prepend=os.pathsep)
+
+
+def _begin(config: pytest.Config, patch: pytest.MonkeyPatch) -> None:
+    """Make the folder of what stands for all processes that run tests together, and ends when this one does."""
+    folder = Path(tempfile.mkdtemp(prefix="harness-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.mkfifo(folder / ALIVE)
+    # Who reads it finds its end when nobody writes it any more: nobody else has it open so.
+    config.add_cleanup(functools.partial(os.close, os.open(folder / ALIVE, os.O_RDWR | os.O_CLOEXEC)))
+    patch.setenv(TOGETHER, str(folder))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -34,6 +34,12 @@ def test() -> str:
 STARTED = test() if NOTES in os.environ else ""
 
 
+def note() -> None:
+    """Note that torch is there, for the test that has it."""
+    with open(os.environ[NOTES], "a", encoding="utf-8") as notes:
+        notes.write((STARTED or test()) + "\n")
+
+
 class NotesTorch:
     """Finds torch as Python does, and notes when it is executed; to look for it alone is no news."""
 
@@ -46,8 +52,7 @@ class NotesTorch:
             execute = spec.loader.exec_module
 
             def noting(module: ModuleType) -> None:
-                with open(os.environ[NOTES], "a", encoding="utf-8") as notes:
-                    notes.write((STARTED or test()) + "\n")
+                note()
                 execute(module)
 
             spec.loader.exec_module = noting  # type: ignore[method-assign]
@@ -58,3 +63,9 @@ sys.meta_path.insert(0, NotesTorch)  # type: ignore[arg-type]
 
 if STARTED:
     sys.modules["_hypothesis_pytestplugin"] = ModuleType("_hypothesis_pytestplugin")
+
+if "HARNESS_TEST_STANDING" in os.environ:
+    import standing
+
+    if standing.asked_for():
+        standing.join(note)

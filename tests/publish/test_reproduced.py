@@ -28,6 +28,7 @@ from harness.runtime.process import ForkServer, Process
 from harness.runtime.sources import SHAREGPT_FILE
 from harness.runtime.store import Store
 from tests.conftest import TinyModel, run_forked
+from tests.noticing.standing import STANDING
 from tests.publish.test_commands import (
     REPOSITORY,
     card,
@@ -46,10 +47,10 @@ SECONDS = 900
 
 @pytest.fixture(scope="module")
 def families(
-    kept_store: Store, forks: ForkServer, repository: Path, tmp_path_factory: pytest.TempPathFactory
+    kept_store: Store, forks: ForkServer, standing: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, ForkServer]]:
     """What the card's programs are forked from: with vLLM's imports, and with Transformers'."""
-    environ = Environment().environ(kept_store) | {"OMP_NUM_THREADS": "1"}
+    environ = Environment().environ(kept_store) | {"OMP_NUM_THREADS": "1", STANDING: str(standing)}
     environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], str(repository)])
     log = tmp_path_factory.mktemp("vllm") / "imports.log"
     vllm = ForkServer("vllm", python=sys.executable, environ=environ, log=log)

@@ -88,9 +88,11 @@ def test_a_package_is_of_the_distributions_that_python_itself_finds(tmp_path: Pa
     }
 
 
-def test_transformers_is_told_quickly_of_what_is_installed(run_code: RunCode):
+def test_transformers_is_told_quickly_of_what_is_installed(run_code: RunCode, repository: Path):
     done = run_code(
-        "import importlib.metadata, transformers\n"
+        "import importlib.metadata, sys, transformers\n"
+        # It was imported where the tests' own folder was on no path.
+        f"sys.path.remove({str(repository)!r})\n"
         "from transformers.utils import import_utils\n"
         "whole = importlib.metadata.packages_distributions\n"
         "assert whole.__module__ == 'importlib.metadata'\n"

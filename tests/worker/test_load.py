@@ -31,6 +31,7 @@ from harness.runtime.job import Worker
 from harness.runtime.store import Store
 from tests.load_server import Running, simulated
 
+pytestmark = pytest.mark.usefixtures("imports_stand")
 Ask = Callable[..., dict[str, Any]]
 
 

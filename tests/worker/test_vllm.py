@@ -31,6 +31,7 @@ from harness.runtime.store import Store
 from harness.servers.base import SERVED_NAME
 from harness.servers.registry import SERVERS
 
+pytestmark = pytest.mark.usefixtures("imports_stand")
 LINEAR_LAYERS_IN_VLLM = 8  # two layers of qkv_proj, o_proj, gate_up_proj and down_proj
 
 
