@@ -14,7 +14,7 @@ import pytest
 
 from tests import needs
 
-pytestmark = needs.package("executorch")
+pytestmark = [needs.package("executorch"), pytest.mark.usefixtures("imports_stand")]
 
 
 # Asked of a model of one's own, which a test's is.

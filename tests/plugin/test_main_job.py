@@ -13,7 +13,7 @@ from harness.records.run import Run
 from harness.records.schema import Judgement, Measurement
 from harness.runtime.store import Store
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("imports_stand")]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from harness.runtime.job import Worker
 from harness.runtime.store import Store
 
 _MAKE = Path(__file__).with_name("folders.py")
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("imports_stand")]
 
 WHOLE = ("whole", "tied", "head_alone", "old_rotary", "sharded", "begins", "base_model", "experts")
 

@@ -27,7 +27,7 @@ from harness.runtime.job import Worker
 from harness.runtime.store import Store
 
 _MAKE = Path(__file__).with_name("models.py")
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.usefixtures("imports_stand")]
 
 INT8 = "Int8WeightOnlyConfig()"
 INT4 = "Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(32))"
