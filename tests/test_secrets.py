@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import __main__ as command_line
+from harness.base import secrets
 from harness.base.errors import HarnessError, MatrixError, WorkerError
 from harness.base.secrets import cleaned, is_secret, without_secrets
 from harness.base.text import redact
@@ -28,6 +30,7 @@ from harness.report.spreadsheet import quoted, unquoted
 from harness.runtime.environment import Environment, at, overlay
 from harness.runtime.store import Store
 from harness.runtime.variables import passed_on
+from tests import laws
 from tests.test_stored import CELL
 
 SECRET = "AbCd1234EfGh5678IjKl9012MnOp3456"
@@ -152,6 +155,33 @@ def test_whatever_looks_like_a_credential_is_taken_out(text: str) -> None:
 @pytest.mark.parametrize("text", PLAIN)
 def test_other_words_stay(text: str) -> None:
     assert without_secrets(text) == text
+
+
+FORMS = [*secrets._FORMS, *secrets._AFTER]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.hints[0])
+@given(st.data())
+@laws.examples(20)
+def test_all_that_a_form_finds_has_one_of_its_hints(form: secrets._Form, data: st.DataObject) -> None:
+    text = data.draw(st.from_regex(form.pattern))
+    found = form.pattern.search(text)
+    assert found
+    assert any(hint in secrets._lower(found[0]) for hint in form.hints)
+
+
+@given(
+    st.lists(
+        st.sampled_from([*TEXTS, *PLAIN, *" \n\"'&=:-@/\u0130\u0131\u017f\u212a"]) | st.text(max_size=5), max_size=6
+    )
+)
+def test_hints_change_nothing_of_what_is_taken_out(parts: list[str]) -> None:
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_FORMS", "_AFTER"):
+            patch.setattr(secrets, name, [replace(form, hints=("",)) for form in getattr(secrets, name)])
+        whole = without_secrets(text)
+    assert without_secrets(text) == whole
 
 
 @given(st.text())

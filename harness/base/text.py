@@ -42,7 +42,10 @@ def redact(text: str, *secrets: str) -> str:
     The user's home folder becomes ``~``, and a traceback's files are named from where Python finds them: where either
     lies is nobody else's business.
     """
-    return without_secrets(_home().sub("~", _WHERE.sub("", without_secrets(text, *secrets))))
+    found = without_secrets(text, *secrets)
+    shown = _home().sub("~", _WHERE.sub("", found))
+    # What stood apart may be one word now.
+    return found if shown == found else without_secrets(shown)
 
 
 def _home() -> re.Pattern[str]:
