@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print, for each server and phase, milliseconds by kind of kernel, and what makes the difference in words.
+    """Print, for each server and phase, milliseconds by kind of kernel and of layer, and the difference in words.
 
     Returns 1 where nothing was profiled. Raises HarnessError for a run that is not there.
     """
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         problems += damaged
         for side in sides:
             print(f"\n## {subject.heading}" if not told else "")
-            print(blocks.text([why.table(side)], wide))
+            print(blocks.text([it for it in (why.table(side), why.by_layer(side)) if it], wide))
             for sentence in why.sentences(side):
                 print(f"- {sentence}")
             told += 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from harness.base.errors import RecordError
-from harness.judge import profile
+from harness.judge import layers, profile
 from harness.judge.gatefile import ProfileChange
+from harness.judge.layers import Step
 from harness.judge.profile import Profile
 from harness.judge.series import SIDES
 from harness.records.place import Place
@@ -19,7 +20,7 @@ class Profiles:
         """``old`` is what the old side is called in words."""
         self._run = run
         self._name = old
-        self._found: dict[Place, dict[str, dict[str, Profile]]] = {}
+        self._found: dict[Place, dict[str, tuple[dict[str, Profile], dict[str, Step]]]] = {}
         self._changes: dict[tuple[Place, str], ProfileChange] = {}
 
     @property
@@ -32,17 +33,19 @@ class Profiles:
         if not isinstance(line, Measurement) or line.metric != "kernel_time" or "side" not in line.flags:
             return
         try:
-            phases = profile.read(self._run.attached(line.attachment))
+            kept = profile.kept(self._run.attached(line.attachment))
         except (RecordError, ValueError):
             return
         place = Place.of(line).named.cell
         sides = self._found.setdefault(place, {})
-        sides[str(line.flags["side"])] = phases
+        sides[str(line.flags["side"])] = profile.phases(kept), layers.phases(kept)
         if not all(side in sides for side in SIDES):
             return
-        before, after = (sides[side] for side in SIDES)
+        (before, steps_before), (after, steps_after) = (sides[side] for side in SIDES)
         for phase in after:
             if phase in before:
                 old, new = before[phase], after[phase]
                 words = f"{phase}: {profile.told(new, old, self._name)}"
+                if phase in steps_before and phase in steps_after:
+                    words += f"; {layers.told(steps_after[phase], steps_before[phase], self._name)}"
                 self._changes[place, phase] = ProfileChange(place, phase, old.kinds(), new.kinds(), words)

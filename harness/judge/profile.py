@@ -70,11 +70,23 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, pattern in _COMPILED if pattern.search(kernel)), OTHER)
 
 
+class Ran(BaseModel):
+    """What ran in its order: place of the name, start, end and own time in microseconds."""
+
+    names: list[str]
+    calls: list[tuple[Annotated[int, Field(ge=0)], _Seconds, _Seconds, _Seconds]]
+
+
 class Kept(BaseModel):
-    """What is kept of a profile; ``prefill`` is missing in those of before it was profiled by itself."""
+    """What is kept of a profile; ``prefill`` is missing in those of before it was profiled by itself.
+
+    ``ran`` and the number of the model's ``layers`` are in those whose order was kept.
+    """
 
     kernels: _Kernels
     prefill: _Kernels | None = None
+    ran: Ran | None = None
+    layers: int = 0
 
 
 @dataclass(frozen=True)

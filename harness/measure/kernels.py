@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from harness.base.errors import HarnessError, WrongKernels
 from harness.matrix.plan import Cell
@@ -27,16 +28,16 @@ def kernels(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     def take() -> dict[str, Figure]:
         engine = recorder.flow.fleet.engine(cell)
 
-        def profiled(steps: int) -> list[tuple[str, float, int]]:
+        def profiled(steps: int) -> dict[str, Any]:
             sizes = {"batch_size": 1, "input_len": cell.measurements.latency.input_len, "output_len": steps}
-            found: list[tuple[str, float, int]] = engine.ask("kernels", cell.measurements.time_limits.measure, **sizes)[
-                "kernels"
-            ]
-            return found
+            return engine.ask("kernels", cell.measurements.time_limits.measure, **sizes)
 
         # The prompt by itself, so that it can be told from what each further token takes.
-        prefill, ran = profiled(1), profiled(_PROFILED_STEPS)
-        answer = {"kernels": ran, "prefill": prefill}
+        prefill, found_of_all = profiled(1), profiled(_PROFILED_STEPS)
+        ran: list[tuple[str, float, int]] = found_of_all["kernels"]
+        answer = {"kernels": ran, "prefill": prefill["kernels"]}
+        if "ran" in found_of_all:
+            answer |= {"ran": found_of_all["ran"], "layers": recorder.flow.fleet.depth(cell)}
         attachment = recorder.attach(f"{cell.id}-kernels", answer)
         total = sum(seconds for _, seconds, _ in ran)
         found = {"kernel_time": Figure(1000 * total, attachment=attachment)}

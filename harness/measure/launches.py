@@ -101,6 +101,12 @@ class Launches:
             text.get("max_position_embeddings") or text.get("n_positions") or cell.measurements.engine.max_model_len
         )
 
+    def depth(self, cell: Cell) -> int:
+        """Return how many layers the model has, by its configuration; 0 where that does not say."""
+        config = repeated.whole(self._config(cell))
+        text = config.get("text_config", config)
+        return int(text.get("num_hidden_layers") or text.get("n_layer") or 0)
+
     def launch(self, cell: Cell, kind: str) -> Worker | Server:
         """Start a worker, a server or both, not ready yet."""
         if kind == "transformers":

@@ -78,7 +78,7 @@ def render(
         sides, missing = why.sides(it, found.runs.values())
         subjects.append(
             _subject(it, documented, limits.flags)
-            | {"why": [(why.picture(side), why.sentences(side)) for side in sides]}
+            | {"why": [(why.picture(it), why.picture_by_layer(it), why.sentences(it)) for it in sides]}
         )
         unread += missing
     problems = (*found.problems, *damaged, *unread)

@@ -75,11 +75,12 @@ class Engine(Backend):
         return {"seconds": seconds}
 
     def kernels(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
-        """Profile one batch in the scheduler: name, seconds and calls of each kernel, longest first."""
+        """Profile one batch in the scheduler, see :func:`harness.worker.profiling.stop`."""
         self.latency(batch_size, input_len, output_len)
         self.engine.collective_rpc("start_profile_of_kernels")
         self.latency(batch_size, input_len, output_len)
-        return {"kernels": self._told("stop_profile_of_kernels")}
+        found: dict[str, Any] = self._told("stop_profile_of_kernels")
+        return found
 
     def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
         """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""

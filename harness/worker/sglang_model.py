@@ -294,7 +294,7 @@ def start_profile_of_kernels(self: Any) -> None:
 
 
 def stop_profile_of_kernels(self: Any, file: str) -> None:
-    """Write name, seconds and number of calls of every kernel since."""
+    """Write every kernel since, see :func:`harness.worker.profiling.stop`."""
     _write(self, file, profiling.stop(self.profile_of_kernels))
 
 

@@ -33,8 +33,8 @@ class Inspect:
         """Start recording what runs on the device."""
         self.kernel_profiler = profiling.start()
 
-    def stop_profile_of_kernels(self) -> list[tuple[str, float, int]]:
-        """Return name, seconds and number of calls of every kernel (on a CPU: operator) since, longest first."""
+    def stop_profile_of_kernels(self) -> dict[str, Any]:
+        """Return every kernel (on a CPU: operator) since, see :func:`harness.worker.profiling.stop`."""
         return profiling.stop(self.kernel_profiler)
 
     def quantized_layers(self) -> dict[str, str]:
@@ -118,11 +118,12 @@ class Engine(Backend):
         return {"seconds": seconds}
 
     def kernels(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
-        """Profile one batch in the engine's worker: name, seconds and calls of each kernel, longest first."""
+        """Profile one batch in the engine's worker, see :func:`harness.worker.profiling.stop`."""
         self.latency(batch_size, input_len, output_len)
         self.inspect("start_profile_of_kernels")
         self.latency(batch_size, input_len, output_len)
-        return {"kernels": self.inspect("stop_profile_of_kernels")}
+        found: dict[str, Any] = self.inspect("stop_profile_of_kernels")
+        return found
 
     def predictions(self, sequences: list[list[int]], top: int) -> dict[str, Any]:
         """Return for every token but the first of each sequence the ``top`` likeliest (token id, log-probability)."""

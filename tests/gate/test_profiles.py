@@ -16,8 +16,10 @@ from harness.judge.verdict import Verdict
 from harness.records.run import Run
 from harness.records.schema import Measurement
 from harness.report import gate_report
+from tests.judge import test_layers
 from tests.report.test_gate_report import gate_file, place, speed
 from tests.report.test_tables import measured
+from tests.report.test_why import ordered
 
 OLD = {"kernels": [["nvjet_tst_128x8", 0.010, 4], ["attention_kernel", 0.002, 4]]}
 NEW = {"kernels": [["nvjet_tst_128x8", 0.009, 4], ["quantize_row", 0.004, 4], ["attention_kernel", 0.002, 4]]}
@@ -67,6 +69,16 @@ def test_the_prompt_and_a_step_are_told_apart_and_the_newest_block_counts(run: R
     (run.folder / line.attachment).unlink()
     profiles.add(line)
     assert len(profiles.changes) == 2, "nor does one that is gone"
+
+
+def test_both_sides_are_told_by_layer_where_the_order_was_kept(run: Run) -> None:
+    profiles = Profiles(run, "torchao==0.17.0")
+    heard(run, profiles, "old", ordered(test_layers.BF16))
+    heard(run, profiles, "new", ordered(test_layers.FLOAT8))
+    assert [it.phase for it in profiles.changes] == [PREFILL, DECODE]
+    assert all("; by layer, " in it.words and "norms and residuals +" in it.words for it in profiles.changes)
+    heard(run, profiles, "new", STEPS)
+    assert not any("by layer" in it.words for it in profiles.changes)
 
 
 def test_a_regression_of_speed_says_what_its_kernels_did() -> None:

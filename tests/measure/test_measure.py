@@ -653,8 +653,12 @@ class StubEngine(StubFlow):
         weights = {f"{name}.weight": {**layer, "layer": name} for name in self.info["layers"]}
         return SimpleNamespace(facts={"weights": weights})
 
+    def depth(self, cell: Cell) -> int:
+        return 2
+
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        return {"kernels": [list(row) for row in self.ran]}
+        calls = [[0, 0.0, 1000.0 * arguments["output_len"], 900.0]]
+        return {"kernels": [list(row) for row in self.ran], "ran": {"names": ["aten::mm"], "calls": calls}}
 
 
 OWN, OTHER = ("aten::_int_mm", 0.002, 8), ("aten::mm", 0.006, 8)
@@ -666,7 +670,10 @@ def test_kernels_are_recorded_with_their_share_and_calls(tmp_path: Path, cells: 
     assert found["kernel_time"].value == pytest.approx(8)
     share = found["quantized_kernel_share"]
     assert (share.value, share.statistics) == (pytest.approx(0.25), {"calls": 8, "calls_due": 8})
-    assert "aten::mm" in (tmp_path / share.attachment).read_text()
+    attached = json.loads((tmp_path / share.attachment).read_text())
+    assert "aten::mm" in {name for name, _, _ in attached["kernels"]}
+    assert attached["layers"] == 2
+    assert attached["ran"]["calls"][0][2] == 4000.0, "the order of the batch, whose steps are four"
 
 
 @pytest.mark.parametrize("ran", [[OTHER], [("aten::_int_mm", 0.002, 4), OTHER], []])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from harness.judge import profile
 from harness.records.run import Run
 from harness.records.schema import Measurement
 from harness.report import tables, why
+from tests.judge import test_layers
+from tests.report.test_tables import measured
 
 H200 = "h200-20261129-155401"
 
@@ -91,3 +94,38 @@ def test_the_documented_study_holds_what_the_command_prints(
     rows = [line for line in study.splitlines() if line.startswith(("|", "###"))]
     assert len(rows) > 40
     assert set(rows) <= printed
+
+
+def ordered(layer: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return what is kept of a profile of three layers whose order is known."""
+    calls, _ = test_layers.ran(layer, 3, 4, wait=1.0)
+    seconds: dict[str, float] = {}
+    for it in calls:
+        seconds[it.name] = seconds.get(it.name, 0.0) + it.own / 1000
+    whole = [(name, it, 4) for name, it in seconds.items()]
+    prompt = [(name, it / 4, 1) for name, it in seconds.items()]
+    return test_layers.written(calls, 3) | {"kernels": whole, "prefill": prompt}
+
+
+def test_layers_are_told_where_the_order_of_what_ran_was_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompt and the steps are those of the order; in kinds of kernel the batch stays one."""
+    run = Run.create(tmp_path)
+    (run.folder / "attachments").mkdir(exist_ok=True)
+    for recipe, layer in (("bf16", test_layers.BF16), ("float8dq", test_layers.FLOAT8)):
+        kept = ordered(layer)
+        name = f"attachments/{recipe}.json"
+        (run.folder / name).write_text(json.dumps(kept), encoding="utf-8")
+        line = measured("kernel_time", 1000 * sum(it[1] for it in kept["kernels"]), recipe, server="vllm")
+        run.append(line.model_copy(update={"attachment": name}))
+    assert main(["why", str(run.folder), "--wide"]) == 0
+    told = capsys.readouterr().out
+    assert "decode step through vllm, batch 1, by layer (ms)" in told
+    for layer in (test_layers.ATTENTION, test_layers.MLP, test_layers.NORMS, test_layers.HEAD, "a profiled step"):
+        assert f"| {layer}" in told
+    assert "; by layer, " in told
+    assert main(["report", str(run.folder), "-o", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "decode step through vllm, batch 1, by layer: milliseconds by kind of layer and recipe" in page
+    assert "norms and residuals" in page

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import WorkerError
+from harness.judge import layers, profile
 from harness.matrix.measurements import Latency, Serving
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.flow import Flow
@@ -329,7 +330,13 @@ def test_one_engine_answers_batches_and_http_and_holds_and_predicts_what_the_off
     found = served.measure.serving(cell, 2, repeat)["output_throughput"]
     assert found.flags["shared_engine"] is True
     assert found.value > 0
-    assert shared.ask("kernels", 60, batch_size=1, input_len=16, output_len=2)["kernels"]
+    profiled = shared.ask("kernels", 60, batch_size=1, input_len=16, output_len=4)
+    by_layer = layers.phases(profile.kept(profiled | {"layers": served.flow.fleet.depth(cell)}))
+    assert by_layer.keys() == {profile.PREFILL, profile.DECODE}
+    for step in by_layer.values():
+        assert {layers.ATTENTION, layers.MLP, layers.NORMS, layers.HEAD} <= step.layers.keys()
+    own = sum(seconds for _, seconds, _ in profiled["kernels"])
+    assert sum(it[3] for it in profiled["ran"]["calls"]) / 1e6 == pytest.approx(own, rel=0.05)
     os.kill(_command(server), signal.SIGKILL)
     with pytest.raises(WorkerError, match=r"killed \(signal 9\)"):
         served.measure.latency(cell, 1, repeat)
