@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,7 +52,25 @@ class _Parser(argparse.ArgumentParser):
     """Says what it does not understand, a token given in the wrong place left out."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(without_secrets(message))
+        super().error(without_secrets(message + self._meant(message)))
+
+    def _meant(self, message: str) -> str:
+        """Return what a mistyped command, choice or option is likely to have meant, as the end of a message."""
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            word, known = choice[1], [it.strip("'") for it in choice[2].split(", ")]
+        elif option := re.search(r"unrecognized arguments: (?:.* )?(--[\w-]+)", message):
+            word, known = option[1], list(self._options())
+        else:
+            return ""
+        close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+        return f"; did you mean {' or '.join(close)}?" if close else ""
+
+    def _options(self) -> Iterator[str]:
+        yield from self._option_string_actions
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from command._option_string_actions
 
 
 _WIDE = "--wide"
@@ -101,6 +122,9 @@ def _run(words: list[str]) -> int:
     try:
         with Interruption():
             check_limits()
+            if not words:
+                parser("").print_help(sys.stderr)
+                return 2
             # A command need not wait for what the others import, nor fail with them.
             named = next((word for word in words if not word.startswith("-")), "")
             arguments = parser(named).parse_args(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import re
 import shlex
 import shutil
@@ -240,6 +241,34 @@ def test_there_are_commands_and_few_that_are_not_tried() -> None:
     assert len(COMMANDS) > 60
     untried = [fence for fence in FENCES if fence.untried]
     assert len(untried) <= 6, [str(it) for it in untried]
+
+
+def written(words: list[str]) -> Iterator[str]:
+    """Yield the files and folders that a command writes where it is typed."""
+    options = ("-o", "--dry-run", "--junit", "--json")
+    yield from (after for word, after in itertools.pairwise(words) if word in options)
+    if words[:3] == ["python", "-m", "harness"] and words[3] in ("init", "site", "bundle"):
+        yield words[-1]
+
+
+@pytest.mark.programs
+def test_what_commands_write_leaves_git_clean(tmp_path: Path) -> None:
+    """Whoever has typed them all in a checkout has nothing to commit."""
+    files = sorted({file for _, words in COMMANDS for file in written(words) if not file.startswith("--")})
+    assert {"report.html", "out/", "build/site", "gate.json", "bench"} <= set(files)
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for file in files:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if Path(file).suffix:
+            path.touch()
+        else:
+            path.mkdir(exist_ok=True)
+            (path / "file").touch()
+    seen = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    assert seen.split() == ["??", ".gitignore"], seen
 
 
 @pytest.mark.programs

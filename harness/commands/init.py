@@ -8,6 +8,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
 
 from harness import __version__
 from harness.base import shipped
@@ -45,6 +47,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.folder}: {len(files)} files")
     for path in ("suites/matrix.toml", "suites", ".github/workflows/benchmarks.yml"):
         print(f"  {path:<34} {_MEANING[path]}")
+    if origin := _origin():
+        brought = "cp" if origin.is_file() else "pip wheel --no-deps -w"
+        carried, place = shlex.quote(str(origin)), shlex.quote(str(args.folder / "requirements"))
+        words = [brought, carried, place] if origin.is_file() else [brought, place, carried]
+        print(f"{requirement()} came from this machine, and CI needs it too: commit a wheel of it, made by")
+        print(f"  mkdir -p {place} && {' '.join(words)}")
     print(f"Next: cd {shlex.quote(str(args.folder))} && pytest -m {args.hardware} --collect-only")
     return 0
 
@@ -93,16 +101,28 @@ def _extra(hardware: str, matrix: Path) -> str:
 def requirement(extra: str = "") -> str:
     """Return how pip is to find the harness that is installed here; one from a folder is asked for by its version."""
     name = f"{_DISTRIBUTION}[{extra}]" if extra else _DISTRIBUTION
-    try:
-        told = importlib.metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        told = None
-    source = json_value(told) if told else {}
+    source = _source()
     if version := source.get("vcs_info"):
         return f"{name} @ {version['vcs']}+{source['url']}@{version['commit_id']}"
     if source.get("url", "").startswith("https:"):
         return f"{name} @ {source['url']}"
     return f"{name}=={__version__}"
+
+
+def _source() -> dict[str, Any]:
+    """Return what pip noted of where the harness came from; nothing of one from an index."""
+    try:
+        told = importlib.metadata.distribution(_DISTRIBUTION).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        told = None
+    return json_value(told) if told else {}
+
+
+def _origin() -> Path | None:
+    """Return the folder or the wheel of this machine that the harness was installed from."""
+    url = urlparse(_source().get("url", ""))
+    path = Path(unquote(url.path))
+    return path if url.scheme == "file" and path.exists() else None
 
 
 def _filled(template: str, values: dict[str, str]) -> bytes:

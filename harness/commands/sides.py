@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 
 from harness.base.errors import HarnessError
+from harness.gate.plan import units
+from harness.judge.gatefile import Options
+from harness.judge.rules import Margins
+from harness.matrix.plan import Matrix
 from harness.runtime import asked
 
 
@@ -26,3 +30,14 @@ def of(arguments: argparse.Namespace, example: str = "torchao==0.17.0 torchao==0
     if not (old and new):
         raise HarnessError(f"name two sides, as in {example}, or --old OLD --new NEW")
     return old, new
+
+
+def check(matrix: Matrix, wanted: Options) -> None:
+    """Refuse what a gate cannot be asked for before another session is waited for, or anything is installed."""
+    units(matrix, wanted)
+    Margins(wanted.margins)
+    for side in (wanted.old, wanted.new):
+        if asked.is_lock(side):
+            asked.lock_file(side)
+        else:
+            asked.parts(side)

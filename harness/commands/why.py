@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     if not told:
         names = ", ".join(one.name for one in opened)
-        print(f"{names}: nothing was profiled; test_kernels of suites/test_engine.py does", file=sys.stderr)
+        kept = "" if why.details_of(opened) else ", or the details of its records (attachments/) are not there"
+        print(f"{names}: nothing was profiled{kept}; test_kernels of suites/test_engine.py does", file=sys.stderr)
         return 1
     return 0

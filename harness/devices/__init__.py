@@ -41,6 +41,19 @@ KINDS = {
 
 def open_device(name: str, store: Store, environment: Environment, phone_runner: Path | None = None) -> DeviceRunner:
     """Return the device that a command line names; nothing is built or asked yet. Raises MatrixError for another."""
+    check_name(name)
+    kind, _, which = name.partition(":")
+    if name == "host":
+        return Host(store, environment)
+    if name == "qemu":
+        return Qemu(store, environment)
+    if kind == "ssh":
+        return Ssh(store, environment, which)
+    return Adb(which, phone_runner) if kind == "adb" else Ios(named(which)[1])
+
+
+def check_name(name: str) -> None:
+    """Raise MatrixError for the name of a device that a command line cannot mean."""
     kind, _, which = name.partition(":")
     if which.startswith("-") or (kind == "ssh" and "@-" in which) or name.startswith("-"):
         # ssh, scp and adb would take it for an option, and ssh has options that run commands.
@@ -48,16 +61,8 @@ def open_device(name: str, store: Store, environment: Environment, phone_runner:
     if wrong := re.search(r"[^\w.@:%+/~\[\]-]" if kind == "ssh" else r"[\x00-\x1f\x7f]", which):
         # ssh hands a host's name to a shell where its settings say so (ProxyCommand, Match exec).
         raise MatrixError(f"--device {name!r}: {wrong[0]!r} is in no name of a device")
-    if name == "host":
-        return Host(store, environment)
-    if name == "qemu":
-        return Qemu(store, environment)
-    if kind == "ssh" and which:
-        return Ssh(store, environment, which)
-    if kind == "adb" and which:
-        return Adb(which, phone_runner)
-    if kind == "ios" and which:
-        return Ios(named(which)[1])
+    if name in ("host", "qemu") or (kind in ("ssh", "adb", "ios") and which):
+        return
     known = "; ".join(f"{form} ({meaning})" for form, meaning in KINDS.items())
     raise MatrixError(f"--device {name!r} is not one of: {known}")
 

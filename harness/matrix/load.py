@@ -22,6 +22,9 @@ from harness.matrix.texts import PATTERNS
 from harness.records.metrics import METRICS
 
 Location = tuple[str | int, ...]
+_MOST = 8
+_KNOWN = re.compile(r" \(known: [^()]{100,}\)$")
+_SHIPPED = 'extends = "shipped" takes from the shipped matrix what a file does not say'
 
 
 def load(path: Path, servers: Collection[str] | None = None, settings: Sequence[str] = ()) -> Matrix:
@@ -55,7 +58,7 @@ def load(path: Path, servers: Collection[str] | None = None, settings: Sequence[
         settings=(*told, *settings),
     )
     if problems := list(_misnamed(matrix, file, where)):
-        raise MatrixError("\n".join(problems))
+        raise MatrixError(_few(problems))
     return matrix
 
 
@@ -69,6 +72,8 @@ def _read(path: Path, after: tuple[Path, ...] = ()) -> tuple[dict[str, Any], _Pl
         data = toml_value(text)
     except ValueError as error:
         raise MatrixError(f"{path}: not valid TOML: {error}") from error
+    if not data:
+        raise MatrixError(f"{path}: there is nothing in it; {_SHIPPED}, and `harness init DIR` writes a whole one")
     where = _Place(path, text)
     told: list[str] = []
     extends = data.pop("extends", None)
@@ -243,13 +248,28 @@ def _explain(where: _Place, error: ValidationError, put: Mapping[Location, str])
                 message += f"; {nearest(str(location[-1]), known)}"
         elif problem["type"] == "string_pattern_mismatch" and (meant := PATTERNS.get(problem["ctx"]["pattern"])):
             message = f"{problem['input']!r} is not {meant}"
-        elif problem["type"] != "missing" and not isinstance(problem["input"], dict):
+        elif problem["type"] == "missing":
+            message = "this key is required, and missing" + ("" if location[1:] else f"; {_SHIPPED}")
+        elif not isinstance(problem["input"], dict):
             message += f" (it is {problem['input']!r})"
         setting = next((text for place, text in put.items() if location[: len(place)] == place), None)
         setting = setting or next((text for place, text in put.items() if place[: len(location)] == location), None)
         told = where.told(location, message)
         messages.append(f"--set {setting!r}: {message}" if setting else told)
-    return "\n".join(dict.fromkeys(messages))
+    return _few(list(dict.fromkeys(messages)))
+
+
+def _few(problems: Sequence[str]) -> str:
+    """Return some of many mistakes, which often are one; what is known is listed once, where that is long."""
+    found: list[str] = []
+    listed: set[str] = set()
+    # One more takes no more room than to say so.
+    for problem in problems[: _MOST if len(problems) > _MOST + 1 else None]:
+        known = _KNOWN.search(problem)
+        found.append(problem[: known.start()] if known and known[0] in listed else problem)
+        listed |= {known[0]} if known else set()
+    more = len(problems) - len(found)
+    return "\n".join([*found, *([f"and {more} more mistakes"] if more else [])])
 
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*(.+?)\s*\]\]?\s*(?:#.*)?$")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.shipped import own_matrix
-from harness.plugin.options import joined, named
+from harness.plugin.options import close_to, joined, named
 
 _HOOKS = "harness.plugin.plugin"
 
@@ -67,6 +67,11 @@ def pytest_load_initial_conftests(
     if early_config.pluginmanager.has_plugin(_HOOKS):
         _start_again(early_config)
     yield
+    if early_config.pluginmanager.has_plugin(_HOOKS):
+        _, unknown = parser.parse_known_and_unknown_args(args)
+        if meant := close_to(unknown):
+            # pytest tells it below its own message, where it refuses the option.
+            parser.extra_info["did you mean"] = ", ".join(meant)
     if not early_config.pluginmanager.has_plugin(_HOOKS) and named(args):
         _, unknown = parser.parse_known_and_unknown_args(args)
         if stray := named(unknown):

@@ -330,7 +330,7 @@ def absent(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
     found = _without_hardware(claims, given)
     left = [claim for claim in claims if not claim.skipped and claim not in found]
     if left:
-        _check_given(given)
+        check_given(given)
     return found | _without_server(left, given)
 
 
@@ -367,7 +367,7 @@ def _without_gpus(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, st
     return found
 
 
-def _check_given(given: CommandLine) -> None:
+def check_given(given: CommandLine) -> None:
     """Refuse a run or an interpreter that is not there: once, rather than in every test."""
     checks: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
         ("--python", given.python, lambda it: Environment(python=it).packages()),

@@ -229,6 +229,15 @@ def named(words: Sequence[str]) -> list[str]:
     return [name for word in words if (name := word.partition("=")[0]) in OPTIONS]
 
 
+def close_to(words: Sequence[str]) -> list[str]:
+    """Return those of the options that mistyped ones may have meant."""
+    # Not at the top: most command lines have none.
+    import difflib
+
+    mistyped = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+    return [name for word in mistyped for name in difflib.get_close_matches(word, OPTIONS, n=1, cutoff=0.7)]
+
+
 def joined(words: Sequence[str]) -> list[str]:
     """Return a command line with the value of each of these options in one word with it: ``--model=FOLDER``.
 

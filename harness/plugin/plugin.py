@@ -12,7 +12,7 @@ import pytest
 from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
 from harness.base.secrets import without_secrets
 from harness.matrix.plan import Cell
-from harness.plugin import collect, hooks
+from harness.plugin import collect, hooks, refused
 from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
 from harness.plugin.interrupted import Interrupted
@@ -134,7 +134,12 @@ def pytest_collection_modifyitems(
         items.clear()
         raise pytest.UsageError(problem)
     everything = list(items)
-    yield
+    try:
+        yield
+    except pytest.UsageError as error:
+        # --collect-only lists what there is, whatever is wrong with -m or -k.
+        items.clear()
+        raise pytest.UsageError(f"{error}{refused.meant(config)}") from error
     for item in everything:
         if claim := _claim(item):
             item.stash[claim_key] = claim
@@ -146,6 +151,11 @@ def pytest_collection_modifyitems(
     planned = collect.plan(list(item_of), claims_of(items))
     items[:] = [item for item in items if claim_key not in item.stash] + [item_of[claim] for claim in planned]
     if given.only_collect:
+        try:
+            refused.check(config, given)
+        except HarnessError as error:
+            items.clear()
+            raise pytest.UsageError(str(error)) from error
         return
     if given.on:
         # What is here is no matter: nodes say what they have.
@@ -308,6 +318,8 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     if refusal := config.stash.get(refusal_key, ""):
         terminalreporter.write_line(f"ERROR: {refusal}", red=True)
+    if nothing := refused.nothing(config, terminalreporter.stats, exitstatus):
+        terminalreporter.write_line(nothing, yellow=True)
     session = config.stash.get(session_key, None)
     skipped = {
         str(report.longrepr[2]).removeprefix("Skipped: ")

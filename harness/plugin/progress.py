@@ -15,6 +15,7 @@ from harness.plugin.estimate import Estimate
 
 _EVERY = 10.0
 _HEARTBEAT = 30.0
+_OVERDUE = 1.5
 # How many times the least of what may be left the most must be for both to be told.
 _WIDE = 2.0
 
@@ -97,10 +98,17 @@ class Progress:
     def _place(self) -> str:
         if self._now < 0:
             return ""
-        here = max(0.0, self._due - (self._clock() - self._since))
+        since = self._clock() - self._since
+        here = max(0.0, self._due - since)
+        # Of a test that takes long beyond what it usually does nobody knows how long it still will.
+        overdue = bool(self._due) and since > _OVERDUE * self._due + _EVERY
         seconds, unknown = self.estimate.left(self._tests[self._now + 1 :])
         unknown += self.estimate.of(self._tests[self._now]) is None
-        left = f"about {duration(here + seconds)} left" if here + seconds else "time left unknown"
+        left = (
+            f"{'more than' if overdue else 'about'} {duration(here + seconds)} left"
+            if here + seconds
+            else "time left unknown"
+        )
         low, high = (here + it for it in self.estimate.between(self._tests[self._now + 1 :]))
         if high > _WIDE * low:
             left += f" ({duration(low)} to {duration(high)})"

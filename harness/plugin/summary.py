@@ -23,7 +23,7 @@ from harness.records.run import Run
 from harness.records.schema import Failure, Line, Measurement, Timing
 from harness.report import budget, limited, tables, unsteady
 from harness.report.blocks import text as tables_text
-from harness.report.brief import LINES, Paragraph, cut, main_table
+from harness.report.brief import LINES, Paragraph, cut, lines_at_least, main_table
 
 Section = tuple[str, list[str]]
 """A title, and the lines below it."""
@@ -31,9 +31,10 @@ Section = tuple[str, list[str]]
 OTHERS = "limits of other models, which are not asked of this one"
 FILE = "summary.txt"
 _MAIN_TABLE = 9
+_TWO_BLOCKS = 17
 _FILES = 6
 _LAST = 9
-"""Lines that the main table gets at least, the files, and all that stands below the table at most."""
+"""Lines that the main table gets at least, and if there is room; the files, and all that stands below it at most."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Summary:
             Paragraph(*_section(found, "too noisy to say"), "yellow", least=2, rank=4),
             Paragraph(*_section(found, "limits that were not judged, for want of a baseline"), "yellow", least=2),
             Paragraph(*_section(found, "against the baseline"), least=4, rank=4),
-            Paragraph("what was quantized:", _covered(found.get("what was quantized", ())), least=2, rank=4),
+            Paragraph("what was quantized:", _covered(found.get("what was quantized", ())), least=1, rank=4),
             Paragraph("", tuple(f"†: {it}" for it in found.get("the machine was not quiet", ())), "yellow", least=1),
             Paragraph(*_section(found, "records that could not be read"), "red", least=2),
             Paragraph(*_section(found, OTHERS), least=2, rank=6),
@@ -170,7 +171,9 @@ class Summary:
             all_of_it,
         )
         room = LINES - len(last)
-        above = cut(first, wide, room - (_MAIN_TABLE if self.measurements else 0), all_of_it)
+        # Where all may be short, the table shows speed and quality too, and not what a first block has of memory alone.
+        least = max(_MAIN_TABLE, min(_TWO_BLOCKS, room - lines_at_least(first, wide)))
+        above = cut(first, wide, room - (least if self.measurements else 0), all_of_it)
         table = main_table(self.measurements, self.documented, wide, room - len(above)) if self.measurements else []
         # What the table leaves is for what stands above it.
         above = cut(first, wide, room - len(table), all_of_it)

@@ -58,7 +58,9 @@ class Run:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise RecordError(f"{root}: no run can be kept there ({error.strerror})") from error
+                raise RecordError(
+                    f"{root}: no run can be kept there ({error.strerror}); name another folder: --results"
+                ) from error
             return cls(folder)
         raise RecordError(f"no free run folder under {root} for {stamp}")
 
@@ -100,8 +102,9 @@ class Run:
             return cls(runs[-1])
         if is_file(root / name / "records.jsonl"):
             return cls(root / name)
-        names = ", ".join(run.name for run in runs[-5:]) or "none yet"
-        raise RecordError(f"no run {name!r} under {root}; the latest are: {names}")
+        names = ", ".join(run.name for run in runs[-5:])
+        here = names or "none yet: a session makes them, or name a run's folder, or another place of runs"
+        raise RecordError(f"no run {name!r} under {root}; the latest are: {here}")
 
     @classmethod
     def open_all(cls, root: Path, names: Iterable[str]) -> list[Run]:

@@ -35,6 +35,15 @@ class Paragraph:
     rank: int = 5
 
 
+def lines_at_least(paragraphs: Sequence[Paragraph], wide: int) -> int:
+    """Return how many lines paragraphs take where each is as short as it may be."""
+    return sum(_least(it, sum(len(fold(item, wide)) for item in it.items)) for it in paragraphs if it.items)
+
+
+def _least(paragraph: Paragraph, body: int) -> int:
+    return min(body, paragraph.least) + bool(paragraph.title)
+
+
 def cut(paragraphs: Sequence[Paragraph], wide: int, lines: int, more: str) -> list[tuple[str, str]]:
     """Return paragraphs as (line, tone), ``lines`` at most; of what is left out the number is told, and ``more``.
 
@@ -43,7 +52,7 @@ def cut(paragraphs: Sequence[Paragraph], wide: int, lines: int, more: str) -> li
     shown = [it for it in paragraphs if it.items]
     folded = [[fold(item, wide) for item in it.items] for it in shown]
     whole = [sum(map(len, items)) + bool(it.title) for it, items in zip(shown, folded, strict=True)]
-    given = [min(full, it.least + bool(it.title)) for it, full in zip(shown, whole, strict=True)]
+    given = [_least(it, sum(map(len, items))) for it, items in zip(shown, folded, strict=True)]
     for at in sorted(range(len(shown)), key=lambda at: (shown[at].rank, at)):
         given[at] += max(0, min(whole[at] - given[at], lines - sum(given)))
     found: list[tuple[str, str]] = []
@@ -63,6 +72,9 @@ def _fitting(items: Sequence[Sequence[str]], room: int, more: str, wide: int) ->
         count += 1
     if not kept and room > 1:
         kept, count = list(items[0][: room - 1]), 1
+    if not kept:
+        # Where there is room for one line, it says something.
+        return [f"{items[0][0][: wide - 4].rstrip()} ..."][:room]
     left = len(items) - count
     return [*kept, fold(f"... and {left} more: {more}" if left else f"... all of it: {more}", wide)[0]]
 

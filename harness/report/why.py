@@ -55,6 +55,8 @@ def sides(subject: Subject, runs: Iterable[Run]) -> tuple[list[Side], list[str]]
     found: dict[tuple[str, int, str], list[Profiled]] = {}
     problems = []
     runs = list(runs)
+    if not details_of(runs):
+        return [], []
     for record in subject.measurements:
         if record.metric == "kernel_time" and record.attachment:
             try:
@@ -71,6 +73,11 @@ def sides(subject: Subject, runs: Iterable[Run]) -> tuple[list[Side], list[str]]
         Side(server, phase, sorted(rows, key=lambda it: not it.baseline))
         for (server, _, phase), rows in sorted(found.items())
     ], problems
+
+
+def details_of(runs: Iterable[Run]) -> bool:
+    """Return whether any of the runs has kept the details of its records; those that are committed may be without."""
+    return any(run.attachments.is_dir() for run in runs)
 
 
 def _of(record: Measurement, runs: Sequence[Run]) -> Kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,14 @@ def _is_wheel(text: str) -> bool:
     return (text.endswith(".whl") and "@" not in text and len(_words(text)) < 2) or is_file(text)
 
 
+def _is_requirement(text: str) -> bool:
+    try:
+        Requirement(text)
+    except InvalidRequirement:
+        return False
+    return True
+
+
 def _problem(text: str) -> str:
     """Say why a text is not one requirement or wheel; empty where it is."""
     if _is_wheel(text):
@@ -87,7 +96,9 @@ def _problem(text: str) -> str:
     try:
         url = urlparse(Requirement(text).url or "")
     except InvalidRequirement as error:
-        return f"{text!r} is neither a requirement, such as torchao==0.17.0, nor a wheel: {error}"
+        meant = re.sub(r"(?<![=<>~!])=(?!=)", "==", text)
+        told = f"did you mean {meant}?" if _is_requirement(meant) else str(error).splitlines()[0]
+        return f"{text!r} is neither a requirement, such as torchao==0.17.0, nor a wheel: {told}"
     if url.scheme == "file" and Path(unquote(url.path)).is_dir():
         raise BrokenEnvironment(f"{text}: sources in a folder may change under a gate; build a wheel of them")
     return ""

@@ -142,6 +142,17 @@ def test_long_silence_is_broken_and_not_too_often() -> None:
     ]
 
 
+def test_a_test_that_takes_long_beyond_its_usual_time_promises_no_end() -> None:
+    said: list[str] = []
+    clock = Clock()
+    progress = Progress(said.append, clock)
+    progress.plan(["a", "b"], Estimate({"a": 20.0, "b": 60.0}))
+    progress.begin("a")
+    clock.now = 300.0
+    progress("serving: 1 of 4")
+    assert said == ["serving: 1 of 4 [test 1 of 2, more than 60 s left]"]
+
+
 def test_without_a_place_to_write_nothing_is_said() -> None:
     progress = Progress(None)
     progress.plan(["a"], Estimate({}))

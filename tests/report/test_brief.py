@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.terminal import width
+from harness.plugin.summary import Summary
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Measurement
@@ -102,3 +104,30 @@ def test_what_is_cut_says_how_much_and_where_the_rest_is() -> None:
     assert found[0] == ("limits:", "red")
     assert found[-1] == ("... and 22 more: all.txt", "red")
     assert len(found) == 10
+
+
+def test_a_paragraph_with_room_for_one_line_says_something() -> None:
+    long = Paragraph("", ("word " * 60,), least=1)
+    found = cut([Paragraph("", ("verdict",), rank=0), long], 100, 2, "all.txt")
+    assert found[1][0].startswith("word word")
+    assert found[1][0].endswith(" ...")
+    assert width(found[1][0]) <= 100
+
+
+def test_a_noisy_run_of_the_main_job_still_shows_speed_and_quality(tmp_path: Path) -> None:
+    """What is too noisy to say does not leave the main table with memory alone."""
+    shutil.copytree(REFERENCE / "cpu-20261124-024508", tmp_path / "run")
+    summary = Summary.of(Run(tmp_path / "run"), Documented.load(), seconds=9, planner=1, wide=100)
+    item = "a figure of the run whose rounds lie far from each other: " + "too noisy to say, " * 6
+    sections = [
+        ("limits that are known not to hold", [item]),
+        ("too noisy to say", [item] * 9),
+        ("what was quantized", [item] * 5),
+        ("the machine was not quiet", [item]),
+        ("skipped", [item]),
+    ]
+    lines = [line for line, _ in summary.brief(("passed: 65 passed", "green"), sections, tmp_path)]
+    assert len(lines) <= 37
+    shown = "\n".join(lines)
+    for words in ("Peak Memory", "latency (batch_size=1)", "perplexity", "KL divergence", "float8wo", "quantized:"):
+        assert words in shown

@@ -1,0 +1,55 @@
+"""A mistyped command, option or side of ``python -m harness`` is told of with what was meant, before any waiting."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import __main__
+from harness.commands import gate
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return what a command that ends with status 2 says on standard error, on one line."""
+    try:
+        status = __main__.main(list(words))
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    assert status == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["tabel", "last"], "did you mean table?"),
+        (["publsh", "x"], "did you mean publish?"),
+        (["export", "last", "--format", "pytorch-v2"], "did you mean pytorch-v3"),
+        (["table", "last", "--layuot", "main"], "did you mean --layout?"),
+        (["gate", "a==1", "a==2", "-m", "cpu", "--recipee", "int8wo"], "did you mean --recipe?"),
+        ([], "COMMAND"),
+    ],
+)
+def test_what_was_meant(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert meant in told(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["torchao=0.17.0", "torchao==0.18.0"], "did you mean torchao==0.17.0?"),
+        (["torchao==0.17.0", "torchao==0.18.0", "--recipe", "int8w"], "did you mean int8wo"),
+        (["torchao==0.17.0", "torchao==0.18.0", "--model", "SmolLM2-135M-Instrct"], "did you mean SmolLM2-135M"),
+        (["torchao==0.17.0", "torchao==0.18.0", "-k", "nothing-of-that-name"], "nothing to gate"),
+        (["torchao==0.17.0", "torchao==0.18.0", "--margin", "latncy=0.1"], "latency"),
+        (["no.whl", "torchao==0.18.0"], "there is no such wheel"),
+    ],
+)
+def test_a_gate_refuses_names_before_it_waits_for_another_session(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gate, "only_session", lambda *_: pytest.fail("waited for another session"))
+    monkeypatch.setattr(sys, "argv", ["harness"])
+    assert meant in told(capsys, "gate", *words, "-m", "cpu", "--results", str(tmp_path), "--cache", str(tmp_path))

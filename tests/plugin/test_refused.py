@@ -1,0 +1,84 @@
+"""What a user mistypes is refused in a dry run as in a run, with what was meant, and without a list of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MATRIX = Path(__file__).parents[2] / "suites" / "matrix.toml"
+SUITE = """
+import pytest
+
+@pytest.mark.stage("engine")
+def test_latency(cell, batch_size): pass
+"""
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run pytest as in a project of one's own, with a copy of the shipped matrix and one test."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    (pytester.mkdir("suites") / "matrix.toml").write_bytes(MATRIX.read_bytes())
+    (pytester.path / "suites" / "test_suite.py").write_text(SUITE, encoding="utf-8")
+    return lambda *words: pytester.runpytest_inprocess("-p", "harness.plugin.plugin", "--strict-markers", *words)
+
+
+def refused(result: pytest.RunResult) -> str:
+    """Return what a dry run says that was refused, on one line; it lists no test."""
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    told = result.outlines + result.errlines
+    assert not any("::" in line for line in told), told
+    assert not any("Traceback" in line for line in told)
+    return " ".join(" ".join(told).split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-m", "cup"], "-m cup: hardware has other names; did you mean cpu?"),
+        (["-m", "cpu and"], "Wrong expression passed to '-m': cpu and"),
+        (["-m", "cpu", "-k", "latency and"], "Wrong expression passed to '-k': latency and"),
+        (["-m", "cpu", "--model", "SmolLM2-135M-Instrct"], "did you mean SmolLM2-135M-Instruct"),
+        (["-m", "cpu", "--recipe", "int8w"], "did you mean int8wo"),
+        (["-m", "cpu", "--recipee", "int8wo"], "did you mean: --recipe"),
+        (["-m", "cpu", "--recip=int8wo"], "did you mean: --recipe"),
+        (["-m", "cpu", "--device", "qmeu"], "--device 'qmeu' is not one of: host"),
+        (["-m", "cpu", "--against", "cpuu"], "--against: there is no baseline"),
+        (["-m", "cpu", "--resume=20200101-000000"], "--resume 20200101-000000: no run"),
+        (["-m", "cpu", "--swap", "torchao=0.17.0"], "did you mean torchao==0.17.0?"),
+        (["-m", "cpu", "--python", "/no/such"], "--python /no/such: /no/such is not an interpreter"),
+        (["-m", "cpu", "--environment", "vlm=/x"], "--environment vlm=/x: give SERVER=PATH"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would_and_lists_nothing(run: Run, words: list[str], told: str) -> None:
+    assert told in refused(run("suites", *words, "--collect-only", "-q"))
+
+
+def test_why_nothing_is_selected_and_what_there_is(run: Run) -> None:
+    result = run("suites", "-m", "cpu", "-k", "latncy")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert any("nothing is selected by -m 'cpu' and -k 'latncy', of" in line for line in result.outlines)
+    assert "what there is to select: pytest suites -m 'cpu' --co -q" in result.outlines
+
+
+def test_a_mistake_in_every_table_is_told_of_a_few_times(run: Run, tmp_path: Path) -> None:
+    text = MATRIX.read_text(encoding="utf-8").replace("\norigin =", "\norigni =")
+    (tmp_path / "matrix.toml").write_text(text, encoding="utf-8")
+    told = refused(run("suites", "-m", "cpu", f"--matrix={tmp_path}/matrix.toml", "--co", "-q"))
+    assert told.count("this key does not exist here; did you mean origin") == 4
+    assert told.count("(known: ") == 1
+    assert "more mistakes" in told
+
+
+def test_an_empty_matrix_says_what_to_write_into_it(run: Run, tmp_path: Path) -> None:
+    for name, text, wrong in (
+        ("empty.toml", "# nothing yet\n", "there is nothing in it"),
+        ("half.toml", "schema = 1\n", "cells: this key is required, and missing"),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        told = refused(run("suites", "-m", "cpu", f"--matrix={tmp_path}/{name}", "--co", "-q"))
+        assert wrong in told
+        assert 'extends = "shipped"' in told
