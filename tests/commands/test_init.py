@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,27 @@ def test_hardware_that_the_matrix_does_not_know_is_refused(tmp_path: Path) -> No
     with pytest.raises(HarnessError, match=r"--hardware 'h10' is none of matrix.toml; did you mean h100"):
         init.run(args)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("came", "told"),
+    [("checkout", "pip wheel --no-deps -w "), ("it.whl", "cp "), ("no longer here", ""), ("", "")],
+)
+def test_it_says_how_ci_gets_a_harness_that_no_index_has(
+    tmp_path: Path, came: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = tmp_path / came
+    if came == "it.whl":
+        origin.touch()
+    elif came == "checkout":
+        origin.mkdir()
+    monkeypatch.setattr(init, "_source", lambda: {"url": origin.as_uri()} if came else {})
+    project = tmp_path / "a project"
+    assert __main__.main(["init", str(project)]) == 0
+    said = capsys.readouterr().out
+    assert ("CI needs it too" in said) == bool(told)
+    assert told in said
+    assert (shlex.quote(str(project / "requirements")) in said) == bool(told)
+    deps = configparser.ConfigParser()
+    deps.read(project / "tox.ini")
+    assert "--find-links {tox_root}/requirements" in deps["testenv:cpu"]["install_command"]
