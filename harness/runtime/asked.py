@@ -32,7 +32,7 @@ def parts(text: str) -> tuple[str, ...]:
     Raises BrokenEnvironment for what is neither, for a wheel that is not there, and for sources in a folder.
     """
     if is_lock(text):
-        raise BrokenEnvironment(f"{text}: a lock is held against a lock, and named alone")
+        raise BrokenEnvironment(f"{text}: a lock says all of its side, and is named alone")
     if problem := _problem(text):
         words = _words(text)
         if len(words) < 2:

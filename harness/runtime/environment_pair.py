@@ -103,13 +103,16 @@ def make(store: Store, old: str, new: str, base: Environment, left: Left = no_li
     A side is one of pip's requirements, as ``torchao==0.17.0``, several of them with blanks between, the path of a
     wheel, or that of a lock; a range stands for the release that pip chooses now. One package that has no dependencies
     of its own in either version is an overlay of it alone. Otherwise each side is a full virtual environment: what pip
-    resolves over ``base`` (harness.runtime.stack), or of two locks what they name and nothing else. Raises
+    resolves over ``base`` (harness.runtime.stack), or of two locks what they name and nothing else; requirements
+    beside a lock are that lock's environment with these instead, and what they force. Raises
     BrokenEnvironment, in the resolver's words, for what does not exist, does not go together, does not install or
     cannot be imported; nothing half-made is left behind. ``left`` are the seconds that there are for it; raises
     OutOfTime after them.
     """
     if asked.is_lock(old) and asked.is_lock(new):
         return _of_locks(store, old, new, base, left)
+    if asked.is_lock(old) or asked.is_lock(new):
+        return _of_lock_and_moved(store, old, new, base, left)
     wanted = [[resolve(one, base, left) for one in asked.parts(text)] for text in (old, new)]
     names = [sorted({canonicalize_name(one.name) for one in side}) for side in wanted]
     if names[0] != names[1]:
@@ -148,6 +151,23 @@ def _of_locks(store: Store, old: str, new: str, base: Environment, left: Left) -
     several = files[0].name == files[1].name
     told = [f"{file.parent.name}/{file.name}" if several else file.name for file in files]
     return of(store, resolved, told, base, " ".join(names) or files[0].name, left)
+
+
+def _of_lock_and_moved(store: Store, old: str, new: str, base: Environment, left: Left) -> Pair:
+    """Return the environment of a lock, and the same one with other versions of what the other side names."""
+    lock, requirements = (old, new) if asked.is_lock(old) else (new, old)
+    file = asked.lock_file(lock)
+    wanted = [resolve(one, base, left) for one in asked.parts(requirements)]
+    named = stack.of_file(file, base, left)
+    over = stack.make(store, named.lock, base, file.name, left)
+    moved = stack.resolve([one.distribution for one in wanted], base, left, over=over)
+    sides = [
+        (named, file.name),
+        (moved, f"{file.name} with {' '.join(f'{one.name}=={one.version}' for one in wanted)}"),
+    ]
+    resolved, told = zip(*(sides if lock == old else reversed(sides)), strict=True)
+    package = " ".join(sorted({canonicalize_name(one.name) for one in wanted}))
+    return of(store, resolved, told, base, package, left)
 
 
 def of(

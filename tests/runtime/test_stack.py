@@ -126,11 +126,24 @@ def test_locks_are_environments_of_what_they_name_alone(
     # This folder may be a checkout of the harness, which is in the path of whatever is run in it.
     assert set(made.new.packages()) - {"torchao-harness"} == {"back", "plain"}
     assert (made.package, made.old.name, made.new.name) == ("back", "old.txt", "new.txt")
-    with pytest.raises(BrokenEnvironment, match="a lock is held against a lock"):
-        environment_pair.make(store, str(files[0]), "back==3.0", below)
+    with pytest.raises(BrokenEnvironment, match="is named alone"):
+        environment_pair.make(store, f"{files[0]} back==3.0", "back==1.0", below)
     (tmp_path / "uv.lock").write_text("", encoding="utf-8")
     with pytest.raises(BrokenEnvironment, match="uv export"):
         environment_pair.make(store, str(files[0]), str(tmp_path / "uv.lock"), below)
+
+
+def test_a_requirement_beside_a_lock_is_that_environment_with_it(
+    below: Environment, store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "pinned.txt"
+    file.write_text("front==1.0\nback==1.0\nplain==3.0\n", encoding="utf-8")
+    made = environment_pair.make(store, str(file), "back==2.0", below)
+    assert versions(made.old) == {"back": "1.0", "front": "1.0", "plain": "3.0"}
+    assert versions(made.new) == {"back": "2.0", "front": "2.0", "plain": "3.0"}, "what it forces moves, and no more"
+    assert (made.package, made.old.name, made.new.name) == ("back", "pinned.txt", "pinned.txt with back==2.0")
+    turned = environment_pair.make(store, "back==2.0", str(file), below)
+    assert (turned.old, turned.new) == (made.new, made.old)
 
 
 def test_mixtures_have_the_new_version_of_what_is_chosen_and_refuse_what_does_not_go_together(
