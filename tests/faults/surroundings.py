@@ -193,7 +193,7 @@ def read_only(fault: Fault, task: Task) -> None:
 
 def together(fault: Fault, task: Task) -> None:
     """Two or five of it at once on one cache, one results folder and one output, one of them maybe killed."""
-    count = 2 if task.real and task.name in ("gate", "bisect") else fault.draw.choice([2, 5])
+    count = fault.draw.choice([2, 5])
     kill, delay = fault.draw.random() < 0.4, fault.draw.random() * 0.7 * task.seconds
     fault.what = f"{task.name}: {count} at once" + (f", one killed after {delay:.1f} s" if kill else "")
     running = [task.start() for _ in range(count)]
