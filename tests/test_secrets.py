@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from harness.records.run import Run
 from harness.records.schema import Device, Failure, Header
 from harness.report.spreadsheet import quoted, unquoted
 from harness.runtime.environment import Environment, at, overlay
+from harness.runtime.process import Process
 from harness.runtime.store import Store
 from harness.runtime.variables import passed_on
 from tests import laws
@@ -114,6 +116,30 @@ TEXTS = [
     "SKabcd1234efab5678abcd1234efab5678",
     f"client-key-data: {SECRET}",
     f"Incorrect API key provided: {SECRET}",
+    f"curl -uada:{SECRET} https://host",
+    f"curl -sSLuada:{SECRET} https://host",
+    f"curl -x proxy --proxy-user ada:{SECRET} -u'ada:{SECRET}' https://host",
+    f"curl --user=ada:{SECRET} https://host",
+    f"http -a ada:{SECRET} host",
+    f"mysql -p{SECRET} -h host",
+    f"mysqldump -uroot -p'{SECRET}' base",
+    f"mariadb -u root -p{SECRET}",
+    f"docker login -u ada -p {SECRET} registry",
+    f"twine upload -u __token__ -p {SECRET}",
+    f"mongosh -u ada -p {SECRET}",
+    f"redis-cli -h host -a {SECRET}",
+    f"ldapsearch -D cn=ada -w {SECRET}",
+    f"smbclient //host/share -U ada%{SECRET}",
+    f"openssl enc -aes256 -pass pass:{SECRET}",
+    f"aws configure set aws_secret_access_key {SECRET}",
+    f"https://maps/x?q=1&key={SECRET}",
+    f"jwt=eyJhbGciOi.eyJzdWIi.{SECRET}",
+    f"EYJHBGCIOIJIUZI1NIJ9.EYJZDWIIOIIXMJM0IN0.{SECRET.upper()}",
+    f"XOXB-1234-{SECRET}",
+    f"GITHUB_PAT_11_{SECRET}",
+    f"SK-PROJ-{SECRET}",
+    f"GLPAT-{SECRET}",
+    f"HF_OAUTH_{SECRET}",
     *(
         f"{form}{SECRET}"
         for form in ("glptt-", "whsec_", "sntrys_", "glsa_", "dp.pt.", "sq0atp-", "phc_", "AQ.", "EAAC")
@@ -132,6 +158,9 @@ PLAIN = [
     "pre-commit run --all-files, http://127.0.0.1:8000/v1/models, https://host:8443/a@b",
     "d_model=1024 dapi.md SG. hvs. r8 and LTAI; torch.float8_e4m3fn; model.layers.0.self_attn.q_proj.weight",
     "10:20@30 user@host:22",
+    "curl -sS -p 8000 -o out https://host:8443/v1, curl -u, mysql -P 3306 -h host, mysql -p base",
+    "docker run -p 8080:80 -u 1000:1000 image, docker login registry, redis-cli -h host, az login --identity",
+    "forward_pass torch.float8_e4m3fn_layer, a secret of 128x128_blocks_of_scales, ?key=value&key=2, ldap -w",
     "next=https%3A%2F%2Fhost%3A8080%2Fa%40b, https://host/a%3Ab@c, 1//0, 12:AA, an API key provided: none, task SK1",
     "Authorization: required, authorization: none; sshpass is not here; key-value-cache, a dp.step, phase_x",
 ]
@@ -319,6 +348,20 @@ def test_no_command_echoes_one(capsys: pytest.CaptureFixture[str]) -> None:
             assert command_line.main(words) == 2
         told = capsys.readouterr()
         assert SECRET not in told.out + told.err
+
+
+@pytest.mark.programs
+def test_no_log_of_a_process_keeps_one_once_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"own{SECRET}")
+    log = tmp_path / "server.log"
+    log.write_bytes(b"before\n")
+    code = f"print('\\udcff one', 'hf_' + '{SECRET}', 'own' + '{SECRET}', 'then more')"
+    environ = {"PYTHONIOENCODING": "utf-8:surrogateescape"}
+    process = Process([sys.executable, "-c", code], environ=environ, log=log)
+    assert process.wait(30) == 0
+    process.end()
+    assert log.read_bytes() == b"before\n\xff one [token removed] [token removed] then more\n"
+    process.end()
 
 
 # ------------------------------------------------------------------------------------------------ what workers get

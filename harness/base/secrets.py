@@ -110,7 +110,7 @@ _FORMS = [
         re.compile(r"(?<!\d)\d{8,10}:AA[\w-]{33,}|(?<!\d)1//0[\w-]{30,}|(?<![A-Za-z0-9])SK[0-9a-f]{32}(?![A-Za-z0-9])"),
         (":aa", "1//0", "sk"),
     ),
-    _Form(re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), ("eyj",)),
+    _Form(re.compile(r"(?<![\w-])eyJ[\w-]{7,}\.[\w-]{8,}\.[\w-]*", re.I), ("eyj",)),
     _Form(
         re.compile(
             r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S
@@ -147,7 +147,42 @@ _AFTER = [
     # Of a command line, of .netrc and of Docker's settings; a token under its bare name, which tokenizers have as well.
     _Form(re.compile(rf"((?:^|\s)--(?:{_NAMES}|token)\s+){_VALUE}{{6,}}", re.I), ("--",), _PUT),
     _Form(re.compile(rf"(\blogin\s+\S+\s+password\s+){_VALUE}+", re.I), ("login",), _PUT),
-    _Form(re.compile(rf"((?:^|\s)(?:-u|--user)\s+[\"']?[A-Za-z][\w.-]*:){_VALUE}{{6,}}", re.I), ("-u",), _PUT),
+    _Form(
+        re.compile(rf"((?:^|\s)(?:-u\s+|--(?:proxy-)?user[\s=]+)[\"']?[A-Za-z][\w.@-]*:){_VALUE}{{6,}}", re.I),
+        ("-u",),
+        _PUT,
+    ),
+    # As each of these programs takes them, in one word with the option or the next one.
+    *(
+        _Form(re.compile(rf"(\b(?:{programs})\b[^\r\n|;]{{0,300}}?\s{option}\s*[\"']?){_VALUE}{{4,}}"), hints, _PUT)
+        for programs, option, hints in (
+            (
+                r"curl|https?|xh",
+                r"(?:-[A-Za-z#]{0,6}[uUa]|--auth)[\s=]*[\"']?[A-Za-z][\w.@%+-]*:",
+                ("curl", "http", "xh"),
+            ),
+            (r"(?:mysql|mariadb)[\w-]*", r"-p(?=\S)", ("mysql", "mariadb")),
+            (
+                r"(?:docker|podman|nerdctl|helm|skopeo|crane|oc|az) [\w -]*login|twine|mongo\w*",
+                r"-p",
+                ("login", "twine", "mongo"),
+            ),
+            (r"redis-cli", r"-a", ("redis-cli",)),
+            (r"ldap\w+", r"-w", ("ldap",)),
+            (r"smbclient|rpcclient", r"(?:-U|--user)[\s=]*[^\s%]+%", ("smbclient", "rpcclient")),
+            (r"openssl", r"-pass(?:in|out)?\s+pass:", ("openssl",)),
+        )
+    ),
+    _Form(
+        re.compile(
+            r"((?:secret[_-]?access[_-]?key|client[_-]?secret|api[_-]?key|access[_-]?token|auth[_-]?token|passw(?:or)?d)"
+            rf"\s+){_MIXED}",
+            re.I,
+        ),
+        _OF_NAMES,
+        _PUT,
+    ),
+    _Form(re.compile(rf"([?&](?:amp;)?key=){_MIXED}", re.I), ("key=",), _PUT),
     _Form(re.compile(rf"(\"_?auth\"\s*:\s*\"|\b_auth\s*=\s*){_VALUE}{{8,}}", re.I), ("auth",), _PUT),
     _Form(re.compile(rf"(\bcookie[\"']?\s*:\s*[\"']?(?:[\w.-]+=)?+){_VALUE}{{6,}}", re.I), ("cookie",), _PUT),
     _Form(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from harness.base import shipped, terminal
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
-from harness.base.text import one_line
+from harness.base.text import one_line, quoted, redact
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
 from harness.records.published import Documented
@@ -113,10 +117,42 @@ def _measure(
     words += [word for name, value in options.items() if value for word in (f"--{name}", value)]
     words += more
     words += ["--trust-remote-code"] if arguments.trust_remote_code else []
-    status = subprocess.run(words, check=False).returncode
+    try:
+        status = _session(words)
+    except KeyboardInterrupt:
+        print(_goes_on(arguments, resume), file=sys.stderr)
+        raise
     if status not in (0, 1):
         raise HarnessError(f"the suites ended with status {status}, and nothing is chosen by what they told above")
     return status
+
+
+def _session(words: Sequence[str]) -> int:
+    """Return how a session ended, which is let end in order where this process is interrupted."""
+    try:
+        return subprocess.Popen(words).wait()
+    except KeyboardInterrupt as interruption:
+        # By the system's list: it may have been started, and not been told of yet. Ctrl-C reaches both, anything else
+        # this process alone; told twice at once it ends no otherwise.
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.Signals.__members__.get(str(interruption), signal.SIGINT))
+                process.wait()
+        raise
+
+
+def _goes_on(arguments: argparse.Namespace, resume: str | None) -> str:
+    """Return in words how to go on with what was interrupted."""
+    runs = arguments.results / "runs"
+    names = [resume] if resume else sorted(path.parent.name for path in runs.glob("*/records.jsonl"))
+    words = ["python", "-m", "harness", "choose", arguments.model, "-m", arguments.hardware]
+    words += [word for name in arguments.recipe or () for word in ("--recipe", name)]
+    words += [word for name in arguments.task for word in ("--task", name)]
+    options = {name: getattr(arguments, name) for name in (*_HANDED_ON, "limit")} | {"results": str(arguments.results)}
+    words += [word for name, value in options.items() if value for word in (f"--{name}", value)]
+    words += ["--trust-remote-code"] if arguments.trust_remote_code else []
+    words += ["--resume", names[-1]] if names else []
+    return f"what was measured is kept; go on with: {' '.join(quoted(redact(word)) for word in words)}"
 
 
 def _choices(made: Run, absent: Mapping[str, str]) -> tuple[Choices, dict[str, str]]:

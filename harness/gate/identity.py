@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.base.secrets import cleaned
 from harness.gate.plan import Unit
 from harness.judge.gatefile import GateFile
 from harness.judge.series import SIDES
@@ -40,7 +41,7 @@ def changed(stored: GateFile, now: dict[str, Any]) -> list[str]:
 
 def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what is not the same in two of what :func:`made_of` gives, or of parts of it, in words."""
-    before, after = _flat(then), _flat(now)
+    before, after = _flat(cleaned(then)), _flat(cleaned(now))
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     shown = [f"{name}: {before.get(name, 'none')} then, {after.get(name, 'none')} now" for name in names[:8]]
     return shown + ([f"and {len(names) - 8} more"] if len(names) > 8 else [])

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from harness.base.errors import HarnessError
 from harness.base.files import is_folder, json_finite
 from harness.base.reading import json_file
+from harness.base.secrets import cleaned
 from harness.base.text import quoted, redact
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
 from harness.judge.rules import EVENTS
@@ -73,7 +74,8 @@ class Options:
 
     def changed(self, stored: Options) -> list[str]:
         """Return what differs from a stored gate's options; more time or blocks are no difference."""
-        then, now = (json.loads(json.dumps(asdict(it))) for it in (stored, self))
+        # What is stored has no credential of an address any more.
+        then, now = (cleaned(json.loads(json.dumps(asdict(it)))) for it in (stored, self))
         return [
             f"{name}: {then[name]!r} then, {value!r} now"
             for name, value in now.items()
@@ -212,8 +214,8 @@ class GateFile(BaseModel):
         return f"{self.old} to {self.new} on {self.hardware}{interrupted}"
 
     def text(self) -> str:
-        """Return the file's text; a number that is not finite is null."""
-        return json.dumps(json_finite(self.model_dump(by_alias=True)), indent=1, allow_nan=False) + "\n"
+        """Return the file's text, without credentials; a number that is not finite is null."""
+        return json.dumps(cleaned(json_finite(self.model_dump(by_alias=True))), indent=1, allow_nan=False) + "\n"
 
 
 VERDICT: TypeAdapter[Verdict] = TypeAdapter(StoredVerdict)

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from harness.base.reading import json_value
+from harness.base.secrets import without_secrets
 from harness.base.text import redact
 from harness.contract import warden
 from harness.contract.protocol import FORKS_FD
@@ -24,6 +25,8 @@ from harness.contract.protocol import FORKS_FD
 _WARDEN = Path(warden.__file__)
 _VMSTAT = Path("/proc/vmstat")
 _TAIL_BYTES = 6000
+# Some seconds of looking.
+_LARGEST_LOG = 4_000_000
 
 
 class Process:
@@ -100,7 +103,20 @@ class Process:
                     self._wait(15)
             os.close(self._control)
             self._control = -1
+            self._wait(None)
+            self._clean_log()
         self._wait(None)
+
+    def _clean_log(self) -> None:
+        """Take credentials out of what was written to the log, which people hand on as it is."""
+        with contextlib.suppress(OSError), self.log.open("r+b") as file:
+            file.seek(self._log_start)
+            text = file.read(_LARGEST_LOG).decode(errors="surrogateescape")
+            if (kept := without_secrets(text)) != text:
+                rest = file.read()
+                file.seek(self._log_start)
+                file.write(kept.encode(errors="surrogateescape") + rest)
+                file.truncate()
 
     def kill(self) -> None:
         """End the command and everything it started at once, from whichever thread; who waits for it sees it end."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +46,16 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
         "8da4w": figures("8da4w", 8.5, 0.9),
     }
 
-    def session(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def session(words: list[str]) -> int:
         asked.append(words)
         if not runs:
             runs.append(Run.create(tmp_path / "results" / "runs"))
         lines: list[Line] = [it for name in what if name in words for it in what[name]]
         for line in lines:
             runs[0].append(line)
-        return subprocess.CompletedProcess(words, 0)
+        return 0
 
-    monkeypatch.setattr(choose.subprocess, "run", session)
+    monkeypatch.setattr(choose, "_session", session)
     return asked
 
 
@@ -98,6 +100,37 @@ def test_many_are_held_against_each_other_over_little_text_first(
 def test_a_session_that_could_not_begin_chooses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(choose.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 4))
+    monkeypatch.setattr(choose, "_session", lambda words: 4)
     assert main(["choose", "nobody", "--results", str(tmp_path)]) == 2
     assert "ended with status 4" in capsys.readouterr().err
+
+
+SESSION = """#!/bin/sh
+trap 'echo the session ended in order; exit 2' TERM INT
+mkdir -p {runs}/20261130-010203 && touch {runs}/20261130-010203/records.jsonl
+echo working
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_lets_the_session_end_in_order_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    session = tmp_path / "session"
+    session.write_text(SESSION.format(runs=tmp_path / "results" / "runs"))
+    session.chmod(0o755)
+    code = f"import sys; from harness.__main__ import main; sys.executable = {str(session)!r}; sys.exit(main())"
+    words = ["choose", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        told, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the session ended in order" in told
+    due = "go on with: python -m harness choose SmolLM2-135M-Instruct -m cpu --recipe int8wo"
+    assert f"{due} --results {tmp_path}/results --resume 20261130-010203" in " ".join(told.split())
+    assert "Traceback" not in told

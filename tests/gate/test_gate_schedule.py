@@ -339,6 +339,21 @@ def test_a_gate_whose_own_process_is_short_of_memory_ends_with_that_and_a_resume
     assert gate(Machine(), budget=1e6, pair=apart, resume=True)().exit_status == 0
 
 
+def test_no_credential_of_what_was_asked_for_is_kept_and_it_can_be_gone_on_with(
+    gate: Callable[..., Gate], tmp_path: Path
+) -> None:
+    secret = "AbCd1234EfGh5678IjKl9012MnOp3456"
+    asked: dict[str, Any] = {"budget": 1e6, "settings": (f"models.x.hub=https://ada:{secret}@host/x",)}
+    asked |= {"margins": (), "pair": replace(fake_gate.apart(), differences=(f"tiny @ git+https://{secret}@host/x",))}
+    assert gate(Machine(), **asked)().exit_status == 0
+    kept = (tmp_path / "run" / "gate.json").read_text()
+    assert secret not in kept
+    assert kept.count("[token removed]") == 2
+    assert gate(Machine(), resume=True, **asked)().exit_status == 0
+    with pytest.raises(HarnessError, match="settings"):
+        gate(Machine(), resume=True, **asked | {"settings": ("models.x.hub=y/x",)})
+
+
 def test_where_no_thread_can_be_had_for_the_other_side_the_first_one_waits_for_it_no_longer(
     gate: Callable[..., Gate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
