@@ -122,7 +122,7 @@ def test_an_interruption_lets_the_session_end_in_order_and_says_how_to_go_on(
     session.write_text(SESSION.format(runs=tmp_path / "results" / "runs"))
     session.chmod(0o755)
     code = f"import sys; from harness.__main__ import main; sys.executable = {str(session)!r}; sys.exit(main())"
-    words = ["choose", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--results", str(tmp_path / "results")]
+    words = ["choose", "--wide", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--results", str(tmp_path / "results")]
     command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
