@@ -15,7 +15,7 @@ from harness.matrix.schema import Threshold
 from harness.records.schema import Measurement
 
 FEWEST = 5
-"""Rounds that a figure has at least; where no more are asked for, all of them are taken."""
+"""Rounds that a figure has at least, unless it says otherwise; where no more are asked for, all of them are taken."""
 PRECISION = 0.01
 """Half the width of the interval of a figure, as a share of it, from which on more rounds tell nothing new."""
 
@@ -24,17 +24,19 @@ PRECISION = 0.01
 class Rule:
     """Ends rounds once a figure is known within PRECISION and on which side of each of its limits it is.
 
-    ``most`` is the number of rounds that are asked for. ``record`` makes a record of samples; ``limits`` are those that
-    are asked of it, each with the baseline's record if it needs one. One whose baseline is not there is never decided.
+    ``most`` is the number of rounds that are asked for, ``fewest`` that of those that are taken at least. ``record``
+    makes a record of samples; ``limits`` are those that are asked of it, each with the baseline's record if it needs
+    one. One whose baseline is not there is never decided.
     """
 
     most: int
     record: Callable[[Sequence[float]], Measurement]
     limits: Sequence[tuple[Threshold, Measurement | None]] = ()
+    fewest: int = FEWEST
 
     def enough(self, samples: Sequence[float]) -> bool:
         """Return whether these samples say all that is asked for."""
-        if not FEWEST <= len(samples) < self.most or min(samples) <= 0:
+        if not self.fewest <= len(samples) < self.most or min(samples) <= 0:
             return False
         record = self.record(samples)
         if self._half_width(record) > PRECISION:
@@ -49,7 +51,7 @@ class Rule:
 
     @property
     def _confidence(self) -> float:
-        return 1 - (1 - spread.CONFIDENCE) / (self.most - FEWEST)
+        return 1 - (1 - spread.CONFIDENCE) / (self.most - self.fewest)
 
     def _half_width(self, record: Measurement) -> float:
         within = spread.of_value(record, self._confidence)

@@ -16,6 +16,7 @@ from harness.machine.processor import ProcessorWatch
 from harness.machine.vendor import over
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell
+from harness.matrix.schema import Threshold
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
 from harness.measure.launches import shared_flag
@@ -201,10 +202,11 @@ class Recorder:
         parameters: dict[str, Scalar],
         value: Callable[[Sequence[float]], float],
         rounds: int,
+        **more: int,
     ) -> Rule:
         """Return what ends the rounds of a figure early; ``value`` is what it comes to by its samples.
 
-        A gate's rounds are of two sides in turns, and are all taken.
+        ``more`` is handed to what makes the rule. A gate's rounds are of two sides in turns, and are all taken.
         """
         if self.flow.rule is None or self.tags:
             return All()
@@ -218,10 +220,18 @@ class Recorder:
         def record(samples: Sequence[float]) -> Measurement:
             return record_of(metric, value(samples), samples=list(samples), **common)
 
-        random = self.flow.identity(cell).model.weights == "random"
-        limits = self.flow.limits(cell, metric, parameters, random=random)
+        limits = self._limits(cell, metric, parameters)
         baseline = self.baseline_of(record([1.0, 1.0])) if any(one.needs_baseline for one in limits) else None
-        return self.flow.rule(rounds, record, [(one, baseline if one.needs_baseline else None) for one in limits])
+        asked = [(one, baseline if one.needs_baseline else None) for one in limits]
+        return self.flow.rule(rounds, record, asked, **more)
+
+    def limited(self, cell: Cell, metric: str, parameters: dict[str, Scalar]) -> bool:
+        """Return whether anything is asked of a figure."""
+        return bool(self._limits(cell, metric, parameters))
+
+    def _limits(self, cell: Cell, metric: str, parameters: dict[str, Scalar]) -> Sequence[Threshold]:
+        random = self.flow.identity(cell).model.weights == "random"
+        return self.flow.limits(cell, metric, parameters, random=random)
 
     def attach(self, name: str, data: dict[str, Any]) -> str:
         """Keep bulky detail beside the records, under a name that the tags are part of; returns its path."""

@@ -32,8 +32,13 @@ class All:
 
 Limits = Sequence[tuple[Threshold, Measurement | None]]
 """The limits that are asked of a figure, each with the baseline's record if it needs one and that was measured."""
-MakeRule = Callable[[int, Callable[[Sequence[float]], Measurement], Limits], Rule]
-"""``make(rounds, record, limits)`` returns the rule of a figure; ``record`` makes a record of samples."""
+MakeRule = Callable[..., Rule]
+"""``make(rounds, record, limits)`` returns the rule of a figure; ``record`` makes a record of samples.
+
+``fewest`` may be named: how many rounds are taken at least.
+"""
+FEWEST_SERVED = 3
+"""Rounds of serving that are taken at least: each is of many requests, or of one that takes as long as ten batches."""
 
 
 def check(rule: Rule, samples: Sequence[float]) -> None:

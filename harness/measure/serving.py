@@ -9,9 +9,10 @@ from harness.base.errors import HarnessError, WorkerError
 from harness.contract.tutorial import CHAT
 from harness.matrix.plan import Cell
 from harness.measure.engine import cold
-from harness.measure.figures import Figure, Timer, between_rounds, in_a_row, percentiles, thinned
+from harness.measure.figures import Enough, Figure, Timer, between_rounds, in_a_row, percentiles, thinned
 from harness.measure.flow import Flow
 from harness.measure.recorder import Recorder
+from harness.measure.rounds import FEWEST_SERVED, All, Rule, words
 from harness.records.schema import Measurement, Scalar
 from harness.runtime.job import Server, Shared
 from harness.servers.base import SERVED_NAME
@@ -72,7 +73,8 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
     """Measure the published serving benchmark, a round a call of the timer.
 
     The prefix cache is emptied before every round. Some versions of the benchmark then send their first prompt once
-    to see whether the server answers, so that prompt's prefix is warm, by hand as here.
+    to see whether the server answers, so that prompt's prefix is warm, by hand as here. Rounds end early as those of
+    latency do, once both rates are known; where a limit is asked of a time, all are taken.
     """
     flow, wanted = recorder.flow, cell.measurements.serving
     rates, times = ("request_throughput", "output_throughput"), ("ttft", "tpot", "itl")
@@ -80,8 +82,16 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
     def take() -> dict[str, Figure]:
         rounds: list[dict[str, Any]] = []
         asked = prompts_asked(flow, cell, num_prompts)
+        rules: dict[str, Rule] = {
+            name: All()
+            if any(recorder.limited(cell, it, parameters) for it in times)
+            else recorder.rule(cell, name, parameters, statistics.median, wanted.rounds, fewest=FEWEST_SERVED)
+            for name in rates
+        }
 
         def once() -> None:
+            if rounds and all(rule.enough([it[name] for it in rounds]) for name, rule in rules.items()):
+                raise Enough
             number = len(rounds) + 1
             flow.progress(f"serving {num_prompts} prompts of {cell.id}: round {number} of {wanted.rounds}")
             stage = f"serving {num_prompts} prompts, round {number}"
@@ -91,7 +101,12 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
         found = {}
         for name in rates:
             samples = [answer[name] for answer in rounds]
-            found[name] = Figure(statistics.median(samples), samples, statistics=percentiles(samples))
+            # Ended by both together.
+            early = rules[name].told(samples) if len(rounds) < wanted.rounds else {}
+            told = percentiles(samples) | early
+            found[name] = Figure(statistics.median(samples), samples, statistics=told)
+            if early and name == rates[0]:
+                flow.progress(words(f"serving {num_prompts} prompts of {cell.id}", early, len(samples)))
         for name in times:
             samples = [value for answer in rounds for value in answer[name]]
             if samples:

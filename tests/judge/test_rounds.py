@@ -17,7 +17,7 @@ from harness.judge.rounds import FEWEST, PRECISION, Rule
 from harness.matrix.schema import Threshold
 from harness.measure.figures import Enough, in_a_row
 from harness.measure.recorder import record_of
-from harness.measure.rounds import check
+from harness.measure.rounds import FEWEST_SERVED, check
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
 
 ROUNDS = 8
@@ -36,6 +36,19 @@ def record(samples: Sequence[float]) -> Measurement:
 
 def limit(ratio: float) -> Threshold:
     return Threshold(metric="latency", max_ratio=ratio, origin="chosen")
+
+
+def served(rounds: Sequence[float]) -> Measurement:
+    """Return a record of a rate, which is the median of its rounds."""
+    made = record(rounds)
+    return record_of(
+        "request_throughput",
+        statistics.median(rounds),
+        samples=list(rounds),
+        cell=made.cell,
+        packages={},
+        device=made.device,
+    )
 
 
 def taken(rule: Rule, rounds: Sequence[float]) -> list[float]:
@@ -140,6 +153,25 @@ def test_rounds_of_two_kinds_bias_by_less_than_a_percent(share: float, slower: f
         return [(1 + it) * math.exp(0.001 * source.gauss(0, 1)) for it in slow]
 
     assert abs(errors(draw, 1 + share * slower)[0]) < 0.01
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.003, 0.01, 0.05])
+@pytest.mark.parametrize("kind", ["even", "skewed", "one in ten slow", "one in three slow"])
+def test_three_rounds_of_serving_bias_a_median_by_less_than_a_percent(noise: float, kind: str) -> None:
+    """Against all rounds of the same blocks; where they are not told as known they are all taken."""
+    source = np.random.default_rng(7)
+    share = {"one in ten slow": 0.1, "one in three slow": 1 / 3}.get(kind, 0.0)
+    off, early = [], 0
+    for _ in range(BLOCKS // 4):
+        drawn = source.exponential(size=ROUNDS) - 1 if kind == "skewed" else source.standard_normal(ROUNDS)
+        every = list(np.exp(noise * drawn) / (1 + 0.1 * (source.random(ROUNDS) < share)))
+        rounds = taken(Rule(ROUNDS, served, fewest=FEWEST_SERVED), every)
+        assert len(rounds) >= FEWEST_SERVED
+        early += len(rounds) < ROUNDS
+        off.append(statistics.median(rounds) / statistics.median(every) - 1)
+    assert abs(statistics.fmean(off)) < 0.01
+    if noise == 0.001 and not share:
+        assert early > 0.9 * BLOCKS // 4
 
 
 def test_a_timer_ends_without_an_error() -> None:

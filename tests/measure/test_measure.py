@@ -299,6 +299,29 @@ def test_serving_rounds_follow_each_other_or_wait_for_their_turn(tmp_path: Path,
     assert turns == [(2, 0)]
 
 
+@pytest.mark.parametrize(
+    ("limited", "tags", "rounds"),
+    [("", {}, 3), ("ttft", {}, 6), ("request_throughput", {}, 6), ("", {"side": "old"}, 6)],
+)
+def test_rounds_of_serving_end_once_both_rates_are_known_and_no_limit_needs_more(
+    tmp_path: Path, cells: dict[str, Cell], limited: str, tags: dict[str, Any], rounds: int
+) -> None:
+    cell = replace(cells["int8wo"], server="vllm")
+    serving = cell.measurements.serving.model_copy(update={"rounds": 6})
+    cell = replace(cell, measurements=cell.measurements.model_copy(update={"serving": serving}))
+    flow = BenchmarkFlow(tmp_path)
+    flow.rule = Rule
+    # Of a baseline that was not measured.
+    asked = Threshold(metric=limited or "latency", min_ratio=0.9, origin="chosen")
+    flow.limits = lambda cell, metric, parameters, random: [asked] if metric == limited else []
+    found = Measure(Recorder(flow, Run(tmp_path / "run"), tags=tags)).serving(cell, 4, in_a_row)  # type: ignore[arg-type]
+    assert len(found["request_throughput"].samples) == rounds
+    assert found["ttft"].statistics["rounds"] == rounds
+    told = {name: found[name].statistics.get("rounds_most") for name in ("request_throughput", "output_throughput")}
+    assert set(told.values()) == {6.0 if rounds < 6 else None}
+    assert any("known within 0.00% after 3 of 6 rounds" in it for it in flow.said) == (rounds < 6)
+
+
 class PredictingFlow(BenchmarkFlow):
     """Stands in for a flow whose evaluations always give the same; ``why`` is why there is no baseline."""
 
