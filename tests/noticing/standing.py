@@ -46,8 +46,8 @@ def join(joined: Callable[[], None]) -> None:
     """Have a fork server take this process's place, and end when it does; return where none can be had."""
     given = dict(os.environ)
     folder, jobs, family = Path(given.pop(STANDING)), int(given.pop(_FORKS_FD)), sys.orig_argv[3]
-    job = {"module": "standing", "arguments": [family, os.getcwd(), json.dumps(given)], "names": [_FORKS_FD]}
-    message = json.dumps(job).encode()
+    job = {"module": "standing", "arguments": [family, os.getcwd(), json.dumps(given)]}
+    message = json.dumps(job | {"names": [_FORKS_FD], "environ": {}}).encode()
     if len(message) > _LONGEST_JOB:
         return
     # It ends when this process does, which holds the other end.
