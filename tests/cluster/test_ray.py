@@ -155,6 +155,18 @@ def test_a_raylet_that_is_killed_and_one_that_comes_late(
     assert "token authentication on" in said
 
 
+def test_who_has_another_token_gets_no_cluster_and_is_told_so(
+    cluster: Any, start: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", other := secrets.token_hex(32))
+    session = start("-m", "abacus", "--recipe", "bf16", "--on", cluster.address)
+    assert session.wait(PATIENCE) == pytest.ExitCode.USAGE_ERROR
+    said = " ".join((tmp_path / "output-0.txt").read_text().split())
+    assert "is its head up, and RAY_AUTH_TOKEN its own?" in said
+    assert "passed" not in said
+    assert other not in said
+
+
 @pytest.mark.slow
 def test_a_head_that_dies_leaves_the_rest_missing_and_a_run_to_go_on_with(
     cluster: Any, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
