@@ -25,11 +25,31 @@ def inference(model: torch.nn.Module) -> AbstractContextManager[Any]:
     """Return the context in which a model predicts: without gradients, and without what else only they need.
 
     Of a quantized weight that holds the matrices of several experts torchao takes one out, which a tensor made in
-    inference mode does not let it do.
+    inference mode does not let it do. Some classes of older versions take views in their product, which are refused
+    there to what was made outside of it.
     """
-    stacked = any(one.dim() > 2 and tensor_class(one) != "Tensor" for one in model.parameters())
-    found: AbstractContextManager[Any] = torch.no_grad() if stacked else torch.inference_mode()
+    quantized = [one for one in model.parameters() if tensor_class(one) != "Tensor"]
+    smallest = {type(one): one for one in sorted(quantized, key=torch.Tensor.numel, reverse=True)}
+    plain = any(one.dim() > 2 for one in quantized) or not all(map(_infers, smallest.values()))
+    found: AbstractContextManager[Any] = torch.no_grad() if plain else torch.inference_mode()
     return found
+
+
+_INFERS: dict[type, bool] = {}
+
+
+def _infers(weight: torch.Tensor) -> bool:
+    """Return whether the product of a quantized weight can be taken in inference mode, as far as that is the reason."""
+    kind = type(weight)
+    if kind not in _INFERS:
+        one = torch.zeros((1, weight.shape[-1]), dtype=weight.dtype, device=weight.device)
+        _INFERS[kind] = True
+        try:
+            with torch.inference_mode():
+                torch.nn.functional.linear(one, weight)
+        except Exception as error:  # whatever kernels and libraries raise: the model's own run tells of it
+            _INFERS[kind] = "inference tensor" not in str(error)
+    return _INFERS[kind]
 
 
 def inferring(function: Function) -> Function:
@@ -69,7 +89,8 @@ def not_finite(model: torch.nn.Module) -> dict[str, int]:
     """Return how many values of each parameter are NaN or infinite, of those that have any."""
     found: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        for leaf in leaves(parameter.data):
+        # Not of its ``data``: some classes give none in inference mode.
+        for leaf in leaves(parameter):
             if leaf.is_floating_point():
                 # Of float8 torch does not say which are finite.
                 wide = leaf.to(torch.bfloat16) if leaf.element_size() == 1 else leaf

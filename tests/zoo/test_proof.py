@@ -479,3 +479,33 @@ def test_an_engines_own_kind_of_parameter_is_no_quantized_tensor() -> None:
     layer = torch.nn.Linear(32, 32, bias=False, dtype=torch.bfloat16)
     quantize_(layer, Int8WeightOnlyConfig())
     assert tensor_class(OfAnEngine(layer.weight)) == tensor_class(layer.weight) != "Tensor"
+
+
+def test_a_class_whose_product_takes_views_runs_without_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Float8Tensor of torchao 0.15 does: a weight made outside of inference mode gives no view in it."""
+    import torch
+    from torchao.quantization import Int8Tensor, Int8WeightOnlyConfig, quantize_
+
+    from harness.worker import tensors
+
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32, bias=False, dtype=torch.bfloat16))
+    quantize_(model, Int8WeightOnlyConfig())
+    rows = torch.ones(1, 32, dtype=torch.bfloat16)
+    monkeypatch.setattr(tensors, "_INFERS", {})
+    assert isinstance(tensors.inference(model), torch.inference_mode)
+    table = Int8Tensor._TORCH_FN_TABLE[Int8Tensor]
+    product = table[torch.nn.functional.linear]
+
+    def viewing(function: Any, types: Any, arguments: Any, named: Any) -> Any:
+        return product(function, types, (arguments[0], arguments[1].detach(), *arguments[2:]), named)
+
+    monkeypatch.setitem(table, torch.nn.functional.linear, viewing)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference tensor"):
+        model(rows)
+    monkeypatch.setattr(tensors, "_INFERS", {})
+    found = tensors.inference(model)
+    assert isinstance(found, torch.no_grad)
+    with found:
+        assert model(rows).shape == (1, 32)
+    with torch.inference_mode():
+        assert tensors.not_finite(model) == {}, "its data cannot be had in inference mode"
