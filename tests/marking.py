@@ -43,7 +43,7 @@ SHARED = {
     "executorch": ("tests/devices/",),
 }
 FIXTURES = {
-    MARK: frozenset({"forks", "tiny_model", "host", "qemu"}),
+    MARK: frozenset({"forks", "standing", "tiny_model", "host", "qemu"}),
     PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed", "run_pages"}),
 }
 

@@ -1,10 +1,11 @@
 """Imports what workers need of large packages in less time and memory: without what no worker uses.
 
 Transformers imports scikit-learn, and with it SciPy, pandas and pyarrow, for one threshold of assisted generation, and
-SciPy's optimizers for losses of object detection. Together that is a third of a worker's imports. What imports these
-packages by itself, as tasks of lm_eval do, has them as ever. And it reads the names that each of its 3,000 files gives
-away, of which the last lines tell, which are then all that is split into lines; and which distribution each package is
-of, for which all metadata of all that is installed would be parsed, and are looked for one line.
+SciPy's optimizers for losses of object detection. Together that is a third of a worker's imports; vLLM imports SciPy's
+filters for sounds. What imports these packages by itself, as tasks of lm_eval do, has them as ever. And it reads the
+names that each of its 3,000 files gives away, of which the last lines tell, which are then all that is split into
+lines; and which distribution each package is of, for which all metadata of all that is installed would be parsed, and
+are looked for one line.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ PASSED_OVER = {
 """By how names of modules begin: what of ``transformers.utils`` they ask before they import what has no use here."""
 
 
+LEFT_OUT = {"vllm.multimodal.audio": "scipy.signal"}
+"""Modules, and what they do without where it is not there: vLLM resamples sounds with it, a tenth of its imports."""
+
+
 NAMES = "transformers.utils.import_utils"
 
 
@@ -39,7 +44,7 @@ class _Lean:
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         asked = next((it for beginning, it in PASSED_OVER.items() if name.startswith(beginning)), None)
-        if asked is None and name != NAMES:
+        if asked is None and name != NAMES and name not in LEFT_OUT:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -54,6 +59,9 @@ class _Lean:
                 elif name == NAMES:
                     with mock.patch.object(importlib.metadata, "packages_distributions", packages_distributions):
                         execute(module)
+                elif name in LEFT_OUT:
+                    with _absent(LEFT_OUT[name]):
+                        execute(module)
                 else:
                     execute(module)
                 if fetch := vars(module).get("fetch__all__"):
@@ -61,6 +69,19 @@ class _Lean:
 
             spec.loader.exec_module = lean  # type: ignore[method-assign]
         return spec
+
+
+@contextlib.contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Let a module not be found in this block, unless it is loaded already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 _distributions = importlib.metadata.distributions

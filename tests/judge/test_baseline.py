@@ -396,7 +396,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(repository: Path, tiny_model: Any, kept_store: Any, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(
+    repository: Path, tiny_model: Any, kept_store: Any, imports_stand: None, tmp_path_factory: pytest.TempPathFactory
+) -> Story:
     return Story(repository, tmp_path_factory.mktemp("story"), tiny_model.folder, kept_store.root)
 
 

@@ -20,11 +20,13 @@ pytestmark = [pytest.mark.models, pytest.mark.usefixtures("imports_stand")]
 def job(repository: Path, kept_store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """One recipe and its baseline through Transformers: the results folder and what was printed.
 
-    It generates fewer tokens: of a model of this size they add little to its memory, and each takes long in bf16.
+    It generates fewer tokens and reads fewer texts: of a model of this size tokens add little to its memory, and each
+    takes long in bf16.
     """
     results = tmp_path_factory.mktemp("main-job")
     command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "--recipe", "int8wo", "--server", "transformers"]
     command += ["--set", "memory.max_new_tokens=4", "--set", "generate.max_new_tokens=2"]
+    command += ["--set", "text.windows=8"]
     command += ["--cache", str(kept_store.root), "--results", str(results)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

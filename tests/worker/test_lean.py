@@ -3,13 +3,18 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from harness.runtime.environment import Environment
+from harness.runtime.process import ForkServer
+from harness.runtime.store import Store
 from harness.worker import lean
-from tests.conftest import RunCode
+from tests.conftest import RunCode, run_forked
+from tests.noticing.standing import STANDING
 
 
 def test_workers_load_nothing_that_none_of_them_uses_and_tasks_have_it_all_the_same(run_code: RunCode):
@@ -98,4 +103,22 @@ def test_transformers_is_told_quickly_of_what_is_installed(run_code: RunCode, re
         "assert whole.__module__ == 'importlib.metadata'\n"
         "assert import_utils.PACKAGE_DISTRIBUTION_MAPPING == whole()\n"
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_vllm_is_loaded_without_what_is_for_sounds_and_who_asks_has_it(
+    kept_store: Store, repository: Path, standing: Path, tmp_path: Path
+):
+    environ = Environment().environ(kept_store) | {"OMP_NUM_THREADS": "1", STANDING: str(standing)}
+    environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], str(repository)])
+    vllm = ForkServer("vllm", python=sys.executable, environ=environ, log=tmp_path / "imports.log")
+    done = run_forked(
+        vllm,
+        tmp_path,
+        "import sys\n"
+        "assert 'vllm.multimodal.audio' in sys.modules and 'scipy.signal' not in sys.modules\n"
+        "import scipy.signal\n"
+        "assert list(scipy.signal.resample_poly([1.0, 1.0], 2, 1).shape) == [4]\n",
+    )
+    vllm.close()
     assert done.returncode == 0, done.stderr
