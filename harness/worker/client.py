@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.worker import tasks, texts
@@ -30,6 +33,9 @@ class Client(Backend):
         self.read_samples = serve.get_samples
         self.samples: dict[tuple[str, ...], Any] = {}
         serve.get_samples = self._samples
+        self.kept: dict[str, Any] = {}
+        if read := getattr(serve, "get_tokenizer", None):
+            serve.get_tokenizer = functools.partial(self._kept_tokenizer, read)
         self.load_run: Load | None = None
         self.functions = endpoint_request_func.ASYNC_REQUEST_FUNCS
         self.tokenizers: dict[str, Any] = {}
@@ -147,14 +153,21 @@ class Client(Backend):
         found = self.read_samples(self.parser.parse_args(words), tokenizer)
         return [Conversation((Turn(it.prompt, it.expected_output_len),)) for it in found]
 
+    def _kept_tokenizer(self, read: Callable[..., Any], folder: str, *arguments: Any, **named: Any) -> Any:
+        """Load a tokenizer once; every later round, and every recipe of its model, takes the same."""
+        key = str((vocabulary(folder), arguments, sorted(named.items())))
+        if key not in self.kept:
+            self.kept[key] = read(folder, *arguments, **named)
+        return self.kept[key]
+
     def _samples(self, arguments: Any, tokenizer: Any) -> Any:
-        """Read and tokenize a dataset once; every later round sends the same requests."""
+        """Read and tokenize a dataset once; later rounds, and other recipes of a model, send the same requests."""
         if self.load_run is not None:
             from vllm.benchmarks.datasets import SampleRequest
 
             return self.load_run.samples(SampleRequest)
-        names = ("dataset_path", "tokenizer", "num_prompts", "sharegpt_output_len", "seed")
-        key = tuple(str(getattr(arguments, name)) for name in names)
+        names = ("dataset_path", "num_prompts", "sharegpt_output_len", "seed")
+        key = (vocabulary(arguments.tokenizer), *(str(getattr(arguments, name)) for name in names))
         if key not in self.samples:
             self.samples[key] = self.read_samples(arguments, tokenizer)
         return copy.deepcopy(self.samples[key])
@@ -181,6 +194,35 @@ class Client(Backend):
             batch_size=1,
         )
         return tasks.evaluate(served, names, data, limit, options, self.report, calibrated_on)
+
+
+_OF_A_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "config.json"),
+)
+
+_OF_ITS_FOLDER = ("is_local", "local_files_only", "name_or_path")
+
+
+def vocabulary(folder: str) -> str:
+    """Return what tells tokenizers apart: a digest of the files of one, or its folder where none of them is there.
+
+    Of a checkpoint's configuration, which may choose the class of its tokenizer, the type of the model counts. Where a
+    tokenizer came from, which Transformers notes as it saves one anew, does not.
+    """
+    found = hashlib.sha256()
+    there = [path for name in _OF_A_TOKENIZER if (path := Path(folder) / name).is_file()]
+    if not any(path.name != "config.json" for path in there) or any(Path(folder).glob("*.py")):
+        return folder
+    for path in there:
+        told = path.read_bytes()
+        if path.name == "config.json":
+            told = str(json.loads(told).get("model_type")).encode()
+        elif path.name == "tokenizer_config.json":
+            known = {name: value for name, value in json.loads(told).items() if name not in _OF_ITS_FOLDER}
+            told = json.dumps(known, sort_keys=True).encode()
+        found.update(f"{path.name} {hashlib.sha256(told).hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def _encoded(tokenizer: Any, text: str) -> list[int]:
