@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -27,6 +28,21 @@ def _folder(installed: str, checkout: str) -> Path:
     """Return a folder that lies in the package once it is installed, and beside it in a checkout."""
     inside = _PACKAGE / installed
     return inside if inside.is_dir() else _PACKAGE.parent / checkout
+
+
+def installing(text: str) -> str:
+    """Return advice on what to install as it is typed where this harness is: in a checkout, or beside an installed one.
+
+    ``text`` is that of a checkout, as the matrix has it: ``pip install -e '.[cpu]', or tox run -e cpu``.
+    """
+    if (_PACKAGE.parent / "pyproject.toml").is_file():
+        return text
+    words = re.sub(r"-e '\.\[([\w,-]+)\]'", r"'torchao-harness[\1]'", text)
+    # Only an environment that `harness init` has written.
+    tox = Path("tox.ini").read_text(encoding="utf-8") if Path("tox.ini").is_file() else ""
+    return re.sub(
+        r"(?:, or |\nor: )tox run -e ([\w-]+)", lambda it: it[0] if f"[testenv:{it[1]}]" in tox else "", words
+    )
 
 
 def own_matrix(place: Path) -> Path | None:

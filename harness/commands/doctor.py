@@ -145,7 +145,7 @@ def devices(matrix: Matrix) -> list[Finding]:
 
 def _device_fix(hardware: Hardware) -> str:
     there = "run on a machine that has one, with its driver, and there:\n" if hardware.is_gpu else ""
-    return there + hardware.install
+    return there + shipped.installing(hardware.install)
 
 
 def emulators() -> list[Finding]:
@@ -251,12 +251,12 @@ def _module(name: str) -> str:
 def _install(extra: str) -> str:
     """Return how an extra is installed; that of a server with pins of its own goes into an environment of its own."""
     if extra in SERVERS and SERVERS[extra].own_environment:
-        return (
+        return shipped.installing(
             f"in an environment of its own, since it pins packages that the others have otherwise:\n"
             f"python -m venv ENV && ENV/bin/pip install -e '.[{extra}]'\n"
             f"pytest --environment {extra}=ENV/bin/python"
         )
-    return f"pip install -e '.[{extra}]'" + (f"\nor: tox run -e {extra}" if extra in _TOX else "")
+    return shipped.installing(f"pip install -e '.[{extra}]'" + (f"\nor: tox run -e {extra}" if extra in _TOX else ""))
 
 
 # The extras that tox.ini has an environment for.
@@ -275,7 +275,7 @@ def _brought(on: Hardware, names: Sequence[str], asked: Mapping[str, Sequence[Re
     wanted = {canonicalize_name(name) for name in names}
     having = [extra for extra, them in asked.items() if wanted & {canonicalize_name(it.name) for it in them}]
     if not having or any(f"[{extra}]" in on.install for extra in having):
-        return on.install
+        return shipped.installing(on.install)
     return _install(having[0])
 
 

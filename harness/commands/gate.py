@@ -320,7 +320,7 @@ def run(arguments: argparse.Namespace) -> int:
     wide = None if arguments.wide else columns()
     if part := Part.of_this_process():
         return gate_far.measure(replace(place, part=part, progress=part.tell), part, wanted, arguments.resume)
-    sides.check(place.matrix, wanted)
+    sides.check(place.matrix, wanted, place.base)
     lock = only_session(machine_lock(), place.progress) if not arguments.on else Held()
     if isinstance(place.progress, Spoken):
         place.progress.allow(wanted.budget - place.startup)

@@ -48,11 +48,9 @@ def run(args: argparse.Namespace) -> int:
     for path in ("suites/matrix.toml", "suites", ".github/workflows/benchmarks.yml"):
         print(f"  {path:<34} {_MEANING[path]}")
     if origin := _origin():
-        brought = "cp" if origin.is_file() else "pip wheel --no-deps -w"
-        carried, place = shlex.quote(str(origin)), shlex.quote(str(args.folder / "requirements"))
-        words = [brought, carried, place] if origin.is_file() else [brought, place, carried]
-        print(f"{requirement()} came from this machine, and CI needs it too: commit a wheel of it, made by")
-        print(f"  mkdir -p {place} && {' '.join(words)}")
+        print(f"{requirement()} came from this machine, and CI needs it too; commit a wheel of it:")
+        place = shlex.quote(str(args.folder / "requirements"))
+        print(f"next: pip wheel --no-deps -w {place} {shlex.quote(str(origin))}")
     print(f"Next: cd {shlex.quote(str(args.folder))} && pytest -m {args.hardware} --collect-only")
     return 0
 

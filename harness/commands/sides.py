@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from harness.base.errors import HarnessError
+from harness.base.shipped import installing
 from harness.gate.plan import units
 from harness.judge.gatefile import Options
 from harness.judge.rules import Margins
 from harness.matrix.plan import Matrix
 from harness.runtime import asked
+from harness.runtime.environment import WORKERS_NEED, Environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +35,16 @@ def of(arguments: argparse.Namespace, example: str = "torchao==0.17.0 torchao==0
     return old, new
 
 
-def check(matrix: Matrix, wanted: Options) -> None:
-    """Refuse what a gate cannot be asked for before another session is waited for, or anything is installed."""
+def check(matrix: Matrix, wanted: Options, base: Environment) -> None:
+    """Refuse what a gate cannot be asked for before another session is waited for, or anything is installed.
+
+    ``base`` is the environment that both sides are made from.
+    """
     units(matrix, wanted)
     Margins(wanted.margins)
+    bring_torch = any(asked.is_lock(side) or re.search(r"\btorch\b|\bvllm", side) for side in (wanted.old, wanted.new))
+    if not bring_torch and (problem := base.without(*WORKERS_NEED[:1])):
+        raise HarnessError(f"{problem}, and both sides need it: {installing(matrix.hardware[wanted.hardware].install)}")
     for side in (wanted.old, wanted.new):
         if asked.is_lock(side):
             asked.lock_file(side)

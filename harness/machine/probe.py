@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from harness.base.errors import DeviceLost
+from harness.base.shipped import installing
 from harness.machine.vendor import Unseen, over
 from harness.machine.vendors import VENDORS
 from harness.machine.watch import strangers
@@ -26,7 +27,7 @@ def missing(hardware: Hardware, gpus: int = 1) -> str:
         try:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            return f"{name} is not installed; {hardware.install}"
+            return f"{name} is not installed; {installing(hardware.install)}"
     if not hardware.is_gpu:
         return ""
     vendor = VENDORS[hardware.vendor]

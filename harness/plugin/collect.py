@@ -18,10 +18,10 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.measurements import Measurements
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import PORTABLE, ROUTES
+from harness.plugin import environments
 from harness.plugin.command_line import CommandLine
 from harness.records.metric import STAGES
 from harness.records.place import Place
-from harness.records.run import Run
 from harness.runtime import environment
 from harness.runtime.environment import Environment
 from harness.servers.registry import EXECUTORCH, SERVERS, at, partial, unsupported
@@ -330,8 +330,16 @@ def absent(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
     found = _without_hardware(claims, given)
     left = [claim for claim in claims if not claim.skipped and claim not in found]
     if left:
-        check_given(given)
-    return found | _without_server(left, given)
+        environments.check_given(given)
+    found |= _without_server(left, given)
+    own = given.own_environments()
+    for claim in left:
+        # What an iPhone measured is read without a worker.
+        read = str(claim.values.get("device", "")).startswith("ios:")
+        if claim not in found and claim.cell.server not in own and not read:
+            environments.check_packages(claim.cell.hardware, given)
+            break
+    return found
 
 
 def _without_hardware(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:
@@ -365,20 +373,6 @@ def _without_gpus(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, st
             needing = [claim for claim in claims if (claim.cell.hardware, claim.cell.gpus) == (hardware, gpus)]
             found |= dict.fromkeys(needing, problem)
     return found
-
-
-def check_given(given: CommandLine) -> None:
-    """Refuse a run or an interpreter that is not there: once, rather than in every test."""
-    checks: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
-        ("--python", given.python, lambda it: Environment(python=it).packages()),
-        ("--resume", given.resume, lambda it: Run.open(given.results / "runs", it)),
-    )
-    for option, value, check in checks:
-        if value:
-            try:
-                check(value)
-            except HarnessError as error:
-                raise HarnessError(f"{option} {value}: {error}") from error
 
 
 def _without_server(claims: Sequence[Claim], given: CommandLine) -> dict[Claim, str]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
-from harness.plugin.collect import check_given
 from harness.plugin.command_line import CommandLine
+from harness.plugin.environments import check_given
 from harness.plugin.stash import matrix_of
 from harness.runtime import asked
 

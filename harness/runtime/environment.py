@@ -23,6 +23,8 @@ from harness.runtime.store import Store
 from harness.runtime.variables import passed_on
 
 # What decides a result, beside the servers: recorded with every measurement and part of every artifact's key.
+WORKERS_NEED = ("torch", "torchao", "transformers")
+"""The distributions that no worker does without."""
 DECISIVE = (
     *("torch", "torchao", "transformers", "executorch", "lm_eval", "accelerate", "tokenizers", "triton", "numpy"),
     "mslk-cuda",  # where it is installed, torchao takes its kernels
@@ -134,6 +136,11 @@ class Environment:
     def lacking(self, *names: str) -> str:
         """Say that none of these distributions is installed, any of which would do; empty where one is."""
         return "" if self.has(*names) else f"{' or '.join(names)} is not installed in {self.where}"
+
+    def without(self, *names: str) -> str:
+        """Say which of these distributions, all of which are needed, are not installed; empty where none is missing."""
+        absent = [name for name in names if not self.has(name)]
+        return f"{', '.join(absent)}: not installed in {self.where}" if absent else ""
 
     def decisive(self, *servers: str) -> dict[str, str]:
         """Return the versions of the packages that decide a result, as far as they are installed.

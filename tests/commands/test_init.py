@@ -157,7 +157,7 @@ def test_hardware_that_the_matrix_does_not_know_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("came", "told"),
-    [("checkout", "pip wheel --no-deps -w "), ("it.whl", "cp "), ("no longer here", ""), ("", "")],
+    [("checkout", "pip wheel --no-deps -w "), ("it.whl", "pip wheel --no-deps -w "), ("no longer here", ""), ("", "")],
 )
 def test_it_says_how_ci_gets_a_harness_that_no_index_has(
     tmp_path: Path, came: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

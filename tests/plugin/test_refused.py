@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from harness import __main__
+from harness.base import shipped
+from harness.commands import gate
 
 MATRIX = Path(__file__).parents[2] / "suites" / "matrix.toml"
 SUITE = """
@@ -82,3 +87,43 @@ def test_an_empty_matrix_says_what_to_write_into_it(run: Run, tmp_path: Path) ->
         told = refused(run("suites", "-m", "cpu", f"--matrix={tmp_path}/{name}", "--co", "-q"))
         assert wrong in told
         assert 'extends = "shipped"' in told
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """The interpreter of an environment in which the harness was installed without the extra of its hardware."""
+    venv.create(tmp_path / "bare env", with_pip=False)
+    return tmp_path / "bare env" / "bin" / "python"
+
+
+@pytest.mark.programs
+def test_an_environment_without_the_extra_is_told_of_once_and_with_what_mends_it(run: Run, bare: Path) -> None:
+    result = run("suites", "-m", "cpu", f"--python={bare}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    told = " ".join(" ".join(result.outlines + result.errlines).split())
+    assert f"torch, torchao, transformers: not installed in {bare}, and every worker needs them" in told
+    assert "tox run -e cpu" in told
+    assert "Traceback" not in told
+    assert len(result.outlines + result.errlines) < 20
+
+
+@pytest.mark.programs
+def test_a_gate_of_an_environment_without_the_extra_is_refused_before_it_installs(
+    bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "only_session", lambda *_: pytest.fail("waited for another session"))
+    places = ["--python", str(bare), "--results", str(tmp_path), "--cache", str(tmp_path)]
+    assert __main__.main(["gate", "torchao==0.17.0", "torchao==0.18.0", "-m", "cpu", *places]) == 2
+    told = capsys.readouterr().err
+    assert f"torch: not installed in {bare}, and both sides need it: pip install" in told
+
+
+def test_what_to_install_is_told_as_it_is_typed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "pip install -e '.[cpu]', or tox run -e cpu"
+    assert shipped.installing(told) == told, "this is a checkout"
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "site-packages" / "harness")
+    monkeypatch.chdir(tmp_path)
+    assert shipped.installing(told) == "pip install 'torchao-harness[cpu]'"
+    (tmp_path / "tox.ini").write_text("[testenv:cpu]", encoding="utf-8")
+    assert shipped.installing(told) == "pip install 'torchao-harness[cpu]', or tox run -e cpu"
+    assert shipped.installing(told.replace("cpu", "mobile")) == "pip install 'torchao-harness[mobile]'"
