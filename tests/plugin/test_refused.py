@@ -18,13 +18,16 @@ import pytest
 
 @pytest.mark.stage("engine")
 def test_latency(cell, batch_size): pass
+
+@pytest.mark.stage("quantize")
+def test_checkpoint(cell): pass
 """
 Run = Callable[..., pytest.RunResult]
 
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run pytest as in a project of one's own, with a copy of the shipped matrix and one test."""
+    """Run pytest as in a project of one's own, with a copy of the shipped matrix and two tests."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     (pytester.mkdir("suites") / "matrix.toml").write_bytes(MATRIX.read_bytes())
     (pytester.path / "suites" / "test_suite.py").write_text(SUITE, encoding="utf-8")
