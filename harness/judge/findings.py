@@ -122,7 +122,8 @@ class _Causes:
         """Yield the causes that a verdict may have."""
         place = it.place
         if it.reason in _TESTED and (said := _error(it)):
-            yield Cause("error", (it.metric, said), f"the same error: {said}")
+            what = it.metric.removeprefix("works: ")
+            yield Cause("error", (it.metric, said), f"{what}: the same error: {said}")
         if _checkpoint(place) in self._lost:
             yield Cause("layers", _checkpoint(place), f"layers of {place.recipe} that are no longer quantized")
         kernels = self._kernels.get(_checkpoint(place))
@@ -142,6 +143,7 @@ class _Causes:
             yield Cause("recipe", (place.model, place.recipe, about), f"{_WORDS[about]} of {place.recipe}")
 
 
+_LISTED = re.compile(r"(?:[^\s,]+, ){2,}[^\s,]*")
 _WORDS = {"speed": "speed", "memory": "memory", "quality": "quality", "works": "what works"}
 
 
@@ -155,6 +157,8 @@ def _error(it: Verdict) -> str:
     for name in sorted(filter(None, (it.place.model, it.place.recipe, it.place.server)), key=len, reverse=True):
         text = text.replace(name, "*")
     text = re.sub(r"\d+", "N", text)
+    # What is listed comes in another order each time, of a set, or is cut off.
+    text = _LISTED.sub("...", text)
     # The last part is the exception's own; before it stands where it was raised.
     parts = [part for part in text.split(": ") if part]
     return ": ".join(parts[-2:])[:160]

@@ -37,11 +37,15 @@ class Paragraph:
 
 def lines_at_least(paragraphs: Sequence[Paragraph], wide: int) -> int:
     """Return how many lines paragraphs take where each is as short as it may be."""
-    return sum(_least(it, sum(len(fold(item, wide)) for item in it.items)) for it in paragraphs if it.items)
+    return sum(_least(it, sum(len(fold(item, wide)) for item in it.items), wide) for it in paragraphs if it.items)
 
 
-def _least(paragraph: Paragraph, body: int) -> int:
-    return min(body, paragraph.least) + bool(paragraph.title)
+def _least(paragraph: Paragraph, body: int, wide: int) -> int:
+    return min(body, paragraph.least) + len(_head(paragraph, wide))
+
+
+def _head(paragraph: Paragraph, wide: int) -> list[str]:
+    return fold(paragraph.title, wide) if paragraph.title else []
 
 
 def cut(paragraphs: Sequence[Paragraph], wide: int, lines: int, more: str) -> list[tuple[str, str]]:
@@ -51,14 +55,15 @@ def cut(paragraphs: Sequence[Paragraph], wide: int, lines: int, more: str) -> li
     """
     shown = [it for it in paragraphs if it.items]
     folded = [[fold(item, wide) for item in it.items] for it in shown]
-    whole = [sum(map(len, items)) + bool(it.title) for it, items in zip(shown, folded, strict=True)]
-    given = [_least(it, sum(map(len, items))) for it, items in zip(shown, folded, strict=True)]
+    heads = [_head(it, wide) for it in shown]
+    whole = [sum(map(len, items)) + len(head) for head, items in zip(heads, folded, strict=True)]
+    given = [_least(it, sum(map(len, items)), wide) for it, items in zip(shown, folded, strict=True)]
     for at in sorted(range(len(shown)), key=lambda at: (shown[at].rank, at)):
         given[at] += max(0, min(whole[at] - given[at], lines - sum(given)))
     found: list[tuple[str, str]] = []
-    for it, items, room in zip(shown, folded, given, strict=True):
-        body = _fitting(items, room - bool(it.title), more, wide)
-        found += [(line, it.tone) for line in ([it.title] if it.title else []) + body]
+    for it, head, items, room in zip(shown, heads, folded, given, strict=True):
+        body = _fitting(items, room - len(head), more, wide)
+        found += [(line, it.tone) for line in head + body]
     return found[:lines]
 
 

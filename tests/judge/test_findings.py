@@ -155,10 +155,17 @@ def test_all_recipes_of_one_kernel_are_one_finding_and_the_rest_another() -> Non
     assert found[0].cause.words == "other kernels: gemm_a before, gemm_b now"
 
 
+def test_an_error_that_lists_in_any_order_is_one_error() -> None:
+    lists = ("torchao.dtypes, torchao.quantization, torchao.core", "torchao.core, torchao.dtypes, torchao.quant")
+    told = [failed(one, f"ValueError: no class Q in: {of}") for one, of in zip(("bf16", "int8wo"), lists, strict=True)]
+    (found,) = findings(told)
+    assert found.cause.words == "serve: the same error: no class Q in: ..."
+
+
 def test_one_error_of_several_recipes_is_one_finding_with_its_words() -> None:
     found = findings([*map(failed, ("bf16", "int8wo")), failed("8da4w", "TypeError: something else")])
     assert [len(it.members) for it in found] == [2, 1]
-    assert found[0].cause.words == "the same error: ValueError: no kernel for it"
+    assert found[0].cause.words == "serve: the same error: ValueError: no kernel for it"
 
 
 def test_what_a_finding_says() -> None:
