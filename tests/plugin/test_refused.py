@@ -75,7 +75,7 @@ def test_why_nothing_is_selected_and_what_there_is(run: Run) -> None:
 def test_a_mistake_in_every_table_is_told_of_a_few_times(run: Run, tmp_path: Path) -> None:
     text = MATRIX.read_text(encoding="utf-8").replace("\norigin =", "\norigni =")
     (tmp_path / "matrix.toml").write_text(text, encoding="utf-8")
-    told = refused(run("suites", "-m", "cpu", f"--matrix={tmp_path}/matrix.toml", "--co", "-q"))
+    told = refused(run("suites", "-m", "cpu", "--wide", f"--matrix={tmp_path}/matrix.toml", "--co", "-q"))
     assert told.count("this key does not exist here; did you mean origin") == 4
     assert told.count("(known: ") == 1
     assert "more mistakes" in told
@@ -87,7 +87,7 @@ def test_an_empty_matrix_says_what_to_write_into_it(run: Run, tmp_path: Path) ->
         ("half.toml", "schema = 1\n", "cells: this key is required, and missing"),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        told = refused(run("suites", "-m", "cpu", f"--matrix={tmp_path}/{name}", "--co", "-q"))
+        told = refused(run("suites", "-m", "cpu", "--wide", f"--matrix={tmp_path}/{name}", "--co", "-q"))
         assert wrong in told
         assert 'extends = "shipped"' in told
 
@@ -101,7 +101,7 @@ def bare(tmp_path: Path) -> Path:
 
 @pytest.mark.programs
 def test_an_environment_without_the_extra_is_told_of_once_and_with_what_mends_it(run: Run, bare: Path) -> None:
-    result = run("suites", "-m", "cpu", f"--python={bare}")
+    result = run("suites", "-m", "cpu", "--wide", f"--python={bare}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     told = " ".join(" ".join(result.outlines + result.errlines).split())
     assert f"torch, torchao, transformers: not installed in {bare}, and every worker needs them" in told
