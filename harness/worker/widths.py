@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,10 +41,13 @@ def width(config: Any, dtype: torch.dtype = torch.bfloat16) -> Width | None:
     """Return the width that a torchao config gives to weights of ``dtype``, or None for one that is not known here.
 
     Formats as torchao 0.18 has them: int8 and float8 keep float32 scales, int8 an int8 zero point beside each; intx
-    holds less than eight bits in eight.
+    holds less than eight bits in eight. Configs of versions without the fields that decide it are not known.
     """
-    known = _KNOWN.get(type(config).__name__)
-    return known(config, dtype) if known else None
+    known: Callable[[Any, torch.dtype], Width | None] | None = _KNOWN.get(type(config).__name__)
+    try:
+        return known(config, dtype) if known else None
+    except AttributeError:
+        return None
 
 
 def group_size(config: Any) -> int | None:

@@ -26,6 +26,7 @@ from harness.base.expressions import asked_for
 from harness.base.reading import json_value, toml_value
 from harness.bundle import asked, install
 from harness.commands import calibrate
+from harness.commands.searched import Searched
 from harness.contract import flattened, notation, quantized, weights
 from harness.devices import adb, open_device
 from harness.devices.base import read as reading
@@ -316,6 +317,10 @@ class Readers:
             self._file("cal/calibration/cpu.unfinished.json", data)
             return calibrate._Kept(self.folder / "cal", gatefile.Options("a", "b", "cpu"), "d").resume({})
 
+        def search(data: bytes) -> object:
+            file = self._file("se/bisects/20260101-000000.json", data)
+            return Searched.resume(file.parent.parent, "last", {"metric": "latency"}).gates
+
         def attachment(data: bytes) -> object:
             return Run(self._file("at/attachments/a.json", data).parent.parent).attached("attachments/a.json")
 
@@ -336,6 +341,8 @@ class Readers:
         self._add("an iPhone's results", iphone, [phone])
         self._add("a phone's last line", text(lambda it: adb.observer([it])), [stage])
         self._add("an unfinished calibration", calibration, [json.dumps(options).encode()], HarnessError)
+        searched = {"schema": 1, "asked": {"metric": "latency"}, "gates": {"1.0": "20260101-000000"}}
+        self._add("an unfinished search", search, [json.dumps(searched).encode()], HarnessError)
         self._add("an attachment", attachment, [b'{"documents": [1, 2], "weights": {}}'])
         self._add("a run's caches", caches, [b"/srv/cache\n/other\n"])
         self._add("a runner's packages", frozen, [b"torch==2.13.0\nx @ file:///x\n# words\nnumpy\n"])

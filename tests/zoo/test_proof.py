@@ -509,3 +509,10 @@ def test_a_class_whose_product_takes_views_runs_without_inference_mode(monkeypat
         assert model(rows).shape == (1, 32)
     with torch.inference_mode():
         assert tensors.not_finite(model) == {}, "its data cannot be had in inference mode"
+
+
+def test_a_config_of_a_version_without_the_fields_that_decide_it_has_no_known_width() -> None:
+    from harness.worker import widths
+
+    older = type("Float8WeightOnlyConfig", (), {"weight_dtype": None})()
+    assert (widths.width(older), widths.group_size(older)) == (None, None)
