@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +87,9 @@ class Engine(Protocol):
     def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
         """Return what came within that time, as (unit, attempt, event), and which attempts are over. Raises Lost."""
 
+    def rest(self) -> list[tuple[str, int, Event]]:
+        """Return what came and was not returned yet, as :meth:`poll` does; nothing is started. Raises Lost."""
+
     def close(self) -> None:
         """End what still runs, and let the cluster go."""
 
@@ -138,8 +142,19 @@ class Campaign:
                     self._event(name, attempt, event)
                 for end in ended:
                     self._end(end)
+            self._take_rest()
+        except KeyboardInterrupt:
+            self._take_rest()
+            raise
         except Lost as error:
             self._give_up(list(self._open.values()), f"the cluster is gone: {error}")
+
+    def _take_rest(self) -> None:
+        """Take what is off its node already, where this ends before its units do: nobody sends it twice."""
+        if self._open:
+            with contextlib.suppress(Lost):
+                for name, attempt, event in self.engine.rest():
+                    self._event(name, attempt, event)
 
     # -------------------------------------------------------------------------------------------------- placing
 

@@ -239,8 +239,9 @@ class RayEngine:
             raise self._gone
         if self._taking is None:
             self._taking = self._asked(self._mailbox.take.remote, seconds)
-        reference, self._taking = self._taking, None
-        taken = self._asked(self._ray.get, reference)
+        # Kept until it is here: an interruption meanwhile loses nothing.
+        taken = self._asked(self._ray.get, self._taking)
+        self._taking = None
         events = [(unit, attempt, json_value(line)) for unit, attempt, lines in taken for line in lines]
         for name, attempt, event in events:
             if event["kind"] == "begin":
@@ -259,6 +260,10 @@ class RayEngine:
             # Told of once what came before is taken.
             self._gone = error
         return events, over
+
+    def rest(self) -> list[tuple[str, int, Event]]:
+        # What was being waited for, and what came since.
+        return [event for _ in range(2) for event in self.poll(0.0)[0]]
 
     def _ended(self, reference: Any) -> Ended:
         unit, attempt, _, _ = self._tasks.pop(reference)

@@ -96,10 +96,19 @@ class Host:
     def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
         """Return what came within that time, and which attempts are over."""
         events = [self._start(*it) for it in self._startable()]
-        over: list[Ended] = []
         if not self._running:
             time.sleep(seconds)
-        for key, _ in self._selector.select(0 if events else seconds) if self._running else ():
+        said, over = self._said(0 if events else seconds)
+        return events + said, over
+
+    def rest(self) -> list[tuple[str, int, Event]]:
+        return self._said(0)[0]
+
+    def _said(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
+        """Return what sessions say within that time, and which are over."""
+        events: list[tuple[str, int, Event]] = []
+        over: list[Ended] = []
+        for key, _ in self._selector.select(seconds) if self._running else ():
             session: _Session = key.data
             chunk = os.read(key.fd, 1 << 20)
             *lines, session.rest = (session.rest + chunk).split(b"\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from packaging.version import InvalidVersion, Version
@@ -44,36 +44,44 @@ _WORST = ("fails", "reads, predicts otherwise", "reads", NOTHING)
 def tables(gates: Sequence[GateFile]) -> list[Table]:
     """Return three tables of gates of one package: recipes by version, old checkpoints by pair of versions, and why.
 
-    A recipe works under a version where each stage tried in any of the gates does, through each server. Raises
-    HarnessError where gates are of several packages or hardware, or of sides that are not ``PACKAGE==VERSION``.
+    A recipe works under a version where each stage that was tried does, through each server; of several gates that
+    tried one the latest tells. Raises HarnessError where gates are of several packages or hardware, or of sides that
+    are not ``PACKAGE==VERSION``.
     """
     package, versions = _sides(gates)
-    tried: dict[tuple[Row, str], list[_Tried]] = {}
-    read: dict[tuple[Row, str], list[_Read]] = {}
+    tried: dict[tuple[Row, str], dict[tuple[str, str], _Tried]] = {}
+    read: dict[tuple[Row, str], dict[str, _Read]] = {}
     pairs: dict[tuple[str, str], str] = {}
-    for gate in gates:
+    for gate in sorted(gates, key=lambda gate: gate.created):
         sides = {"old": _version(gate.old), "new": _version(gate.new)}
         pair = pairs.setdefault((sides["old"], sides["new"]), f"{sides['old']} read by {sides['new']}")
         for it in gate.compatibility:
             told, _, error = (it.error or "").partition(": ")
             if it.stage == OLD_CHECKPOINT:
-                read.setdefault((_row(it.place), pair), []).append(_reading(gate, it, error))
+                if (found := _reading(gate, it, error)).says != NOTHING:
+                    read.setdefault((_row(it.place), pair), {})[it.place.server] = found
                 continue
             for side, state in (("old", it.old), ("new", it.new)):
                 one = _Tried(it.stage, it.place.server, state, error if told == side else "")
-                tried.setdefault((_row(it.place), sides[side]), []).append(one)
+                stages = tried.setdefault((_row(it.place), sides[side]), {})
+                if state != "not tried" or (it.stage, it.place.server) not in stages:
+                    stages[it.stage, it.place.server] = one
     rows = list(dict.fromkeys(row for row, _ in tried))
     columns = [pairs[pair] for pair in sorted(pairs, key=lambda pair: tuple(map(_order, pair)))]
     several = len({model for model, _ in rows}) > 1
     on = f"{package} on {', '.join(dict.fromkeys(gate.hardware for gate in gates))}"
     return [
-        _table(f"Recipes under {on}", versions, rows, several, lambda row, it: _state(tried.get((row, it), []))),
+        _table(
+            f"Recipes under {on}", versions, rows, several, lambda row, it: _state(tried.get((row, it), {}).values())
+        ),
         _table(
             f"Checkpoints of an older version of {on}",
             columns,
             rows,
             several,
-            lambda row, it: min((one.says for one in read.get((row, it), [])), key=_WORST.index, default=NOTHING),
+            lambda row, it: min(
+                (one.says for one in read.get((row, it), {}).values()), key=_WORST.index, default=NOTHING
+            ),
         ),
         _why(rows, versions, columns, several, tried, read),
     ]
@@ -119,7 +127,7 @@ def _named(row: Row, several: bool) -> Row | tuple[str]:
     return row if several else row[1:]
 
 
-def _state(found: Sequence[_Tried]) -> str:
+def _state(found: Collection[_Tried]) -> str:
     failed = [it for it in found if it.state == "fails"]
     if failed:
         stages = dict.fromkeys(f"{it.stage} ({it.server})" if it.server else it.stage for it in failed)
@@ -150,17 +158,17 @@ def _why(
     versions: Sequence[str],
     pairs: Sequence[str],
     several: bool,
-    tried: Mapping[tuple[Row, str], Sequence[_Tried]],
-    read: Mapping[tuple[Row, str], Sequence[_Read]],
+    tried: Mapping[tuple[Row, str], Mapping[tuple[str, str], _Tried]],
+    read: Mapping[tuple[Row, str], Mapping[str, _Read]],
 ) -> Table:
     lines = []
     for row in rows:
         told: dict[tuple[str, str], dict[str, None]] = {}
         for under in versions:
-            for it in tried.get((row, under), []):
+            for it in tried.get((row, under), {}).values():
                 told.setdefault((it.stage, it.error), {})[under] = None
         for under in pairs:
-            for one in read.get((row, under), []):
+            for one in read.get((row, under), {}).values():
                 told.setdefault((OLD_CHECKPOINT, one.why), {})[under] = None
         lines += [
             (*_named(row, several), ", ".join(under), stage, _short(error))

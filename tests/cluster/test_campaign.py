@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ class Played:
         self.waiting: list[tuple[Unit, int, Sequence[str]]] = []
         self.now = 0.0
         self.most = 100
+        self.late = False
         self.each_poll: Callable[[], None] = lambda: None
 
     def devices(self) -> Mapping[str, int]:
@@ -48,6 +50,9 @@ class Played:
         unit, attempt, tests = self.waiting.pop(0)
         events, problem = self.act(unit, attempt, tests)
         return [(unit.name, attempt, event) for event in events], [Ended(unit.name, attempt, problem, f"n{attempt}")]
+
+    def rest(self) -> list[tuple[str, int, Event]]:
+        return [("b", 1, {"kind": "done", "test": "b0"})] if self.late else []
 
     def close(self) -> None:
         pass
@@ -250,3 +255,20 @@ def test_a_session_that_is_stopped_starts_nothing_more() -> None:
     watched.campaign.stopped = lambda: "a0" in watched.done
     watched.campaign.run()
     assert set(watched.done) < {"a0", "a1", "b0", "b1"}
+
+
+def test_what_is_off_its_node_is_taken_when_a_session_is_stopped_or_interrupted() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for stop in (True, False):
+        watched = Watched([unit("a"), unit("b")], well, {"h100": 2})
+        watched.engine.late = True
+        watched.campaign.stopped = lambda seen=watched, stop=stop: stop and "a0" in seen.done
+        if stop:
+            watched.campaign.run()
+        else:
+            watched.engine.each_poll = interrupt
+            with pytest.raises(KeyboardInterrupt):
+                watched.campaign.run()
+        assert watched.done.count("b0") == 1

@@ -52,6 +52,12 @@ class Threads:
             return [], [Ended(name, attempt, told, "a-node")]
         return [(name, attempt, json.loads(line)) for line in told], []
 
+    def rest(self) -> list[tuple[str, int, Event]]:
+        found = []
+        while not self._came.empty():
+            found += self.poll(0.01)[0]
+        return found
+
     def close(self) -> None:
         self._work.put(None)
         self._thread.join()

@@ -65,6 +65,9 @@ class Virtual:
     def submit(self, unit: Unit, attempt: int, payload: Mapping[str, Any], kind: str, avoid: Sequence[str]) -> None:
         self._waiting.append((unit, attempt, payload))
 
+    def rest(self) -> list[tuple[str, int, Event]]:
+        return []
+
     def close(self) -> None:
         pass
 

@@ -83,6 +83,16 @@ def test_each_recipe_under_each_version_and_whose_checkpoints_are_read() -> None
     }
 
 
+def test_of_several_gates_of_one_pair_the_latest_tells_what_it_tried() -> None:
+    first = gate("0.17.0", "0.18.0", [Works(at("a", ""), QUANTIZE, "fails", "works", "old: ours, since mended")])
+    tried = [Works(at("a", ""), QUANTIZE, "works", "works"), Works(at("a"), LOAD, "works", "not tried")]
+    later = gate("0.17.0", "0.18.0", tried, created="2026-01-02T00:00:00+00:00")
+    for gates in ([first, later], [later, first]):
+        recipes, _, why = compatibility.tables(gates)
+        assert recipes.rows == (("a", "works", "works"),)
+        assert why.rows == ()
+
+
 @given(st.lists(st.sampled_from(["works", "fails", "not tried"]), min_size=1, max_size=5))
 def test_a_recipe_works_where_no_stage_fails_and_one_was_tried(states: list[State]) -> None:
     rows = [Works(at("int8wo", f"server{number}"), LOAD, state, "works") for number, state in enumerate(states)]
