@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.base import terminal
-from harness.base.files import is_folder, write_text
+from harness.base.files import is_folder
+from harness.commands import told
 from harness.judge.gatefile import GateError, GateFile, load
-from harness.report import blocks, compatibility
-from harness.report.rendering import render
+from harness.report import compatibility
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         "device": ", ".join(dict.fromkeys(gate.device for gate in gates.values() if gate.device)),
     }
     facts = {name: words for name, words in facts.items() if words}
-    if arguments.output:
-        write_text(arguments.output, render(tables, arguments.format, facts=facts))
-    elif arguments.format == "md" and not arguments.wide:
-        sys.stdout.write(blocks.text(tables, terminal.columns(), facts=facts))
-    else:
-        terminal.unfolded(sys.stdout).write(render(tables, arguments.format, facts=facts))
+    told.tell(tables, arguments.format, facts, output=arguments.output, wide=arguments.wide)
     return 0
 
 

@@ -6,12 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.base import terminal
-from harness.base.files import write_text
+from harness.commands import told
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.report import blocks
-from harness.report.rendering import render
 from harness.report.tables import LAYOUTS, SUMMARIES, failure_tables, provenance, tables_of
 
 
@@ -47,10 +44,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"{', '.join(names)}: nothing measured for the layout {args.layout!r}; try --layout all", file=sys.stderr)
         return 1
     facts = provenance(measurements, names)
-    if args.output:
-        write_text(args.output, render(tables, args.format, facts=facts))
-    elif args.format == "md" and not args.wide:
-        sys.stdout.write(blocks.text(tables, terminal.columns(), facts=facts))
-    else:
-        terminal.unfolded(sys.stdout).write(render(tables, args.format, facts=facts))
+    told.tell(tables, args.format, facts, output=args.output, wide=args.wide)
     return 0
