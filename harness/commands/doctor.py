@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -38,6 +38,10 @@ _IMPORT_SECONDS = 120
 _LEAST_DISK_GB = 10
 _HUB_SECONDS = 2
 _INDENT = " " * 30
+_TOOLS = "emulators and phones"
+_PACKAGES = "packages of "
+# A line and a half of names.
+_SHORT = 120
 WIDTH = 100
 """Columns of what is printed."""
 
@@ -58,6 +62,9 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness doctor``."""
+    parser.add_argument(
+        "--all", action="store_true", help="each package and each recipe, and where it runs and why not elsewhere"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--imports", action="store_true", help="import each package as well, in a process of its own")
     how.add_argument("--quick", action="store_true", help="only look at the packages' versions: the default")
@@ -75,15 +82,63 @@ def run(args: argparse.Namespace) -> int:
         ]
         findings = [it for part in parts for it in part.result()]
     able = summary(findings, matrix)
-    print("\n".join(rendered([*findings, *recipes(matrix), *able])))
-    if not args.imports:
-        print(f"\n{textwrap.fill(_NOT_IMPORTED, WIDTH)}")
+    told = [*findings, *recipes(matrix), *able] if args.all else in_short(findings, matrix, able)
+    print("\n".join(rendered(told)))
+    notes = [*([] if args.all else [_IN_SHORT]), *([] if args.imports else [_NOT_IMPORTED])]
+    if notes:
+        print(f"\n{textwrap.fill(' '.join(notes), WIDTH)}")
     return 0 if any(not it.problem for it in able) else 1
 
 
 _NOT_IMPORTED = (
     "Packages were looked at and not imported; doctor --imports tries each, which takes half a minute or more."
 )
+
+
+_IN_SHORT = "doctor --all tells of each package and each recipe."
+
+
+def in_short(findings: Sequence[Finding], matrix: Matrix, able: Sequence[Finding]) -> list[Finding]:
+    """Return what fits a screen: one line for an extra, and for servers that one thing stands in the way of."""
+    found = [it for it in findings if it.group == "machine"]
+    tools = [it for it in findings if it.group == _TOOLS]
+    absent = [it for it in tools if it.problem]
+    lack = f"not here: {', '.join(it.name for it in absent)}" if absent else ""
+    install = "apt-get install " + " ".join(it.fix.split()[-1] for it in absent)
+    found.append(Finding("machine", _TOOLS, ", ".join(it.name for it in tools), lack, install))
+    groups = dict.fromkeys(it.group for it in findings if it.group.startswith(_PACKAGES))
+    for group in groups:
+        found.append(_packages_in_short(group.removeprefix(_PACKAGES), [it for it in findings if it.group == group]))
+    for hardware in here.looked_for(matrix):
+        names = [it.name for it in matrix.recipes.values() if not it.refusal(hardware)]
+        told = f"{len(names)} of {len(matrix.recipes)}: {', '.join(names)}"
+        found.append(Finding("recipes", f"for {hardware}", textwrap.shorten(told, _SHORT, placeholder=" ...")))
+    return [*found, *_servers_in_short(able)]
+
+
+def _packages_in_short(name: str, findings: Sequence[Finding]) -> Finding:
+    """Return one finding for the packages of an extra, with what mends the first of them."""
+    wrong = [it for it in findings if it.problem]
+    same = {problem: [it.name for it in wrong if it.problem == problem] for problem in (it.problem for it in wrong)}
+    problem = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in same.items())
+    fix = "\n".join(dict.fromkeys(it.fix for it in wrong))
+    return Finding("packages", name, f"{len(findings)} packages", problem, fix)
+
+
+def _servers_in_short(able: Sequence[Finding]) -> list[Finding]:
+    """Return one finding for all servers of a hardware that the same thing stands in the way of."""
+    same: dict[Finding, list[Finding]] = {}
+    for it in able:
+        hardware = it.name.partition(" through ")[0]
+        same.setdefault(replace(it, name=hardware, found="") if it.problem else it, []).append(it)
+    return [
+        alike[0] if len(alike) == 1 else replace(one, problem=f"through {_servers(alike)}: {one.problem}")
+        for one, alike in same.items()
+    ]
+
+
+def _servers(able: Sequence[Finding]) -> str:
+    return ", ".join(it.name.partition(" through ")[2] for it in able)
 
 
 def rendered(findings: Iterable[Finding]) -> list[str]:
@@ -156,7 +211,7 @@ def emulators() -> list[Finding]:
         ("aarch64-linux-gnu-g++", "builds for ARM Linux", "apt-get install g++-aarch64-linux-gnu"),
     )
     return [
-        Finding("emulators and phones", name, at := shutil.which(name) or "", "" if at else f"not here: {use}", fix)
+        Finding(_TOOLS, name, at := shutil.which(name) or "", "" if at else f"not here: {use}", fix)
         for name, use, fix in known
     ]
 
@@ -199,7 +254,7 @@ def packages(*, imported: bool = True) -> list[Finding]:
         here = [name for name in sorted(names) if _version(name)]
         errors = dict(zip(here, pool.map(_import_error, here), strict=True)) if imported else {}
     for extra, them in asked.items():
-        group = f"packages of [{extra}]" if extra else "packages of the planner"
+        group = _PACKAGES + (f"[{extra}]" if extra else "the planner")
         for it in them:
             version = _version(it.name)
             fix = _install(extra) if extra else f"pip install '{it.name}{it.specifier}'"

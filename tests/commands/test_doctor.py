@@ -156,8 +156,39 @@ def test_the_command_ends_with_what_can_run_and_its_status_says_whether_anything
     command = [sys.executable, "-m", "harness", "doctor", "--quick"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if "  ok  cpu through" in done.stdout else 1), done.stderr
-    for heading in ("machine", "devices", "emulators and phones", "packages of the planner", "what can run"):
+    for heading in ("machine", "packages", "recipes", "what can run"):
         assert heading in done.stdout.splitlines()
+
+
+def test_it_fits_a_screen_or_two_and_all_of_it_is_told_when_asked_for(
+    suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing is installed, which has most to say; nothing that is missing is left out of the short one."""
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert main(["doctor"]) == 1
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 100
+    assert main(["doctor", "--all"]) == 1
+    whole = capsys.readouterr().out
+    flat = " ".join(short.split()) + " "
+    for heading in ("machine", "devices", "emulators and phones", "packages of the planner", "what can run"):
+        assert heading in whole.splitlines()
+    for it in doctor.packages(imported=False):
+        (told,) = re.findall(rf"no {re.escape(it.group.removeprefix('packages of '))} +not installed: ([^>]*)->", flat)
+        assert it.name in told.strip().split(", "), it
+    assert all(name in whole for name, it in suites_matrix.recipes.items() if not it.baseline)
+
+
+def test_servers_that_one_thing_stands_in_the_way_of_are_told_of_once(suites_matrix: Matrix) -> None:
+    lack = {"problem": "no GPU", "fix": "run elsewhere"}
+    able = [
+        Finding("what can run", "h100 through vllm", "4 cells", **lack),
+        Finding("what can run", "h100 through sglang", "5 cells", **lack),
+        Finding("what can run", "cpu through vllm", "4 cells"),
+    ]
+    found = [it for it in doctor.in_short([], suites_matrix, able) if it.group == "what can run"]
+    assert [it.name for it in found] == ["h100", "cpu through vllm"]
+    assert found[0].problem == "through vllm, sglang: no GPU"
 
 
 def test_without_a_matrix_the_shipped_one_is_looked_at_and_one_that_is_not_there_is_an_error(
