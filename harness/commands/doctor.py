@@ -84,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
     able = summary(findings, matrix)
     told = [*findings, *recipes(matrix), *able] if args.all else in_short(findings, matrix, able)
     print("\n".join(rendered(told)))
-    notes = [*([] if args.all else [_IN_SHORT]), *([] if args.imports else [_NOT_IMPORTED])]
-    if notes:
-        print(f"\n{textwrap.fill(' '.join(notes), WIDTH)}")
+    if not args.all:
+        print(f"\n{_IN_SHORT}")
+    if not args.imports:
+        print(f"\n{textwrap.fill(_NOT_IMPORTED, WIDTH)}")
     return 0 if any(not it.problem for it in able) else 1
 
 

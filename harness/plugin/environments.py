@@ -20,7 +20,7 @@ def check_packages(hardware: Hardware, given: CommandLine) -> None:
 
 
 def check_given(given: CommandLine) -> None:
-    """Refuse a run or an interpreter that is not there: once, rather than in every test."""
+    """Refuse a run, an interpreter or a task that is not there: once, rather than in every test."""
     checks: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
         ("--python", given.python, lambda it: Environment(python=it).packages()),
         ("--resume", given.resume, lambda it: Run.open(given.results / "runs", it)),
@@ -31,3 +31,8 @@ def check_given(given: CommandLine) -> None:
                 check(value)
             except HarnessError as error:
                 raise HarnessError(f"{option} {value}: {error}") from error
+    if given.tasks:
+        # Not at the top: most sessions name no task.
+        from harness.runtime import task_names
+
+        task_names.check(given.tasks, Environment(python=given.python) if given.python else Environment())

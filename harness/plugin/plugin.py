@@ -148,6 +148,11 @@ def pytest_collection_modifyitems(
         return
     given = CommandLine.of(config)
     item_of = {item.stash[claim_key]: item for item in everything if claim_key in item.stash}
+    try:
+        refused.check_keyword(config.getoption("keyword", ""), everything)
+    except HarnessError as error:
+        items.clear()
+        raise pytest.UsageError(str(error)) from error
     planned = collect.plan(list(item_of), claims_of(items))
     items[:] = [item for item in items if claim_key not in item.stash] + [item_of[claim] for claim in planned]
     if given.only_collect:

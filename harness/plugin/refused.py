@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
+from harness.base.expressions import asked_for
 from harness.plugin.command_line import CommandLine
 from harness.plugin.environments import check_given
-from harness.plugin.stash import matrix_of
+from harness.plugin.stash import claims_of, matrix_of
 from harness.runtime import asked
 
 
@@ -53,6 +54,24 @@ def meant(config: pytest.Config) -> str:
     registered = {re.split(r"[:(]", line)[0].strip() for line in config.getini("markers")}
     words = set(re.findall(r"[\w-]+", CommandLine.of(config).markers)) - {"and", "or", "not"} - registered
     return "".join(f"\n-m {word}: hardware has other names; {nearest(word, known)}" for word in sorted(words))
+
+
+def check_keyword(keyword: str, items: Sequence[pytest.Item]) -> None:
+    """Raise HarnessError for a word that -k asks for and that no test has in a name, with those that it may have meant.
+
+    What is to be left out may be of no test.
+    """
+    claims = claims_of(items)
+    if not keyword or not claims:
+        return
+    named = {str(name).lower() for item in items for name in (item.nodeid, *item.keywords)}
+    for word in sorted(asked_for(keyword, re.findall(r"[^\s()]+", keyword))):
+        if not any(word.lower() in name for name in named):
+            cells = [claim.cell for claim in claims]
+            known = {claim.function.removeprefix("test_") for claim in claims}
+            known |= {cell.recipe.name for cell in cells} | {cell.model.name for cell in cells}
+            known |= {cell.server for cell in cells} | {claim.stage for claim in claims}
+            raise HarnessError(f"-k {keyword!r}: no test has {word!r} in its name; {nearest(word, known - {''})}")
 
 
 def nothing(config: pytest.Config, stats: Mapping[str, Sequence[Any]], exit_status: int) -> str:

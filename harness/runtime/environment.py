@@ -61,6 +61,13 @@ print(json.dumps(found.hexdigest()))
 """
 
 
+_FIND_FOLDER = """
+import importlib.util, json, sys
+spec = importlib.util.find_spec(sys.argv[1])
+print(json.dumps(next(iter(spec.submodule_search_locations or []), None) if spec else None))
+"""
+
+
 @dataclass(frozen=True)
 class Environment:
     """An interpreter and what stands before its own packages.
@@ -113,6 +120,10 @@ class Environment:
     def sources(self, package: str) -> str:
         """Return a digest of a package's code, as a worker of this environment sees it: a version may stand for two."""
         return _sources(self.python, str(self.overlay or ""), package)
+
+    def folder(self, package: str) -> Path | None:
+        """Return where a package lies that a worker of this environment would import; None where it has none."""
+        return _folder(self.python, str(self.overlay or ""), package)
 
     def interpreter(self) -> str:
         """Return the interpreter's implementation, version and build."""
@@ -170,6 +181,12 @@ def _packages(python: str, overlay: str) -> dict[str, str]:
 @functools.lru_cache(maxsize=64)
 def _sources(python: str, overlay: str, package: str) -> str:
     return str(_asked_of(python, overlay, _READ_SOURCES, package))
+
+
+@functools.lru_cache(maxsize=64)
+def _folder(python: str, overlay: str, package: str) -> Path | None:
+    found = _asked_of(python, overlay, _FIND_FOLDER, package)
+    return Path(found) if found else None
 
 
 def _asked_of(python: str, overlay: str, code: str, *arguments: str) -> Any:

@@ -65,10 +65,40 @@ def test_a_dry_run_refuses_what_a_run_would_and_lists_nothing(run: Run, words: l
     assert told in refused(run("suites", *words, "--collect-only", "-q"))
 
 
+@pytest.mark.parametrize("how", [["--collect-only", "-q"], []])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-k", "latncy"], "-k 'latncy': no test has 'latncy' in its name; did you mean latency"),
+        # Half of it selects something.
+        (["-k", "checkpoint or (latency and int8w0)"], "no test has 'int8w0' in its name; did you mean int8wo"),
+        (["--task", "helaswag"], "--task 'helaswag' is no task of lm-evaluation-harness; did you mean hellaswag"),
+        (["--task", "no/such|thing"], "is no task of lm-evaluation-harness; lm-eval ls tasks lists them"),
+        (["--workload", "chatt"], "--workload 'chatt' is no workload of matrix.toml; did you mean chat"),
+        (["--server", "vlm"], "--server 'vlm' is no server; did you mean vllm?"),
+        (["--set", "latncy.input_len=3"], "'latncy' is nothing that can be set; did you mean latency"),
+        (["--require", "perplexty max=3"], "did you mean perplexity"),
+    ],
+)
+def test_a_run_refuses_it_as_a_dry_run_does(run: Run, words: list[str], told: str, how: list[str]) -> None:
+    assert told in refused(run("suites", "-m", "cpu", *words, *how))
+
+
+def test_what_is_to_be_left_out_may_be_of_no_test(run: Run) -> None:
+    result = run("suites", "-m", "cpu", "-k", "latency and not phi-5", "--collect-only", "-q")
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_tasks_that_are_there_pass(run: Run) -> None:
+    words = ("--task", "hellaswag", "--task", "mmlu", "--collect-only", "-q")
+    assert run("suites", "-m", "cpu", *words).ret == pytest.ExitCode.OK
+
+
 def test_why_nothing_is_selected_and_what_there_is(run: Run) -> None:
-    result = run("suites", "-m", "cpu", "-k", "latncy")
+    result = run("suites", "-m", "cpu", "-k", "latency and checkpoint")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    assert any("nothing is selected by -m 'cpu' and -k 'latncy', of" in line for line in result.outlines)
+    words = "nothing is selected by -m 'cpu' and -k 'latency and checkpoint', of"
+    assert any(words in line for line in result.outlines)
     assert "what there is to select: pytest suites -m 'cpu' --co -q" in result.outlines
 
 

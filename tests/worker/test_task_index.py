@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.worker.task_index import Texts
+from harness.contract.task_texts import Texts
 from tests.conftest import RunCode
 
 FILES = {
@@ -37,12 +37,13 @@ import json, sys
 from pathlib import Path
 from lm_eval import tasks
 from lm_eval.tasks import _index
+from harness.contract.task_texts import Texts
 from harness.worker import task_index
 
 root, names = json.loads(sys.argv[1])
 root = Path(root or tasks.__file__.rpartition("/")[0])
 whole = _index.TaskIndex.build([root])
-texts = task_index.Texts.read(root, _index._IGNORE_DIRS)
+texts = Texts.read(root, _index._IGNORE_DIRS)
 names = names or [name for name, entry in whole.items() if entry.kind.name != "TASK"][::25]
 seen = 0
 for name in names:
