@@ -24,6 +24,13 @@ def selects(expression: str, names: Iterable[str]) -> bool:
         raise SyntaxError("nested too deeply") from None
 
 
+def unmatched(expression: str, texts: Iterable[str]) -> list[str]:
+    """Return the words that -k asks for and that none of the texts has in it; what it leaves out may be in none."""
+    there = "\n".join(texts).lower()
+    words = asked_for(expression, re.findall(r"[^\s()]+", expression))
+    return sorted(word for word in words if word.lower() not in there)
+
+
 def asked_for(expression: str, names: Iterable[str]) -> set[str]:
     """Return those of some names that an expression asks for: with the name something is selected that was not without.
 

@@ -11,7 +11,7 @@ from harness.gate.plan import units
 from harness.judge.gatefile import Options
 from harness.judge.rules import Margins
 from harness.matrix.plan import Matrix
-from harness.runtime import asked
+from harness.runtime import asked, task_names
 from harness.runtime.environment import WORKERS_NEED, Environment
 
 
@@ -42,6 +42,8 @@ def check(matrix: Matrix, wanted: Options, base: Environment) -> None:
     """
     units(matrix, wanted)
     Margins(wanted.margins)
+    if wanted.tasks:
+        task_names.check(wanted.tasks, base)
     bring_torch = any(asked.is_lock(side) or re.search(r"\btorch\b|\bvllm", side) for side in (wanted.old, wanted.new))
     if not bring_torch and (problem := base.without(*WORKERS_NEED[:1])):
         raise HarnessError(f"{problem}, and both sides need it: {installing(matrix.hardware[wanted.hardware].install)}")

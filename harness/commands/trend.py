@@ -6,9 +6,10 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from harness.base.errors import RecordError
+from harness.base.errors import RecordError, nearest
 from harness.base.text import one_line
 from harness.judge.trend import MINIMUM_RUNS, report, series
+from harness.records.metrics import METRICS
 from harness.records.run import Run
 
 
@@ -26,6 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         runs = [Run(path.parent) for path in sorted(root.glob("*/records.jsonl"))]
     found = series(runs, arguments.metric)
+    for metric in arguments.metric:
+        if metric not in METRICS:
+            raise RecordError(f"--metric {metric!r} is no metric; {nearest(metric, METRICS)}")
     if not found:
         what = f" of {', '.join(arguments.metric)}" if arguments.metric else ""
         raise RecordError(f"{len(runs)} runs under {root} hold no figures{what} to look over")

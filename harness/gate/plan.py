@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, nearest
+from harness.base.expressions import unmatched
 from harness.judge.gatefile import Options
 from harness.judge.rules import RULES
 from harness.judge.series import unit_of
@@ -30,7 +31,7 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
     if options.recipes:
         # Old and new are compared with each other: the baseline is measured only where it is asked for.
         chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
-    found = []
+    found, named = [], set[str]()
     workloads = tuple(matrix.workload(name).name for name in options.workloads)
     for cell in chosen:
         for server, stages in gated(cell).items():
@@ -41,6 +42,7 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                 if stage not in cell.servers[server].stages:
                     continue
                 name = unit_id(through.id, stage)
+                named |= {name, *measured}
                 metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
                 if not options.tasks:
                     metrics -= TASKS
@@ -48,6 +50,11 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                     metrics -= OF_LOAD
                 if metrics:
                     found.append(Unit(through, stage, metrics, workloads=workloads))
+    for word in unmatched(options.keyword, named):
+        recipes = {cell.recipe.name for cell in chosen}
+        raise HarnessError(
+            f"-k {options.keyword!r}: no cell or metric has {word!r} in its name; {nearest(word, recipes | named)}"
+        )
     if not found:
         raise HarnessError(
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"

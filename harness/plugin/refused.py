@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
-from harness.base.expressions import asked_for
+from harness.base.expressions import unmatched
+from harness.plugin.collect import Claim
 from harness.plugin.command_line import CommandLine
 from harness.plugin.environments import check_given
 from harness.plugin.stash import claims_of, matrix_of
@@ -64,14 +65,16 @@ def check_keyword(keyword: str, items: Sequence[pytest.Item]) -> None:
     claims = claims_of(items)
     if not keyword or not claims:
         return
-    named = {str(name).lower() for item in items for name in (item.nodeid, *item.keywords)}
-    for word in sorted(asked_for(keyword, re.findall(r"[^\s()]+", keyword))):
-        if not any(word.lower() in name for name in named):
-            cells = [claim.cell for claim in claims]
-            known = {claim.function.removeprefix("test_") for claim in claims}
-            known |= {cell.recipe.name for cell in cells} | {cell.model.name for cell in cells}
-            known |= {cell.server for cell in cells} | {claim.stage for claim in claims}
-            raise HarnessError(f"-k {keyword!r}: no test has {word!r} in its name; {nearest(word, known - {''})}")
+    named = {str(name) for item in items for name in (item.nodeid, *item.keywords)}
+    for word in unmatched(keyword, named):
+        known = {name for claim in claims for name in _names(claim)} - {""}
+        raise HarnessError(f"-k {keyword!r}: no test has {word!r} in its name; {nearest(word, known)}")
+
+
+def _names(claim: Claim) -> tuple[str, ...]:
+    """Return the words that a test is called by."""
+    cell = claim.cell
+    return (claim.function.removeprefix("test_"), cell.recipe.name, cell.model.name, cell.server, claim.stage)
 
 
 def nothing(config: pytest.Config, stats: Mapping[str, Sequence[Any]], exit_status: int) -> str:
