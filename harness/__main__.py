@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if (__name__ == "__main__" or sys.argv[0].endswith(("/harness", "\\harness.exe"))) and signal.getsignal(
+    signal.SIGINT
+) is signal.default_int_handler:
+    # Until it can say something else Ctrl-C ends it without a word, rather than with a traceback of what is loaded.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import difflib
 import importlib
 import re
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +23,8 @@ from typing import NoReturn
 from harness import __version__
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
+from harness.base.interruption import status as interruption_status
+from harness.base.interruption import told as interruption_told
 from harness.base.memory import check_limits, wanting
 from harness.base.secrets import without_secrets
 from harness.base.terminal import columns, folded_output
@@ -108,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command that ``argv`` names and return its exit status.
 
     1 is left to the commands, to a gate's "regressed" above all: whatever goes wrong unexpectedly is a 2 with its
-    traceback, and an interruption, by Ctrl-C, SIGTERM or SIGHUP, 130. Of a process of its own no line is wider than the
-    terminal, or than 100 columns, unless ``--wide`` is among the words.
+    traceback, and an interruption 128 and its signal's number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. Of a
+    process of its own no line is wider than the terminal, or than 100 columns, unless ``--wide`` is among the words.
     """
     words = sys.argv[1:] if argv is None else argv
     if argv is None and _WIDE not in words:
@@ -133,9 +143,9 @@ def _run(words: list[str]) -> int:
     except HarnessError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interruption:
+        print(visible(without_secrets(interruption_told(interruption))), file=sys.stderr)
+        return interruption_status(str(interruption))
     except OSError as error:
         if wanting(error):
             print(_NO_MEMORY, file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness import __main__ as command_line
-from harness.base.interruption import STATUS, Interruption
+from harness.base.interruption import Interrupted, Interruption
 
 ENDING = """
 import sys, time
@@ -84,11 +84,12 @@ def test_a_second_one_at_once_is_the_same_and_a_later_one_ends_it() -> None:
         assert line(process) == "working"
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
-        assert line(process) in ("ending: SIGINT", "ending: SIGTERM")
+        by = line(process).removeprefix("ending: SIG")
+        assert by in ("INT", "TERM")
         time.sleep(1.2)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == STATUS
+        assert process.wait(10) == 128 + {"INT": signal.SIGINT, "TERM": signal.SIGTERM}[by]
         assert process.stdout is not None
         assert process.stdout.read().split("\n") == ["", "the last words", ""]
 
@@ -126,17 +127,55 @@ def test_another_thread_changes_nothing() -> None:
     assert found == [kept]
 
 
-def test_a_command_that_is_terminated_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+# What each needs to be taken for a command; it is interrupted before it looks at it.
+WORDS = {
+    **{name: ["run"] for name in ("table", "cost", "why", "baseline", "compatibility", "neighbours")},
+    "tutorial": ["run", "-m", "cpu"], "choose": ["model"], "gate": ["a", "b", "-m", "cpu"], "calibrate": ["-m", "cpu"],
+    "bisect": ["a", "1..2", "--metric", "latency", "-m", "cpu"], "fairness": ["model", "-m", "cpu"],
+    "report": ["run", "-o", "page.html"], "site": ["out"], "export": ["run", "--format", "csv"], "init": ["out"],
+    "bundle": ["out", "--python", "3.12", "--extra", "x"], "publish": ["x", "--repo", "o/n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_every_command_that_is_interrupted_says_so_and_ends_with_128_and_the_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, number: signal.Signals
 ) -> None:
     def run(_: object) -> int:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(5)
         return 0
 
+    monkeypatch.setattr(f"harness.commands.{name}.run", run)
+    before = {it: signal.getsignal(it) for it in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    assert command_line.main([name, *WORDS.get(name, [])]) == 128 + number
+    for it, handler in before.items():
+        signal.signal(it, handler)
+    assert capsys.readouterr().err == "interrupted; what stood there stays, whole; the same command begins anew\n"
+
+
+def test_what_is_kept_is_told_and_no_credential_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object) -> int:
+        raise Interrupted(KeyboardInterrupt("SIGTERM"), "go on with: x \x1b[2J --password=abcd1234efgh")
+
     monkeypatch.setattr("harness.commands.doctor.run", run)
-    assert command_line.main(["doctor"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert command_line.main(["doctor"]) == 143
+    assert capsys.readouterr().err == "interrupted; go on with: x \ufffd[2J --password=[token removed]\n"
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("after", [0.05, 0.15, 0.4])
+def test_ctrl_c_while_it_is_loaded_is_no_traceback_of_ours(after: float) -> None:
+    """Before Python has come to the command there is nothing that could be said."""
+    with start("-m", "harness", "doctor") as process:
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode in (0, 1, 128 + signal.SIGINT, -signal.SIGINT), output
+    assert "harness/" not in output.partition("Traceback")[2]
 
 
 @pytest.fixture
@@ -186,7 +225,7 @@ def test_interrupted_twice_it_ends_at_once_without_a_traceback(pytester: pytest.
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=20)
     (run,) = (pytester.path / "results" / "runs").iterdir()
-    assert process.returncode == STATUS
+    assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in output
     assert "INTERNALERROR" not in output
     assert "what was measured is kept\ngo on with: python -m pytest" in output

@@ -13,8 +13,27 @@ from typing import Any, Self
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Who presses twice, and what ends a group of processes, means one interruption.
 _ONE = 1.0
-STATUS = 130
-"""Exit status of a command that was ended at once: 128 and Ctrl-C's signal."""
+# Of a command that measures nothing: all that it writes it writes in one step.
+_BEGINS_ANEW = "what stood there stays, whole; the same command begins anew"
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interruption whose ``words`` say what is kept, and how to go on."""
+
+    def __init__(self, interruption: KeyboardInterrupt, words: str) -> None:
+        super().__init__(*interruption.args)
+        self.words = words
+
+
+def status(signal_name: str) -> int:
+    """Return the exit status of what a signal ended, by its name: 128 and its number, as shells count it."""
+    return 128 + signal.Signals.__members__.get(signal_name, signal.SIGINT)
+
+
+def told(interruption: KeyboardInterrupt) -> str:
+    """Return what a command says that was interrupted."""
+    kept = interruption.words if isinstance(interruption, Interrupted) else _BEGINS_ANEW
+    return f"interrupted; {kept}"
 
 
 class Interruption:
@@ -23,10 +42,13 @@ class Interruption:
     Nothing is lost then either: records are on the disk, and workers end with the process that started them. ``last``
     returns the last words, for standard error. A signal that is ignored, as by ``nohup``, stays so. Outside of the
     main thread, which alone gets signals, nothing changes.
+
+    With ``at_once`` the first ends the process: for what would wait for threads of others, and keeps nothing here.
     """
 
-    def __init__(self, last: Callable[[], str] = lambda: "ended at once") -> None:
+    def __init__(self, last: Callable[[], str] = lambda: "ended at once", *, at_once: bool = False) -> None:
         self._last = last
+        self._at_once = at_once
         self._errors = 2
         self._former: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
@@ -66,12 +88,13 @@ class Interruption:
             return
         now, first = time.monotonic(), not self.by
         self.by = self.by or signal.Signals(number).name
-        if self._since is None:
-            self._since = now
-            raise KeyboardInterrupt(self.by)
-        if first or now - self._since < _ONE:
-            return
+        if not self._at_once:
+            if self._since is None:
+                self._since = now
+                raise KeyboardInterrupt(self.by)
+            if first or now - self._since < _ONE:
+                return
         try:
             os.write(self._errors, f"\n{self._last()}\n".encode(errors="backslashreplace"))
         finally:
-            os._exit(STATUS)
+            os._exit(status(self.by))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
+from harness.base.interruption import Interrupted
 from harness.base.memory import wanting
 from harness.commands import gate, sides
 from harness.commands.gate import Workplace
@@ -63,9 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     lock = only_session(machine_lock(), searching.place.progress)
     try:
         return found()
-    except KeyboardInterrupt:
-        print(f"interrupted; {_kept(searching)}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interruption:
+        raise Interrupted(interruption, _kept(searching)) from None
     except Exception as error:
         if wanting(error):
             print(_kept(searching), file=sys.stderr)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.interruption import Interrupted
 from harness.base.memory import wanting
 from harness.base.reading import json_file
 from harness.base.terminal import columns
@@ -90,14 +91,11 @@ def run(arguments: argparse.Namespace) -> int:
                 outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
             outcomes.append(outcome.file)
             kept.add(outcome.folder, packages)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         if outcomes:
             print(written(summarise(outcomes, arguments.hardware, wanted.budget), wide), end="")
-        print(
-            f"interrupted after {len(outcomes)} of {arguments.gates} gates; the same command with --resume goes on",
-            file=sys.stderr,
-        )
-        return 130
+        words = f"{len(outcomes)} of {arguments.gates} gates are kept: the same command with --resume goes on"
+        raise Interrupted(interruption, words) from None
     except Exception as error:
         if wanting(error):
             print("what was measured is kept; the same command with --resume goes on", file=sys.stderr)

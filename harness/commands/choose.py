@@ -15,6 +15,7 @@ import psutil
 from harness.base import shipped, terminal
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
+from harness.base.interruption import Interrupted
 from harness.base.text import one_line, quoted, redact
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
@@ -119,9 +120,8 @@ def _measure(
     words += ["--trust-remote-code"] if arguments.trust_remote_code else []
     try:
         status = _session(words)
-    except KeyboardInterrupt:
-        print(_goes_on(arguments, resume), file=sys.stderr)
-        raise
+    except KeyboardInterrupt as interruption:
+        raise Interrupted(interruption, _goes_on(arguments, resume)) from None
     if status not in (0, 1):
         raise HarnessError(f"the suites ended with status {status}, and nothing is chosen by what they told above")
     return status

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from harness.base import terminal
 from harness.base.errors import HarnessError
+from harness.base.interruption import Interrupted
 from harness.commands import gate as gate_command
 from harness.judge.fairness import MARGIN, Block, Comparison, Study
 from harness.machine import probe
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         place.store, made, place.matrix, environment=place.base, data=arguments.data, progress=place.progress
     )
     found: dict[tuple[str, tuple[tuple[str, Scalar], ...]], list[Block]] = defaultdict(list)
+    interruption: KeyboardInterrupt | None = None
     try:
         for number in range(arguments.blocks):
             with gate_command.working(place):
@@ -67,9 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
             for it in figures:
                 key = (it.metric, tuple(it.parameters.items()))
                 found[key].append(Block(apart=list(it.apart), shared=list(it.shared)))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cut:
         if not all(len(it) > 1 for it in found.values()) or not found:
-            raise
+            raise Interrupted(cut, "too few blocks were measured to tell of; the same command begins anew") from None
+        interruption = cut
     finally:
         flow.close()
         lock.release()
@@ -85,7 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         figures=[Comparison.of(name, dict(parameters), it) for (name, parameters), it in found.items()],
     )
     print(blocks.text([_table(study)], None if arguments.wide else terminal.columns()))
-    print(f"kept as {study.write(arguments.results)}")
+    kept = study.write(arguments.results)
+    if interruption is not None:
+        words = f"whole blocks are kept as {kept}; the same command begins another study"
+        raise Interrupted(interruption, words)
+    print(f"kept as {kept}")
     if study.fair:
         print(f"next: shared = true in the engine of [measurements.{study.hardware}]")
     return 0 if study.fair else 1 if any(it.state == "differs" for it in study.figures) else 3

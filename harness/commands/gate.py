@@ -17,6 +17,7 @@ import psutil
 from harness.base import shipped
 from harness.base.errors import HarnessError, OutOfTime
 from harness.base.files import default_root, write_text
+from harness.base.interruption import Interrupted
 from harness.base.memory import wanting
 from harness.base.spoken import Spoken
 from harness.base.terminal import columns
@@ -331,9 +332,8 @@ def run(arguments: argparse.Namespace) -> int:
     except OutOfTime as error:
         print(f"{error}: give more --budget", file=sys.stderr)
         return EXIT["inconclusive"]
-    except KeyboardInterrupt:
-        unfinished.interrupted(_command(arguments, wanted), wide)
-        return 130
+    except KeyboardInterrupt as interruption:
+        raise Interrupted(interruption, unfinished.interrupted(_command(arguments, wanted), wide)) from None
     except Exception as error:
         if wanting(error):
             unfinished.short_of_memory(_command(arguments, wanted))

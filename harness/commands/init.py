@@ -38,12 +38,9 @@ def run(args: argparse.Namespace) -> int:
         raise HarnessError(
             f"{args.folder / there[0]} is there already, and nothing was written; name another folder, or move it away"
         )
-    for path, data in files.items():
-        write_bytes(args.folder / path, data)
-    ignored = args.folder / ".gitignore"
-    wanted = (_TEMPLATES / "gitignore").read_text(encoding="utf-8")
-    if not ignored.exists():
-        write_bytes(ignored, wanted.encode())
+    if not (args.folder / ".gitignore").exists():
+        files[".gitignore"] = (_TEMPLATES / "gitignore").read_bytes()
+    _write(args.folder, files)
     print(f"{args.folder}: {len(files)} files")
     for path in ("suites/matrix.toml", "suites", ".github/workflows/benchmarks.yml"):
         print(f"  {path:<34} {_MEANING[path]}")
@@ -53,6 +50,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"next: pip wheel --no-deps -w {place} {shlex.quote(str(origin))}")
     print(f"Next: cd {shlex.quote(str(args.folder))} && pytest -m {args.hardware} --collect-only")
     return 0
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write all files or none: with a half of them there, the same command would be refused."""
+    try:
+        for path, data in files.items():
+            write_bytes(folder / path, data)
+    except BaseException:
+        for path in files:
+            (folder / path).unlink(missing_ok=True)
+        raise
 
 
 _MEANING = {

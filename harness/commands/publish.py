@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.files import default_root, is_folder
+from harness.base.interruption import Interruption
 from harness.base.text import one_line
 from harness.matrix.load import load
 from harness.matrix.schema import Model
@@ -128,8 +129,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         write_folder(args.dry_run, text, files)
     else:
-        if contents.base_model:
-            hub.check_there(contents.base_model, private=args.private)
-        address = hub.upload(args.repo, text, files, private=args.private, replace=args.replace)
+        # At once: a file that is being sent may take an hour more, and nothing is written here.
+        with Interruption(lambda: f"interrupted. {hub.AGAIN}", at_once=True):
+            if contents.base_model:
+                hub.check_there(contents.base_model, private=args.private)
+            address = hub.upload(args.repo, text, files, private=args.private, replace=args.replace)
         print(f"published {name_of(cell)}: {address}")
     return 0

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from harness.base.errors import HarnessError
+from harness.base.interruption import Interrupted
 from harness.commands import gate as gate_command
 from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
@@ -74,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
                 environ["PATH"] = os.pathsep.join([str(Path(place.base.python).parent), environ.get("PATH", "")])
                 bench = Bench(environ, Path(folder), prompts, limits.start + limits.measure, place.progress)
                 ran += run_by_hand(own, checkpoint, bench, commands)
+    except KeyboardInterrupt as interruption:
+        words = "what was measured is kept" if ran else "nothing was measured yet"
+        raise Interrupted(interruption, f"{words}; the same command begins anew") from None
     finally:
         flow.close()
         lock.release()

@@ -19,13 +19,15 @@ class Unfinished:
     gates: Path
     started: float
 
-    def interrupted(self, command: str, wide: int | None) -> None:
-        """Say it of a gate that was interrupted; ``command`` is the one that asked for it."""
+    def interrupted(self, command: str, wide: int | None) -> str:
+        """Tell what a gate that was interrupted has judged, and return how ``command``, which asked for it, goes on."""
         if (so_far := self._so_far()) is not None:
             print(gate_report.brief(so_far, str(self.gates), wide), end="", flush=True)
-        print("interrupted; what was measured is kept: --resume last goes on", file=sys.stderr)
-        latest = max((it.parent.name for it in self.gates.glob("*/gate.json")), default="last")
-        print(f"go on with: {command} --resume {latest}", file=sys.stderr)
+        if not (files := self._files()):
+            return "nothing was measured yet; the same command begins anew"
+        return (
+            f"what was measured is kept: --resume last goes on\ngo on with: {command} --resume {max(files).parent.name}"
+        )
 
     def short_of_memory(self, command: str) -> None:
         """Say of a gate that got no more memory how to go on with it once there is some."""

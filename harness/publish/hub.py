@@ -31,7 +31,7 @@ _TOLD = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 # Without a limit a hub that says nothing would be waited for for ever; a large commit takes its minutes.
 _SILENCE = 300.0
 _NO_TOKEN = "no token of the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"  # noqa: S105 - words
-_AGAIN = "Run the same command again: what has arrived is not sent again."
+AGAIN = "Run the same command again: what has arrived is not sent again."
 
 
 class HubError(HarnessError):
@@ -156,7 +156,7 @@ def _check_free(remote: dict[str, Any], operations: Iterable[Any], repository: s
 def _check_arrived(remote: dict[str, Any], operations: Iterable[Any], repository: str) -> None:
     wrong = [it.path_in_repo for it in operations if not _arrived(remote.get(it.path_in_repo), it)]
     if wrong:
-        raise HubError(f"{repository} does not hold what was sent: {', '.join(wrong)}. {_AGAIN}")
+        raise HubError(f"{repository} does not hold what was sent: {', '.join(wrong)}. {AGAIN}")
 
 
 def _arrived(entry: Any, operation: Any) -> bool:
@@ -196,8 +196,6 @@ def _explained(repository: str, secret: str) -> Iterator[None]:
         yield
     except HarnessError:
         raise
-    except KeyboardInterrupt:
-        raise HubError(f"{repository}: interrupted. {_AGAIN}") from None
     except Exception as error:
         raise HubError(redact(_explanation(error, repository), secret)) from None
 
@@ -213,21 +211,21 @@ def _explanation(error: Exception, repository: str) -> str:
         403: f"this token may not write to {repository}: use one with write access to {owner}, or publish under a name "
         "of your own",
         404: f"the hub has no {repository}, or {owner} is no user or organization that this token sees",
-        409: f"somebody else changes {repository} at the same time. {_AGAIN}",
-        412: f"somebody else changes {repository} at the same time. {_AGAIN}",
+        409: f"somebody else changes {repository} at the same time. {AGAIN}",
+        412: f"somebody else changes {repository} at the same time. {AGAIN}",
         413: f"the hub does not take files of this size in {repository}",
-        429: f"the hub asks for fewer requests{_later(cause)}. {_AGAIN}",
+        429: f"the hub asks for fewer requests{_later(cause)}. {AGAIN}",
     }
     if status is not None and (status in words or status >= 500):
-        hint = words.get(status, f"the hub has a fault of its own; it may be over soon. {_AGAIN}")
+        hint = words.get(status, f"the hub has a fault of its own; it may be over soon. {AGAIN}")
         return f"{repository}: the hub answered {status}{said}: {hint}"
     if status is not None:
-        return f"{repository}: the hub answered {status}{said}. {_AGAIN}"
+        return f"{repository}: the hub answered {status}{said}. {AGAIN}"
     if _is_offline(cause):
         return f"{repository}: HF_HUB_OFFLINE is set; unset it to publish, or write to a folder with --dry-run"
     if _is_network(cause):
-        return f"{repository}: the connection to the hub broke ({type(cause).__name__}: {cause}). {_AGAIN}"
-    return f"{repository}: the upload failed ({type(cause).__name__}: {cause}). {_AGAIN}"
+        return f"{repository}: the connection to the hub broke ({type(cause).__name__}: {cause}). {AGAIN}"
+    return f"{repository}: the upload failed ({type(cause).__name__}: {cause}). {AGAIN}"
 
 
 def _cause(error: BaseException) -> BaseException:

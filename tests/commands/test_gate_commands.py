@@ -717,7 +717,7 @@ def test_an_interrupted_calibration_is_summarised_and_can_be_gone_on_with(
     gates.answer = answer
     status, output, errors = command("calibrate", "--gates", "4")
     assert status == 130
-    assert "interrupted after 2 of 4 gates; the same command with --resume goes on" in errors
+    assert "interrupted; 2 of 4 gates are kept: the same command with --resume goes on" in errors
     assert "false alarms: 0 of 2 gates" in output
     assert Calibration.find(gates.folder / "results", "cpu", DEVICE) is None, "half a calibration replaces none"
     gates.answer = lambda options: same(options.seed)

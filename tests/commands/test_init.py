@@ -17,6 +17,7 @@ import yaml
 
 from harness import __main__, __version__
 from harness.base.errors import HarnessError
+from harness.base.files import write_bytes
 from harness.commands import init
 
 LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "tests", "runs", "reference", "gates")
@@ -96,6 +97,25 @@ def test_nothing_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert __main__.main(["init", str(tmp_path)]) == 2
     assert "is there already, and nothing was written" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), HarnessError("the disk is full")])
+def test_half_a_project_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Else the same command were refused, by what it had left itself."""
+    written = []
+
+    def fills(path: Path, data: bytes) -> None:
+        if len(written) == 3:
+            raise error
+        written.append(path)
+        write_bytes(path, data)
+
+    (tmp_path / "mine").write_text("of the user's own")
+    with monkeypatch.context() as patch:
+        patch.setattr(init, "write_bytes", fills)
+        assert __main__.main(["init", str(tmp_path)]) == (2 if isinstance(error, HarnessError) else 130)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+    assert __main__.main(["init", str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def _lines(folder: Path) -> list[bytes]:
     return [it for it in path.read_bytes().split(b"\n")[:-1] if it] if path.exists() else []
 
 
+_INTERRUPTED = [128 + it for it in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 # What many gates come to, however often they were interrupted; a search has none to go on with and begins anew.
 MANY = {"calibrate": (0, "calibration: "), "bisect": (1, "first bad release: 1.3 (last good: 1.2)")}
 
@@ -159,7 +160,7 @@ def many_gates(fault: Fault) -> None:
     if fault.hit and status == due and said not in first.told:
         fault.broken("silent pass", f"it ended with {status}: {first.told[-300:]}")
     # Before its first gate there is nothing to go on with.
-    if fault.hit and status == 130 and "\ngate 2" in first.told and "same command" not in first.told:
+    if fault.hit and status in _INTERRUPTED and "\ngate 2" in first.told and "same command" not in first.told:
         fault.broken("other", f"it does not say how to go on: {first.told[-300:]}")
     state = fault.folder / "results" / "calibration" / "cpu.unfinished.json"
     gates = fault.folder / "results" / "gates"

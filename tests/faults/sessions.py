@@ -239,9 +239,9 @@ def signalled(fault: Fault) -> None:
             time.sleep(second)
             session.process.send_signal(number)
     status = session.end()
-    if fault.hit and status not in (0, 130):
+    if fault.hit and status not in (0, 128 + number):
         fault.broken("other", f"{number.name} ended it with {status}: {session.told[-200:]}")
-    if fault.hit and status == 130 and "--resume" not in session.told:
+    if fault.hit and status == 128 + number and "--resume" not in session.told:
         fault.broken("other", f"it does not say how to go on: {session.told[-200:]}")
     check(fault, session, status)
 

@@ -15,6 +15,7 @@ import pytest
 
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
+from harness.base.interruption import status as interruption_status
 from harness.gate.plan import Unit
 from harness.judge.gatefile import Options
 from harness.judge.series import Side
@@ -46,9 +47,9 @@ def main() -> int:
         except HarnessError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             print("interrupted; go on with --resume", file=sys.stderr)
-            return 130
+            return interruption_status(str(interruption))
     told = sorted(f"{it.metric}={it.verdict}" for it in outcome.verdicts if it.primary)
     print(f"verdicts {outcome.exit_status} {' '.join(told)}", flush=True)
     return outcome.exit_status

@@ -12,6 +12,7 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.base.files import file_digest
 from harness.base.interruption import Interruption
+from harness.base.interruption import status as interruption_status
 from harness.contract.protocol import Job
 from harness.runtime.environment import Environment
 from harness.runtime.job import Worker
@@ -43,9 +44,9 @@ def main() -> int:
         except HarnessError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             print("interrupted", file=sys.stderr)
-            return 130
+            return interruption_status(str(interruption))
     print(f"exported {program.name}, {program.stat().st_size} bytes", flush=True)
     return 0
 

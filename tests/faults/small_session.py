@@ -21,6 +21,7 @@ from typing import Any
 
 from harness.base.errors import HarnessError, WorkerError
 from harness.base.interruption import Interruption
+from harness.base.interruption import status as interruption_status
 from harness.contract.protocol import Job
 from harness.machine.lock import only_session
 from harness.records.run import Run
@@ -192,9 +193,9 @@ def main() -> int:
         except HarnessError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             print("interrupted; go on with --resume", file=sys.stderr)
-            return 130
+            return interruption_status(str(interruption))
 
 
 if __name__ == "__main__":

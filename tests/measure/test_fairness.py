@@ -154,3 +154,22 @@ def test_the_command_says_and_keeps_what_it_found(
     kept = json_file(tmp_path / "fairness" / f"cpu-{MODEL}-int8wo.json")
     assert kept["figures"][0]["ratio"] == pytest.approx(factor, rel=1e-3)
     assert len(kept["figures"][0]["blocks"]) == 3
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_an_interrupted_study_tells_what_it_has_and_is_no_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], blocks: int
+) -> None:
+    def block(flow: Any, cell: Cell, number: int, rounds: int) -> list[fairness.Figure]:
+        if number == blocks:
+            raise KeyboardInterrupt("SIGTERM")
+        return [fairness.Figure("latency", {"batch_size": 1}, [1.0], [1 + 0.0001 * number])]
+
+    monkeypatch.setattr(fairness, "block", block)
+    words = ["fairness", MODEL, "int8wo", "-m", "cpu", "--blocks", "3", "--rounds", "5", "--wide"]
+    assert main([*words, "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]) == 143
+    told = capsys.readouterr()
+    kept = list((tmp_path / "fairness").glob("*.json"))
+    assert len(kept) == ("within 1 %" in told.out) == blocks - 1
+    due = f"whole blocks are kept as {kept[0]}" if kept else "too few blocks were measured"
+    assert f"interrupted; {due}" in told.err

@@ -353,17 +353,6 @@ def test_the_hubs_own_rate_limit_is_waited_for(hub: Hub, files: list[Path], wait
     assert 55 in waits
 
 
-@pytest.mark.programs
-def test_ctrl_c_is_an_answer_not_a_traceback(hub: Hub, files: list[Path]) -> None:
-    environment = os.environ | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-c", SCRIPT, str(files[0].parent), CARD]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    hub.fault("POST", "/commit/", call=lambda: (child.send_signal(signal.SIGINT), time.sleep(0.5)))
-    _, said = child.communicate(timeout=60)
-    assert said.splitlines()[-1] == f"error: {REPOSITORY}: interrupted. {uploads._AGAIN}"
-    assert "Traceback" not in said
-
-
 def test_the_log_factory_is_put_back(hub: Hub, files: list[Path]) -> None:
     before = logging.getLogRecordFactory()
     hub.fault("POST", "/api/repos/create", status=403)
