@@ -25,3 +25,8 @@ def test_text_quality(cell, measure, judge):
 def test_task(cell, task, measure, judge):
     """A task of lm-evaluation-harness is solved as well as it should be."""
     judge(cell, measure.task(cell, task).values())
+
+
+def test_kernels(cell, measure):
+    """The recipe's own kernels do the linear layers' work, not a fallback; last, since a profiler leaves traces."""
+    measure.kernels(cell)

@@ -82,8 +82,11 @@ class TooNoisy(HarnessError):
 class WrongKernels(HarnessError):
     """A recipe's own kernels did not do the work of its linear layers.
 
-    ``known`` says why, where the matrix has it that they do not; otherwise it is empty.
+    ``known`` says why, where the matrix has it that they do not; otherwise it is empty. After ``LONGEST`` the message
+    names what ran.
     """
+
+    LONGEST = "longest first: "
 
     def __init__(self, message: str, known: str = "") -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Which kernels did an engine's work, and whether the recipe's own were among them."""
+"""Which kernels did the work of an engine, or of Transformers, and whether the recipe's own were among them."""
 
 from __future__ import annotations
 
@@ -11,49 +11,59 @@ from harness.matrix.plan import Cell
 from harness.measure.figures import Figure
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement
+from harness.servers.registry import TRANSFORMERS
 
 # Each is one step of the model, so every linear layer multiplies once in it: the prompt, then each further token.
 _PROFILED_STEPS = 4
 
 
 def kernels(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
-    """Profile a batch of the engine: which kernels did its work, and the share of the recipe's own.
+    """Profile a batch of the cell's engine, or of Transformers: which kernels ran, and the share of the recipe's own.
 
     Raises WrongKernels when the recipe's own kernels ran less often than once a quantized layer and step, or in
     further steps not for every layer, or when the matrix names none for this hardware; the message names what ran,
     the longest first. The baseline, which has none of its own, is profiled alone.
     """
-    pattern = cell.kernels
+    pattern, engine = cell.kernels, cell.server != TRANSFORMERS
 
     def take() -> dict[str, Figure]:
-        engine = recorder.flow.fleet.engine(cell)
+        fleet = recorder.flow.fleet
+        worker = fleet.engine(cell) if engine else fleet.transformers(cell)
 
         def profiled(steps: int) -> dict[str, Any]:
             sizes = {"batch_size": 1, "input_len": cell.measurements.latency.input_len, "output_len": steps}
-            return engine.ask("kernels", cell.measurements.time_limits.measure, **sizes)
+            return worker.ask("kernels", cell.measurements.time_limits.measure, **sizes)
 
-        # The prompt by itself, so that it can be told from what each further token takes.
-        prefill, found_of_all = profiled(1), profiled(_PROFILED_STEPS)
+        # The prompt by itself, so that it can be told from what each further token of an engine takes.
+        prefill = profiled(1) if engine else {}
+        found_of_all = profiled(_PROFILED_STEPS)
         ran: list[tuple[str, float, int]] = found_of_all["kernels"]
-        answer = {"kernels": ran, "prefill": prefill["kernels"]}
+        answer: dict[str, Any] = {"kernels": ran}
+        if engine:
+            answer["prefill"] = prefill["kernels"]
         if "ran" in found_of_all:
-            answer |= {"ran": found_of_all["ran"], "layers": recorder.flow.fleet.depth(cell)}
+            answer |= {"ran": found_of_all["ran"], "layers": fleet.depth(cell)}
         attachment = recorder.attach(f"{cell.id}-kernels", answer)
         total = sum(seconds for _, seconds, _ in ran)
         found = {"kernel_time": Figure(1000 * total, attachment=attachment)}
         if pattern:
             own = [(seconds, calls) for name, seconds, calls in ran if re.search(pattern, name)]
-            layers = sum(tensor != "Tensor" for tensor in engine.info["layers"].values())
-            due = {"calls": float(sum(calls for _, calls in own)), "calls_due": float(_PROFILED_STEPS * layers)}
+            products = found_of_all["due"] if "due" in found_of_all else _PROFILED_STEPS * _quantized(worker.info)
+            due = {"calls": float(sum(calls for _, calls in own)), "calls_due": float(products)}
             share = sum(seconds for seconds, _ in own) / total if total else 0.0
             found["quantized_kernel_share"] = Figure(share, statistics=due, attachment=attachment)
         return found
 
     names = ("kernel_time", "quantized_kernel_share") if pattern else ("kernel_time",)
-    found = recorder.take(cell, {"pattern": pattern}, take, names=names, engine=True, quick=True)
+    found = recorder.take(cell, {"pattern": pattern}, take, names=names, engine=engine, quick=True)
     if not cell.recipe.baseline:
         _check(recorder, cell, pattern, found)
     return found
+
+
+def _quantized(info: Mapping[str, Any]) -> int:
+    """Return how many of an engine's linear layers are quantized."""
+    return sum(tensor != "Tensor" for tensor in info["layers"].values())
 
 
 def _check(recorder: Recorder, cell: Cell, pattern: str, found: Mapping[str, Measurement]) -> None:
@@ -78,4 +88,5 @@ def _check(recorder: Recorder, cell: Cell, pattern: str, found: Mapping[str, Mea
         longest = ", ".join(f"{name[:80]} ({calls} calls, {seconds * 1e3:.2f} ms)" for name, seconds, calls in ran)
     except (HarnessError, ValueError, KeyError, TypeError):
         longest = ""  # A resumed run that is kept without its attachments.
-    raise WrongKernels(f"{cell.id}: {wrong}, longest first: {longest or f'see {attached}'}", cell.recipe.known_fallback)
+    told = f"{wrong}, {WrongKernels.LONGEST}{longest or f'see {attached}'}"
+    raise WrongKernels(f"{cell.id}: {told}", cell.recipe.known_fallback)

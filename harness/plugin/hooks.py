@@ -24,7 +24,7 @@ def pytest_harness_servers() -> Mapping[str, ServerBackend]:  # type: ignore[emp
 def pytest_harness_recipe(name: str) -> Recipe | None:
     """Return the recipe that ``--recipe`` names, or None where it is not this plugin's.
 
-    Through an engine it needs ``kernels`` to be looked for, or ``known_fallback``.
+    It needs ``kernels`` to be looked for, or ``known_fallback``.
     """
 
 

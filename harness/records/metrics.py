@@ -51,6 +51,7 @@ def stage_of(metric: str, server: str, parameters: Mapping[str, object]) -> Stag
 
     Starts, and what an engine tells of itself, say whose they are by their ``kind``: a client's belongs to the server
     that it asks. All of an ExecuTorch program is of its export. A task names the server that it went ``through``.
+    Transformers has a stage of its own, and none of an engine.
     """
     known = METRICS.get(metric)
     kind = parameters.get("kind")
@@ -60,4 +61,5 @@ def stage_of(metric: str, server: str, parameters: Mapping[str, object]) -> Stag
         return "export"
     if kind == "client" or (server and parameters.get("through") == server):
         return "server"
-    return next((stage for stage in STAGES if stage == kind), known.stage)
+    own: Stage = "transformers" if server == "transformers" and known.stage == "engine" else known.stage
+    return next((stage for stage in STAGES if stage == kind), own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from harness.base.errors import WrongKernels
 from harness.base.text import one_line
 from harness.records.schema import Cell, Line, Measurement, Outcome
 from harness.records.speed_metrics import SPEED
@@ -13,7 +14,7 @@ from harness.report.rendering import Table
 OWN, FALLBACK, TIMED, NUMBERS, REFUSED, NONE = "own kernels", "fallback", "timed", "numbers", "no", "-"
 NOTES = (
     f"{OWN}: a profile has a call of the recipe's own kernels for each quantized layer and step",
-    f"{FALLBACK}: a profile has others in their place, such as a product in bfloat16 of a widened weight",
+    f"{FALLBACK}: a profile has others in their place, which stand below",
     f"{TIMED}: speed was measured, and no profile says which kernels ran",
     f"{NUMBERS}: what it predicts was measured, and not its speed",
     f"{REFUSED}: it was asked for and does not run there; the reason is below. {NONE}: no run has asked for it",
@@ -30,6 +31,7 @@ class _Seen:
     timed: bool = False
     numbers: bool = False
     reasons: dict[str, None] = field(default_factory=dict)
+    instead: tuple[str, str] = ("", "")
 
     @property
     def word(self) -> str:
@@ -63,6 +65,8 @@ def support(runs: Iterable[Sequence[Line]]) -> list[Table]:
                 _note(here, line)
             elif line.outcome == "skipped":
                 here.reasons[one_line(line.reason)] = None
+            elif WrongKernels.LONGEST in line.reason:
+                here.instead = (_longest(line.reason), line.known)
     places = sorted({place for found in seen.values() for place in found})
     rows = [
         (name, saved.get(name, NONE), *(found[place].word if place in found else NONE for place in places))
@@ -75,8 +79,22 @@ def support(runs: Iterable[Sequence[Line]]) -> list[Table]:
         if here.word == REFUSED
     ]
     header = ("recipe", "checkpoint", *(" ".join(place) for place in places))
+    fallen = [
+        (name, " ".join(place), *here.instead)
+        for name, found in sorted(seen.items())
+        for place, here in sorted(found.items())
+        if here.word == FALLBACK and here.instead != ("", "")
+    ]
     tables = [Table("", "", header, tuple(rows), notes=NOTES)]
+    if fallen:
+        tables.append(Table("Which fallback", "", ("recipe", "where", "what ran longest", "known"), tuple(fallen)))
     return [*tables, Table("Why not", "", ("recipe", "where", "why"), tuple(refused))] if refused else tables
+
+
+def _longest(reason: str) -> str:
+    """Return the first three kernels, and no more, of those that a test names which misses the recipe's own."""
+    ran = one_line(reason.partition(WrongKernels.LONGEST)[2]).split("), ")[:3]
+    return "), ".join(ran).removesuffix(")") + ")"
 
 
 def _note_size(saved: dict[str, str], cell: Cell, metric: str) -> None:

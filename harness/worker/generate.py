@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from harness.contract.tutorial import MEMORY
-from harness.worker import applied, evaluate, loading, parameters, reference, tasks, tensors, texts
+from harness.worker import applied, evaluate, loading, parameters, profiling, reference, tasks, tensors, texts
 from harness.worker.backend import Backend
 
 
@@ -26,6 +26,7 @@ class Generate(Backend):
         "text_quality",
         "predictions",
         "tasks",
+        "kernels",
     )
 
     def open(self, checkpoint: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
@@ -138,6 +139,29 @@ class Generate(Backend):
 
         model = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size, device=self.device)
         return tasks.evaluate(model, names, data, limit, options, self.report, calibrated_on)
+
+    def kernels(self, batch_size: int, input_len: int, output_len: int) -> dict[str, Any]:
+        """Profile generating from random prompts; returns ``kernels`` as :func:`harness.worker.profiling.sums` does.
+
+        ``due`` is how many products of quantized linear layers there were, by the layers that were called.
+        """
+        self.used = True
+        ids = texts.random_prompts(batch_size, input_len, loading.rows(self.model))
+        whole = torch.tensor(ids, device=self.model.device)
+        asked = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        layers = [it for it in self.model.modules() if isinstance(it, torch.nn.Linear)]
+        quantized = [it for it in layers if tensors.tensor_class(it.weight) != "Tensor"]
+        called: list[torch.nn.Module] = []
+        with tensors.inference(self.model):
+            # A first product may try its kernel before it takes it.
+            self.model.generate(**asked, max_new_tokens=1, do_sample=False)
+            hooks = [it.register_forward_pre_hook(lambda layer, _: called.append(layer)) for it in quantized]
+            profiler = profiling.start()
+            self.model.generate(**asked, max_new_tokens=output_len, min_new_tokens=output_len, do_sample=False)
+            found = profiling.sums(profiler)
+        for hook in hooks:
+            hook.remove()
+        return {"kernels": found, "due": len(called)}
 
     def _load(self, checkpoint: str) -> Any:
         return applied.model(checkpoint, self.device, self.trust_remote_code)

@@ -19,12 +19,17 @@ def start() -> torch.profiler.profile:
 
 
 def stop(profiler: torch.profiler.profile) -> dict[str, Any]:
-    """Return ``kernels``: name, seconds and number of calls of every kernel (on a CPU: operator), longest first.
+    """Return ``kernels``, see :func:`sums`, and how they ran.
 
-    And ``ran``: their names, and of each call in its order the place of its name there, its start and end in
+    ``ran`` has their names, and of each call in its order the place of its name there, its start and end in
     microseconds since the first one's, and how many of them were its own, not of what it called; without ``calls``
     where they are more than MOST.
     """
+    return {"kernels": sums(profiler), "ran": _in_order(profiler, torch.cuda.is_available())}
+
+
+def sums(profiler: torch.profiler.profile) -> list[tuple[str, float, int]]:
+    """Stop, and return name, seconds and number of calls of every kernel (on a CPU: operator), longest first."""
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.synchronize()
@@ -34,7 +39,7 @@ def stop(profiler: torch.profiler.profile) -> dict[str, Any]:
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if microseconds > 0:
             found.append((str(event.key), microseconds / 1e6, int(event.count)))
-    return {"kernels": sorted(found, key=lambda row: -row[1]), "ran": _in_order(profiler, on_gpu)}
+    return sorted(found, key=lambda row: -row[1])
 
 
 def _in_order(profiler: torch.profiler.profile, on_gpu: bool) -> dict[str, Any]:

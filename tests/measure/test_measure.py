@@ -699,6 +699,28 @@ def test_kernels_are_recorded_with_their_share_and_calls(tmp_path: Path, cells: 
     assert attached["ran"]["calls"][0][2] == 4000.0, "the order of the batch, whose steps are four"
 
 
+def test_transformers_is_profiled_where_it_is_what_a_cell_is_measured_through(
+    tmp_path: Path, cells: dict[str, Cell]
+) -> None:
+    """How many products are due is what its worker counts: a batch of its own steps has no engine's further ones."""
+
+    class Worker(StubEngine):
+        def transformers(self, cell: Cell) -> Worker:
+            return self
+
+        def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+            return {"kernels": [list(row) for row in self.ran], "due": 8}
+
+        engine = options = None  # type: ignore[assignment]
+
+    found = Measure(Recorder(Worker(OWN, OTHER), Run(tmp_path))).kernels(cells["int8dq"])  # type: ignore[arg-type]
+    share = found["quantized_kernel_share"]
+    assert share.statistics == {"calls": 8, "calls_due": 8}
+    assert json.loads((tmp_path / share.attachment).read_text()).keys() == {"kernels"}
+    with pytest.raises(WrongKernels, match="8 are due"):
+        Measure(Recorder(Worker(OTHER), Run(tmp_path / "other"))).kernels(cells["int8dq"])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ran", [[OTHER], [("aten::_int_mm", 0.002, 4), OTHER], []])
 def test_a_recipe_whose_kernels_did_not_run_for_every_layer_and_step_fails(
     tmp_path: Path, cells: dict[str, Cell], ran: list[tuple[str, float, int]]

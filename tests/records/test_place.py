@@ -122,6 +122,8 @@ def test_every_metric_is_of_a_stage(cell: Any, metric: str, parameters: dict[str
         ("engine_start", "vllm", {"kind": "server"}, "server"),
         ("engine_start", "vllm", {"kind": "client"}, "server"),
         ("engine_start", "transformers", {"kind": "transformers"}, "transformers"),
+        ("kernel_time", "vllm", {"pattern": ""}, "engine"),
+        ("kernel_time", "transformers", {"pattern": ""}, "transformers"),
         ("quantized_layers", "", {}, "quantize"),
         ("quantized_layers", "vllm", {"kind": "engine"}, "engine"),
         ("accuracy", "transformers", {"task": "a"}, "transformers"),

@@ -41,6 +41,20 @@ def test_a_recipe_is_told_by_the_best_that_was_seen_of_it(lines: list[Line], wor
     assert [table.rows for table in others] == ([(("int8wo", "l40s vllm", "no kernels"),)] if word == "no" else [])
 
 
+def test_a_fallback_is_told_with_what_ran_instead() -> None:
+    ran = (
+        "aten::mm (480 calls, 70.63 ms), aten::copy_ (9 calls, 4.00 ms), b::c (4 calls, 2.00 ms), d (1 calls, 1.00 ms)"
+    )
+    failed = skipped(f"x: 0 calls, 480 are due; what ran instead, longest first: {ran}").model_copy(
+        update={"outcome": "xfailed", "known": "it widens"}
+    )
+    lines = [row("kernel_time"), row("quantized_kernel_share", statistics=NO_SHARE), failed]
+    _, told = support.support([lines])
+    assert told.rows == (("int8wo", "l40s vllm", ran.removesuffix(", d (1 calls, 1.00 ms)"), "it widens"),)
+    own = [row("kernel_time"), row("quantized_kernel_share", statistics=SHARE)]
+    assert len(support.support([lines, own])) == 1, "the best that any run shows"
+
+
 def test_what_is_quantized_as_it_is_loaded_is_said_to_be_and_other_places_are_not_asked() -> None:
     sizes = [row("checkpoint_size", server=""), row("weight_size", server=""), row("weight_size", "nf4wo", "")]
     lines = [*sizes, row("perplexity", server="transformers"), row("perplexity", "nf4wo", "vllm")]

@@ -96,3 +96,19 @@ def test_a_text_too_short_is_an_error_that_says_by_how_much(generating, tmp_path
     (tmp_path / "short.txt").write_text("Ten bytes.", encoding="utf-8")
     with pytest.raises(WorkerError, match=r"has 10 tokens; 2 windows of 8 need 16"):
         generating.ask("text_quality", text=str(tmp_path / "short.txt"), windows=2, window_tokens=8, baseline=None)
+
+
+def test_a_profile_has_a_product_of_the_recipes_own_for_each_call_of_a_quantized_layer(
+    generating, quantizing, start_worker
+):
+    sizes = {"batch_size": 1, "input_len": 16, "output_len": 4}
+    plain = generating.ask("kernels", **sizes)
+    assert plain["due"] == 0
+    assert sum(calls for name, _, calls in plain["kernels"] if name == "aten::_int_mm") == 0
+    worker = start_worker(
+        "generate", checkpoint=str(quantizing.by("int8dq").folder), device="cpu", trust_remote_code=False
+    )
+    found = worker.ask("kernels", 60, **sizes)
+    # Two layers of seven linear ones, and the prompt's step with three further ones.
+    assert found["due"] == 2 * 7 * 4
+    assert sum(calls for name, _, calls in found["kernels"] if name == "aten::_int_mm") == found["due"]
