@@ -22,8 +22,9 @@ _PARTS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\n\r]|[^\S\n\r]+|(?:(?!\x1b\[)\S)+
 _COMMAND = re.compile(
     r"\s*(?:\d+ s\s+)?(?:"
     r"(?:->|(?P<whole>go on with:)|(?:find it|accept it|next|Next):)\s+(?:[A-Z_]+=\S+\s+)*"
-    r"(?:python3?|harness|pytest|pip|uv|tox|apt-get|vllm|cd)"
+    r"(?:python3?|harness|pytest|pip|uv|tox|apt-get|vllm|cd|ray\s+start)"
     r"|python3?\s+-m\s+(?:harness|pytest)"
+    r"|ray\s+start"
     r")"
 )
 """How a line begins that is a command to be pasted: it goes on below as a shell reads it, or stays whole."""

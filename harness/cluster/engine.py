@@ -31,6 +31,8 @@ _LOOK_SECONDS = 2.0
 _SILENCE_SECONDS = 45.0
 """How long a head may say nothing before it is taken for dead."""
 _CLOSE_SECONDS = 10.0
+_TRIES = 3
+"""How often a head's server for clients is asked for one's own: it forks that with threads running, and it may die."""
 _TINY = 0.001
 # What a node need not have of the folder that the tests lie in: they are sent without it.
 _UNSENT = [
@@ -116,6 +118,8 @@ class RayEngine:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # What goes wrong is told by this; Ray's own lines would stand between pytest's.
+        os.environ.setdefault("RAY_LOGGER_LEVEL", "error")
         # Ray would end this process, unsaid, a minute after its head has died; it is noticed here before.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
         try:
@@ -142,8 +146,7 @@ class RayEngine:
                 )
             else:
                 environment = {"working_dir": str(root), "excludes": _UNSENT}
-                client = on.startswith("ray://")
-                ray.init(address=on, runtime_env=environment, **({} if client else quiet))
+                _again(_TRIES, lambda: ray.init(address=on, runtime_env=environment, **quiet))
         except Exception as error:
             # Ray raises errors of its own, of gRPC and of the system.
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -313,6 +316,17 @@ class RayEngine:
 
         # Of one whose head is gone there is nothing to end: its nodes end by themselves.
         _within(_CLOSE_SECONDS, end)
+
+
+def _again(times: int, ask: Callable[[], Any]) -> Any:
+    """Return what ``ask`` does, tried again where the other side ended the connection as it began."""
+    for left in reversed(range(times)):
+        try:
+            return ask()
+        except ConnectionAbortedError:
+            if not left:
+                raise
+    return None
 
 
 def _within(seconds: float, ask: Callable[[], Any]) -> Any:

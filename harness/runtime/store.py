@@ -97,7 +97,11 @@ class Store:
                     with shared.making(name, there) if shared else contextlib.nullcontext(True) as made:
                         if made:
                             self._build(folder, key, build, label)
-            if shared:
+                            if shared:
+                                # Before the lock is let go: whoever waits for that finds it there.
+                                with self.writing(label):
+                                    shared.publish(name, folder)
+            if shared and not made:
                 with self.writing(label):
                     shared.publish(name, folder)
             with self.writing(label):

@@ -12,14 +12,21 @@ from hypothesis import strategies as st
 from harness.base.terminal import Folded, fold, width
 
 WORDS = st.lists(st.text("ab'\"$ /é-=", min_size=1, max_size=30), min_size=1, max_size=30)
+PROGRAMS = (["python", "-m", "harness"], ["ray", "start"])
 LABELS = ("find it: ", "accept it: ", "next: ", "-> ", "    12 s  next: ", "")
 
 
-@given(words=WORDS, wide=st.integers(60, 100), label=st.sampled_from(LABELS), indent=st.integers(0, 20))
+@given(
+    program=st.sampled_from(PROGRAMS),
+    words=WORDS,
+    wide=st.integers(60, 100),
+    label=st.sampled_from(LABELS),
+    indent=st.integers(0, 20),
+)
 def test_what_a_shell_reads_of_a_folded_command_is_the_command(
-    words: list[str], wide: int, label: str, indent: int
+    program: list[str], words: list[str], wide: int, label: str, indent: int
 ) -> None:
-    command = ["python", "-m", "harness", *words]
+    command = [*program, *words]
     lines = fold(" " * indent + label + shlex.join(command), wide)
     # As a shell does, and shlex does not.
     joined = "\n".join(lines).replace("\\\n", "")

@@ -22,17 +22,47 @@ from harness.runtime.shared import Shared
 from harness.runtime.store import MANIFEST, Store
 from tests import needs
 from tests.laws import examples
+from tests.runtime import object_stores
 from tests.runtime.test_artifacts import CONTENTS, FACTS, KEY, build, refuse
 
 pytestmark = needs.package("fsspec")
 NAME = f"checkpoint/{digest(KEY)}"
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of S3 on the loopback."""
+    if why := object_stores.missing("s3"):
+        pytest.skip(why)
+    with object_stores.serving("s3", tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of Google Cloud Storage on the loopback."""
+    if why := object_stores.missing("gs"):
+        pytest.skip(why)
+    with object_stores.serving("gs", tmp_path_factory.mktemp("gs")) as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "s3", "gs"])
+def common(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address that several processes reach."""
+    if request.param == "folder":
+        return str(tmp_path / "shared")
+    return f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
+
+
+@pytest.fixture(params=["folder", "memory", "s3", "gs"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A folder, and a file system of objects: without links, renames or locks."""
+    """A folder, and file systems of objects: without links, renames or locks."""
     if request.param == "folder":
         yield str(tmp_path / "shared")
+        return
+    if request.param != "memory":
+        yield f"{request.getfixturevalue(request.param)}/{tmp_path.name}"
         return
     import fsspec
 
@@ -96,6 +126,19 @@ def test_any_byte_of_it_may_be_damaged(tmp_path_factory: pytest.TempPathFactory,
     if made:
         # The sound one took its place.
         get(machine(folder / "three", url), refuse)
+
+
+def test_an_object_that_is_damaged_is_taken_out_and_made_again(tmp_path: Path, url: str) -> None:
+    get(machine(tmp_path / "one", url))
+    shared = Shared.at(url, print)
+    (weights,) = [path for path in shared.files.find(shared.root) if path.endswith("weights.bin")]
+    shared.files.pipe_file(weights, CONTENTS["weights.bin"][:-1] + b"?")
+    said: list[str] = []
+    found = get(machine(tmp_path / "two", url, said))
+    assert found.made
+    assert {name: (found.folder / name).read_bytes() for name in CONTENTS} == CONTENTS
+    assert "what the shared store has cannot be used" in said[0]
+    get(machine(tmp_path / "three", url), refuse)
 
 
 def test_what_an_artifact_says_lies_outside_of_it_is_not_written(tmp_path: Path) -> None:
@@ -177,7 +220,7 @@ root, url, seconds, lease = sys.argv[1:]
 shared = Shared.at(url, print)
 shared.lease, shared.look = float(lease), 0.05
 def slow(folder):
-    with open(Path(url).with_name("made"), "a") as file:
+    with open(Path(root).with_name("made"), "a") as file:
         file.write(root + "\\n")
     print("making", flush=True)
     time.sleep(float(seconds))
@@ -186,38 +229,41 @@ Store(Path(root), lambda words: print(words, flush=True), shared).get("checkpoin
 """
 
 
-def start(folder: Path, name: str, seconds: float, lease: float = 60.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", MAKER, str(folder / name), str(folder / "shared"), str(seconds), str(lease)]
+def start(folder: Path, url: str, name: str, seconds: float, lease: float = 60.0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MAKER, str(folder / name), url, str(seconds), str(lease)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.programs
-def test_two_machines_at_once_make_it_once(tmp_path: Path) -> None:
-    both = [start(tmp_path, name, 1.0) for name in ("one", "two")]
+def test_two_machines_at_once_make_it_once(tmp_path: Path, common: str) -> None:
+    both = [start(tmp_path, common, name, 1.0) for name in ("one", "two")]
     for process in both:
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         assert process.returncode == 0
     assert len((tmp_path / "made").read_text().split()) == 1
     assert all((tmp_path / name / NAME / "weights.bin").is_file() for name in ("one", "two"))
-    assert not list((tmp_path / "shared").rglob("*.lock"))
+    shared = Shared.at(common, print)
+    assert not [path for path in shared.files.find(shared.root) if path.endswith(".lock")]
 
 
 @pytest.mark.programs
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_what_a_machine_that_died_or_hangs_was_making_another_makes(tmp_path: Path, how: signal.Signals) -> None:
-    first = start(tmp_path, "one", 600.0, lease=1.0)
+def test_what_a_machine_that_died_or_hangs_was_making_another_makes(
+    tmp_path: Path, common: str, how: signal.Signals
+) -> None:
+    first = start(tmp_path, common, "one", 600.0, lease=1.0)
     try:
         assert first.stdout
         while "making" not in first.stdout.readline():
             pass
         os.kill(first.pid, how)
         started = time.monotonic()
-        second = start(tmp_path, "two", 0.0, lease=1.0)
-        said, _ = second.communicate(timeout=60)
+        second = start(tmp_path, common, "two", 0.0, lease=1.0)
+        said, _ = second.communicate(timeout=120)
         assert second.returncode == 0
         assert "has said nothing for 1 s; taken over" in said
         assert time.monotonic() - started >= 1.0
     finally:
         first.kill()
         first.communicate()
-    assert get(machine(tmp_path / "three", str(tmp_path / "shared")), refuse).facts == FACTS
+    assert get(machine(tmp_path / "three", common), refuse).facts == FACTS

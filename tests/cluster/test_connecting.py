@@ -1,0 +1,50 @@
+"""A head that does not answer at once: what is asked again, and what is told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+
+from harness.base.errors import HarnessError
+from harness.cluster.engine import RayEngine
+from harness.cluster.offer import Offer
+
+ABORTED = ConnectionAbortedError("Initialization failure from server:\n")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Ray, whose head answers as the test says."""
+    found = MagicMock()
+    found.__version__ = "2.60.0"
+    monkeypatch.setitem(sys.modules, "ray", found)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return found
+
+
+def connect(folder: Path) -> RayEngine:
+    return RayEngine.start("ray://head:10001", lambda: Offer(()), folder, lambda _: None)
+
+
+def test_a_server_for_clients_that_dies_as_it_starts_is_asked_again(ray: MagicMock, tmp_path: Path) -> None:
+    ray.init.side_effect = [ABORTED, ABORTED, None]
+    assert connect(tmp_path).told
+    assert ray.init.call_count == 3
+
+
+@pytest.mark.parametrize(("error", "times"), [(ABORTED, 3), (ConnectionError("no route to host"), 1)])
+def test_a_head_that_stays_away_is_told_of(ray: MagicMock, tmp_path: Path, error: Exception, times: int) -> None:
+    ray.init.side_effect = error
+    with pytest.raises(HarnessError, match=r"no cluster .* is its head up"):
+        connect(tmp_path)
+    assert ray.init.call_count == times
+
+
+def test_rays_own_lines_do_not_stand_between_pytests(ray: MagicMock, tmp_path: Path) -> None:
+    connect(tmp_path)
+    assert ray.init.call_args.kwargs["log_to_driver"] is False
+    assert os.environ["RAY_LOGGER_LEVEL"] == "error"
