@@ -2,13 +2,15 @@
 
 The mark comes by itself with every fixture that has a worker or a model; a test that starts one otherwise, e.g. in a
 session of the suites, has to say so. Every Python process of the tests notes when it loads torch, and for which test.
-What waits for another large program, or for much data, is marked ``programs`` likewise.
+What waits for another large program, or for much data, is marked ``programs`` likewise: a test whose processes computed
+for long fails without a mark too.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import resource
 import shutil
 import tempfile
 from collections import Counter
@@ -21,6 +23,8 @@ import pytest
 from tests.noticing import sitecustomize as noticing
 
 MARK, PROGRAMS = "models", "programs"
+# Seconds of the processors that what a test starts may take without the mark. Starting Python takes a tenth of one.
+LARGE = 5.0
 # The folder of the processes that run tests together, and in it what can be read as long as they do.
 TOGETHER, ALIVE = "HARNESS_TEST_TOGETHER", "alive"
 # The files that take longest; where several processes share the tests out, what is short then fills them evenly.
@@ -46,6 +50,7 @@ FIXTURES = {
     MARK: frozenset({"forks", "standing", "tiny_model", "host", "qemu"}),
     PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed", "run_pages"}),
 }
+_BEGAN = pytest.StashKey[float]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -97,14 +102,20 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     Path(noticing.running(os.environ[noticing.NOTES])).write_text(_name(item), encoding="utf-8")
+    item.stash[_BEGAN] = _computed()
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     result = yield
-    if _name(item) in _noted() and not item.get_closest_marker(MARK):
+    if item.get_closest_marker(MARK):
+        return result
+    if _name(item) in _noted():
         pytest.fail(f"it loads torch: mark it with @pytest.mark.{MARK}", pytrace=False)
+    took = _computed() - item.stash[_BEGAN]
+    if took > LARGE and not item.get_closest_marker(PROGRAMS):
+        pytest.fail(f"what it starts computed for {took:.1f} s: mark it with @pytest.mark.{PROGRAMS}", pytrace=False)
     return result
 
 
@@ -125,6 +136,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _rank(item: pytest.Item) -> int:
     file = item.nodeid.partition("::")[0]
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
+def _computed() -> float:
+    """Return the processors' seconds that all processes took that were started here and have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 def _name(item: pytest.Item) -> str:

@@ -1,4 +1,4 @@
-"""What quick leaves out is what loads torch, and nothing can load it unseen."""
+"""What quick leaves out is what loads torch or waits for large programs, and nothing can do so unseen."""
 
 from __future__ import annotations
 
@@ -35,6 +35,26 @@ def test_a_test_that_loads_torch_unmarked_fails(pytester: pytest.Pytester, run, 
     pytester.makepyfile(f"import pytest\npytestmark = pytest.mark.models\n{LOADS.format(code=code)}")
     run().assert_outcomes(passed=1)
     run("-m", "not models").assert_outcomes(deselected=1)
+
+
+COMPUTES = """
+import pytest, subprocess, sys
+@pytest.mark.{mark}
+def test_in_a_process_of_its_own():
+    subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.6: pass"], check=True)
+"""
+
+
+@pytest.mark.programs
+def test_a_test_whose_processes_compute_for_long_unmarked_fails(pytester: pytest.Pytester, run) -> None:
+    pytester.makeconftest("from tests import marking\nmarking.LARGE = 0.3")
+    pytester.makepyfile(COMPUTES.format(mark="usefixtures"))
+    result = run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*what it starts computed for [0-9].[0-9] s: mark it with @pytest.mark.programs*"])
+    for mark in (marking.MARK, marking.PROGRAMS):
+        pytester.makepyfile(COMPUTES.format(mark=mark))
+        run().assert_outcomes(passed=1)
 
 
 @pytest.mark.programs

@@ -237,8 +237,11 @@ def test_taking_out_twice_is_taking_out_once(text: str) -> None:
 def test_what_stands_in_the_environment_as_a_credential_is_taken_out(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert without_secrets("it is plain words 4711.") == "it is plain words 4711."
     monkeypatch.setenv(name, "plain words 4711")
     assert without_secrets("it is plain words 4711.") == "it is [token removed]."
+    monkeypatch.delenv(name)
+    assert without_secrets("it is plain words 4711.") == "it is plain words 4711."
     monkeypatch.setenv(name, "/run/secrets/file")
     assert without_secrets("see /run/secrets/file") == "see /run/secrets/file"
 

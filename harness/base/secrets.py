@@ -23,6 +23,8 @@ _SECRET_NAME = re.compile(
 )
 # What is shorter may be a word, and what is a path names a secret rather than being one.
 _SHORTEST = 8
+# Texts up to so many characters are remembered with what became of them.
+_SHORT = 256
 
 _NAMES = (
     r"secret[_-]?access[_-]?key|session[_-]?token|secret[_-]?key|client[_-]?secret|secret|passwd|password|passphrase|"
@@ -261,10 +263,18 @@ def without_secrets(text: str, *secrets: str) -> str:
 def _without(text: str, secrets: Iterable[str]) -> str:
     for value in secrets:
         text = text.replace(value, REMOVED)
+    return _remembered(text) if len(text) <= _SHORT else _by_form(text)
+
+
+def _by_form(text: str) -> str:
     text = _taken_out(text, _FORMS)
     if "-----END " in text:
         text = _KEYS_END.sub(REMOVED[::-1], text[::-1])[::-1]
     return _taken_out(text, _AFTER)
+
+
+# Of records, names and units nearly all texts come again and again.
+_remembered = functools.lru_cache(maxsize=8192)(_by_form)
 
 
 def _taken_out(text: str, forms: Iterable[_Form]) -> str:

@@ -115,6 +115,7 @@ def told(folder: Path) -> dict[str, dict[str, object]]:
     return {path.name: json.loads(path.read_text()) for path in (folder / "where").iterdir()}
 
 
+@pytest.mark.programs
 def test_a_recipe_measures_beside_its_baseline_and_is_judged_after_it(pytester: pytest.Pytester, folder: Path) -> None:
     result = run(pytester, "-m", "abacus", "-k", "generate or where")
     result.assert_outcomes(passed=4)
@@ -158,6 +159,7 @@ def test_gpus_that_a_user_leaves_are_those_that_are_used(
     assert (where["gpus"], where["state"]) == ("1", "1 (GPU-1a5c-77)")
 
 
+@pytest.mark.programs
 def test_serving_that_neighbours_disturb_has_the_host_to_itself(
     pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
