@@ -141,6 +141,7 @@ class Recipe(Table):
 
     One that observes a model before it quantizes it has a ``calibration``, which is part of its identity.
     ``kv_cache_dtype`` is what servers hold keys and values in, where that is not the model's own; so is it.
+    ``rotations`` are those of SpinQuant by which a model is turned before; they untie its embedding.
 
     ``quantizes`` are the kinds of weights that it is for: linear layers (experts are linear layers too), embeddings,
     the output head; and the parts of a model beside the text's, whose linear layers stay plain otherwise. ``plain``
@@ -161,6 +162,7 @@ class Recipe(Table):
     untie_embeddings: bool = False
     calibration: Calibration | None = None
     kv_cache_dtype: Literal["", "fp8", "fp8_e4m3", "fp8_e5m2"] = ""
+    rotations: list[Literal["R1", "R2"]] = []
     baseline: bool = False
     arithmetic: Arithmetic = "bfloat16"
     kernels: dict[str, str] = {}
@@ -206,6 +208,8 @@ class Recipe(Table):
             config["calibration"] = self.calibration.model_dump()
         if self.kv_cache_dtype:
             config["kv_cache_dtype"] = self.kv_cache_dtype
+        if self.rotations:
+            config["rotations"] = self.rotations
         return RecipeIdentity(
             name=self.name, hash=digest(config), config={} if self.baseline else config, baseline=self.baseline
         )

@@ -131,8 +131,10 @@ def quantization(
 
     ``config`` is that of a :class:`harness.records.schema.RecipeIdentity`, ``checkpoint`` the config.json of what the
     recipe made of the model: which of its modules stay plain, and what is quantized by name. Raises ValueError where it
-    names a class or an argument that is no Python name, and for one that is applied in steps.
+    names a class or an argument that is no Python name, and for one that is applied in steps or to a turned model.
     """
+    if config.get("rotations"):
+        raise ValueError("the model is turned by SpinQuant before, which no script of a card takes yet")
     if calibrated.staged(str(config["config"]), config.get("arguments") or {}):
         raise ValueError(f"{config['config']} is applied in steps, which no script of a card takes yet")
     found = _Expression()

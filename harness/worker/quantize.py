@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 from harness.contract import flattened, quantized
 from harness.contract import repeated as in_config
 from harness.contract.weights import Unusable, files
-from harness.worker import adapters, applied, loading, parameters, products, proof, repeated, tensors, texts
+from harness.worker import adapters, applied, loading, parameters, products, proof, repeated, rotated, tensors, texts
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
 from harness.worker.plan import Plan
@@ -144,10 +144,11 @@ class Quantize(Backend):
         calibration: dict[str, Any] | None = None,
         calibration_text: str = "",
         kv_cache_dtype: str = "",
+        rotations: list[str] | None = None,
     ) -> dict[str, Any]:
         """Quantize through TorchAoConfig at load, save, and prove that exactly what the recipe means is quantized.
 
-        ``kv_cache_dtype`` is for servers, which nothing here depends on.
+        ``kv_cache_dtype`` is for servers, which nothing here depends on. By ``rotations`` the model is turned before.
         A recipe that observes a model first does so on ``sequences`` of ``tokens`` of the calibration text. Raises
         Unusable naming the weights that cannot be quantized or stayed as they were, and the options that Transformers
         would swallow in silence.
@@ -161,9 +162,14 @@ class Quantize(Backend):
             )
         recipes.build(config, arguments)
         source = checkpoint
-        if untie_embeddings and _ties(checkpoint, trust_remote_code):
+        if (untie_embeddings or rotations) and _ties(checkpoint, trust_remote_code):
             source = str(Path(output) / "untied")
             _untie(checkpoint, source, trust_remote_code)
+        if rotations:
+            plainly, source = source, str(Path(output) / "turned")
+            rotated.save(plainly, source, rotations, self.device, trust_remote_code)
+            if plainly != checkpoint:
+                shutil.rmtree(plainly)
         asked = applied.Asked(config, arguments, quantizes, transformers_options, plain or [])
         tokenizer = loading.tokenizer(source, trust_remote_code=trust_remote_code)
         ids = _sequences(tokenizer, calibration, calibration_text) if calibration else []

@@ -191,6 +191,16 @@ def test_an_embedding_is_quantized_where_it_is_asked_for(quantizing, suites_matr
     assert not any(layer["quantized"] for layer in made.layers("head").values())
 
 
+def test_a_model_is_turned_before_it_is_quantized(quantizing, suites_matrix):
+    """What is written is an ordinary checkpoint, of a model whose head has weights of its own."""
+    made = quantizing.by("spinquant-int8dq")
+    assert sum(layer["quantized"] for layer in made.layers("linear").values()) == 14
+    assert {file.name for file in made.folder.iterdir() if file.is_dir()} == set()
+    config = json.loads((made.folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert "rotations" not in suites_matrix.recipe("int8dq").identity.config, "an older recipe keeps its digest"
+
+
 def test_a_tokenizer_larger_than_the_shape_is_refused(quantizing, tiny_model, tmp_path):
     config = json.loads((tiny_model.folder / "config.json").read_text())
     (tmp_path / "small.json").write_text(json.dumps(config | {"vocab_size": 100}))
