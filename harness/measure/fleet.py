@@ -162,7 +162,10 @@ class Fleet(Launches):
             self._workers.progress(f"starting {kind} of {cell.base} ...")
         try:
             with self._clock.timed("engine start" if kind != "transformers" else "setup", cell):
-                self._wait(worker, cell)
+                try:
+                    self._wait(worker, cell)
+                except WorkerError as error:
+                    worker = self._anew(cell, kind, error)
                 if together:
                     self._settle(cell, key[0])
         except WorkerError as error:
@@ -170,6 +173,21 @@ class Fleet(Launches):
             lasting.pop(key).close()
             raise
         return worker
+
+    def _anew(self, cell: Cell, kind: str, error: WorkerError) -> Worker | Server:
+        """Start one that failed with what was compiled before once more, with nothing; raises every other error."""
+        key, lasting = self._key(cell, kind), self._workers.lasting
+        compiled = lasting[key].compiled
+        if error.kind == "timeout" or compiled is None or not compiled.forget():
+            raise error
+        self._workers.progress(
+            f"{kind} of {cell.base} did not start with what an earlier start had compiled, which is thrown away; "
+            "starting it with nothing ..."
+        )
+        lasting.pop(key).close()
+        lasting[key] = again = self.launch(cell, kind)
+        self._wait(again, cell)
+        return again
 
     def _wait(self, worker: Worker | Server, cell: Cell) -> None:
         """Wait for a worker; the compilation that it reports counts as a stage of its own."""

@@ -157,14 +157,15 @@ class Launches:
         server is told, and the packages, interpreter and device. Of torchao it has the code too: compilers keep
         what its tensors did and look at no more than its version.
         """
-        into = self.backend(cell).compiles_into(options)
+        backend = self.backend(cell)
+        into = backend.compiles_into(options)
         if not into:
             return None
         environment = self.environment_of(cell)
         key = {
             "server": cell.server,
             "config": {name: value for name, value in self._config(cell).items() if name != "_name_or_path"},
-            "options": options,
+            "options": {name: value for name, value in options.items() if name not in backend.compiled_alike},
             "variables": self.variables(cell),
             "packages": environment.decisive(*registry.distributions()),
             "torchao": environment.sources("torchao"),

@@ -3,13 +3,17 @@
 Each start works in a folder of its own, so that nobody reads what another is writing and none that is killed leaves
 half a file to the next. What is kept is never written to: a start begins with a copy of it, and where it ends up with
 files that are new, copy and new files become the artifact.
+
+Compilers write into their files where these lie (vLLM's index of Inductor's artifacts does), so a copy is of use in no
+other folder than the one it was made in. The folder's path is therefore part of what an artifact is of: starts of one
+thing take the same one again, and those that go on beside each other another one each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.base.errors import HarnessError
+from harness.base.text import digest
 from harness.runtime.store import MANIFEST, Artifact, Store
 
 KIND = "compiled"
@@ -34,17 +39,15 @@ class Compiled:
     """
 
     def __init__(self, store: Store, key: dict[str, Any], variables: Mapping[str, str], label: str) -> None:
-        self._store, self._key, self._label = store, key, f"compilation of {label}"
+        self._store, self._label = store, f"compilation of {label}"
         self.found: dict[str, Any] | None = None
-        work = store.root / _WORK
+        work = store.root.absolute() / _WORK
         with store.writing(self._label):
             work.mkdir(parents=True, exist_ok=True)
             _sweep(work)
-            self._folder = work / uuid.uuid4().hex
-            self._lock = FileLock(f"{self._folder}.lock")
-            self._lock.acquire()
-            self._folder.mkdir()
-            store.read(KIND, key, self._begin, label=self._label)
+            self._folder, self._lock = _own(work, digest(key))
+            self._key = {**key, "place": str(self._folder)}
+            store.read(KIND, self._key, self._begin, label=self._label)
         self._facts: dict[str, Any] = {"cell": label}
         self._known = set(_files(self._folder))
         self.variables = {name: str(self._folder / part) for name, part in variables.items()}
@@ -70,6 +73,14 @@ class Compiled:
         self._known = now
         return True
 
+    def forget(self) -> bool:
+        """Throw away what an earlier start had left to this one; returns whether there was any."""
+        if self.found is None:
+            return False
+        self._store.discard(KIND, self._key, label=self._label)
+        self.found = None
+        return True
+
     def _begin(self, kept: Artifact) -> None:
         _copy(kept.folder, self._folder)
         self.found = dict(kept.facts)
@@ -86,7 +97,22 @@ class Compiled:
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def _own(work: Path, name: str) -> tuple[Path, FileLock]:
+    """Return the first empty folder of this name that no other start holds, and its lock, held.
+
+    The lock's file stays: one that is unlinked could be held twice.
+    """
+    for number in itertools.count():
+        folder = work / f"{name}-{number}"
+        lock = FileLock(f"{folder}.lock")
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            return folder, lock
+    raise AssertionError
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -106,10 +132,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _sweep(work: Path) -> None:
     """Throw away the folders of planners that were killed."""
-    for lock in work.glob("*.lock"):
-        held = FileLock(lock)
-        with contextlib.suppress(Timeout):
-            held.acquire(timeout=0)
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            held.release()
-            lock.unlink(missing_ok=True)
+    for folder in work.iterdir():
+        if folder.is_dir():
+            with contextlib.suppress(Timeout), FileLock(f"{folder}.lock", timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -139,6 +139,13 @@ class Store:
             before = self._sound(name, label) if folder.exists() else None
             self._build(folder, key, lambda it: build(it, before), label)
 
+    def discard(self, kind: str, key: dict[str, Any], *, label: str) -> None:
+        """Throw the artifact of ``kind`` for ``key`` away, if it is there."""
+        folder = self.root / f"{kind}/{digest(key)}"
+        if folder.exists():
+            with _locked(folder, label, self.writing), self.writing(label):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _sound(self, name: str, label: str) -> Artifact | None:
         folder = self.root / name
         if wrong := problem(folder):

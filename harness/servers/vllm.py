@@ -54,6 +54,7 @@ class VLLM(ServerBackend):
     reads_one_layer = True
     shared_worker = "vllm_shared"
     compiles = True
+    compiled_alike = frozenset({"gpu_memory_utilization"})
     worker = "vllm"
     module = "harness.worker.vllm_server"
     family = "vllm"

@@ -303,3 +303,45 @@ def test_a_server_runs_in_its_own_environment_and_all_else_in_the_sessions(
     found = {label.split()[0]: process.environment for label, process in machine.started.items()}
     own = Environment()
     assert found == {"engine": apart, "server": apart, "transformers": own, "client": own}
+
+
+# ------------------------------------------------------------------------------------- what compilers have left
+
+
+class Left:
+    """Stands in for what an earlier start had compiled, which its start fails with until it is thrown away."""
+
+    def __init__(self) -> None:
+        self.there = True
+
+    def forget(self) -> bool:
+        was, self.there = self.there, False
+        return was
+
+    def keep(self, facts: object) -> None:
+        """Nothing is new."""
+
+
+@pytest.mark.parametrize(("kind", "starts"), [("exception", 2), ("timeout", 1)])
+def test_an_engine_that_fails_with_what_was_compiled_is_started_once_more_with_nothing(
+    make: Make, subject: Cell, monkeypatch: pytest.MonkeyPatch, kind: str, starts: int
+) -> None:
+    said: list[str] = []
+    machine = make(at_once=False, plan=every(subject), progress=said.append)
+    left = Left()
+    wait = Process.wait_ready
+
+    def wait_ready(process: Process, timeout: float) -> dict[str, Any]:
+        process.compiled = left
+        if left.there:
+            raise WorkerError("FileNotFoundError: artifact_compile_range_1", stage="start", kind=kind)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(Process, "wait_ready", wait_ready)
+    if starts == 1:
+        with pytest.raises(WorkerError, match="artifact_compile_range_1"):
+            machine.flow.fleet.engine(subject)
+    else:
+        assert machine.flow.fleet.engine(subject).ready
+        assert any("did not start with what an earlier start had compiled" in it for it in said)
+    assert sum(it.startswith("start engine") for it in machine.took()) == starts

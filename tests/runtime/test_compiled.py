@@ -29,6 +29,10 @@ def compile_into(one: Compiled, name: str, text: str = "code") -> None:
     file.write_text(text, encoding="utf-8")
 
 
+def working(cache: Path) -> set[Path]:
+    return {it for it in (cache / "compiling").iterdir() if it.is_dir()}
+
+
 def held(one: Compiled) -> dict[str, str]:
     root = Path(one.variables["VLLM_CACHE_ROOT"])
     return {str(it.relative_to(root)): it.read_text() for it in root.rglob("*") if it.is_file()}
@@ -48,7 +52,50 @@ def test_a_second_start_finds_what_the_first_one_compiled(tmp_path: Path) -> Non
     assert held(second) == {"graph/a.so": "code"}
     assert not second.keep({"compile_seconds": 2.0})
     second.close(whole=True)
-    assert list((tmp_path / "compiling").iterdir()) == []
+    assert working(tmp_path) == set()
+
+
+def test_a_start_works_where_the_one_before_it_did_since_compilers_write_down_where_their_files_lie(
+    tmp_path: Path,
+) -> None:
+    places = []
+    for _ in range(3):
+        one = started(Store(tmp_path / "cache"))
+        place = one.variables["VLLM_CACHE_ROOT"]
+        compile_into(one, "index", f"{place}/a.so")
+        compile_into(one, "a.so")
+        one.close(whole=True)
+        places.append(place)
+    assert len(set(places)) == 1
+    one = started(Store(tmp_path / "cache"))
+    assert Path(held(one)["index"]).read_text(encoding="utf-8") == "code"
+    # Beside it is another place, where nothing of the first is of use.
+    beside = started(Store(tmp_path / "cache"))
+    assert beside.variables != one.variables
+    assert (beside.found, held(beside)) == (None, {})
+    for it in (one, beside):
+        it.close(whole=True)
+    # A cache that was moved or carried to another machine is another place too.
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    moved = started(Store(tmp_path / "moved"))
+    assert (moved.found, held(moved)) == (None, {})
+    moved.close(whole=True)
+
+
+def test_what_is_thrown_away_is_not_found_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = started(store)
+    assert not first.forget()
+    compile_into(first, "a.so")
+    first.close(whole=True)
+    second = started(store)
+    assert second.found is not None
+    assert second.forget()
+    assert not second.forget()
+    second.close(whole=False)
+    third = started(store)
+    assert (third.found, held(third)) == (None, {})
+    third.close(whole=False)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +113,7 @@ def test_what_was_compiled_of_something_else_is_not_found(tmp_path: Path, other:
 
 def test_what_a_start_compiles_later_is_kept_as_it_ends_beside_what_was_there(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    # At once, as engine and server of a cell are on a processor: neither loses what the other has kept.
+    # At once, as engine and server of a cell are on a processor: each finds its own again.
     engine, server = started(store), started(store)
     compile_into(engine, "engine.so")
     engine.keep({"compile_seconds": 40.0})
@@ -75,10 +122,12 @@ def test_what_a_start_compiles_later_is_kept_as_it_ends_beside_what_was_there(tm
     compile_into(engine, "first_batch.so")
     for one in (engine, server):
         one.close(whole=True)
-    third = started(store)
-    assert held(third) == dict.fromkeys(("engine.so", "server.so", "first_batch.so"), "code")
-    assert third.found == {"cell": "a cell", "compile_seconds": 40.0}
-    third.close(whole=True)
+    engine, server = started(store), started(store)
+    assert held(engine) == dict.fromkeys(("engine.so", "first_batch.so"), "code")
+    assert engine.found == {"cell": "a cell", "compile_seconds": 40.0}
+    assert held(server) == {"server.so": "code"}
+    for one in (engine, server):
+        one.close(whole=True)
 
 
 def test_nothing_is_kept_of_a_start_that_failed(tmp_path: Path) -> None:
@@ -130,11 +179,11 @@ def test_the_folder_of_a_planner_that_was_killed_is_thrown_away(tmp_path: Path) 
         f"Compiled(Store(Path({str(tmp_path)!r})), {{}}, {{}}, 'a cell'); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
-    left = set((tmp_path / "compiling").iterdir())
-    assert len(left) == 2
+    left = working(tmp_path)
+    assert len(left) == 1
     mine, other = started(Store(tmp_path)), started(Store(tmp_path))
-    assert len(set((tmp_path / "compiling").iterdir())) == 4
-    assert not left & set((tmp_path / "compiling").iterdir())
+    assert len(working(tmp_path)) == 2
+    assert not left & working(tmp_path)
     mine.close(whole=False)
     other.close(whole=False)
 
@@ -195,7 +244,7 @@ def test_a_worker_finds_what_one_before_it_compiled_and_one_that_fails_leaves_no
         one = worker()
         assert one.wait_ready(20)["there"] == due
         one.close()
-    assert list((store.root / "compiling").iterdir()) == []
+    assert working(store.root) == set()
 
 
 def test_a_forked_process_has_variables_of_its_own(forks: ForkServer, tmp_path: Path) -> None:
