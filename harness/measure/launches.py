@@ -29,6 +29,8 @@ SHARED = "shared engine"
 # wants 10 s of processor time was seen to take 68 s, in 96 s), so these sleep. The memory is the same.
 _MEMORY = "memory"
 _SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE"}
+# The parts of the key of what is compiled that tell the code of a server.
+_PACKAGES = ("server", "packages", "python")
 
 
 class Launches:
@@ -173,7 +175,7 @@ class Launches:
             "device": probe.device(cell.hardware).name,
             "processor": processor.instructions(),
         }
-        return Compiled(self._workers.store, key, into, cell.id)
+        return Compiled(self._workers.store, key, into, cell.id, common=backend.inspected, of=_PACKAGES)
 
     def compiled(self) -> set[str]:
         """Return the ids of the cells whose compilation is kept for the packages that are here."""

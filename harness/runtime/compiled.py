@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from harness.base.text import digest
 from harness.runtime.store import MANIFEST, Artifact, Store
 
 KIND = "compiled"
+_COMMON = "inspected"
 _WORK = "compiling"
 # What a process holds while it writes, and what it has not finished.
 _PASSING = (".lock", ".tmp")
@@ -34,12 +35,23 @@ class Compiled:
     """The compilers' folder of one start, which begins with what an earlier start of the same ``key`` left.
 
     ``label`` says which cell is started, and is among the facts (``cell``). ``variables`` names a compiler's
-    environment variable and its place in the folder. ``found`` are the facts that were kept with it, None where nothing
-    was. A damaged artifact is thrown away and told of, and all is compiled anew.
+    environment variable and its place in the folder. ``common`` are places whose files depend on the parts of the key
+    named ``of`` alone and may lie anywhere. ``found`` are the facts that were kept with it, None where nothing was. A
+    damaged artifact is thrown away and told of, and all is compiled anew.
     """
 
-    def __init__(self, store: Store, key: dict[str, Any], variables: Mapping[str, str], label: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        key: dict[str, Any],
+        variables: Mapping[str, str],
+        label: str,
+        *,
+        common: Sequence[str] = (),
+        of: Sequence[str] = (),
+    ) -> None:
         self._store, self._label = store, f"compilation of {label}"
+        self._common, self._common_key = tuple(common), {name: key[name] for name in of}
         self.found: dict[str, Any] | None = None
         work = store.root.absolute() / _WORK
         with store.writing(self._label):
@@ -48,6 +60,8 @@ class Compiled:
             self._folder, self._lock = _own(work, digest(key))
             self._key = {**key, "place": str(self._folder)}
             store.read(KIND, self._key, self._begin, label=self._label)
+            if common:
+                store.read(_COMMON, self._common_key, lambda it: _copy(it.folder, self._folder), label=self._label)
         self._facts: dict[str, Any] = {"cell": label}
         self._known = set(_files(self._folder))
         self.variables = {name: str(self._folder / part) for name, part in variables.items()}
@@ -69,7 +83,16 @@ class Compiled:
             _copy(self._folder, folder)
             return before.facts if before else self._facts
 
+        def build_common(folder: Path, before: Artifact | None) -> dict[str, Any]:
+            if before:
+                _copy(before.folder, folder)
+            for part in self._common:
+                _copy(self._folder / part, folder / part)
+            return {}
+
         self._store.replace(KIND, self._key, build, label=self._label)
+        if any(it.startswith(f"{part}/") for it in now - self._known for part in self._common):
+            self._store.replace(_COMMON, self._common_key, build_common, label=self._label)
         self._known = now
         return True
 

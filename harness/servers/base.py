@@ -52,7 +52,8 @@ class ServerBackend(ABC):
     ``at_load`` says that it is given the plain checkpoint and applies the recipe itself as it loads it,
     ``quantized_kinds`` which kinds of weights (harness/worker/parameters.py) it takes as torchao tensors, ``compiles``
     that it compiles the model and tells how long that took, ``compiled_alike`` are options of which nothing that it
-    compiles depends, ``own_environment`` that it pins packages which the others
+    compiles depends, ``inspected`` the places, among those that it compiles into, of what it knows of its own code,
+    whatever the model, ``own_environment`` that it pins packages which the others
     have otherwise, so that it is usually installed by itself. ``worker`` is the engine's module in harness/worker/,
     ``module`` is what runs as the server, ``family`` names the imports that both are forked with (those of
     harness/worker/forkserver.py), if they can be. ``distributions`` are the packages that may hold it, ``repository``
@@ -75,6 +76,7 @@ class ServerBackend(ABC):
     quantized_kinds: ClassVar[frozenset[str]] = frozenset({"linear"})
     compiles: ClassVar[bool] = False
     compiled_alike: ClassVar[frozenset[str]] = frozenset()
+    inspected: ClassVar[tuple[str, ...]] = ()
     own_environment: ClassVar[bool] = False
     worker: ClassVar[str]
     module: ClassVar[str]

@@ -82,6 +82,29 @@ def test_a_start_works_where_the_one_before_it_did_since_compilers_write_down_wh
     moved.close(whole=True)
 
 
+def test_what_an_engine_knows_of_its_own_code_is_found_by_other_recipes_of_the_same_packages(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def start(recipe: str, torch: str = "2.13.0") -> Compiled:
+        key = {"config": recipe, "packages": {"torch": torch}}
+        return Compiled(store, key, VARIABLES, recipe, common=["vllm/modelinfos"], of=["packages"])
+
+    first = start("bf16")
+    compile_into(first, "modelinfos/llama.json")
+    compile_into(first, "graph.so")
+    first.close(whole=True)
+    second = start("float8dq")
+    assert (second.found, held(second)) == (None, {"modelinfos/llama.json": "code"})
+    assert not second.keep()
+    compile_into(second, "modelinfos/qwen.json")
+    second.close(whole=True)
+    third, other = start("int8wo"), start("int8wo", torch="2.14.0")
+    assert set(held(third)) == {"modelinfos/llama.json", "modelinfos/qwen.json"}
+    assert held(other) == {}
+    for it in (third, other):
+        it.close(whole=False)
+
+
 def test_what_is_thrown_away_is_not_found_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     first = started(store)
