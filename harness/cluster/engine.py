@@ -40,6 +40,7 @@ _UNSENT = [
     "results/runs",
     "results/reference",
     "results/several-gpus",
+    "results/studies",
     "build",
     "dist",
     "**/*.safetensors",
