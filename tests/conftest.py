@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,16 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
             patch.delenv(name)
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def entry_points_read_once() -> Iterator[None]:
+    """Sessions in this process look for plugins in all packages; what was read of one is kept."""
+    found = Distribution.entry_points.fget
+    read = functools.cache(lambda path: found(PathDistribution(path)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PathDistribution, "entry_points", property(lambda it: read(it._path)))
+        yield
 
 
 @pytest.fixture(scope="session")

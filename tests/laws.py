@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-FEW = 20
+FEW = 10
 
 
 def register() -> None:
@@ -17,6 +17,7 @@ def register() -> None:
     settings.load_profile("whole")
 
 
-def examples(count: int) -> settings:
-    """Return settings of so many examples where one takes long, or of fewer where the profile has fewer."""
-    return settings(max_examples=min(count, settings().max_examples))
+def examples(count: int, *, quick: int = FEW) -> settings:
+    """Return settings of so many examples where one takes long, and in the quick profile of at most ``quick``."""
+    most = settings().max_examples
+    return settings(max_examples=min(count, quick if most == FEW else most))

@@ -9,6 +9,7 @@ for long fails without a mark too.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import resource
 import shutil
@@ -48,7 +49,7 @@ SHARED = {
 }
 FIXTURES = {
     MARK: frozenset({"forks", "standing", "tiny_model", "host", "qemu"}),
-    PROGRAMS: frozenset({"chromium", "wheels", "wheel", "installed", "run_pages"}),
+    PROGRAMS: frozenset({"bundled", "chromium", "wheels", "wheel", "installed", "run_pages"}),
 }
 _BEGAN = pytest.StashKey[float]()
 
@@ -97,6 +98,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     if _noted():
         raise pytest.UsageError("collecting the tests loads torch: import what needs it in the test itself")
+    # What is there now stays to the end, and is gone through for garbage no more.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

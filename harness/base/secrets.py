@@ -244,10 +244,10 @@ def is_secret(name: str) -> bool:
 
 
 def _values() -> Iterator[str]:
-    for name, value in os.environ.items():
-        if value and (
-            name in TOKENS or (is_secret(name) and len(value) >= _SHORTEST and not value.startswith(("/", "~")))
-        ):
+    # Of most variables the name is enough, and no value is read.
+    for name in filter(is_secret, os.environ):
+        value = os.environ.get(name)
+        if value and (name in TOKENS or (len(value) >= _SHORTEST and not value.startswith(("/", "~")))):
             yield value
 
 

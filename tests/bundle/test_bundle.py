@@ -143,18 +143,18 @@ def make(shop: Path, out: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def made(shop: Path, _only_these_wheels: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundled(shop: Path, _only_these_wheels: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out"
     make(shop, out)
     return out
 
 
 @pytest.fixture
-def parts(made: Path, tmp_path: Path) -> Path:
+def parts(bundled: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""
     folder = tmp_path / "parts"
     folder.mkdir()
-    for path in made.iterdir():
+    for path in bundled.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
@@ -369,22 +369,22 @@ def test_what_only_a_left_out_package_needs_is_not_carried() -> None:
 
 
 @pytest.mark.programs
-def test_the_parts_carry_what_the_runner_lacks(made: Path) -> None:
-    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+def test_the_parts_carry_what_the_runner_lacks(bundled: Path) -> None:
+    manifest = json.loads((bundled / "manifest.json").read_text(encoding="utf-8"))
     # numbers-lib 3.5 of the runner goes with helper 1.0, not with 2.0; kernels is left out, and orphan with it
     assert names(manifest) == {"engine": "2.0", "helper": "1.0", "only-there": "1", "plain": "1.5"}
     assert [(row["package"], row["decision"]) for row in manifest["decisions"]] == [("kernels", "left out")]
     assert len(manifest["parts"]) > 1
     for part in manifest["parts"]:
-        data = (made / part["name"]).read_bytes()
+        data = (bundled / part["name"]).read_bytes()
         assert len(data) == part["size"] <= 30_000
         assert hashlib.sha256(data).hexdigest() == part["sha256"]
 
 
 @pytest.mark.programs
-def test_an_installed_bundle_works_and_is_found_again(made: Path, tmp_path: Path) -> None:
+def test_an_installed_bundle_works_and_is_found_again(bundled: Path, tmp_path: Path) -> None:
     target = tmp_path / "a folder" / "site"
-    done = install(made, target)
+    done = install(bundled, target)
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("export PYTHONPATH=")
@@ -392,18 +392,18 @@ def test_an_installed_bundle_works_and_is_found_again(made: Path, tmp_path: Path
     ran = subprocess.run(["bash", "-c", f"{last}; engine; engine-tool"], capture_output=True, text=True, check=False)
     assert ran.stdout.split() == ["engine", "42", "old", "helper", "tool"], ran.stderr
     assert list(target.glob(f"__pycache__/plain.*{sys.version_info.minor}.pyc"))
-    again = install(made, target)
+    again = install(bundled, target)
     assert "already holds this bundle" in again.stdout
     assert again.stdout.splitlines()[-1] == last
     assert sorted(path.name for path in target.parent.iterdir()) == ["site"]
 
 
 @pytest.mark.programs
-def test_files_left_out_of_a_wheel_are_gone_from_its_record(made: Path, tmp_path: Path) -> None:
-    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+def test_files_left_out_of_a_wheel_are_gone_from_its_record(bundled: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundled / "manifest.json").read_text(encoding="utf-8"))
     left = {package["name"]: package["left"] for package in manifest["packages"]}
     assert left["engine"] == ["engine/_old_1.so"]
-    assert install(made, tmp_path / "site").returncode == 0
+    assert install(bundled, tmp_path / "site").returncode == 0
     assert [path.name for path in (tmp_path / "site" / "engine").glob("*.so")] == ["_new.so"]
     record = (tmp_path / "site" / "engine-2.0.dist-info" / "RECORD").read_text(encoding="utf-8")
     assert "engine/_new.so," in record
@@ -432,9 +432,9 @@ def test_another_python_is_refused(parts: Path, tmp_path: Path) -> None:
     assert "for Python 3.99" in done.stderr
 
 
-def test_a_folder_with_something_else_is_left_alone(made: Path, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_is_left_alone(bundled: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious", encoding="utf-8")
-    done = install(made, tmp_path)
+    done = install(bundled, tmp_path)
     assert done.returncode == 2
     assert "holds something that is no bundle" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -562,7 +562,7 @@ def bundle_command(shop: Path, out: Path, *more: str) -> int:
 def test_the_command_replaces_a_bundle_and_nothing_else(
     shop: Path,
     parts: Path,
-    made: Path,
+    bundled: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -575,8 +575,8 @@ def test_the_command_replaces_a_bundle_and_nothing_else(
     assert "no bundle" in capsys.readouterr().err
     (parts / "part-99.bin").touch()
     make(shop, parts)
-    assert sorted(p.name for p in parts.iterdir()) == sorted(p.name for p in made.iterdir())
-    for path in made.iterdir():
+    assert sorted(p.name for p in parts.iterdir()) == sorted(p.name for p in bundled.iterdir())
+    for path in bundled.iterdir():
         assert path.read_bytes() == (parts / path.name).read_bytes(), "the same wheels give the same bundle"
 
 
@@ -609,7 +609,7 @@ def test_wrong_options_are_answered_with_what_to_do(
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_too_small_are_refused(shop: Path, made: Path, tmp_path: Path) -> None:
+def test_parts_too_small_are_refused(shop: Path, bundled: Path, tmp_path: Path) -> None:
     wheels = [pack.wheel_entries(path, {})[0] for path in sorted((shop / "wheels").glob("engine*.whl"))]
     with pytest.raises(BundleError, match=r"too small: .* parts, above 1000; give at least \d+B"):
         pack.write_parts(tmp_path, pack.merge(wheels), 10)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.__main__ import main
@@ -22,11 +22,12 @@ from harness.records.published import Documented
 from harness.records.schema import Measurement
 from harness.report import junit, pytorch_v3
 from harness.report.spreadsheet import unquoted
+from tests.laws import examples
 from tests.records.test_columns import written
 from tests.records.test_records import LATENCY, LINES, MEASUREMENTS, NAMES
 from tests.report.test_tables import measured
 
-FEW = settings(max_examples=15)
+FEW = examples(15)
 TEXTS = {"Map(String, String)": lambda value: all(isinstance(it, str) for it in (*value, *value.values()))}
 CHECKS = {
     "String": lambda value: isinstance(value, str),

@@ -27,7 +27,7 @@ def test_the_more_metrics_the_longer_until_all_have_passed() -> None:
     assert one.seconds(0.9) * 5 < many.seconds(0.9) < one.seconds(0.9) * 25, "time is shared: few of them take long"
 
 
-@examples(20)
+@examples(20, quick=5)
 @given(st.floats(0.005, 0.08), st.floats(0.02, 0.2), st.integers(1, 6))
 def test_what_is_promised_is_kept(sd: float, margin: float, metrics: int) -> None:
     found = promise(metrics, sd, margin)

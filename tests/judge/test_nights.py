@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import __main__ as command_line
 from harness.judge.nights import FEWEST, WINDOW, Figure, level, look, machine
 from harness.records.run import Run
 from harness.records.schema import Cell, Device, Measurement, ModelIdentity, RecipeIdentity
+from tests.laws import examples
 from tests.simulation.nights import METRICS, figures, noisy, year
 
 NIGHTS = 40
@@ -54,7 +55,7 @@ def test_rates_are_worse_where_they_fall() -> None:
 
 
 @given(st.integers(0, 50), st.floats(-3, 3), st.integers(0, METRICS - 1))
-@settings(max_examples=25)
+@examples(25)
 def test_findings_do_not_hang_on_the_unit(seed: int, unit: float, metric: int) -> None:
     logs = drawn(seed)
     scaled = logs.copy()
@@ -65,7 +66,7 @@ def test_findings_do_not_hang_on_the_unit(seed: int, unit: float, metric: int) -
 
 
 @given(st.lists(st.tuples(st.integers(0, METRICS - 1), st.integers(0, NIGHTS - 2)), max_size=400))
-@settings(max_examples=25)
+@examples(25)
 def test_nights_that_were_missed_make_no_alarm(missed: list[tuple[int, int]]) -> None:
     logs = drawn()
     for metric, night in missed:

@@ -33,7 +33,8 @@ def told_by_the_others(name: str, committed: Committed, repository: Path, folder
     for other, (of, _) in committed.items():
         if other != name and of == device:
             (folder / other).symlink_to(repository / "results" / "reference" / other)
-    estimate = Estimate.load(folder, device, folder / "cache")
+    # What one reads of a run is there for the others.
+    estimate = Estimate.load(folder, device, folder.parent / "cache")
     places = {}
     for test, it in tests.items():
         if it.cell:

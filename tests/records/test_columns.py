@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import RecordError
@@ -20,10 +20,11 @@ from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Line, Measurement
 from harness.report import tables
+from tests.laws import examples
 from tests.records.test_records import CELLS, FINITE, LATENCY, LINES, STEPS
 from tests.report.test_tables import measured
 
-FEW = settings(max_examples=15)
+FEW = examples(15)
 DOCUMENTED = Documented()
 # Few names and times, so that records meet in one place of a table and one of them must stand.
 MEASURED = st.builds(

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -44,6 +44,7 @@ from harness.records.schema import (
     identity,
 )
 from tests.faults.fuzz import mutated
+from tests.laws import examples
 
 NAMES = st.text(
     st.sampled_from("ab|\n\r\t\"'\\{}[],:\x00\x0b\x0c\x85\u2028é😀") | st.characters(exclude_categories=["Cs"]),
@@ -121,7 +122,7 @@ LINES = st.one_of(
     ),
     st.builds(Timing, time=TIMES, cell=st.none() | CELLS, stage=NAMES, seconds=FINITE),
 )
-QUICK = settings(max_examples=15)
+QUICK = examples(15)
 
 CELL = Cell(
     model=ModelIdentity(name="small", source="hub:owner/small", revision="abc", weights="pretrained"),

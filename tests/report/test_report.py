@@ -15,7 +15,7 @@ from statistics import geometric_mean
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.__main__ import main
@@ -29,6 +29,7 @@ from harness.report import html as report
 from harness.report import judged, plots, tables, tradeoffs
 from harness.report.svg import FONT, Scale, number, place_labels, shortened, spread, text_width
 from tests.commands.test_export import gate_folder
+from tests.laws import examples
 from tests.records.test_columns import written
 from tests.records.test_records import LINES
 from tests.report.test_tables import measured
@@ -67,7 +68,7 @@ def hostile(line: Line, name: str) -> Line:
     return type(line).model_validate(changed(line.model_dump()))
 
 
-@settings(max_examples=8)
+@examples(8, quick=4)
 @given(st.lists(LINES, max_size=3), HOSTILE)
 @pytest.mark.programs
 def test_no_text_of_a_record_becomes_markup(lines: list[Line], name: str) -> None:
@@ -83,7 +84,7 @@ def test_no_text_of_a_record_becomes_markup(lines: list[Line], name: str) -> Non
     assert [attributes for tag, attributes in elements.found if tag == "script"] == [{}]
 
 
-@settings(max_examples=10)
+@examples(10, quick=5)
 @given(HOSTILE)
 def test_markdown_keeps_its_cells_whatever_names_hold(name: str) -> None:
     lines = [hostile(measured("latency", value, of), name) for value, of in ((2.0, "bf16"), (1.0, "int8wo"))]
