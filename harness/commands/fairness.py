@@ -12,14 +12,12 @@ from harness.base import terminal
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interrupted
 from harness.commands import gate as gate_command
+from harness.commands import own_flow
 from harness.judge.fairness import MARGIN, Block, Comparison, Study
 from harness.machine import probe
-from harness.machine.lock import machine_lock, only_session
 from harness.matrix.plan import Cell, Matrix
 from harness.measure import fairness
-from harness.measure.flow import Flow
 from harness.records.metrics import METRICS
-from harness.records.run import Run
 from harness.records.schema import Scalar
 from harness.report import blocks
 from harness.report.rendering import Table
@@ -55,27 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.set.append(f"{_SHARE}={arguments.memory}")
     place = gate_command.workplace(arguments)
     cell = _cell(place.matrix, arguments)
-    lock = only_session(machine_lock(), place.progress)
-    made = Run.create(arguments.results / "runs" / "fairness")
-    flow = Flow.open(
-        place.store, made, place.matrix, environment=place.base, data=arguments.data, progress=place.progress
-    )
     found: dict[tuple[str, tuple[tuple[str, Scalar], ...]], list[Block]] = defaultdict(list)
     interruption: KeyboardInterrupt | None = None
     try:
-        for number in range(arguments.blocks):
-            with gate_command.working(place):
-                figures = fairness.block(flow, cell, number, arguments.rounds)
-            for it in figures:
-                key = (it.metric, tuple(it.parameters.items()))
-                found[key].append(Block(apart=list(it.apart), shared=list(it.shared)))
+        with own_flow.flow(arguments, place, "fairness") as flow:
+            for number in range(arguments.blocks):
+                with gate_command.working(place):
+                    figures = fairness.block(flow, cell, number, arguments.rounds)
+                for it in figures:
+                    key = (it.metric, tuple(it.parameters.items()))
+                    found[key].append(Block(apart=list(it.apart), shared=list(it.shared)))
     except KeyboardInterrupt as cut:
         if not all(len(it) > 1 for it in found.values()) or not found:
             raise Interrupted(cut, "too few blocks were measured to tell of; the same command begins anew") from None
         interruption = cut
-    finally:
-        flow.close()
-        lock.release()
     study = Study(
         model=cell.model.name,
         recipe=cell.recipe.name,
@@ -100,15 +91,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _cell(matrix: Matrix, arguments: argparse.Namespace) -> Cell:
     """Return the cell through the server that shares its engine."""
-    wanted = matrix.recipe(arguments.recipe) if arguments.recipe else matrix.baseline
     server = registry.tutorial()
-    for cell in matrix.cells([arguments.model], [wanted.name]):
-        if cell.recipe.name == wanted.name and cell.hardware.name == arguments.hardware:
-            cell = replace(cell, server=server)
-            if why := cell.refusal(server):
-                raise HarnessError(f"{cell.id}: {why}")
-            return cell
-    raise HarnessError(f"{arguments.model} {wanted.name} on {arguments.hardware}: the matrix has no such cell")
+    recipe = arguments.recipe or matrix.baseline.name
+    cell = replace(own_flow.cell(matrix, arguments.model, recipe, arguments.hardware), server=server)
+    if why := cell.refusal(server):
+        raise HarnessError(f"{cell.id}: {why}")
+    return cell
 
 
 def _table(study: Study) -> Table:

@@ -8,18 +8,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.base.errors import HarnessError
 from harness.base.interruption import Interrupted
 from harness.commands import gate as gate_command
+from harness.commands import own_flow
 from harness.machine import probe
-from harness.machine.lock import machine_lock, only_session
 from harness.matrix.plan import Cell, Matrix
-from harness.measure.flow import Flow
 from harness.publish.by_hand import Bench
 from harness.publish.by_hand import run as run_by_hand
 from harness.records.by_hand import ByHand, Ran
 from harness.records.run import Run
-from harness.records.schema import Cell as CellIdentity
 from harness.records.schema import Measurement
 from harness.report.budget import measured, tutorial_rows
 from harness.servers.registry import SERVERS, tutorial
@@ -55,16 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not rows:
         place.progress(f"{opened.name}: none of the tutorial's rows on {arguments.hardware}")
         return 1
-    lock = only_session(machine_lock(), place.progress)
-    made = Run.create(arguments.results / "runs" / "by_hand")
-    flow = Flow.open(
-        place.store, made, place.matrix, environment=place.base, data=arguments.data, progress=place.progress
-    )
     commands = SERVERS[tutorial()].by_modules
     assert commands  # noqa: S101 - for the type alone
     ran: list[Ran] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="by-hand-") as folder, gate_command.working(place):
+        with (
+            own_flow.flow(arguments, place, "by_hand") as flow,
+            tempfile.TemporaryDirectory(prefix="by-hand-") as folder,
+            gate_command.working(place),
+        ):
             for cell, own in _cells(place.matrix, rows, arguments.model):
                 checkpoint = flow.checkpoints.served(cell).folder
                 prompts = flow.checkpoints.prompts().folder / "prompts.json"
@@ -79,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
         words = "what was measured is kept" if ran else "nothing was measured yet"
         raise Interrupted(interruption, f"{words}; the same command begins anew") from None
     finally:
-        flow.close()
-        lock.release()
         if ran:
             device = probe.device(place.matrix.hardware[arguments.hardware]).name
             kept = ByHand(device=device, created=time.time(), ran=ran)
@@ -95,12 +89,7 @@ def _cells(matrix: Matrix, rows: list[Measurement], model: str | None) -> list[t
     groups: dict[tuple[str, str], list[Measurement]] = {}
     for it in sorted(rows, key=lambda it: not it.cell.recipe.baseline):
         groups.setdefault((it.cell.model.name, it.cell.recipe.name), []).append(it)
-    return [(_cell(matrix, own[0].cell, model), own) for own in groups.values()]
-
-
-def _cell(matrix: Matrix, of: CellIdentity, model: str | None) -> Cell:
-    for cell in matrix.cells([model or of.model.name], [of.recipe.name]):
-        same = (cell.model.name, cell.recipe.name, cell.hardware.name)
-        if same == (of.model.name, of.recipe.name, of.hardware):
-            return cell
-    raise HarnessError(f"{of.model.name} {of.recipe.name} on {of.hardware}: the matrix has no such cell any more")
+    return [
+        (own_flow.cell(matrix, model or name, recipe, own[0].cell.hardware), own)
+        for (name, recipe), own in groups.items()
+    ]

@@ -13,7 +13,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.base.errors import HarnessError, RecordError
-from harness.commands import tutorial
+from harness.commands import own_flow, tutorial
 from harness.publish.by_hand import ITERATIONS, WARMUP, Bench, run
 from harness.records import by_hand
 from harness.records.by_hand import ByHand, Ran
@@ -146,7 +146,7 @@ def test_the_command_runs_what_a_run_has_rows_of_and_keeps_it_beside_the_records
         served=lambda it: SimpleNamespace(folder=Path(it.recipe.name)), prompts=lambda: SimpleNamespace(folder=tmp_path)
     )
     flow = SimpleNamespace(checkpoints=artifacts, close=lambda: None)
-    monkeypatch.setattr(tutorial.Flow, "open", lambda *_, **__: flow)
+    monkeypatch.setattr(own_flow.Flow, "open", lambda *_, **__: flow)
     asked: list[str] = []
     broken: list[str] = []
 
