@@ -7,7 +7,7 @@ import re
 
 from harness.base.errors import HarnessError
 from harness.base.shipped import installing
-from harness.gate.plan import units
+from harness.gate.plan import check_keyword, units
 from harness.judge.gatefile import Options
 from harness.judge.rules import Margins
 from harness.matrix.plan import Matrix
@@ -40,6 +40,7 @@ def check(matrix: Matrix, wanted: Options, base: Environment) -> None:
 
     ``base`` is the environment that both sides are made from.
     """
+    check_keyword(matrix, wanted)
     units(matrix, wanted)
     Margins(wanted.margins)
     if wanted.tasks:

@@ -31,7 +31,7 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
     if options.recipes:
         # Old and new are compared with each other: the baseline is measured only where it is asked for.
         chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
-    found, named = [], set[str]()
+    found = []
     workloads = tuple(matrix.workload(name).name for name in options.workloads)
     for cell in chosen:
         for server, stages in gated(cell).items():
@@ -42,7 +42,6 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                 if stage not in cell.servers[server].stages:
                     continue
                 name = unit_id(through.id, stage)
-                named |= {name, *measured}
                 metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
                 if not options.tasks:
                     metrics -= TASKS
@@ -50,16 +49,23 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
                     metrics -= OF_LOAD
                 if metrics:
                     found.append(Unit(through, stage, metrics, workloads=workloads))
-    for word in unmatched(options.keyword, named):
-        recipes = {cell.recipe.name for cell in chosen}
-        raise HarnessError(
-            f"-k {options.keyword!r}: no cell or metric has {word!r} in its name; {nearest(word, recipes | named)}"
-        )
     if not found:
         raise HarnessError(
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
         )
     return found
+
+
+def check_keyword(matrix: Matrix, options: Options) -> None:
+    """Raise HarnessError for a word that -k asks for and that no cell and no metric has in its name."""
+    if options.keyword:
+        every = units(matrix, replace(options, keyword=""))
+        named = {unit.id for unit in every} | {metric for unit in every for metric in unit.metrics}
+        for word in unmatched(options.keyword, named):
+            known = named | {unit.cell.recipe.name for unit in every}
+            raise HarnessError(
+                f"-k {options.keyword!r}: no cell or metric has {word!r} in its name; {nearest(word, known)}"
+            )
 
 
 def unit_id(cell: str, stage: str) -> str:
