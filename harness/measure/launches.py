@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,12 @@ class Launches:
     def backend(self, cell: Cell) -> ServerBackend:
         """Return the backend that the cell's server names."""
         return SERVERS[cell.server]
+
+    def import_ahead(self, cells: Iterable[Cell]) -> None:
+        """Begin the imports of what will serve cells, where nothing that is timed comes before it stands."""
+        for cell in cells:
+            if cell.server in SERVERS and cell.hardware.workers_at_once:
+                self._workers.import_ahead(self.backend(cell).family, self.variables(cell), self.environment_of(cell))
 
     def unserved(self, cell: Cell) -> str:
         """Return why the cell's server cannot hold the cell's checkpoint, or an empty string if it can."""

@@ -194,9 +194,11 @@ class Workers:
         port = free_port()
         return Shared(self.start(backend, specification(port), role, **started), port=port)
 
-    def import_ahead(self, family: str) -> None:
+    def import_ahead(
+        self, family: str, variables: dict[str, str] | None = None, environment: Environment | None = None
+    ) -> None:
         """Begin the imports of a family that workers will be forked with, while something else is waited for."""
-        self._fork_server(family, {}, self.environment)
+        self._fork_server(family, variables or {}, environment or self.environment)
 
     def once(
         self, backend: str, specification: dict[str, Any], command: str, cell: Cell | None, **arguments: Any

@@ -113,6 +113,9 @@ class HarnessSession(Reported):
             memories=lambda: [] if given.resume else collect.memories(claims),
             programs=lambda: collect.programs(claims, lambda device, route: devices(device).lacks(route)),
         )
+        if not given.resume:
+            # On a processor all that a cell needs stands before anything of it is timed.
+            flow.fleet.import_ahead(claim.cell for claim in claims if not (claim.skipped or claim.cell.skip))
         recorder = Recorder(flow, run)
         problems = recorder.resume() if given.resume else []
         begun(run, given, environment)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from harness.worker import profiling, repeated, tensors, texts
+from harness.worker import inspected, profiling, repeated, tensors, texts
 from harness.worker.backend import Backend
 
 if "vllm" in sys.modules:
@@ -64,6 +64,7 @@ class Engine(Backend):
         from vllm import LLM
 
         repeated.install()
+        inspected.install()
         if told := options.pop("hf_overrides", ""):
             options["hf_overrides"] = json.loads(told)
         self.eager = bool(options.get("enforce_eager"))
