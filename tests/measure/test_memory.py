@@ -44,7 +44,8 @@ class Process:
         self.told.append(f"start {self.cell.recipe.name}")
 
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        assert (command, arguments) == ("peak_memory", {"max_new_tokens": 128})
+        tokens = self.cell.measurements.memory.max_new_tokens
+        assert (command, arguments) == ("peak_memory", {"max_new_tokens": tokens})
         if self.both:
             self.both.wait()
         if self.fails:
