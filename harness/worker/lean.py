@@ -5,7 +5,7 @@ SciPy's optimizers for losses of object detection. Together that is a third of a
 filters for sounds. What imports these packages by itself, as tasks of lm_eval do, has them as ever. And it reads the
 names that each of its 3,000 files gives away, of which the last lines tell, which are then all that is split into
 lines; and which distribution each package is of, for which all metadata of all that is installed would be parsed, and
-are looked for one line.
+are looked for one line. Packages of another build than torch's are passed over too, since importing them fails.
 """
 
 from __future__ import annotations
@@ -126,9 +126,36 @@ def _of_the_last_lines(fetch: Callable[[str], list[str]]) -> Callable[[str], lis
     return lambda text: fetch(text[max(text.rfind("\n__all__") + 1, 0) :])
 
 
+OF_TORCH = ("torchvision", "torchaudio", "torchcodec")
+"""What is built for one build of torch, and is of no use to a language model."""
+
+
+def pass_over_other_builds() -> None:
+    """Let packages that are built for CUDA not be found beside torch's build for CPUs, where importing them fails.
+
+    pip installs them so, since vLLM's build for CPUs asks for them by version alone; Transformers imports what it
+    finds, and then has no model ("operator torchvision::nms does not exist").
+    """
+    if not _version("torch").endswith("+cpu"):
+        return
+    for name in OF_TORCH:
+        version = _version(name)
+        if version and not version.endswith("+cpu"):
+            # So neither an import nor whoever looks for it finds it.
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 @contextlib.contextmanager
 def imports() -> Iterator[None]:
     """Pass over what no worker uses from now on; in this block look for no garbage, since imports leave none."""
+    pass_over_other_builds()
     if _Lean not in sys.meta_path:
         sys.meta_path.insert(0, _Lean)
     looking = gc.isenabled()

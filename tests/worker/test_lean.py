@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
@@ -122,3 +124,27 @@ def test_vllm_is_loaded_without_what_is_for_sounds_and_who_asks_has_it(
     )
     vllm.close()
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("torch", "vision", "found"),
+    [("2.13.0+cpu", "0.28.0", False), ("2.13.0+cpu", "0.28.0+cpu", True), ("2.13.0", "0.28.0", True)],
+)
+def test_packages_of_another_build_than_torchs_are_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str, vision: str, found: bool
+):
+    """Neither by an import nor by who looks whether it is there; torch's own build decides."""
+    for name, version in (("torch", torch), ("torchvision", vision)):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    lean.pass_over_other_builds()
+    try:
+        assert (importlib.util.find_spec("torchvision") is not None) is found
+        with pytest.raises(RuntimeError if found else ModuleNotFoundError):
+            importlib.import_module("torchvision")
+    finally:
+        sys.modules.pop("torchvision", None)
