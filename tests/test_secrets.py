@@ -144,6 +144,76 @@ TEXTS = [
         f"{form}{SECRET}"
         for form in ("glptt-", "whsec_", "sntrys_", "glsa_", "dp.pt.", "sq0atp-", "phc_", "AQ.", "EAAC")
     ),
+    # Of Windows, of further programs, and handed to their standard input.
+    rf"net use Z: \\host\share {SECRET} /user:ada",
+    rf"net use \\host\share /user:DOMAIN\ada {SECRET} /persistent:yes",
+    f"net user ada {SECRET} /add",
+    f"cmdkey /add:host /user:ada /pass:{SECRET}",
+    f"openssl enc -aes-256-cbc -k {SECRET} -in file",
+    f"openssl rsa -passin 'pass:{SECRET}'",
+    f"openssl req -passout=pass:{SECRET}",
+    f"sqlcmd -S host -U sa -P {SECRET}",
+    f"sqlplus scott/{SECRET}@base",
+    f"plink -pw {SECRET} host",
+    f"7z x -p{SECRET} file.7z",
+    f"unzip -P {SECRET} file.zip",
+    f"keytool -storepass {SECRET}",
+    f"snmpwalk -v3 -A {SECRET} -X {SECRET}",
+    f"htpasswd -nb ada {SECRET}",
+    f"htpasswd -b file ada {SECRET}",
+    f"vault login {SECRET}",
+    f"wandb login {SECRET}",
+    f"gh auth login --with-token {SECRET}",
+    f"setx HF_TOKEN {SECRET}",
+    f"curl -b 'session={SECRET}' https://host",
+    f"curl --cert cert.pem:{SECRET} https://host",
+    f"aws configure set aws_session_token {SECRET}",
+    f"adb shell input text {SECRET}",
+    f"echo {SECRET} | sudo -S command",
+    f"echo '{SECRET}' | docker login -u ada --password-stdin",
+    f"kinit ada <<< {SECRET}",
+    f"--pass={SECRET} --pwd {SECRET} --auth {SECRET}",
+    # Cut short, in bytes, in subscripts, in lists, in XML, in words, without a scheme, beside another.
+    "hf_AbCd1234EfGh",
+    "HF_TOKEN=hf_abcd1234",
+    f"'authorization': b'Basic {SECRET}'",
+    f"('Authorization', 'Bearer {SECRET}')",
+    f"Bearer:{SECRET}",
+    f"'token': b'{SECRET}'",
+    f"os.environ['HF_TOKEN'] = '{SECRET}'",
+    f'"password": ["{SECRET}"]',
+    f"<password>{SECRET}</password>",
+    f'<add key="Password" value="{SECRET}" />',
+    f"the password is '{SECRET}'",
+    f"HF_TOKEN is {SECRET}",
+    f"secret key: {SECRET}",
+    f"wandb: api key {SECRET}",
+    f"login('{SECRET}')",
+    f"Cookie: a=b; sid={SECRET}",
+    f"//ada:{SECRET}@host/x",
+    f"ada:{SECRET}@host.example.org/simple",
+    f"s3://AKIAABCD1234EFGH5678:{SECRET}@bucket",
+    f"AKIAABCD1234EFGH5678:{SECRET}+IjKlM/n",
+    '{"username": "ada", "key": "abcd1234efab5678abcd1234efab5678"}',
+    f"PuTTY-User-Key-File-3: ssh-ed25519\nPrivate-Lines: 1\n{SECRET}",
+    # Under names that much else has as well.
+    *(
+        f"{name}{SECRET}"
+        for name in (
+            "pass: ",
+            "pwd=",
+            "auth=",
+            "jwt=",
+            "creds=",
+            "key=",
+            "PHPSESSID=",
+            "?code=",
+            "Signature=",
+            "-Dtoken=",
+        )
+    ),
+    *(f"{name}={SECRET}" for name in ("SSH_KEY", "GH_PAT", "SERVICE_AUTH", "SSHPASS", "REDISCLI_AUTH", "MY_DSN")),
+    *(f"{name}=onlywordsabcd1234" for name in ("CI_JOB_TOKEN", "MY_SECRET_2", "MYSQL_PWD", "X_API_KEY")),
 ]
 PLAIN = [
     "max_new_tokens=128, window_tokens: 256, eos_token: '<|endoftext|>'",
@@ -163,6 +233,15 @@ PLAIN = [
     "forward_pass torch.float8_e4m3fn_layer, a secret of 128x128_blocks_of_scales, ?key=value&key=2, ldap -w",
     "next=https%3A%2F%2Fhost%3A8080%2Fa%40b, https://host/a%3Ab@c, 1//0, 12:AA, an API key provided: none, task SK1",
     "Authorization: required, authorization: none; sshpass is not here; key-value-cache, a dp.step, phase_x",
+    "q_rot, q_pass = torch.split(q, [64, 64]); k_pass = self.kv_a_layernorm_2(kv_pass).view(1, 2)",
+    "weight_key = kFp8Static128BlockSym if wide else kInt4Static32Asym; activation_key=kNvfp4Static, key=kMxfp8Static",
+    'node.meta[QUANT_ANNOTATION_KEY] = _X86InductorQuantizationAnnotation(); os.environ["RAY_AUTH_TOKEN"] = hex(32)',
+    "hf_transfer hf_quantizer hf_SmolLM2 hf_llama3 hf_BertForMaskedLM hf_xet hf_device_map hf_gpt2medium hf_wikitext2",
+    "HF_TOKEN=unset, HF_TOKEN=$HF_TOKEN, EOS_TOKEN=endoftext, CACHE_KEY=0123456789abcdef0, PWD=/srv/work, MAX_TOKENS=8",
+    "the password is not known; a token is 1.3 words; net use of memory: 3 GB; the key is Qwen2VLForConditional",
+    'key: 0f3a9c5e77b1d2046aa8, "key": "checkpoint-0f3a9c5e77b1d204", code=E501, pass: 1st-quantization, auth: basic',
+    "zip and unzip, -P 8 of 2; openssl version; curl -k -E cert.pem https://host; echo done | tee x; login(), <<< here",
+    "model:Qwen2.5-7B-Instruct@main, SmolLM2-135M-Instruct:int8wo, 12:30:45 ada@host, <token>the</token>, net user",
 ]
 
 
@@ -186,13 +265,13 @@ def test_other_words_stay(text: str) -> None:
     assert without_secrets(text) == text
 
 
-FORMS = [*secrets._FORMS, *secrets._AFTER]
+FORMS = [*secrets.FORMS, *secrets.AFTER]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.hints[0])
 @given(st.data())
 @laws.examples(20, quick=4)
-def test_all_that_a_form_finds_has_one_of_its_hints(form: secrets._Form, data: st.DataObject) -> None:
+def test_all_that_a_form_finds_has_one_of_its_hints(form: secrets.Form, data: st.DataObject) -> None:
     text = data.draw(st.from_regex(form.pattern))
     found = form.pattern.search(text)
     assert found
@@ -207,7 +286,7 @@ def test_all_that_a_form_finds_has_one_of_its_hints(form: secrets._Form, data: s
 def test_hints_change_nothing_of_what_is_taken_out(parts: list[str]) -> None:
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_FORMS", "_AFTER"):
+        for name in ("FORMS", "AFTER"):
             patch.setattr(secrets, name, [replace(form, hints=("",)) for form in getattr(secrets, name)])
         whole = secrets._by_form(text)
     assert secrets._by_form(text) == whole
