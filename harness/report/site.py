@@ -30,6 +30,8 @@ from harness.report.layout import Layout, Subject
 
 STATE = ".harness-site.json"
 """What the folder's pages were made of, so that a page whose run has not changed is not made again."""
+_ROWS = 2
+"""The version of what that file has of a run."""
 _LISTED = 10
 """How many of the latest runs the index lists before it folds the earlier ones."""
 _TEMPLATES = ("report.html.j2", "parts.html.j2", "report.css", "report.js", "site.html.j2", "compare.js")
@@ -98,7 +100,7 @@ class _Site:
         self.written = 0
         self.files: set[str] = set()
         self.templates = html.environment()
-        self.version = digest([__version__, *map(html.page_file, _TEMPLATES)])
+        self.version = digest([__version__, _ROWS, *map(html.page_file, _TEMPLATES)])
         self.before = _state(folder)
 
     def write(self, name: str, text: str) -> None:
@@ -161,8 +163,9 @@ class _Site:
         figures = [_figure(it) for it in measurements if not it.discarded]
         text = json.dumps({**about, "packages": shown, "figures": figures}, separators=(",", ":"))
         self.write(data, f"harnessRun({json.dumps(slug)},{text.replace('<', chr(92) + 'u003c')});\n")
+        recipes = sorted({it.cell.recipe.name for it in measurements})
         # As the comparison's script tells figures apart, in short.
-        return about | {"figures": sorted({digest(it[:_VALUE])[:8] for it in figures})}
+        return about | {"recipes": recipes, "figures": sorted({digest(it[:_VALUE])[:8] for it in figures})}
 
     def _main_tables(self) -> list[dict[str, Any]]:
         """Return the main table of each model on each hardware: of the latest run that has most of it."""
@@ -290,11 +293,24 @@ _COMPARED = 100
 
 
 def _pair(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, str]:
-    """Return the two runs to compare first: the latest two of one device that have a figure in common."""
+    """Return the two runs to compare first, the older one first.
+
+    The latest run that has another before it of the same device, hardware, models and recipes, and that one; where none
+    has, the latest two of one device that have most of their figures in common.
+    """
+    alike: list[tuple[float, str, str]] = []
     for at, (newer, row) in enumerate(rows[:_COMPARED]):
         for older, before in rows[at + 1 : _COMPARED]:
-            if row["device"] == before["device"] and not set(row["figures"]).isdisjoint(before["figures"]):
+            own, others = set(row["figures"]), set(before["figures"])
+            if row["device"] != before["device"] or own.isdisjoint(others):
+                continue
+            if all(set(row[name]) == set(before[name]) for name in ("hardware", "models", "recipes")):
                 return older, newer
+            alike.append((len(own & others) / len(own | others), older, newer))
+    if alike:
+        # Of as much in common the latest, which comes first.
+        _, older, newer = max(alike, key=lambda it: it[0])
+        return older, newer
     last = rows[0][0] if rows else ""
     return (rows[1][0] if len(rows) > 1 else last), last
 

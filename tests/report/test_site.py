@@ -18,7 +18,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.records.schema import Measurement
-from harness.report.site import STATE
+from harness.report.site import STATE, _pair
 from tests.records.test_columns import written
 from tests.report.test_report import chromium as chromium
 from tests.report.test_tables import measured
@@ -180,3 +180,25 @@ def test_a_site_says_nothing_of_the_hour_it_was_made(site: Path) -> None:
     state = json.loads((site / STATE).read_text(encoding="utf-8"))
     assert set(state) > {"night-00", ""}
     assert "written 20" not in (site / "runs" / "night-00.html").read_text(encoding="utf-8")
+
+
+def test_the_runs_compared_first_are_the_latest_and_the_one_before_of_the_same_recipes() -> None:
+    def row(figures: str, recipes: str = "bf16 int8wo", device: str = "cpu", models: str = "SmolLM2") -> dict[str, Any]:
+        hardware = [device]
+        told = {"device": device, "hardware": hardware, "models": models.split(), "recipes": recipes.split()}
+        return {**told, "figures": figures.split()}
+
+    newest_first = [
+        ("part", row("a", "bf16")),
+        ("gpu", row("a b", device="gpu")),
+        ("last", row("a b")),
+        ("other model", row("a b", models="Phi-4")),
+        ("half", row("a", "int8wo")),
+        ("before", row("a b c")),
+        ("long ago", row("a b")),
+    ]
+    assert _pair(newest_first) == ("before", "last")
+    assert _pair([newest_first[2], newest_first[4], newest_first[3]]) == ("other model", "last"), "most in common"
+    assert _pair([("b", row("a")), ("a", row("c"))]) == ("a", "b"), "none in common"
+    assert _pair([("a", row("a"))]) == ("a", "a")
+    assert _pair([]) == ("", "")
