@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.cluster import offer
+from harness.cluster import found
 from harness.cluster.campaign import Engine
 from harness.cluster.engine import LOCAL, RayEngine
 from harness.cluster.host import Host
@@ -22,6 +22,6 @@ def engine_on(on: str, matrix: Matrix, root: Path, say: Callable[[str], None]) -
         host = Host.here(matrix)
         say(host.told)
         return host
-    engine = RayEngine.start(on, lambda: offer.of(matrix), root, say)
+    engine = RayEngine.start(on, lambda: found.of(matrix), root, say)
     say(engine.told)
     return engine

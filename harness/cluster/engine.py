@@ -31,6 +31,8 @@ _LOOK_SECONDS = 2.0
 _SILENCE_SECONDS = 45.0
 """How long a head may say nothing before it is taken for dead."""
 _CLOSE_SECONDS = 10.0
+_TOGETHER_SECONDS = 0.25
+"""For how long what comes is gathered: to take one thing costs the planner as much as to take many."""
 _TRIES = 3
 """How often a head's server for clients is asked for one's own: it forks that with threads running, and it may die."""
 _TINY = 0.001
@@ -62,11 +64,12 @@ class Mailbox:
         self._came.set()
 
     async def take(self, seconds: float) -> list[tuple[str, int, list[str]]]:
-        """Return all that is there, once there is something or the time is over."""
+        """Return all that is there, once there is something or the time is over, with what comes just after it."""
         try:
             await asyncio.wait_for(self._came.wait(), seconds)
         except TimeoutError:
             return []
+        await asyncio.sleep(min(seconds, _TOGETHER_SECONDS))
         found, self._box = self._box, []
         self._came.clear()
         return found

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from harness.base.reading import json_value
-from harness.cluster import node, offer
+from harness.cluster import found, node, offer
 from harness.cluster.campaign import Ended, Event
 from harness.cluster.offer import Offer
 from harness.cluster.share import Share
@@ -67,7 +67,7 @@ class Host:
     @classmethod
     def here(cls, matrix: Matrix) -> Host:
         """Return what this machine has of a matrix's hardware, of which ``choice`` may leave some GPUs alone."""
-        offered = offer.of(matrix)
+        offered = found.of(matrix)
         vendors = [VENDORS[matrix.hardware[it.hardware].vendor] for it in offered.devices if it.gpu]
         return cls(offered, vendors[0].choice) if vendors else cls(offered)
 

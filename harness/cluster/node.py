@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -27,6 +28,7 @@ GPUS = "HARNESS_NODE_GPUS"
 WHOLE = (0, 1, 5, 8)
 """pytest's exit statuses of a session that ran: passed, failed, nothing collected, and the harness's own for noise."""
 _TAIL = 4000
+_FOLDER, _LOCK = "harness-node-", "lock"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
 _BATCH_SECONDS = 0.2
@@ -75,7 +77,7 @@ def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus
     the folder of results named ``kept``, and finds there the files of ``beside``.
     """
     folder = payload["folder"] if payload["here"] or _is_shared(payload) else os.getcwd()
-    with tempfile.TemporaryDirectory(prefix="harness-node-") as own:
+    with _folder() as own:
         run = Path(own, payload.get("kept", "runs"), "unit")
         given = {run / name: text for name, text in payload["files"].items()}
         given |= {Path(own, name): text for name, text in payload.get("beside", {}).items()}
@@ -117,6 +119,21 @@ def session(payload: Mapping[str, Any], say: Callable[[list[str]], object], gpus
         say([json.dumps({"kind": "end", "status": status, "printed": tail, "logs": _logs(run.parent)})])
         shutil.rmtree(run.parent, ignore_errors=True)
         return status
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """Give a folder of this session's own, whose lock it holds, and remove those of sessions that were killed."""
+    here = Path(tempfile.gettempdir())
+    for path in here.glob(f"{_FOLDER}*"):
+        with contextlib.suppress(OSError), (path / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as own, Path(own, f"{_LOCK}.new").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # It is there once it is held.
+        Path(own, f"{_LOCK}.new").rename(Path(own, _LOCK))
+        yield own
 
 
 def _is_shared(payload: Mapping[str, Any]) -> bool:

@@ -7,10 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.machine import here, probe
-from harness.machine.vendors import VENDORS
-from harness.matrix.plan import Matrix
-
 _PREFIX = "harness-"
 
 
@@ -57,8 +53,11 @@ class Offer:
     def labels(self) -> dict[str, str]:
         return {label(device.hardware): kind(device.product) for device in self.devices}
 
-    def command(self, address: str = "") -> list[str]:
-        """Return the words of ``ray start`` that join the cluster of ``address``, or begin one without."""
+    def command(self, address: str = "", *, block: bool = False) -> list[str]:
+        """Return the words of ``ray start`` that join the cluster of ``address``, or begin one without.
+
+        With ``block`` it stays in the foreground, and the node ends with it.
+        """
         joined = ",".join(f"{name}={value}" for name, value in self.labels.items())
         where = [f"--address={address}"] if address else ["--head", "--include-dashboard=false"]
         return [
@@ -68,15 +67,5 @@ class Offer:
             f"--num-gpus={self.gpus}",
             f"--resources={json.dumps(self.resources)}",
             *([f"--labels={joined}"] if joined else []),
+            *(["--block"] if block else []),
         ]
-
-
-def of(matrix: Matrix) -> Offer:
-    """Return what this machine has of a matrix's hardware, as ``doctor`` finds it; a processor is one device."""
-    found = []
-    for hardware in here.looked_for(matrix):
-        if probe.missing(hardware):
-            continue
-        count = VENDORS[hardware.vendor].count() if hardware.is_gpu else 1
-        found.append(Device(hardware.name, probe.device(hardware).name, count, hardware.is_gpu))
-    return Offer(tuple(found))

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.text import quoted
-from harness.cluster import offer
+from harness.cluster.found import of
 from harness.cluster.node import GPUS
 from harness.cluster.share import Share
 from harness.machine import here
@@ -24,16 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--join", metavar="HEAD:PORT", help="join the cluster of that head, with what is here")
     how.add_argument("--head", action="store_true", help="begin a cluster with this machine as its head")
+    parser.add_argument("--block", action="store_true", help="stay in the foreground; the node ends with this process")
     parser.add_argument("--matrix", type=Path, metavar="FILE", help="whose hardware to look for")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what is here and the command that offers it; with --join or --head become that command."""
-    found = offer.of(here.whole(load(args.matrix or shipped.matrix(Path.cwd()), server_names())))
+    found = of(here.whole(load(args.matrix or shipped.matrix(Path.cwd()), server_names())))
     for device in found.devices:
         each = f"; each side by side with {Share.of([0], device.count).told}" if device.gpu and device.count > 1 else ""
         print(f"{device.count} {device.hardware}: {device.product}{each}")
-    command = found.command(args.join or "")
+    command = found.command(args.join or "", block=args.block)
     print(" ".join(map(quoted, command)), flush=True)
     if not (args.join or args.head):
         return 0

@@ -1,11 +1,11 @@
 """Many cells on many devices of a real Ray on this machine, by sessions that sleep: what the planner costs.
 
     python -m tests.cluster --cells 1000 --devices 20
-    python -m tests.cluster --cells 300 --devices 12 --nodes 3 --write docs/results/fleet-real.md
+    python -m tests.cluster --cells 90 --devices 9 --nodes 3 --seconds 3 20 --write docs/results/fleet-real.md
 
 With ``--nodes`` they are of several real raylets, beside a head that has none. Prints the makespan against what no
-schedule can beat, the planner's processor time and memory, and the addresses that Ray listens on. Recipes' cells wait
-for their baseline's, times are log-normal, as those of a matrix are.
+schedule can beat, where the devices' time went, the planner's processor time and memory, and the addresses that Ray
+listens on. Recipes' cells wait for their baseline's, times are log-normal, as those of a matrix are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -42,19 +43,30 @@ def cells(count: int, mean: float, seed: int = 1) -> list[Unit]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=int, default=200)
-    parser.add_argument("--devices", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=2.0, help="what a cell takes at the mean")
-    parser.add_argument("--nodes", type=int, default=0, help="so many raylets beside a head, rather than one in all")
-    parser.add_argument("--write", type=Path, help="write the figures there too")
-    given = parser.parse_args()
+@dataclass
+class Devices:
+    """Where the time of devices went, by when each cell began and ended."""
+
+    count: int
+    started: float = field(default_factory=time.monotonic)
+    began: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, float] = field(default_factory=dict)
+
+    def told(self, over: float) -> str:
+        """Return it in words, as shares of all of their time."""
+        whole = (over - self.started) * self.count
+        first = sum(it - self.started for it in sorted(self.began.values())[: self.count])
+        last = sum(over - it for it in sorted(self.ended.values())[-self.count :])
+        busy = sum(it - self.began[name] for name, it in self.ended.items())
+        shares = [it / whole for it in (busy, first, whole - busy - first - last, last)]
+        return "of the devices' time {:.0%} in cells, {:.0%} before their first, {:.0%} between, {:.0%} after".format(
+            *shares
+        )
+
+
+def play(given: argparse.Namespace, cluster: Nodes | None, mean: float) -> list[str]:
+    """Run cells that take so many seconds at the mean; returns what it came to, a line each."""
     offer = Offer((Device("sim", "a simulated device", given.devices),))
-    cluster = None
-    if given.nodes:
-        os.environ.update(environment())
-        cluster = Nodes.start(given.nodes, given.devices // given.nodes)
     address = cluster.cluster.address if cluster else LOCAL
     root = Path(tempfile.mkdtemp(prefix="fleet-")) if cluster else Path.cwd()
     engine = RayEngine.start(address, lambda: offer, root, print)
@@ -63,11 +75,13 @@ def main() -> None:
     engine.run = simulated.session
     print(engine.told)
     print("listens on:", *sorted(_listening()))
-    units, done, missing = cells(given.cells, given.seconds), 0, 0
+    units, done, missing = cells(given.cells, mean), 0, 0
     process, sizes = psutil.Process(), list[float]()
 
     def take(unit: Unit, event: Event) -> None:
         nonlocal done
+        if event["kind"] in ("begin", "end"):
+            (devices.began if event["kind"] == "begin" else devices.ended)[unit.name] = time.monotonic()
         done += event["kind"] == "done"
         if not done % max(1, len(units) // 2) and event["kind"] == "done":
             sizes.append(process.memory_info().rss / 1e6)
@@ -80,29 +94,48 @@ def main() -> None:
     campaign = Campaign(
         units, engine, lambda unit, left: {"tests": list(left), "seconds": seconds[unit.name]}, take, over, print
     )
-    before, started, spent = process.memory_info().rss, time.monotonic(), time.process_time()
+    before, spent = process.memory_info().rss, time.process_time()
+    devices = Devices(given.devices)
     campaign.run()
-    took, spent = time.monotonic() - started, time.process_time() - spent
-    grown = (process.memory_info().rss - before) / 1e6
+    ended, spent = time.monotonic(), time.process_time() - spent
+    took, grown = ended - devices.started, (process.memory_info().rss - before) / 1e6
     engine.close()
-    if cluster:
-        cluster.close()
     least = bound(units, {"sim": given.devices})
-    told = [
+    return [
         f"{given.cells} cells on {given.devices} devices: {done} tests ended, {missing} missing",
-        f"makespan {took:.1f} s, at least {least:.1f} s: {took / least:.3f} times the bound",
-        f"planner: {spent:.1f} s of processor time, {spent / took:.1%} of a core; memory grew by {grown:.0f} MB",
+        f"makespan {took:.1f} s, at least {least:.1f} s: {took / least:.3f} times the bound; {devices.told(ended)}",
+        f"planner: {spent:.1f} s of processor time, {spent / took:.1%} of a core, {1000 * spent / given.cells:.0f} ms "
+        f"a cell; memory grew by {grown:.0f} MB",
         f"its memory after each quarter: {', '.join(f'{it:.0f} MB' for it in sizes)}",
     ]
-    print(*told, sep="\n")
-    if given.write:
-        words = f"python -m tests.cluster --cells {given.cells} --devices {given.devices} --nodes {given.nodes} "
-        words += f"--seconds {given.seconds:g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[2.0], help="what a cell takes at the mean, a run each"
+    )
+    parser.add_argument("--nodes", type=int, default=0, help="so many raylets beside a head, rather than one in all")
+    parser.add_argument("--write", type=Path, help="write the figures there too")
+    given = parser.parse_args()
+    cluster = None
+    if given.nodes:
+        os.environ.update(environment())
+        cluster = Nodes.start(given.nodes, given.devices // given.nodes)
+    words = f"python -m tests.cluster --cells {given.cells} --devices {given.devices} --nodes {given.nodes} --seconds "
+    words += " ".join(f"{it:g}" for it in given.seconds)
+    page = f"# Many cells over real raylets\n\nBy `{words}`, sessions that sleep, by the real protocol.\n"
+    for mean in given.seconds:
+        told = play(given, cluster, mean)
+        print(*told, sep="\n")
         shared = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the end"
-        page = (
-            f"# Many cells over real raylets\n\nBy `{words}`, sessions that sleep, by the real protocol; {shared}.\n\n"
-        )
-        given.write.write_text(page + "".join(f"- {it}\n" for it in told), encoding="utf-8")
+        page += f"\n## Cells of {mean:g} s\n\n{shared}\n\n" + "".join(f"- {it}\n" for it in told)
+    if cluster:
+        cluster.close()
+    if given.write:
+        given.write.write_text(page, encoding="utf-8")
 
 
 def _listening() -> set[str]:

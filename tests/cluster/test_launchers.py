@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,10 @@ def guides(repository: Path) -> Path:
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_a_slurm_job_starts_a_head_its_workers_and_the_suites(guides: Path, tmp_path: Path, nodes: int) -> None:
     told = tmp_path / "told"
+    head = f"127.{os.getpid() % 250 + 1}.{os.getpid() // 250 % 250}.{nodes}"
     programs = {
         "srun": f'echo "$RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}} $*" >> {told}',
-        "scontrol": "printf 'first\\nsecond\\n'",
-        "sleep": ":",
+        "scontrol": f"printf '{head}\\nsecond\\n'",
         "python": 'echo "a-token"',
     }
     for name, words in programs.items():
@@ -50,15 +52,36 @@ def test_a_slurm_job_starts_a_head_its_workers_and_the_suites(guides: Path, tmp_
         (tmp_path / name).chmod(0o755)
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n[1-4]"}
     command = ["bash", str(guides / "fleet-slurm.sh"), "--recipe", "bf16"]
-    subprocess.run(command, env=environ | {"SLURM_JOB_NUM_NODES": str(nodes)}, check=True, timeout=60)
+    with socket.create_server((head, 6379)):
+        subprocess.run(command, env=environ | {"SLURM_JOB_NUM_NODES": str(nodes)}, check=True, timeout=60)
     lines = sorted(told.read_text().splitlines())
     assert all(line.startswith("token 7 ") for line in lines)
     started = [line.partition("python -m ")[2] for line in lines]
-    assert "harness offer --head" in started
-    assert "pytest suites -m h100 --on first:6379 --recipe bf16" in started
-    joined = [line for line in lines if "offer --join first:6379" in line]
+    assert "harness offer --head --block" in started
+    assert f"pytest suites -m h100 --on {head}:6379 --recipe bf16" in started
+    joined = [line for line in lines if f"offer --join {head}:6379 --block" in line]
     assert len(joined) == (nodes > 1)
-    assert all(f"--nodes={nodes - 1} " in line and "--exclude=first" in line for line in joined)
+    # Of as many tasks as nodes: the job's own number would be taken else, and one of them join twice.
+    assert all(f"--nodes={nodes - 1} --ntasks={nodes - 1} --exclude={head} " in line for line in joined)
+
+
+@pytest.mark.programs
+def test_a_slurm_job_whose_head_does_not_begin_ends(guides: Path, tmp_path: Path) -> None:
+    for name, words in {"srun": "exit 3", "scontrol": "echo 127.0.0.1", "python": "echo a-token"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{words}\n")
+        (tmp_path / name).chmod(0o755)
+    script = (guides / "fleet-slurm.sh").read_text(encoding="utf-8").replace("/6379", "/1")
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1"}
+    assert subprocess.run(["bash", "-c", script], env=environ, capture_output=True, timeout=60).returncode != 0
+
+
+def pod(spec: dict[str, Any]) -> None:
+    """Hold a pod against Kubernetes' own schema, where that is installed."""
+    if importlib.util.find_spec("kubernetes_validate"):
+        import kubernetes_validate
+
+        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "it"}, "spec": spec}
+        kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
 
 
 def fields(found: dict[str, Any], known: tuple[set[str], set[str]]) -> None:
@@ -80,6 +103,8 @@ def test_the_kubernetes_file_has_the_fields_of_a_raycluster(guides: Path) -> Non
     for group in (head, workers):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         assert group["template"]["spec"]["containers"]
+    for group in (head, workers):
+        pod(group["template"]["spec"])
     parameters = workers["rayStartParams"]
     assert resource("h100") in parameters["resources"]
     assert parameters["labels"].startswith(f"{label('h100')}=")

@@ -53,6 +53,9 @@ def test_joining_becomes_rays_own_command(capsys: pytest.CaptureFixture[str], mo
     offer.run(given("--join", "head:6379"))
     ((program, command, environ),) = became
     assert (program, command[:3]) == ("/bin/ray", ["ray", "start", "--address=head:6379"])
+    assert "--block" not in command
+    offer.run(given("--join", "head:6379", "--block"))
+    assert became.pop()[1] == [*command, "--block"]
     assert environ["HARNESS_NODE_GPUS"].isdigit()
     assert "set RAY_AUTH_MODE=token" in capsys.readouterr().out
 

@@ -48,6 +48,7 @@ KINDS = {
 REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = 4
 _PARTED_SECONDS = 12.0
+_STARTS = 3
 
 
 def environment() -> dict[str, str]:
@@ -166,12 +167,24 @@ class Storm:
                 continue
         self.over.set()
 
+    def _join(self, *, liar: bool = False) -> None:
+        """Add a node; of a machine that is busy Ray gives one up that has not begun within half a minute."""
+        for _ in range(_STARTS):
+            try:
+                self.nodes.join(liar=liar)
+                return
+            except Exception as error:
+                self.say(f"a node did not begin: {next(iter(str(error).splitlines()), '')}")
+
     def _one(self, name: str) -> bool:
         if name == "not its label":
             if self.nodes.liars:
                 self.nodes.drop(self.nodes.liars[0])
-            self.nodes.join(liar=True)
-            return True
+            self._join(liar=True)
+            return bool(self.nodes.liars)
+        if not self.nodes.nodes:
+            self._join()
+            return False
         node = self.draw.choice(self.nodes.nodes)
         raylet = self.nodes.raylet(node)
         if name == "session killed":
@@ -184,7 +197,7 @@ class Storm:
         # One that comes late takes its place.
         self.nodes.nodes.remove(node)
         self.nodes.gone.append((time.monotonic() + _PARTED_SECONDS, node, name == "node parted"))
-        self.nodes.join()
+        self._join()
         return True
 
 
@@ -200,6 +213,15 @@ class Came:
     missing: int
     again: int
     seconds: float
+    runs: int = 1
+
+    def __add__(self, other: Came) -> Came:
+        """Return both as one: other runs of the same campaign, on clusters of their own."""
+        both = (
+            [getattr(it, name) for it in (self, other)]
+            for name in ("hit", "tests", "done", "twice", "lost", "missing", "again", "seconds", "runs")
+        )
+        return Came(*(one + two for one, two in both))
 
 
 def storm(faults: int, seconds: float, pause: float, seed: int, say: Callable[[str], None] = print) -> Came:
@@ -221,8 +243,11 @@ def storm(faults: int, seconds: float, pause: float, seed: int, say: Callable[[s
         came: set[str] = set()
         missing: list[str] = []
         again: list[str] = []
+        begun: set[str] = set()
 
         def take(unit: Unit, event: Event) -> None:
+            if event["kind"] == "begin":
+                begun.add(unit.name)
             if event["kind"] == "done":
                 ended[event["test"]] += 1
             if event["kind"] == "line":
@@ -238,7 +263,7 @@ def storm(faults: int, seconds: float, pause: float, seed: int, say: Callable[[s
             engine,
             lambda unit, left: {"tests": list(left), "seconds": 0.5 * len(left), "notes": folder},
             take,
-            lambda unit, left, why: missing.extend(f"{it}: {why}" for it in left),
+            lambda unit, left, why: missing.extend(f"{it}: {why}" for it in left if unit.name in begun),
             heard,
             stopped=stop.is_set,
         )
@@ -266,12 +291,13 @@ def text(came: Came, cores: int) -> str:
     return (
         "# Faults of real raylets\n\n"
         f"By `python -m tests.faults.raylets --faults {sum(came.hit.values())}` on {cores} processors: a head and four "
-        f"nodes of one machine, sessions that sleep, by the real protocol; {duration(came.seconds)}.\n\n"
+        f"nodes of one machine, sessions that sleep, by the real protocol; {duration(came.seconds)}"
+        f"{f', in {came.runs} clusters one after another' if came.runs > 1 else ''}.\n\n"
         f"| fault | what it is | hit |\n|---|---|---|\n{rows}\n"
         f"{came.done} tests ended, {came.twice} of them twice; "
         f"{len(came.lost)} of what nodes were told is kept was lost; "
-        f"{came.missing} were named missing, after three attempts; {came.again} times a unit was sent to another node. "
-        "Whatever was not begun when the last fault had hit is not counted.\n"
+        f"{came.missing} were named missing, after three attempts or with their cluster; {came.again} times a unit "
+        "was sent to another node. Whatever was not begun when the last fault had hit is not counted.\n"
     )
 
 
@@ -284,7 +310,11 @@ def main() -> int:
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     os.environ.update(environment())
+    end = time.monotonic() + given.seconds
     came = storm(given.faults, given.seconds, given.pause, given.seed)
+    # A cluster whose own machine has no time for its head is lost as a whole, which is told of, and another goes on.
+    while (left := given.faults - sum(came.hit.values())) > 0 and (rest := end - time.monotonic()) > 0:
+        came += storm(left, rest, given.pause, given.seed + came.runs)
     page = text(came, os.cpu_count() or 1)
     print(page)
     if given.write:
