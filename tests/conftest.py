@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gettext
 import importlib.util
 import json
 import os
@@ -109,12 +110,13 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def entry_points_read_once() -> Iterator[None]:
-    """Sessions in this process look for plugins in all packages; what was read of one is kept."""
+def found_once() -> Iterator[None]:
+    """Sessions in this process look for plugins in all packages, and parsers for translations: all is kept."""
     found = Distribution.entry_points.fget
     read = functools.cache(lambda path: found(PathDistribution(path)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PathDistribution, "entry_points", property(lambda it: read(it._path)))
+        patch.setattr(gettext, "find", functools.cache(gettext.find))
         yield
 
 

@@ -8,8 +8,10 @@ for long fails without a mark too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import importlib
 import os
 import resource
 import shutil
@@ -98,14 +100,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     if _noted():
         raise pytest.UsageError("collecting the tests loads torch: import what needs it in the test itself")
-    # What is there now stays to the end, and is gone through for garbage no more.
+    # What is there now stays to the end, and is gone through for garbage no more; the rest less often.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Where several processes run the tests each rewrites a part of the files, which the others then find rewritten."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    number, count = (
+        int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")),
+        int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
+    )
+    folders = [session.startpath / name.partition("::")[0] for name in session.config.args]
+    for path in sorted(path for folder in folders for path in folder.rglob("test_*.py"))[number::count]:
+        # One that cannot be imported, or skips itself, says so when it is collected.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(path.relative_to(session.config.rootpath).with_suffix("").parts))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    Path(noticing.running(os.environ[noticing.NOTES])).write_text(_name(item), encoding="utf-8")
+    with open(noticing.running(os.environ[noticing.NOTES]), "w", encoding="utf-8") as running:
+        running.write(_name(item))
     item.stash[_BEGAN] = _computed()
     return (yield)
 
@@ -155,4 +175,5 @@ def _name(item: pytest.Item) -> str:
 
 def _noted() -> list[str]:
     """Return the name of the test that loaded torch, each time when one did; an empty one while tests are collected."""
-    return Path(os.environ[noticing.NOTES]).read_text(encoding="utf-8").splitlines()
+    notes = os.environ[noticing.NOTES]
+    return Path(notes).read_text(encoding="utf-8").splitlines() if os.path.getsize(notes) else []

@@ -31,6 +31,8 @@ class Ledger:
         self._changed: set[Place] = set()
         self._series: dict[Place, Series] = {}
         self._verdicts: dict[Place, tuple[Series, Verdict]] = {}
+        self._lines = 0
+        self._controlled: tuple[int, list[Verdict]] = (0, [])
 
     def add(self, line: Line) -> None:
         """Take one line in."""
@@ -39,6 +41,7 @@ class Ledger:
             with self._lock:
                 self._pairs.setdefault(place, Pairs(place)).add(line)
                 self._changed.add(place)
+                self._lines += 1
 
     def series(self) -> list[Series]:
         """Return the series of all lines so far, as :func:`harness.judge.series.series` does."""
@@ -53,6 +56,12 @@ class Ledger:
 
     def controlled(self) -> list[Verdict]:
         """Return the verdicts, those on several tasks together too, held against the family's false discovery rate."""
+        lines = self._lines
+        if self._controlled[0] != lines:
+            self._controlled = lines, self._control()
+        return list(self._controlled[1])
+
+    def _control(self) -> list[Verdict]:
         together = combined(self.series()) if "accuracy" in self._metrics else []
         found = control(self.judged() + [self._judge(one) for one in together], kept=self._kept)
         requests = {one.place: one.requests for one in self._series.values()}
