@@ -28,7 +28,7 @@ def test_each_number_is_a_cell_of_its_own(run: Run, gpus) -> None:  # type: igno
     gpus(2)
     asked = ("--gpus", "bf16=2", "--gpus", "float8dq=1", "--gpus", "float8dq=2", "--server", "vllm")
     recipes = ("--recipe", "bf16", "--recipe", "float8dq")
-    names = collected(run("--collect-only", "-q", *MODEL, *recipes, *asked, "-k", "latency and (1] or 1-)"))
+    names = collected(run("--collect-only", "-q", *MODEL, *recipes, *asked, "-k", "latency and 1]"))
     assert sorted(name.split("[")[1] for name in names if name.endswith("-1]")) == [
         "Phi-4-mini-instruct-bf16-h200-2gpus-vllm-1]",
         "Phi-4-mini-instruct-float8dq-h200-2gpus-vllm-1]",
