@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -21,6 +20,7 @@ from packaging.version import Version
 from harness.base.files import file_digest
 from harness.base.reading import json_file
 from harness.bundle.asked import BundleError, Runner, Settings, Target
+from harness.contract import guarded
 
 
 class Decision(StrEnum):
@@ -314,7 +314,7 @@ class Pip:
 
     def _run(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "pip", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = guarded.run(command)
         if done.returncode:
             said = [
                 line

