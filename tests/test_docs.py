@@ -276,7 +276,7 @@ def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What reads records is run, in a folder as a session leaves it."""
     runs = tmp_path / "results" / "runs"
     shutil.copytree(REPOSITORY / "results" / "reference" / "cpu-20261124-024508", runs / "RUN")
-    for name in ("reference", "gates", "documented"):
+    for name in ("reference", "shelf", "gates", "documented"):
         (tmp_path / "results" / name).symlink_to(REPOSITORY / "results" / name)
     monkeypatch.chdir(tmp_path)
     wanted = dict.fromkeys(

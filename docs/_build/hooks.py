@@ -49,7 +49,8 @@ def on_config(config: Any) -> Any:
                      {"How often verdicts are wrong, simulated": "results/simulation.md"},
                      {"Gates of the same, and of planted faults": "results/gate_calibration.md"},
                      {"What gates found": "results/gate_detection.md"}]},
-        {"Results": ["results/cpu.md", "results/h100.md", "results/h200.md", "results/float8.md", "results/phone.md", *map(titled, listed)]},
+        {"Results": ["results/cpu.md", "results/h100.md", "results/h200.md", "results/float8.md", "results/phone.md", "results/recipes.md",
+                     {"The literature's order of recipes": "results/literature.md"}, *map(titled, listed)]},
         {"Glossary": "glossary.md"},
     ]  # fmt: skip
     return config

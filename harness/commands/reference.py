@@ -19,6 +19,8 @@ from harness.report.stacks import stacks
 from harness.report.support import support
 
 FOLDER = Path("results/reference")
+SHELF = "shelf"
+"""Beside the folder: runs of recipes that no cell has, for the table of all recipes and none of a hardware."""
 TABLES = "tables"
 STACKS = "stacks.md"
 SUPPORT = "support.md"
@@ -64,7 +66,7 @@ def write(folder: Path, into: Path) -> list[Path]:
     # Not at the top: other commands need not wait for pyarrow.
     from harness.records import columns
 
-    runs = {run.name: run for run in map(Run, sorted(path.parent for path in folder.glob("*/records.jsonl")))}
+    runs = _runs(folder)
     if not runs:
         raise HarnessError(f"{folder}: no run in it; each is a folder with its records.jsonl")
     lines = {name: _read(run) for name, run in runs.items()}
@@ -76,8 +78,10 @@ def write(folder: Path, into: Path) -> list[Path]:
     facts = {"runs": ", ".join(runs)}
     written = [into / STACKS, into / SUPPORT]
     write_text(written[0], render([stacks(lines.values())], "md", title="Stacks that were seen working", facts=facts))
-    title = "Which recipe runs where, as runs show it"
-    write_text(written[1], render(support(lines.values()), "md", title=title, facts=facts))
+    title, shelf = "Which recipe runs where, as runs show it", _runs(folder.parent / SHELF)
+    facts = {"runs": ", ".join([*runs, *shelf])}
+    told = support([*lines.values(), *map(_read, shelf.values())])
+    write_text(written[1], render(told, "md", title=title, facts=facts))
     for hardware, names in sorted(on.items()):
         of = [line for name in names for line in lines[name]]
         written += tables.write(
@@ -89,6 +93,10 @@ def write(folder: Path, into: Path) -> list[Path]:
             skips=[skip for skip in tables.skips_of(of) if skip.hardware == hardware],
         )
     return written
+
+
+def _runs(folder: Path) -> dict[str, Run]:
+    return {run.name: run for run in map(Run, sorted(path.parent for path in folder.glob("*/records.jsonl")))}
 
 
 def _read(run: Run) -> list[Line]:

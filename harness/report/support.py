@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ NOTES = (
     f"{NUMBERS}: what it predicts was measured, and not its speed",
     f"{REFUSED}: it was asked for and does not run there; the reason is below. {NONE}: no run has asked for it",
 )
+# As harness.measure.kernels writes it; how long they took is the run's own, on whatever machine.
+_RAN = re.compile(r"(?:, )?(.+?) \((\d+ calls), [\d.]+ ms\)")
 _SPEED = frozenset(metric.name for metric in SPEED if metric.unit in ("s", "ms", "tok/s", "req/s"))
 
 
@@ -63,10 +66,10 @@ def support(runs: Iterable[Sequence[Line]]) -> list[Table]:
             here = seen.setdefault(cell.recipe.name, {}).setdefault((cell.hardware, cell.server), _Seen())
             if isinstance(line, Measurement):
                 _note(here, line)
-            elif line.outcome == "skipped":
-                here.reasons[one_line(line.reason)] = None
             elif WrongKernels.LONGEST in line.reason:
                 here.instead = (_longest(line.reason), line.known)
+            elif line.outcome in ("skipped", "failed"):
+                here.reasons[one_line(line.reason)] = None
     places = sorted({place for found in seen.values() for place in found})
     rows = [
         (name, saved.get(name, NONE), *(found[place].word if place in found else NONE for place in places))
@@ -92,9 +95,9 @@ def support(runs: Iterable[Sequence[Line]]) -> list[Table]:
 
 
 def _longest(reason: str) -> str:
-    """Return the first three kernels, and no more, of those that a test names which misses the recipe's own."""
-    ran = one_line(reason.partition(WrongKernels.LONGEST)[2]).split("), ")[:3]
-    return "), ".join(ran).removesuffix(")") + ")"
+    """Return the first three kernels, with their calls, of those that a test names which misses the recipe's own."""
+    ran = _RAN.findall(one_line(reason.partition(WrongKernels.LONGEST)[2]))[:3]
+    return ", ".join(f"{name} ({calls})" for name, calls in ran)
 
 
 def _note_size(saved: dict[str, str], cell: Cell, metric: str) -> None:

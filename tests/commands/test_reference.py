@@ -38,6 +38,20 @@ def test_what_differs_is_named_and_made_anew(
     assert table.read_bytes() == (kept / "tables" / "arm-mobile.csv").read_bytes()
 
 
+@pytest.mark.programs
+def test_runs_of_the_shelf_are_in_the_table_of_recipes_alone(repository: Path, tmp_path: Path) -> None:
+    kept = repository / "results"
+    phone, shelf = "arm-mobile-20261125-024616", next(iter(sorted((kept / "shelf").iterdir()))).name
+    shutil.copytree(kept / "reference" / phone, tmp_path / "reference" / phone)
+    shutil.copytree(kept / "shelf" / shelf, tmp_path / "shelf" / shelf)
+    assert main(["reference", str(tmp_path / "reference")]) == 0
+    tables = tmp_path / "reference" / "tables"
+    support = (tables / "support.md").read_text(encoding="utf-8")
+    assert f"runs: {phone}, {shelf}" in support
+    assert "cpu transformers" in support
+    assert not (tables / "cpu.md").exists()
+
+
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reference", str(tmp_path)]) == 2
     assert "no run in it" in capsys.readouterr().err

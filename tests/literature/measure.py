@@ -61,7 +61,7 @@ def emulate(model: nn.Module, format_: str, activations: bool, layers: int | Non
 
 
 @torch.no_grad()
-def gptq(model: nn.Module, ids: list[list[int]], layers: int | None) -> None:
+def gptq(model: Any, ids: list[list[int]], layers: int | None) -> None:
     """Have linear layers hold what torchao's GPTQ makes of them in NVFP4."""
     from torchao.prototype.gptq import GPTQConfig
     from torchao.prototype.gptq.api import gptq_quantize
@@ -73,8 +73,11 @@ def gptq(model: nn.Module, ids: list[list[int]], layers: int | None) -> None:
     base = NVFP4DynamicActivationNVFP4WeightConfig()
     meant = linear(model, layers)
     quantize_(model, GPTQConfig(step="observe", base_config=base), filter_fn=lambda _, name: name in meant)
+    body = model.model
+    whole, body.layers = body.layers, body.layers[:layers]
     for window in ids:
-        model(torch.tensor([window]), use_cache=False)
+        body(torch.tensor([window]), use_cache=False)
+    body.layers = whole
     with patch("torch.cuda.synchronize"):
         for layer in meant.values():
             weight: Any = layer.weight

@@ -31,6 +31,7 @@ NO_SHARE = {"calls": 0.0, "calls_due": 96.0}
         ([row("latency"), row("served_kl")], support.TIMED),
         ([row("peak_memory"), row("perplexity")], support.NUMBERS),
         ([row("latency", discarded="throttled"), skipped("no kernels")], support.REFUSED),
+        ([skipped("no kernels").model_copy(update={"outcome": "failed"})], support.REFUSED),
         ([skipped("documents only"), row("perplexity")], support.NUMBERS),
     ],
 )
@@ -50,7 +51,8 @@ def test_a_fallback_is_told_with_what_ran_instead() -> None:
     )
     lines = [row("kernel_time"), row("quantized_kernel_share", statistics=NO_SHARE), failed]
     _, told = support.support([lines])
-    assert told.rows == (("int8wo", "l40s vllm", ran.removesuffix(", d (1 calls, 1.00 ms)"), "it widens"),)
+    instead = "aten::mm (480 calls), aten::copy_ (9 calls), b::c (4 calls)"
+    assert told.rows == (("int8wo", "l40s vllm", instead, "it widens"),)
     own = [row("kernel_time"), row("quantized_kernel_share", statistics=SHARE)]
     assert len(support.support([lines, own])) == 1, "the best that any run shows"
 
