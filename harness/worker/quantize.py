@@ -15,7 +15,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, TorchAoConfig
 from harness.contract import flattened, quantized
 from harness.contract import repeated as in_config
 from harness.contract.weights import Unusable, files
-from harness.worker import adapters, applied, loading, parameters, products, proof, repeated, rotated, tensors, texts
+from harness.worker import (
+    adapters,
+    applied,
+    gguf_files,
+    loading,
+    parameters,
+    products,
+    proof,
+    repeated,
+    rotated,
+    tensors,
+    texts,
+)
 from harness.worker import recipe as recipes
 from harness.worker.backend import Backend
 from harness.worker.plan import Plan
@@ -36,6 +48,7 @@ class Quantize(Backend):
         self.device = device
         return {}
 
+    @gguf_files.read_once()
     def plain_from_gguf(self, file: str, output: str) -> dict[str, Any]:
         """Rebuild a plain bf16 model from a GGUF file.
 
