@@ -85,7 +85,8 @@ def test_a_run_without_profiles_says_what_makes_them(repository: Path, capsys: p
 def test_the_documented_study_holds_what_the_command_prints(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    profiled = [file.parents[1] for file in (repository / "results/reference").glob("h[12]00-*/*/*-kernels.json")]
+    kept = [repository / "results" / name for name in ("reference", "studies")]
+    profiled = [file.parents[1] for folder in kept for file in folder.glob("h[12]00-*/*/*-kernels.json")]
     assert len(set(profiled)) > 3
     for run in sorted(set(profiled)):
         assert main(["why", str(run)]) == 0
