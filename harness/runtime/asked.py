@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from harness.base.errors import BrokenEnvironment
 from harness.base.files import is_file
@@ -42,6 +43,19 @@ def parts(text: str) -> tuple[str, ...]:
         found = tuple(one for word in words for one in parts(word))
         return found
     return (_absolute(text),)
+
+
+def name_of(part: str) -> str:
+    """Return which package a requirement or a wheel is of, as the index spells it.
+
+    Raises BrokenEnvironment for a wheel whose file has another kind of name than wheels have.
+    """
+    if not _is_wheel(part):
+        return canonicalize_name(Requirement(part).name)
+    try:
+        return parse_wheel_filename(Path(part).name)[0]
+    except InvalidWheelFilename as error:
+        raise BrokenEnvironment(f"{part}: {error}") from error
 
 
 def lock_file(text: str) -> Path:

@@ -17,7 +17,7 @@ from harness.base.files import file_digest, is_file
 from harness.base.memory import check_limits
 from harness.base.reading import json_value
 from harness.base.text import digest, redact
-from harness.runtime import asked, installed, stack
+from harness.runtime import asked, installed, stack, wheels
 from harness.runtime.environment import DECISIVE, Environment, Left, no_limit, overlay, within
 from harness.runtime.installed import Distribution, Lock
 from harness.runtime.stack import Resolved
@@ -113,20 +113,28 @@ def make(store: Store, old: str, new: str, base: Environment, left: Left = no_li
         return _of_locks(store, old, new, base, left)
     if asked.is_lock(old) or asked.is_lock(new):
         return _of_lock_and_moved(store, old, new, base, left)
-    wanted = [[resolve(one, base, left) for one in asked.parts(text)] for text in (old, new)]
-    names = [sorted({canonicalize_name(one.name) for one in side}) for side in wanted]
+    sides = [asked.parts(text) for text in (old, new)]
+    names = _same_names(sides, old, new)
+    wanted = [[resolve(one, base, left) for one in side] for side in sides]
+    told = [" ".join(f"{one.name}=={one.version}" for one in side) for side in wanted]
+    if len(names) == 1 and not any(one.dependencies for side in wanted for one in side):
+        return _of_overlays(store, wanted[0][0], wanted[1][0], base, left)
+    resolved = [stack.resolve([one.distribution for one in side], base, left) for side in wanted]
+    return of(store, resolved, told, base, " ".join(names), left)
+
+
+def _same_names(sides: Sequence[Sequence[str]], old: str, new: str) -> list[str]:
+    """Return the packages that both sides name, each once; raises BrokenEnvironment for others, before pip is asked."""
+    given = [[asked.name_of(one) for one in side] for side in sides]
+    names = [sorted(set(side)) for side in given]
     if names[0] != names[1]:
         if len(names[0]) == len(names[1]) == 1:
             raise BrokenEnvironment(f"{old} and {new} are two packages: a gate compares two versions of one")
         alone = sorted(set(names[0]) ^ set(names[1]))
         raise BrokenEnvironment(f"{', '.join(alone)}: named for one side alone; say which version the other has")
-    if len(wanted[0]) + len(wanted[1]) > 2 * len(names[0]):
+    if len(given[0]) + len(given[1]) > 2 * len(names[0]):
         raise BrokenEnvironment(f"{old} to {new}: names a package twice on one side")
-    told = [" ".join(f"{one.name}=={one.version}" for one in side) for side in wanted]
-    if len(names[0]) == 1 and not any(one.dependencies for side in wanted for one in side):
-        return _of_overlays(store, wanted[0][0], wanted[1][0], base, left)
-    resolved = [stack.resolve([one.distribution for one in side], base, left) for side in wanted]
-    return of(store, resolved, told, base, " ".join(names[0]), left)
+    return names[0]
 
 
 def _of_overlays(store: Store, old: Wanted, new: Wanted, base: Environment, left: Left) -> Pair:
@@ -211,6 +219,8 @@ def _other_contents(package: str, versions: tuple[str, str], digests: tuple[str,
 def resolve(requirement: str, base: Environment, left: Left = no_limit) -> Wanted:
     """Return what pip would install for ``requirement``, without installing it."""
     (given,) = asked.parts(requirement)
+    if is_file(given) and (said := wheels.metadata(Path(given), base)):
+        return _wanted(given, said, file_digest(Path(given)))
     arguments = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", "-", given]
     report = json_value(stack.pip(base, arguments, f"{requirement} cannot be had", left))
     try:
@@ -218,13 +228,17 @@ def resolve(requirement: str, base: Environment, left: Left = no_limit) -> Wante
         metadata = taken["metadata"]
     except (LookupError, TypeError) as error:
         raise BrokenEnvironment(f"{requirement}: pip resolves it to nothing") from error
-    own = [line for line in metadata.get("requires_dist", []) if _applies(line)]
     name, version, contents = metadata["name"], metadata["version"], _contents(given, taken)
     if not contents:
         # What a range stands for changes when another release appears, and environments are kept by requirement.
         extras = ",".join(sorted(Requirement(given).extras))
         given = f"{name}{f'[{extras}]' if extras else ''}=={version}"
-    return Wanted(given, name, version, tuple(own), contents)
+    return _wanted(given, metadata, contents)
+
+
+def _wanted(given: str, metadata: Mapping[str, Any], contents: str) -> Wanted:
+    own = [line for line in metadata.get("requires_dist", []) if _applies(line)]
+    return Wanted(given, metadata["name"], metadata["version"], tuple(own), contents)
 
 
 def _contents(given: str, taken: dict[str, Any]) -> str:

@@ -179,11 +179,22 @@ def test_a_folder_of_sources_is_refused(base: Environment, wheels: Path, store: 
         ("--upgrade", "tiny_pkg==1.0", "neither a requirement"),
         ("tiny_pkg==1.0 needy_pkg==1.0", "tiny_pkg==2.0", "needy-pkg: named for one side alone"),
         ("tiny_pkg==1.0 tiny_pkg==2.0", "tiny_pkg==2.0 tiny_pkg==1.0", "names a package twice"),
+        ("tiny_pkg==1.0", "named-otherwise.whl", "named-otherwise.whl: Invalid wheel filename"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    base: Environment, wheels: Path, store: Store, old: str, new: str, words: str
+    base: Environment,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    old: str,
+    new: str,
+    words: str,
 ) -> None:
+    """At once: pip is not asked."""
+    monkeypatch.setattr(environment_pair, "resolve", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named-otherwise.whl").touch()
     with pytest.raises(BrokenEnvironment, match=words):
         environment_pair.make(store, old, new, base)
 
