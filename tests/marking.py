@@ -30,6 +30,8 @@ MARK, PROGRAMS = "models", "programs"
 LARGE = 5.0
 # The folder of the processes that run tests together, and in it what can be read as long as they do.
 TOGETHER, ALIVE = "HARNESS_TEST_TOGETHER", "alive"
+FAULTS = "faults"
+"""The property of a test's report that has its faults of the campaign: of each whether it hit, and its seconds."""
 # The files that take longest; where several processes share the tests out, what is short then fills them evenly.
 LONGEST = (
     "tests/gate/test_gate.py",
@@ -141,6 +143,22 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     if took > LARGE and not item.get_closest_marker(PROGRAMS):
         pytest.fail(f"what it starts computed for {took:.1f} s: mark it with @pytest.mark.{PROGRAMS}", pytrace=False)
     return result
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say which part of the fault campaign ran among the tests."""
+    reports = [it for them in terminalreporter.stats.values() for it in them if isinstance(it, pytest.TestReport)]
+    tried = [
+        it
+        for report in reports
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == FAULTS
+        for it in value
+    ]
+    if tried:
+        seconds, hit = sum(taken for _, taken in tried), sum(hits for hits, _ in tried)
+        terminalreporter.write_line(f"faults: {len(tried)} of the campaign, {hit} of which hit, in {seconds:.0f} s")
 
 
 @pytest.hookimpl(optionalhook=True)

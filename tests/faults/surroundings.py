@@ -38,7 +38,9 @@ def memory(fault: Fault, task: Task) -> None:
     whose = fault.draw.choice(["worker", "worker", "planner"] if task.real and task.name != "publish" else ["planner"])
     at_start = fault.draw.random() < 0.5 and not task.begun.startswith("started")
     more, moment = fault.draw.choice([0, 1, 4, 16]), fault.draw.random()
-    megabytes = fault.draw.choice([64, 128, 256, 400, 600, 900])
+    megabytes = fault.draw.choice([64, 128, 256, 400, 600])
+    # Of a worker from its imports on, since a tiny model itself needs next to nothing.
+    begun = fault.draw.choice([40e6, 100e6, 200e6])
     fault.what = f"{task.name}: memory of the {whose}"
     if whose == "planner" and at_start:
         fault.what += f" from the start, {megabytes} MB"
@@ -48,8 +50,8 @@ def memory(fault: Fault, task: Task) -> None:
         fault.what += f" in its midst, {more} MB more than it has"
         first = task.start()
         if wait_begun(first, task):
-            pid = _worker(first, 120) if whose == "worker" else first.process.pid
-            time.sleep(moment * (0.6 if whose == "worker" else 0.3 * task.seconds))
+            pid = _worker(first, 120, begun) if whose == "worker" else first.process.pid
+            time.sleep(moment * (0.2 if whose == "worker" else 0.3 * task.seconds))
             fault.hit = bool(pid) and _limit(pid, more << 20) and first.process.poll() is None
     status = first.end(TIMEOUT)
     if fault.hit and task.due(status, first.told):
@@ -68,14 +70,14 @@ _AT_IMPORT = re.compile(
 )
 
 
-def _worker(command: Command, timeout: float) -> int:
-    """Return a process below a command that has torch loaded, once there is one."""
+def _worker(command: Command, timeout: float, begun: float) -> int:
+    """Return a process below a command that has ``begun`` bytes in memory, once there is one; torch has 200 MB."""
     deadline = time.monotonic() + timeout
     while command.process.poll() is None and time.monotonic() < deadline:
         for pid in descendants(command.process.pid):
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if process.memory_info().rss > 200e6 and not process.children():
+                if process.memory_info().rss > begun and not process.children():
                     return pid
         time.sleep(0.02)
     return 0

@@ -188,7 +188,7 @@ def export(fault: Fault, real: bool) -> Iterator[Task]:
 
     copies = folder / "xdg"
     yield Task(
-        "export", folder, lambda again: words, right, {"out": out.parent, "results": run.folder.parent},
+        "export", folder, lambda again: list(words), right, {"out": out.parent, "results": run.folder.parent},
         stored=lambda: [it for it in copies.rglob("*.parquet") if it.is_file()],
     )  # fmt: skip
 

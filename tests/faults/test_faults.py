@@ -5,38 +5,50 @@ from __future__ import annotations
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests import needs
+from tests import marking, needs
 from tests.faults import campaign, damage, devices, names, peers, sessions
 from tests.faults.campaign import Fault, Scenario
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
-def tried(scenario: Scenario, count: int) -> list[dict[str, object]]:
-    found = [campaign.one(scenario, random.Random(f"tests/{scenario.name}/{number}")) for number in range(count)]
-    assert [(it["what"], it["problems"]) for it in found if it["problems"]] == []
-    return found
+Tried = Callable[[Scenario, int], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def tried(record_property: Callable[[str, object], None]) -> Tried:
+    """Run so many faults of a kind, none of which breaks a promise; the tests' summary tells how many there were."""
+
+    def run(scenario: Scenario, count: int) -> list[dict[str, Any]]:
+        found = [campaign.one(scenario, random.Random(f"tests/{scenario.name}/{number}")) for number in range(count)]
+        record_property(marking.FAULTS, [(bool(it["hit"]), it["seconds"]) for it in found])
+        assert [(it["what"], it["problems"]) for it in found if it["problems"]] == []
+        return found
+
+    return run
 
 
 @pytest.mark.parametrize("scenario", damage.SCENARIOS, ids=lambda it: it.name)
-def test_damaged_files_are_found_or_refused(scenario: Scenario) -> None:
+def test_damaged_files_are_found_or_refused(scenario: Scenario, tried: Tried) -> None:
     found = tried(scenario, 12)
     assert sum(bool(it["hit"]) for it in found) >= 8
 
 
 @pytest.mark.programs
 @pytest.mark.parametrize("scenario", [devices.SCENARIOS[0], *names.SCENARIOS[:3]], ids=lambda it: it.name)
-def test_vanishing_devices_hostile_names_and_useless_homes_are_told_of(scenario: Scenario) -> None:
+def test_vanishing_devices_hostile_names_and_useless_homes_are_told_of(scenario: Scenario, tried: Tried) -> None:
     assert all(it["hit"] for it in tried(scenario, 5))
 
 
 @pytest.mark.models
 @needs.program("adb")
-def test_a_phone_that_vanishes_is_told_of() -> None:
+def test_a_phone_that_vanishes_is_told_of(tried: Tried) -> None:
     assert sum(bool(it["hit"]) for it in tried(devices.SCENARIOS[1], 3)) >= 2
 
 
@@ -46,13 +58,13 @@ def test_a_phone_that_vanishes_is_told_of() -> None:
     [(peers.SCENARIOS[0], 5), (peers.SCENARIOS[1], 4), (names.SCENARIOS[3], 1)],
     ids=["server", "worker", "environment"],
 )
-def test_servers_and_workers_that_go_wrong_are_told_of(scenario: Scenario, count: int) -> None:
+def test_servers_and_workers_that_go_wrong_are_told_of(scenario: Scenario, count: int, tried: Tried) -> None:
     assert all(it["hit"] for it in tried(scenario, count))
 
 
 @pytest.mark.models
 @pytest.mark.parametrize("scenario", [it for it in sessions.SCENARIOS if it.quick], ids=lambda it: it.name)
-def test_a_session_loses_nothing(scenario: Scenario) -> None:
+def test_a_session_loses_nothing(scenario: Scenario, tried: Tried) -> None:
     tried(scenario, 1)
 
 
