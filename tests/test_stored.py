@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.base.errors import HarnessError, MatrixError
+from harness.base.files import write_text
 from harness.base.reading import MOST_DEPTH, json_value, toml_value
 from harness.judge import baseline, gatefile
 from harness.judge.calibration import Calibration, Noise, Steady
@@ -131,6 +134,48 @@ def test_a_name_that_stands_twice_is_refused_in_whatever_decides(stored: Path, t
     gate.write_text(json.dumps(gate_data()).replace('"exit_status"', '"exit_status": 1, "exit_status"', 1))
     with pytest.raises(HarnessError, match="'exit_status' stands twice"):
         gatefile.load(gate)
+
+
+@pytest.mark.parametrize("more", [{"direction": "higher"}, {"unit": "h"}])
+def test_a_record_that_disagrees_with_its_metric_is_left_out_by_name(tmp_path: Path, more: dict[str, Any]) -> None:
+    """A table, a page or a trend would call worse what is better, or hours what was seconds."""
+    (good, *_), (bad, *_) = runs(tmp_path / "good"), runs(tmp_path / "bad", **more)
+    assert not good.read()[1]
+    assert sum(1 for _ in good.lines())
+    lines, problems = bad.read()
+    assert not [it for it in lines if isinstance(it, Measurement)]
+    (name,) = more
+    assert all(f"left out, {name} {more[name]!r} of " in it and "which the metric table has" in it for it in problems)
+    assert problems
+
+
+def test_what_is_no_file_is_no_run(tmp_path: Path) -> None:
+    """Who reads a pipe that nobody writes waits for ever."""
+    (run, *_) = runs(tmp_path)
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "records.jsonl")
+    (tmp_path / "folder" / "records.jsonl").mkdir(parents=True)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    below = [it.name for it in Run.below(tmp_path)]
+    assert run.name in below
+    assert not {"pipe", "folder", "nowhere"} & set(below)
+    with pytest.raises(HarnessError, match="no run 'pipe'"):
+        Run.open(tmp_path, "pipe")
+
+
+def test_a_device_that_is_written_to_stays_one(tmp_path: Path) -> None:
+    """Else ``-o /dev/null`` of root, as in a container, had every other program write into a file of that name."""
+    pipe, got = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_text(pipe, "whole")
+    reader.join(10)
+    assert got == [b"whole"]
+    assert pipe.is_fifo()
+    with pytest.raises(HarnessError, match="/dev/full: cannot be written"):
+        write_text(Path("/dev/full"), "no room")
+    assert Path("/dev/full").is_char_device()
 
 
 @pytest.mark.parametrize("more", [{"direction": "higher"}, {"unit": "h"}, {"metric": "speed"}])

@@ -21,11 +21,15 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` in one step: whoever reads the file sees it as it was or as it is, never half.
 
-    Raises HarnessError that names the path where it cannot be written, e.g. since it is a folder or the disk is full.
+    A device or a pipe is written to, and stays one. Raises HarnessError that names the path where it cannot be written,
+    e.g. since it is a folder or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         try:
             temporary.write_bytes(data)
             os.replace(temporary, path)

@@ -32,10 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not (math.isfinite(arguments.alarms) and arguments.alarms > 0):
         raise HarnessError(f"--alarms {arguments.alarms}: how many a year, above zero")
     root = arguments.results / "runs"
-    if arguments.runs:
-        runs = [Run.open(root, name) for name in arguments.runs]
-    else:
-        runs = [Run(path.parent) for path in sorted(root.glob("*/records.jsonl"))]
+    runs = [Run.open(root, name) for name in arguments.runs] if arguments.runs else Run.below(root)
     devices = figures(series(runs))
     if not devices:
         raise RecordError(f"{len(runs)} runs under {root} hold no figures of speed to look at")

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         if not is_folder(folder):
             raise HarnessError(f"--runs {folder}: there is no such folder")
     folders = args.runs or [Path("results/runs"), Path("results/reference")]
-    runs = [Run(path.parent) for folder in folders for path in sorted(folder.glob("*/records.jsonl"))]
+    runs = [run for folder in folders for run in Run.below(folder)]
     gates = {path.parent.name: load_gate(path) for path in sorted(args.gates.glob("*/gate.json"))}
     made = build(args.folder, runs, gates, Documented.load(args.documented), lambda line: print(line, flush=True))
     for problem in made.problems:

@@ -22,10 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """``python -m harness trend``: say what changed over the stored runs, and what could not be looked at."""
     root = arguments.results / "runs"
-    if arguments.runs:
-        runs = [Run.open(root, name) for name in arguments.runs]
-    else:
-        runs = [Run(path.parent) for path in sorted(root.glob("*/records.jsonl"))]
+    runs = [Run.open(root, name) for name in arguments.runs] if arguments.runs else Run.below(root)
     found = series(runs, arguments.metric)
     for metric in arguments.metric:
         if metric not in METRICS:

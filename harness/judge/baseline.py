@@ -195,9 +195,10 @@ def collect(runs: Sequence[Run]) -> list[Baseline]:
     if len(set(names)) < len(names):
         raise BaselineError(f"a run counts once in a baseline: {', '.join(sorted(names))}")
     found: dict[str, dict[str, list[Measurement]]] = defaultdict(dict)
+    problems: list[str] = []
     for run in runs:
         latest: dict[Place, Measurement] = {}
-        for line in run.lines():
+        for line in run.lines(problems):
             if isinstance(line, Measurement) and not line.discarded and line.direction != "none":
                 latest[Place.of(line).named] = line
         for measurement in latest.values():
@@ -206,7 +207,7 @@ def collect(runs: Sequence[Run]) -> list[Baseline]:
     if not whole:
         raise BaselineError(
             f"no hardware was measured in {MINIMUM_RUNS} of the runs {', '.join(names)}: "
-            + "; ".join(f"{hardware} in {len(by_run)}" for hardware, by_run in found.items())
+            + "; ".join([*(f"{hardware} in {len(by_run)}" for hardware, by_run in found.items()), *problems[:3]])
         )
     return [_baseline(hardware, by_run) for hardware, by_run in sorted(whole.items())]
 

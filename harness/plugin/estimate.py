@@ -82,8 +82,7 @@ class Estimate:
 
         ``kept`` names the cells (model-recipe-hardware-server) whose compilation is kept: it is not expected again.
         """
-        latest = sorted(runs.glob("*/records.jsonl"))[-_RUNS:]
-        opened = [Run(path.parent) for path in latest if _has_begun(path)]
+        opened = [run for run in Run.below(runs)[-_RUNS:] if _has_begun(run.path)]
         if not opened:
             return cls({})
         # Not at the top: a session that is the first of its folder need not wait for pyarrow.

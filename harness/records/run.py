@@ -19,9 +19,11 @@ from harness.base.files import is_file
 from harness.base.reading import is_plain, json_file, json_value
 from harness.base.secrets import cleaned
 from harness.base.text import file_name
+from harness.records.metrics import METRICS
 from harness.records.migrations import SCHEMA_VERSION, migrate
-from harness.records.schema import LINE, Line
+from harness.records.schema import LINE, Line, Measurement
 from harness.records.shared import Parts
+from harness.records.stored import disagreement
 
 _CACHES = "caches.txt"
 
@@ -97,14 +99,19 @@ class Run:
             path = path.parent
         if is_file(path / "records.jsonl"):
             return cls(path)
-        runs = sorted(entry.parent for entry in root.glob("*/records.jsonl"))
+        runs = cls.below(root)
         if name == "last" and runs:
-            return cls(runs[-1])
+            return runs[-1]
         if is_file(root / name / "records.jsonl"):
             return cls(root / name)
         names = ", ".join(run.name for run in runs[-5:])
         here = names or "none yet: a session makes them, or name a run's folder, or another place of runs"
         raise RecordError(f"no run {name!r} under {root}; the latest are: {here}")
+
+    @classmethod
+    def below(cls, root: Path) -> list[Run]:
+        """Return the runs of a folder, by their names; what is no file, such as a pipe that nobody writes, is none."""
+        return [cls(path.parent) for path in sorted(root.glob("*/records.jsonl")) if is_file(path)]
 
     @classmethod
     def open_all(cls, root: Path, names: Iterable[str]) -> list[Run]:
@@ -283,14 +290,23 @@ def parse(raw: bytes, where: str) -> Line:
             line = LINE.validate_json(raw)
             # What is as it would be written now has no name twice, of which validation takes the last in silence.
             if line.schema_version == SCHEMA_VERSION and line.model_dump_json().encode() == raw.rstrip():
-                return line
+                return _agreeing(line, where)
     try:
         value = json_value(raw, once=True)
-        if line is not None and line.schema_version == SCHEMA_VERSION:
-            return line
-        return LINE.validate_python(migrate(value, where))
+        if line is None or line.schema_version != SCHEMA_VERSION:
+            line = LINE.validate_python(migrate(value, where))
+        return _agreeing(line, where)
     except (ValueError, KeyError, TypeError) as error:
         raise BrokenLine(f"{where}: left out, {_reason(error)}") from error
+
+
+def _agreeing(line: Line, where: str) -> Line:
+    """Return a line whose unit and direction are those of its metric; what is no metric of ours decides nothing."""
+    if not isinstance(line, Measurement) or line.metric not in METRICS:
+        return line
+    if problem := disagreement(line.metric, unit=line.unit, direction=line.direction):
+        raise BrokenLine(f"{where}: left out, {problem}")
+    return line
 
 
 def _reason(error: Exception) -> str:
