@@ -260,6 +260,9 @@ def write_folder(folder: Path, text: str, files: Iterable[Path]) -> None:
 def check_names(args: argparse.Namespace) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    for option, value in (("--repo", args.repo), ("--base-model", args.base_model), ("--license", args.license)):
+        if value and redact(value) != value:
+            raise HarnessError(f"{option} {value!r}: this looks like a credential, and a card shows it to everybody")
     for option, value in (("--repo", args.repo), ("--base-model", args.base_model)):
         try:
             if value:

@@ -39,20 +39,23 @@ def memory(fault: Fault, task: Task) -> None:
     at_start = fault.draw.random() < 0.5 and not task.begun.startswith("started")
     more, moment = fault.draw.choice([0, 1, 4, 16]), fault.draw.random()
     megabytes = fault.draw.choice([64, 128, 256, 400, 600])
-    # Of a worker from its imports on, since a tiny model itself needs next to nothing.
-    begun = fault.draw.choice([40e6, 100e6, 200e6])
+    # Of a worker mostly from its imports on, since a tiny model itself needs next to nothing.
+    early = fault.draw.random() < 0.75
     fault.what = f"{task.name}: memory of the {whose}"
     if whose == "planner" and at_start:
         fault.what += f" from the start, {megabytes} MB"
         first = task.start(memory=megabytes << 20)
         fault.hit = True
     else:
-        fault.what += f" in its midst, {more} MB more than it has"
+        early = early and whose == "worker"
+        fault.what += f" as it starts, {megabytes} MB" if early else f" in its midst, {more} MB more than it has"
         first = task.start()
         if wait_begun(first, task):
-            pid = _worker(first, 120, begun) if whose == "worker" else first.process.pid
-            time.sleep(moment * (0.2 if whose == "worker" else 0.3 * task.seconds))
-            fault.hit = bool(pid) and _limit(pid, more << 20) and first.process.poll() is None
+            pid = _worker(first, 120, early) if whose == "worker" else first.process.pid
+            if not early:
+                time.sleep(moment * (0.6 if whose == "worker" else 0.3 * task.seconds))
+            fault.hit = bool(pid) and _limit(pid, more << 20, megabytes << 20 if early else 0)
+            fault.hit = fault.hit and first.process.poll() is None
     status = first.end(TIMEOUT)
     if fault.hit and task.due(status, first.told):
         # It asked for no more any longer.
@@ -70,22 +73,23 @@ _AT_IMPORT = re.compile(
 )
 
 
-def _worker(command: Command, timeout: float, begun: float) -> int:
-    """Return a process below a command that has ``begun`` bytes in memory, once there is one; torch has 200 MB."""
+def _worker(command: Command, timeout: float, early: bool) -> int:
+    """Return a worker of a command, once there is one: that has torch loaded, or as it starts."""
     deadline = time.monotonic() + timeout
     while command.process.poll() is None and time.monotonic() < deadline:
         for pid in descendants(command.process.pid):
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if process.memory_info().rss > begun and not process.children():
+                loaded = early or process.memory_info().rss > 200e6
+                if loaded and "harness.worker" in " ".join(process.cmdline()) and not process.children():
                     return pid
         time.sleep(0.02)
     return 0
 
 
-def _limit(pid: int, more: int) -> bool:
+def _limit(pid: int, more: int, size: int = 0) -> bool:
     try:
-        size = psutil.Process(pid).memory_info().vms + more
+        size = size or psutil.Process(pid).memory_info().vms + more
         resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
     except (psutil.Error, ProcessLookupError):
         return False

@@ -623,6 +623,7 @@ def test_a_stored_checkpoint_that_was_changed(place: Place) -> None:
         (["--repo", "me/../etc"], "--repo 'me/../etc'"),
         (["--base-model", "x`y/z"], "--base-model"),
         (["--license", "MIT; rm -rf"], "--license"),
+        (["--base-model", "hf_AbCd1234EfGh5678IjKl9012MnOp3456"], "looks like a credential"),
         (["--records", "nowhere"], "no run 'nowhere'"),
     ],
 )
