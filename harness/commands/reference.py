@@ -96,7 +96,7 @@ def write(folder: Path, into: Path) -> list[Path]:
 
 
 def _runs(folder: Path) -> dict[str, Run]:
-    return {run.name: run for run in map(Run, sorted(path.parent for path in folder.glob("*/records.jsonl")))}
+    return {run.name: run for run in Run.below(folder)}
 
 
 def _read(run: Run) -> list[Line]:
