@@ -40,7 +40,7 @@ from tests.conftest import CONVERSATIONS
 PORT = 10001
 """Of Ray's server for clients, on a head."""
 PATIENCE = 420.0
-_RECIPES = ("int8wo", "int8dq")
+_RECIPES = ("int8wo",)
 _TINY_MODEL = Path(__file__).parents[1] / "tiny_model.py"
 _PROGRAMS = Path(sys.executable).parent
 _HARNESS = (sys.executable, "-m", "harness")
