@@ -206,6 +206,15 @@ def table(
     )
 
 
+SINCE = "# Since then"
+
+
+def below(earlier: str, made: str) -> str:
+    """Return a table under a heading of its own below those of earlier campaigns, in place of one put there before."""
+    kept, _, _ = earlier.partition(f"\n{SINCE}\n")
+    return f"{kept.rstrip()}\n\n{SINCE}\n{made.partition(chr(10))[2]}"
+
+
 def _dated(found: Sequence[dict[str, object]]) -> list[str]:
     """Return for each commit how many of the faults were run at it, and when."""
     said = []

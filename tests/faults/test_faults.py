@@ -98,6 +98,14 @@ def test_a_campaign_is_gone_on_with_and_its_faults_are_always_the_same(tmp_path:
     assert "| a reader | 1,000 |" in text
 
 
+def test_a_table_stands_below_those_whose_logs_are_gone_and_replaces_only_itself() -> None:
+    first, second = (campaign.table([], {}, [], name) for name in ("one", "two"))
+    both = campaign.below(first, second)
+    assert both.startswith(first.rstrip())
+    assert "the table at commit two" in both.partition(campaign.SINCE)[2]
+    assert campaign.below(both, second) == both
+
+
 def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
     def loses(fault: Fault) -> None:
         fault.what, fault.hit = "planted", True
