@@ -134,12 +134,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    # What ends with the last test of a module or session is none of that test's.
+    took = _computed() - item.stash[_BEGAN]
     result = yield
     if item.get_closest_marker(MARK):
         return result
     if _name(item) in _noted():
         pytest.fail(f"it loads torch: mark it with @pytest.mark.{MARK}", pytrace=False)
-    took = _computed() - item.stash[_BEGAN]
     if took > LARGE and not item.get_closest_marker(PROGRAMS):
         pytest.fail(f"what it starts computed for {took:.1f} s: mark it with @pytest.mark.{PROGRAMS}", pytrace=False)
     return result
