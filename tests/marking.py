@@ -27,7 +27,7 @@ from tests.noticing import sitecustomize as noticing
 
 MARK, PROGRAMS = "models", "programs"
 # Seconds of the processors that what a test starts may take without the mark. Starting Python takes a tenth of one.
-LARGE = 5.0
+LARGE = 10.0
 # The folder of the processes that run tests together, and in it what can be read as long as they do.
 TOGETHER, ALIVE = "HARNESS_TEST_TOGETHER", "alive"
 FAULTS = "faults"

@@ -48,6 +48,8 @@ def install(repository: Path, tmp_path: Path) -> Install:
     (tmp_path / "modules" / "pip").mkdir(parents=True)
     (tmp_path / "modules" / "pip" / "__init__.py").write_text("")
     (tmp_path / "modules" / "pip" / "__main__.py").write_text(PIP)
+    # Stands before a uv that was installed beside this interpreter.
+    (tmp_path / "modules" / "uv.py").write_text("raise SystemExit(1)")
     (tmp_path / "bin").mkdir()
     uv = tmp_path / "bin" / "uv"
     uv.write_text(UV.format(python=sys.executable))

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ def missing() -> str:
     """Return why this machine can hold no such network; nothing where it can."""
     if os.geteuid():
         return "network namespaces need root"
+    if any(Path(it).resolve().is_relative_to("/tmp") for it in (sys.prefix, __file__)):
+        return "the interpreter or the tests lie in /tmp, which each of the machines has of its own"
     for program, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
         if not shutil.which(program):
             return f"no {program}; on Debian: apt-get install {package}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.measure.launches import Launches
 from harness.plugin.plugin import NOISY_STATUS
 from harness.records.run import Run
 from harness.records.schema import Judgement, Outcome
@@ -60,6 +61,8 @@ def go(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Go:
     pytester.makepyfile(test_engine=SUITE)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     only_a_processor(monkeypatch)
+    # Its rounds come from a file: nothing is served, and no imports of a server are begun for it.
+    monkeypatch.setattr(Launches, "import_ahead", lambda *_: None)
 
     def run(old: list[float], new: list[float], *arguments: str, disturbed: str = "") -> pytest.RunResult:
         told = {"bf16": old, "int8wo": new, "disturbed": disturbed}
