@@ -17,7 +17,12 @@ def register() -> None:
     settings.load_profile("whole")
 
 
-def examples(count: int, *, quick: int = FEW) -> settings:
-    """Return settings of so many examples where one takes long, and in the quick profile of at most ``quick``."""
+def examples(count: int, *, quick: int = FEW, filters: bool = False) -> settings:
+    """Return settings of so many examples where one takes long, and in the quick profile of at most ``quick``.
+
+    ``filters`` is of laws whose examples are drawn from patterns that refuse most of them.
+    """
     most = settings().max_examples
-    return settings(max_examples=min(count, quick if most == FEW else most))
+    refused = [HealthCheck.filter_too_much] if filters else []
+    checks = [*settings().suppress_health_check, *refused]
+    return settings(max_examples=min(count, quick if most == FEW else most), suppress_health_check=checks)

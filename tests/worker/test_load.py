@@ -143,13 +143,13 @@ def test_so_many_are_in_flight_and_no_more(ask: Ask) -> None:
 
 def test_a_trace_is_replayed_by_its_timestamps(ask: Ask, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
-    rows = [{"timestamp": at, "input_length": 5 + index, "output_length": 2} for index, at in enumerate((0, 100, 600))]
+    rows = [{"timestamp": at, "input_length": 5 + index, "output_length": 2} for index, at in enumerate((0, 400, 2400))]
     trace.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     arrival = {"kind": "trace", "file": str(trace), "unit": "ms", "speed": 2.0}
     with simulated(first=0.001) as server:
         found = ask(server, 10, None, arrival=arrival, input=None, output=None)
         arrived = [it["arrived"] for it in server.log()]
-    assert [at - arrived[0] for at in arrived] == pytest.approx([0.0, 0.05, 0.3], abs=0.04)
+    assert [at - arrived[0] for at in arrived] == pytest.approx([0.0, 0.2, 1.2], abs=0.16)
     assert found["read"] == [5, 6, 7]
 
 
