@@ -6,6 +6,7 @@ import importlib.util
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ def test_a_slurm_job_starts_a_head_its_workers_and_the_suites(guides: Path, tmp_
     command = ["bash", str(guides / "fleet-slurm.sh"), "--recipe", "bf16"]
     with socket.create_server((head, 6379)):
         subprocess.run(command, env=environ | {"SLURM_JOB_NUM_NODES": str(nodes)}, check=True, timeout=60)
-    lines = sorted(told.read_text().splitlines())
+    # The script does not wait for what it starts in the background: its step may be told after it has ended.
+    steps = 2 + (nodes > 1)
+    end = time.monotonic() + 60
+    while len(lines := sorted(told.read_text().splitlines())) < steps and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(lines) == steps
     assert all(line.startswith("token 7 ") for line in lines)
     started = [line.partition("python -m ")[2] for line in lines]
     assert "harness offer --head --block" in started
