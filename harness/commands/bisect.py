@@ -96,6 +96,8 @@ class _Searching:
         place: Workplace = gate.workplace(arguments)
         measured = ON_THE_WAY if arguments.metric == CHECKPOINT else arguments.metric
         keyword = f"({arguments.keyword}) and {measured}" if arguments.keyword else measured
+        # By the words that were given: the metric's own is none of them.
+        sides.check_names(place.matrix, gate.options(arguments, "", ""), place.base)
         wanted = replace(gate.options(arguments, "", ""), keyword=keyword)
         if arguments.metric == CHECKPOINT:
             wanted = replace(wanted, blocks=FIRST_BLOCKS)

@@ -17,6 +17,7 @@ from harness.base.memory import wanting
 from harness.base.reading import json_file
 from harness.base.terminal import columns
 from harness.commands import gate as gate_command
+from harness.commands import sides
 from harness.gate.noise import device, summarise
 from harness.judge import gatefile
 from harness.judge.gatefile import GateFile, Options
@@ -78,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise HarnessError(f"--gates {arguments.gates}: at least one is needed")
     place = gate_command.workplace(arguments)
     wanted = gate_command.options(arguments, "this environment", "this environment")
+    sides.check_names(place.matrix, wanted, place.base)
     packages = place.base.packages()
     kept = _Kept(place.results, wanted, probe.device(place.matrix.hardware[wanted.hardware]).name)
     outcomes = kept.resume(packages) if arguments.resume else []

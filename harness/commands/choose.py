@@ -24,6 +24,8 @@ from harness.records.run import Run
 from harness.report import blocks, choice, html
 from harness.report.choice import Choices
 from harness.report.tables import collect
+from harness.runtime import task_names
+from harness.runtime.environment import Environment
 
 _FIRST, _THEN = "checkpoint or text_quality", "peak_memory or generate"
 _HANDED_ON = ("cache", "data", "python", "matrix")
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME", help="evaluate this task of those that stand; repeatable"
     )
-    parser.add_argument("--limit", metavar="N", help="evaluate only the first N documents of each task")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N documents of each task")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code of the model's own")
     for name in _HANDED_ON:
         parser.add_argument(f"--{name}", metavar="PATH", help="as pytest's option of that name")
@@ -58,6 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     matrix = load(Path(arguments.matrix) if arguments.matrix else shipped.matrix(Path.cwd()))
     recipes, absent = candidates(matrix, arguments.hardware, arguments.recipe)
+    matrix.model(arguments.model)
+    if arguments.task:
+        # They are measured last, of what is left by then.
+        task_names.check(arguments.task, Environment(python=arguments.python) if arguments.python else Environment())
     suites = matrix.path.parent
     resume, status, kept = arguments.resume, 0, recipes
     steps: list[tuple[str, tuple[str, ...]]] = [(_FIRST, ())]
@@ -76,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         kept = [name for name in kept if matrix.recipe(name).name not in {*beaten, *absent}]
     then = f"{_THEN} or test_task" if arguments.task else _THEN
     asked = [word for name in arguments.task for word in ("--task", name)]
-    asked += ["--limit", arguments.limit] if arguments.limit else []
+    asked += ["--limit", str(arguments.limit)] if arguments.limit else []
     status = max(status, _measure(arguments, suites, kept, then, resume, asked))
     found, _ = _choices(made, absent)
     print(blocks.text([found.table()], None if arguments.wide else terminal.columns()))
@@ -148,8 +154,8 @@ def _goes_on(arguments: argparse.Namespace, resume: str | None) -> str:
     words = ["python", "-m", "harness", "choose", arguments.model, "-m", arguments.hardware]
     words += [word for name in arguments.recipe or () for word in ("--recipe", name)]
     words += [word for name in arguments.task for word in ("--task", name)]
-    options = {name: getattr(arguments, name) for name in (*_HANDED_ON, "limit")} | {"results": str(arguments.results)}
-    words += [word for name, value in options.items() if value for word in (f"--{name}", value)]
+    options = {name: getattr(arguments, name) for name in (*_HANDED_ON, "limit", "results")}
+    words += [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
     words += ["--trust-remote-code"] if arguments.trust_remote_code else []
     words += ["--resume", names[-1]] if names else []
     return f"what was measured is kept; go on with: {' '.join(quoted(redact(word)) for word in words)}"

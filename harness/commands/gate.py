@@ -322,6 +322,8 @@ def run(arguments: argparse.Namespace) -> int:
     if part := Part.of_this_process():
         return gate_far.measure(replace(place, part=part, progress=part.tell), part, wanted, arguments.resume)
     sides.check(place.matrix, wanted, place.base)
+    if arguments.resume:
+        Run.open(place.results / "gates", arguments.resume)
     lock = only_session(machine_lock(), place.progress) if not arguments.on else Held()
     if isinstance(place.progress, Spoken):
         place.progress.allow(wanted.budget - place.startup)

@@ -35,16 +35,21 @@ def of(arguments: argparse.Namespace, example: str = "torchao==0.17.0 torchao==0
     return old, new
 
 
-def check(matrix: Matrix, wanted: Options, base: Environment) -> None:
-    """Refuse what a gate cannot be asked for before another session is waited for, or anything is installed.
-
-    ``base`` is the environment that both sides are made from.
-    """
+def check_names(matrix: Matrix, wanted: Options, base: Environment) -> None:
+    """Refuse words of -k, models, recipes, workloads, margins and tasks that there are none of, with what was meant."""
     check_keyword(matrix, wanted)
     units(matrix, wanted)
     Margins(wanted.margins)
     if wanted.tasks:
         task_names.check(wanted.tasks, base)
+
+
+def check(matrix: Matrix, wanted: Options, base: Environment) -> None:
+    """Refuse what a gate cannot be asked for before another session is waited for, or anything is installed.
+
+    ``base`` is the environment that both sides are made from.
+    """
+    check_names(matrix, wanted, base)
     bring_torch = any(asked.is_lock(side) or re.search(r"\btorch\b|\bvllm", side) for side in (wanted.old, wanted.new))
     if not bring_torch and (problem := base.without(*WORKERS_NEED[:1])):
         raise HarnessError(f"{problem}, and both sides need it: {installing(matrix.hardware[wanted.hardware].install)}")

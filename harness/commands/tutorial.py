@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.base.errors import HarnessError, nearest
 from harness.base.interruption import Interrupted
 from harness.commands import gate as gate_command
 from harness.commands import own_flow
@@ -37,16 +38,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     What each took and gave is kept as by_hand.json in the run's folder, also of those before one that failed, and
     ``harness cost`` tells it. Returns 1 where the run has none of the tutorial's rows. Raises HarnessError for a
-    command that fails.
+    recipe that it has none of, and for a command that fails.
     """
     place = gate_command.workplace(arguments)
     (opened,) = Run.open_all(arguments.results / "runs", [arguments.name])
     lines, _ = opened.read()
+    there = [it for it in tutorial_rows(lines) if it.cell.hardware == arguments.hardware]
+    names = {it.cell.recipe.name for it in there}
+    for name in arguments.recipe if names else ():
+        if name not in names:
+            raise HarnessError(f"--recipe {name!r}: {opened.name} has no row of it; {nearest(name, names)}")
     rows = [
         it
-        for it in tutorial_rows(lines)
-        if it.cell.hardware == arguments.hardware
-        and (not arguments.recipe or it.cell.recipe.name in arguments.recipe)
+        for it in there
+        if (not arguments.recipe or it.cell.recipe.name in arguments.recipe)
         and (not arguments.model or it.cell.model.name == place.matrix.model(arguments.model).name)
     ]
     if not rows:

@@ -101,7 +101,7 @@ def test_a_session_that_could_not_begin_chooses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(choose, "_session", lambda words: 4)
-    assert main(["choose", "nobody", "--results", str(tmp_path)]) == 2
+    assert main(["choose", "me/mine", "--results", str(tmp_path)]) == 2
     assert "ended with status 4" in capsys.readouterr().err
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness import __main__
-from harness.commands import gate
+from harness.base import shipped
+from harness.commands import bisect, calibrate, choose, gate, own_flow
+from harness.runtime import environment_pair
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -54,6 +56,7 @@ def test_what_was_meant(words: list[str], meant: str, capsys: pytest.CaptureFixt
         (["torchao==0.17.0", "torchao==0.18.0", "--server", "vlm"], "did you mean vllm"),
         (["torchao==0.17.0", "torchao==0.18.0", "--margin", "latncy=0.1"], "latency"),
         (["no.whl", "torchao==0.18.0"], "there is no such wheel"),
+        (["torchao==0.17.0", "torchao==0.18.0", "--resume", "20261101-0"], "no run '20261101-0'"),
     ],
 )
 def test_a_gate_refuses_names_before_it_waits_for_another_session(
@@ -62,3 +65,57 @@ def test_a_gate_refuses_names_before_it_waits_for_another_session(
     monkeypatch.setattr(gate, "only_session", lambda *_: pytest.fail("waited for another session"))
     monkeypatch.setattr(sys, "argv", ["harness"])
     assert meant in told(capsys, "gate", *words, "-m", "cpu", "--results", str(tmp_path), "--cache", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["bisect", "torchao", "0.17.0..0.18.0", "--metric", "latency"], ["calibrate"]],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--recipe", "int8w"], "did you mean int8wo"),
+        (["--model", "SmolLM2-135M-Instrct"], "did you mean SmolLM2-135M"),
+        (["-k", "int8w0"], "'int8w0' in its name; did you mean int8wo"),
+        (["--task", "helaswag"], "did you mean hellaswag"),
+        (["--workload", "chatt"], "did you mean chat"),
+        (["--server", "vlm"], "did you mean vllm"),
+        (["--margin", "latncy=0.1"], "latency"),
+    ],
+)
+def test_so_do_all_that_are_made_of_gates_before_they_ask_for_a_release(
+    command: list[str], words: list[str], meant: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    for module in (bisect, calibrate):
+        monkeypatch.setattr(module, "only_session", lambda *_: pytest.fail("waited for another session"))
+    monkeypatch.setattr(environment_pair, "releases", lambda *_: pytest.fail("asked for releases"))
+    monkeypatch.setattr(sys, "argv", ["harness"])
+    assert meant in told(capsys, *command, *words, "-m", "cpu", "--results", str(tmp_path), "--cache", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["SmolLM2-135M-Instrct"], "did you mean SmolLM2-135M"),
+        (["SmolLM2-135M-Instruct", "--recipe", "int8w"], "did you mean int8wo"),
+        (["SmolLM2-135M-Instruct", "--task", "helaswag"], "did you mean hellaswag"),
+        (["SmolLM2-135M-Instruct", "--limit", "ten"], "--limit: invalid int value"),
+        (["SmolLM2-135M-Instruct", "-m", "cup"], "did you mean cpu"),
+    ],
+)
+def test_a_choice_refuses_names_before_its_first_session(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choose, "_session", lambda _: pytest.fail("began a session"))
+    assert meant in told(capsys, "choose", *words, "--results", str(tmp_path))
+
+
+def test_a_run_of_the_tutorial_s_rows_names_the_recipes_that_it_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(own_flow, "only_session", lambda *_: pytest.fail("waited for another session"))
+    (run,) = (shipped.matrix().parents[1] / "results" / "reference").glob("cpu-20261124-*")
+    words = ["--recipe", "int8w", "-m", "cpu", "--cache", str(tmp_path)]
+    assert "did you mean int8wo" in told(capsys, "tutorial", str(run), *words)
