@@ -1,14 +1,16 @@
 """The campaign: ``python -m tests.faults [--seed N] [--count N] [--seconds S]``, then ``--table results/faults.md``.
 
 Logs lie in build/faults, one a process; what stands in one is not run again. ``--fuzz N`` also tries N inputs on the
-readers.
+readers. ``--quick --seed commit`` is the part of continuous integration: other faults for each commit.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -45,40 +47,57 @@ SCENARIOS = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", default="1", help="a number, or `commit` for one of the commit's own")
     parser.add_argument("--count", type=int, default=1000, help="faults 0 to N of the seed")
     parser.add_argument("--seconds", type=float, default=3600, help="begin no fault after so long")
     parser.add_argument("--part", default="1/1", help="this process's share where several run at once, as 1/2")
     parser.add_argument("--fuzz", type=int, default=0, help="try so many inputs on the readers")
     parser.add_argument("--kind", action="append", default=[], help="only kinds with this in their name; repeatable")
+    parser.add_argument("--quick", action="store_true", help="only kinds of which one fault takes seconds")
+    parser.add_argument("--number", type=int, help="this fault of the seed alone, once more, and nothing is kept")
     parser.add_argument("--each", action="store_true", help="the kinds in turns, instead of as often as they weigh")
     parser.add_argument("--reader", action="append", default=[], help="with --fuzz: this reader alone, from its start")
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
     parser.add_argument("--below", action="store_true", help="with --table: below the earlier campaigns of the file")
     arguments = parser.parse_args()
     which, of = map(int, arguments.part.split("/"))
-    logs = LOGS / f"seed-{arguments.seed}-{which}-of-{of}.jsonl"
     if arguments.table:
         return _table(arguments.table, arguments.below)
     if arguments.fuzz:
         return _fuzz(arguments.fuzz, arguments.seconds, (which, of), arguments.reader)
-    if arguments.count:
-        kinds = [it for it in SCENARIOS if not arguments.kind or any(part in it.name for part in arguments.kind)]
-        share = which - 1, of
+    return _faults(arguments, (which, of))
+
+
+def _faults(arguments: argparse.Namespace, part: tuple[int, int]) -> int:
+    kinds = [it for it in SCENARIOS if not arguments.kind or any(part in it.name for part in arguments.kind)]
+    kinds = [it for it in kinds if it.quick or not arguments.quick]
+    seed = _seed_of(_commit()) if arguments.seed == "commit" else int(arguments.seed)
+    print(f"seed {seed}, of {len(kinds)} kinds", flush=True)
+    if arguments.number is not None:
+        scenario, draw = campaign.chosen(seed, arguments.number, kinds, each=arguments.each)
+        found = [{"number": arguments.number, **campaign.one(scenario, draw)}]
+        print(*(json.dumps(it) for it in found))
+    else:
+        which, of = part
+        logs, share = LOGS / f"seed-{seed}-{which}-of-{of}.jsonl", (which - 1, of)
         found = campaign.run(
-            arguments.seed,
-            arguments.count,
-            arguments.seconds,
-            logs,
-            kinds,
-            share,
-            each=arguments.each,
-            commit=_commit(),
+            seed, arguments.count, arguments.seconds, logs, kinds, share, each=arguments.each, commit=_commit()
         )
-        hit = sum(bool(it["hit"]) for it in found)
-        print(f"{len(found)} faults, {hit} hit, {sum(bool(it['problems']) for it in found)} with problems", flush=True)
-        return int(any(it["problems"] for it in found))
-    return 0
+    bad = [it for it in found if it["problems"]]
+    print(campaign.summary(found), flush=True)
+    for it in bad:
+        again = [f"--seed {seed} --number {it['number']}", *(["--quick"] if arguments.quick else [])]
+        again += [f"--kind {shlex.quote(kind)}" for kind in arguments.kind] + (["--each"] if arguments.each else [])
+        print(f"once more: python -m tests.faults {' '.join(again)}", flush=True)
+    return int(bool(bad))
+
+
+def _seed_of(commit: str) -> int:
+    """Return the seed of a commit, or of the day where there is none."""
+    try:
+        return int(commit, 16) % 10**9
+    except ValueError:
+        return int(f"{datetime.date.today():%Y%m%d}")
 
 
 def _fuzz(count: int, seconds: float, part: tuple[int, int], only: Sequence[str]) -> int:

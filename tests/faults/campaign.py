@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class Fault:
     what: str = ""
     hit: bool = False
     problems: list[str] = field(default_factory=list)
+    lacks: str = ""
+    """What this machine lacks to try it at all."""
 
     def broken(self, kind: str, words: str) -> None:
         """Note a promise that did not hold; ``kind`` is one of PROBLEMS."""
@@ -44,7 +47,7 @@ Kind = Callable[[Fault], None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kind of fault: ``weight`` of it in a campaign, and whether it is quick enough for continuous integration."""
+    """A kind of fault: ``weight`` of it in a campaign, and whether one takes seconds, as continuous integration has."""
 
     name: str
     run: Kind
@@ -52,9 +55,12 @@ class Scenario:
     quick: bool = True
 
 
-def chosen(seed: int, number: int, scenarios: Sequence[Scenario]) -> tuple[Scenario, random.Random]:
-    """Return the scenario of a fault and what it draws from."""
+def chosen(
+    seed: int, number: int, scenarios: Sequence[Scenario], *, each: bool = False
+) -> tuple[Scenario, random.Random]:
+    """Return the scenario of a fault, in turns with ``each``, and what it draws from."""
     draw = random.Random(f"{seed}/{number}")
+    scenarios = [scenarios[number % len(scenarios)]] if each else scenarios
     (scenario,) = draw.choices(scenarios, [it.weight for it in scenarios])
     return scenario, draw
 
@@ -71,7 +77,8 @@ def one(scenario: Scenario, draw: random.Random) -> dict[str, object]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = round(time.monotonic() - started, 3)
-    return {"kind": scenario.name, "what": fault.what, "hit": fault.hit, "problems": fault.problems, "seconds": seconds}
+    found = {"kind": scenario.name, "what": fault.what, "hit": fault.hit, "problems": fault.problems}
+    return {**found, "seconds": seconds, **({"lacks": fault.lacks} if fault.lacks else {})}
 
 
 def run(
@@ -98,7 +105,7 @@ def run(
             continue
         if time.monotonic() > deadline:
             break
-        scenario, draw = chosen(seed, number, [scenarios[number % len(scenarios)]] if each else scenarios)
+        scenario, draw = chosen(seed, number, scenarios, each=each)
         when = {"commit": commit, "date": datetime.date.today().isoformat()}
         found = {"seed": seed, "number": number, **one(scenario, draw), **when}
         with log.open("a", encoding="utf-8") as file:
@@ -122,6 +129,21 @@ def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object
             if seed is None or it["seed"] == seed:
                 found[it["seed"], it["number"]] = it
     return list(found.values())
+
+
+def summary(found: Sequence[dict[str, object]]) -> str:
+    """Return how many faults there were, how many of them hit, and what could not be tried here."""
+    hit, kinds = sum(bool(it["hit"]) for it in found), len({it["kind"] for it in found})
+    bad = sum(bool(it["problems"]) for it in found)
+    lines = [f"{len(found)} faults of {kinds} kinds, {hit} hit, {bad} with problems"]
+    lines += [f"not tried: {told}" for told in lacking(found)]
+    return "\n".join(lines)
+
+
+def lacking(found: Sequence[dict[str, object]]) -> list[str]:
+    """Return the kinds of which a fault could not be tried, how many there were, and for want of what."""
+    counts = Counter((str(it["kind"]), str(it["lacks"])) for it in found if it.get("lacks"))
+    return [f"{kind}, {count} times: {lacks}" for (kind, lacks), count in sorted(counts.items())]
 
 
 def table(
@@ -170,6 +192,7 @@ def table(
             f"Seeds {seeds}; {hours:.1f} hours of faults; the table at commit {commit}.",
             "",
             *(f"- {line}" for line in _dated(found)),
+            *(f"- not tried: {line}" for line in lacking(found)),
             "",
             *lines,
             "",

@@ -326,8 +326,8 @@ def _weights(store: Store) -> bytes:
 
 
 SCENARIOS = [
-    Scenario("gate: killed, interrupted, a full disk", gate, 2, quick=False),
-    Scenario("calibrate, bisect: killed, interrupted, a full disk, damaged state", many_gates, 4, quick=False),
-    Scenario("export, page, site, baseline: killed, a full disk", export, 3, quick=False),
-    Scenario("publish: killed, a hub that refuses, cuts off, loses", publish, 2, quick=False),
+    Scenario("gate: killed, interrupted, a full disk", gate, 2),
+    Scenario("calibrate, bisect: killed, interrupted, a full disk, damaged state", many_gates, 4),
+    Scenario("export, page, site, baseline: killed, a full disk", export, 3),
+    Scenario("publish: killed, a hub that refuses, cuts off, loses", publish, 2),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -165,6 +166,9 @@ def phone(fault: Fault) -> None:
     """A phone's cable is pulled, or its storage fills, at a random step: it is named, and the next run is whole."""
     where = fault.draw.choice([*PLACES, "storage", "refuses"])
     fault.what = f"a phone that is unplugged at {where!r}" if where in PLACES else f"a phone: {where}"
+    if not shutil.which("adb"):
+        fault.lacks = "there is no adb here"
+        return
     (fault.folder / "phone").mkdir()
     program, runner = fault.folder / "p.pte", fault.folder / "runner"
     program.write_bytes(fault.draw.randbytes(5000))

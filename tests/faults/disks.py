@@ -29,6 +29,7 @@ from tests.faults.small_session import DEVICE, measurement
 from tests.faults.worker_python import value
 
 SOURCE = Path(__file__).with_name("slow_disk.c")
+NO_COMPILER = "nothing here compiles C"
 ERRORS = ("EIO", "ESTALE", "ETIMEDOUT", "EDQUOT", "ENOSPC", "EROFS", "EACCES")
 
 
@@ -51,6 +52,7 @@ def network(fault: Fault) -> None:
     milliseconds = fault.draw.choice([0, 5, 30])
     fault.what = f"the disk of the {which}: {count} times {name} after {after} operations of {milliseconds} ms"
     if not library():
+        fault.lacks = NO_COMPILER
         return
     folder, told = fault.folder / which, fault.folder / "told"
     session = Session(
@@ -190,6 +192,6 @@ def _table_of(fault: Fault, run: Run, delay: float) -> None:
 
 
 SCENARIOS = [
-    Scenario("session: a slow, failing disk, as across a network", network, 6, quick=False),
+    Scenario("session: a slow, failing disk, as across a network", network, 6),
     Scenario("resume of 100 MB, a line of it broken: killed, short of memory, a full disk", large, 1, quick=False),
 ]

@@ -311,5 +311,5 @@ def sglang(fault: Fault) -> None:
 
 SCENARIOS = [
     Scenario("worker: ExecuTorch's, with a real program", executorch, 2, quick=False),
-    Scenario("worker: SGLang's, over a stand-in of its package", sglang, 4, quick=False),
+    Scenario("worker: SGLang's, over a stand-in of its package", sglang, 4),
 ]

@@ -30,6 +30,7 @@ TRACEBACK = "Traceback (most recent call last)"
 UNITS = 6
 
 
+NO_MOUNTS = "this user may mount nothing here"
 # The status of a process that did not end by itself.
 STUCK = -1000
 
@@ -323,6 +324,7 @@ def full(fault: Fault) -> None:
     folder = fault.folder / which
     with small_disk(folder, size if how == "full" else 4096) as mounted:
         if not mounted:
+            fault.lacks = NO_MOUNTS
             return
         filler = folder / "filler"
         if which == "results":
@@ -375,10 +377,10 @@ assert warden.GRACE > 5, "an orphan is looked for after five seconds"
 
 SCENARIOS = [
     Scenario("session: kill -9 of one process", killed, 12),
-    Scenario("session: a stopped worker", stopped, 1, quick=False),
+    Scenario("session: a stopped worker", stopped, 1),
     Scenario("session: signals", signalled, 6),
     Scenario("session: the clock steps", clock, 2),
-    Scenario("session: several at once", together, 2, quick=False),
+    Scenario("session: several at once", together, 2),
     Scenario("session: a full or read-only disk", full, 4),
-    Scenario("session: too little memory", memory, 3, quick=False),
+    Scenario("session: too little memory", memory, 3),
 ]

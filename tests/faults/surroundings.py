@@ -21,8 +21,9 @@ from tests.faults import tasks
 from tests.faults.campaign import Fault, Scenario
 from tests.faults.commands import Command
 from tests.faults.damage import spoil
-from tests.faults.disks import ERRORS, library
+from tests.faults.disks import ERRORS, NO_COMPILER, library
 from tests.faults.promises import TIMEOUT, afterwards, told, wait_begun
+from tests.faults.sessions import NO_MOUNTS
 from tests.faults.tasks import Task
 from tests.faults.told_by_others import hostile, server
 
@@ -106,6 +107,7 @@ def clock(fault: Fault, task: Task) -> None:
     after = round(fault.draw.uniform(0, (250 if task.real else 600) * task.seconds))
     fault.what = f"{task.name}: the clock steps by {step:+} s after {after} ms"
     if not library(STEPPED):
+        fault.lacks = NO_COMPILER
         return
     file = fault.folder / "stepped"
     first = task.start(LD_PRELOAD=library(STEPPED), CLOCK_STEP=str(step), CLOCK_AFTER=str(after), CLOCK_TOLD=str(file))
@@ -128,6 +130,7 @@ def slow(fault: Fault, task: Task) -> None:
     folder, file = task.disks[which], fault.folder / "told"
     fault.what = f"{task.name}: a slow disk of the {which}, {count} times {name} after {after} operations"
     if not library():
+        fault.lacks = NO_COMPILER
         return
     first = task.start(
         LD_PRELOAD=library(), SLOW_DISK=str(folder), SLOW_MS=str(milliseconds), SLOW_AFTER=str(after),
@@ -173,6 +176,7 @@ def read_only(fault: Fault, task: Task) -> None:
     folder = task.disks.get(which, fault.folder / "no-home")
     with bound(folder) as mounted:
         if not mounted:
+            fault.lacks = NO_MOUNTS
             return
         variables = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / ".cache")} if which == "home" else {}
         if after:
@@ -288,7 +292,7 @@ def _scenarios() -> list[Scenario]:
     for what, (condition, names) in CONDITIONS.items():
         for name in names:
             # Of the real ones that wait for torch fewer.
-            made.append(Scenario(f"{name}: {what}", under(name, condition, real=False), 4, quick=False))
+            made.append(Scenario(f"{name}: {what}", under(name, condition, real=False), 4))
             model = f"{name} of a tiny model: {what}"
             weight = 3 if name == "publish" else 1
             made.append(Scenario(model, under(name, condition, real=True), weight, quick=False))

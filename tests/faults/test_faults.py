@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sys
@@ -12,12 +13,17 @@ from typing import Any
 import pytest
 
 from tests import marking, needs
+from tests.faults import __main__ as of_faults
 from tests.faults import campaign, damage, devices, names, peers, sessions
 from tests.faults.campaign import Fault, Scenario
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
 
+# The other kinds of sessions, as most of the campaign, are tried by `tox run -e faults-part`.
+OF_SESSIONS = [
+    it for it in sessions.SCENARIOS if it.run in (sessions.killed, sessions.signalled, sessions.clock, sessions.full)
+]
 Tried = Callable[[Scenario, int], list[dict[str, Any]]]
 
 
@@ -63,7 +69,7 @@ def test_servers_and_workers_that_go_wrong_are_told_of(scenario: Scenario, count
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("scenario", [it for it in sessions.SCENARIOS if it.quick], ids=lambda it: it.name)
+@pytest.mark.parametrize("scenario", OF_SESSIONS, ids=lambda it: it.name)
 def test_a_session_loses_nothing(scenario: Scenario, tried: Tried) -> None:
     tried(scenario, 1)
 
@@ -96,6 +102,46 @@ def test_a_campaign_is_gone_on_with_and_its_faults_are_always_the_same(tmp_path:
     assert f"| **all** | 10 | {hit} | {10 - hit} |" in text
     assert "All promises held." in text
     assert "| a reader | 1,000 |" in text
+
+
+def test_what_a_machine_cannot_try_is_no_fault_and_is_told(tmp_path: Path) -> None:
+    def mounts(fault: Fault) -> None:
+        fault.lacks = "this user may mount nothing here"
+
+    found = campaign.run(1, 2, 60, tmp_path / "log", [Scenario("a small disk", mounts, 1)])
+    told = "not tried: a small disk, 2 times: this user may mount nothing here"
+    assert campaign.summary(found) == f"2 faults of 1 kinds, 0 hit, 0 with problems\n{told}"
+    assert f"- {told}\n" in campaign.table(found, {}, [], "abc")
+
+
+def test_a_commit_has_a_seed_of_its_own_and_each_of_its_faults_can_be_had_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def odd(fault: Fault) -> None:
+        fault.what, fault.hit = f"{fault.draw.random()}", True
+        if float(fault.what) > 0.7:
+            fault.broken("orphan", "planted")
+
+    kinds = [Scenario("odd", odd, 1), Scenario("slow", odd, 1, quick=False)]
+    monkeypatch.setattr(of_faults, "SCENARIOS", kinds)
+    monkeypatch.setattr(of_faults, "LOGS", tmp_path)
+    monkeypatch.setattr(of_faults, "_commit", lambda: "0a1b2c3d4e5f")
+
+    def called(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["faults", "--quick", *words])
+        return of_faults.main(), capsys.readouterr().out
+
+    status, told = called("--seed", "commit", "--count", "20")
+    seed = int("0a1b2c3d4e5f", 16) % 10**9
+    assert (status, told.splitlines()[0]) == (1, f"seed {seed}, of 1 kinds")
+    (log,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {it["kind"] for it in lines} == {"odd"}
+    bad = next(it for it in lines if it["problems"])
+    assert f"once more: python -m tests.faults --seed {seed} --number {bad['number']} --quick\n" in told
+    status, told = called("--seed", str(seed), "--number", str(bad["number"]))
+    assert (status, bad["what"] in told) == (1, True)
+    assert len(log.read_text().splitlines()) == 20, "one alone is not kept"
 
 
 def test_a_table_stands_below_those_whose_logs_are_gone_and_replaces_only_itself() -> None:
