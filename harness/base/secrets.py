@@ -89,14 +89,18 @@ def _lower(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """Return JSON data with :func:`without_secrets` of each of its texts; the very same where nothing is taken out."""
+    """Return JSON data with :func:`without_secrets` of each of its texts; the very same where nothing is taken out.
+
+    What of a text is no Unicode, as of a folder's name of other bytes, is replaced by its number.
+    """
     # The environment is looked through once, not for each of the texts.
     return _cleaned(value, list(_values()))
 
 
 def _cleaned(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, str):
-        found = _without(value, secrets)
+        whole = value if value.isascii() else value.encode(errors="backslashreplace").decode()
+        found = _without(whole, secrets)
         return value if found == value else found
     if isinstance(value, dict):
         parts = {_cleaned(name, secrets): _cleaned(part, secrets) for name, part in value.items()}

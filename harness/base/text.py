@@ -61,13 +61,17 @@ def one_line(text: str) -> str:
 
 # Controls of a terminal but for tabs and line breaks, and what turns the direction of writing or hides between letters.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+    "[\x00-\x08\x0b\x0c\x0d\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
+# Joiners and selectors, which other scripts and emoji are written with, where they can only hide.
+_HIDDEN = re.compile("(?<=[ -~])[\u200c\u200d\ufe00-\ufe0f]+(?=[ -~])")
 
 
 def visible(text: str) -> str:
     """Return a text of others for a terminal or a page: U+FFFD for each control and invisible sign in it."""
-    return _UNSEEN.sub("\ufffd", text)
+    found = _UNSEEN.sub("\ufffd", text)
+    return found if found.isascii() else _HIDDEN.sub(lambda it: "\ufffd" * len(it[0]), found)
 
 
 def quoted(word: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticSerializationError
 
 REQUESTS_FD = "HARNESS_REQUESTS_FD"
 REPLIES_FD = "HARNESS_REPLIES_FD"
@@ -39,3 +42,34 @@ class Reply(BaseModel):
 
     kind: Literal["ready", "progress", "result", "error"]
     value: dict[str, Any] = {}
+
+
+def written(message: Job | Request | Reply) -> bytes:
+    """Return a message as the line that it is sent as.
+
+    What is asked says where something lies: for a name that is no Unicode, as of a folder on a disk of other bytes,
+    ValueError is raised that names it. What is answered has it with question marks.
+    """
+    try:
+        return message.model_dump_json().encode() + b"\n"
+    except PydanticSerializationError:
+        told = message.model_dump()
+        bad = next((word for word in _texts(told) if not _is_unicode(word)), None)
+        if bad is None:
+            raise
+        if isinstance(message, Reply):
+            return json.dumps(told, ensure_ascii=False).encode(errors="replace") + b"\n"
+        raise ValueError(f"{bad!r} is no Unicode, and workers are asked in nothing else; rename it") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (word for pair in value.items() for part in pair for word in _texts(part))
+    elif isinstance(value, list | tuple):
+        yield from (word for part in value for word in _texts(part))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)

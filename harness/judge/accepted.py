@@ -16,11 +16,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from harness.base.errors import HarnessError, nearest
-from harness.base.files import write_text
 from harness.base.reading import json_file
 from harness.judge.gatefile import GateFile, exit_status
 from harness.judge.rules import EVENTS, RULES
 from harness.judge.verdict import Verdict
+from harness.records import model_file
 from harness.records.place import Place, Placed
 
 SCHEMA = 1
@@ -107,8 +107,7 @@ class Acceptances(BaseModel):
 
     def write(self, results: Path) -> Path:
         path = self.path(results)
-        write_text(path, self.model_dump_json(indent=1, by_alias=True) + "\n")
-        return path
+        return model_file.write(path, self)
 
     def applied(self, gate: GateFile) -> GateFile:
         """Return a gate whose accepted regressions are marked, with remarks on what matches nothing any more."""
@@ -168,7 +167,7 @@ def parse(texts: Iterable[str]) -> list[tuple[str, str]]:
             raise AcceptError(f"--accept {text!r}: {error}") from error
         if not reason:
             raise AcceptError(f"--accept {text!r}: say why, as in --accept '{metric}:the new kernel waits for its fix'")
-        found.append((metric, reason))
+        found.append((metric, reason.encode(errors="backslashreplace").decode()))
     return found
 
 

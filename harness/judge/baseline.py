@@ -17,6 +17,7 @@ from harness.base.errors import RecordError, TooFewSamples
 from harness.base.files import is_file
 from harness.base.reading import json_file
 from harness.base.text import file_name
+from harness.records import model_file
 from harness.records.metrics import stage_of
 from harness.records.place import Place, Placed
 from harness.records.run import Run
@@ -80,10 +81,7 @@ class Baseline(_Frozen):
             )
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.hardware}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-        return path
+        return model_file.write(path, self)
 
 
 def label(place: Place) -> str:

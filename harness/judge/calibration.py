@@ -10,10 +10,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.base.errors import HarnessError
-from harness.base.files import write_text
 from harness.base.reading import json_file
 from harness.judge.migrations import CALIBRATION_SCHEMA, migrate_calibration
 from harness.judge.series import label_of
+from harness.records import model_file
 from harness.records.place import Placed
 from harness.records.stored import LARGEST, disagreement, misplaced
 
@@ -120,8 +120,7 @@ class Calibration(BaseModel):
 
     def write(self, results: Path) -> Path:
         path = self.path(results, self.hardware)
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-        return path
+        return model_file.write(path, self)
 
 
 def blocks_within(budget: float, cells: Iterable[float]) -> int:

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from harness.base.files import write_text
 from harness.base.text import file_name
 from harness.judge.intervals import log_ratios, mean_interval
+from harness.records import model_file
 from harness.records.schema import Scalar
 
 MARGIN = 0.01
@@ -85,5 +85,4 @@ class Study(_Frozen):
         """Write the study below a folder of results; the one before it of the same is replaced."""
         path = results / "fairness" / f"{file_name(f'{self.hardware}-{self.model}-{self.recipe}')}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-        return path
+        return model_file.write(path, self)

@@ -12,9 +12,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from harness.base.errors import RecordError
-from harness.base.files import write_text
 from harness.base.reading import json_file
 from harness.judge import spread
+from harness.records import model_file
 from harness.records.metrics import METRICS
 from harness.records.place import Place
 from harness.records.schema import Measurement, Scalar
@@ -76,8 +76,7 @@ class Check(_Frozen):
         """Write the check below a folder of results; the one before it on that hardware is replaced."""
         path = place_of(results, self.hardware)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-        return path
+        return model_file.write(path, self)
 
 
 def place_of(results: Path, hardware: str) -> Path:

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, ValidationError
 
 from harness.base.errors import RecordError
-from harness.base.files import write_text
 from harness.base.reading import json_file
 from harness.base.text import one_line
+from harness.records import model_file
 from harness.records.schema import Scalar
 
 FILE = "by_hand.json"
@@ -48,8 +48,7 @@ class ByHand(_Frozen):
     def write(self, run: Path) -> Path:
         """Write it into a run's folder."""
         path = run / FILE
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-        return path
+        return model_file.write(path, self)
 
 
 def load(run: Path) -> ByHand | None:

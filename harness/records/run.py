@@ -47,7 +47,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        """That of its folder; what of it is no Unicode by its number, since records and pages hold nothing else."""
+        return self.folder.name.encode(errors="backslashreplace").decode()
 
     @classmethod
     def create(cls, root: Path) -> Run:
@@ -72,7 +73,7 @@ class Run:
         made = pointer.with_name(f".latest.{os.getpid()}")
         with contextlib.suppress(OSError):
             made.unlink(missing_ok=True)
-            made.symlink_to(Path(self.folder.parent.name, self.name), target_is_directory=True)
+            made.symlink_to(Path(self.folder.parent.name, self.folder.name), target_is_directory=True)
             if pointer.is_symlink() or not pointer.exists():
                 made.replace(pointer)
             made.unlink(missing_ok=True)
@@ -81,15 +82,15 @@ class Run:
     def caches(self) -> list[Path]:
         """The folders of artifacts that its sessions on this machine used, the latest first."""
         try:
-            told = (self.folder / _CACHES).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            told = os.fsdecode((self.folder / _CACHES).read_bytes()).splitlines()
+        except OSError:
             return []
         return [Path(line) for line in dict.fromkeys(reversed(told)) if line]
 
     def note_cache(self, folder: Path) -> None:
         """Note where a session keeps its artifacts; beside the records, since it means nothing elsewhere."""
-        with _kept(self.folder / _CACHES, "where the cache lies"), (self.folder / _CACHES).open("a") as file:
-            file.write(f"{folder}\n")
+        with _kept(self.folder / _CACHES, "where the cache lies"), (self.folder / _CACHES).open("ab") as file:
+            file.write(os.fsencode(f"{folder}\n"))
 
     @classmethod
     def open(cls, root: Path, name: str) -> Run:

@@ -19,7 +19,7 @@ from typing import Any
 from harness.base.errors import WorkerError
 from harness.base.reading import json_value
 from harness.base.text import redact
-from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request, written
 from harness.runtime.compiled import Compiled
 from harness.runtime.environment import Environment
 from harness.runtime.process import ForkServer, Process, root_cause
@@ -60,6 +60,7 @@ class Worker:
         self._progress = progress
         self._waiting = waiting
         self._buffer = b""
+        first = self._line(job, "start")
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
         fds = {REQUESTS_FD: requests_read, REPLIES_FD: replies_write}
@@ -76,7 +77,7 @@ class Worker:
         )
         os.close(requests_read)
         os.close(replies_write)
-        self._send(job.model_dump_json())
+        self._send(first)
 
     @property
     def alive(self) -> bool:
@@ -98,7 +99,7 @@ class Worker:
 
     def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         """Send one command and return its result. ``timeout`` is in seconds; a worker that exceeds it is ended."""
-        self._send(Request(command=command, arguments=arguments).model_dump_json())
+        self._send(self._line(Request(command=command, arguments=arguments), command))
         self.asked += 1
         return self._receive(command, timeout)
 
@@ -115,9 +116,15 @@ class Worker:
         if self.compiled:
             self.compiled.close(whole=self._ready)
 
-    def _send(self, line: str) -> None:
+    def _line(self, message: Job | Request, stage: str) -> bytes:
         try:
-            os.write(self._requests, line.encode() + b"\n")
+            return written(message)
+        except ValueError as error:
+            raise WorkerError(f"{self.label}: {error}", stage=stage, kind=REFUSED, worker=self.role) from error
+
+    def _send(self, data: bytes) -> None:
+        try:
+            os.write(self._requests, data)
         except OSError as error:
             raise self._failed("ask", *self.process.ending()) from error
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request
+from harness.contract.protocol import REFUSED, REPLIES_FD, REQUESTS_FD, Job, Reply, Request, written
 from harness.contract.weights import Unusable
 from harness.worker import lean
 from harness.worker.backend import Backend
@@ -28,7 +28,7 @@ def main() -> int:
     replies = os.fdopen(replies_fd, "wb", buffering=0)
 
     def send(kind: Any, value: dict[str, Any]) -> None:
-        replies.write(Reply(kind=kind, value=value).model_dump_json().encode() + b"\n")
+        replies.write(written(Reply(kind=kind, value=value)))
 
     try:
         job = Job.model_validate_json(requests.readline())

@@ -21,11 +21,21 @@ HOSTILE = "a\u202egnp\x1b]8;;x\x07\x9b31m\u2066z\x08"
 @given(st.text())
 def test_no_control_is_left_and_all_else_stays(text: str) -> None:
     found = visible(text)
-    assert not set(found) & set("\x1b\x07\x08\x9b\r\u202e\u2066\u200b")
+    assert not set(found) & set("\x1b\x07\x08\x9b\r\u202e\u2066\u200b\u00ad\u3164\U000e0041")
     assert len(found) == len(text)
     assert found == visible(found)
     assert all(now in (was, "\ufffd") for now, was in zip(found, text, strict=True))
     assert visible("\tlatency, 名前 \U0001f600, e\u0301\n") == "\tlatency, 名前 \U0001f600, e\u0301\n"
+
+
+def test_what_joins_letters_of_other_scripts_is_shown_but_where_it_can_only_hide() -> None:
+    for kept in (
+        "\u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f469\u200d\U0001f4bb",
+        "\u2764\ufe0f",
+    ):
+        assert visible(kept) == kept
+    assert visible("Lla\u200d\u200cma \u2764\ufe0f") == "Lla\ufffd\ufffdma \u2764\ufe0f"
 
 
 def _runs(folder: Path, **more: object) -> list[Run]:

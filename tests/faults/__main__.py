@@ -30,6 +30,7 @@ from tests.faults import (
     names,
     peers,
     sessions,
+    signs,
     stand_ins,
     surroundings,
 )
@@ -40,7 +41,7 @@ LOGS = REPOSITORY / "build" / "faults"
 _KEPT = 20_000
 SCENARIOS = [
     it
-    for module in (sessions, peers, damage, commands, devices, disks, names, engines, surroundings)
+    for module in (sessions, peers, damage, commands, devices, disks, names, signs, engines, surroundings)
     for it in module.SCENARIOS
 ]
 

@@ -64,6 +64,10 @@ TOKENS = (
     *(
         b'""',
         b'"\\ud800"',
+        b'"\\udfff\\ud800"',
+        b"\xed\xa0\x80",
+        "\u202e\u2066\u200d\u00ad\U000e0041".encode(),
+        "Ll\u0430ma\uff2c".encode(),
         b"\\u0000",
         b"\x00",
         b"\xff\xfe",

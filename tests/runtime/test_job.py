@@ -46,15 +46,17 @@ HANG = "time.sleep(600)"
 # The worker's own main over a backend of this test: no torch is needed to speak to it.
 ECHO = """\
 #!{python}
-import runpy, sys, types
+import os, runpy, sys, types
 from harness.worker.backend import Backend
 class Echo(Backend):
-    commands = ("echo", "fail", "exhaust", "exhaust_gpu", "wrap", "leave")
+    commands = ("echo", "fail", "exhaust", "exhaust_gpu", "wrap", "leave", "half")
     def open(self, **specification):
         self.report({{"opening": True}})
         if specification.get("broken"):
             raise RuntimeError("it cannot be opened")
         return specification
+    def half(self):
+        raise FileNotFoundError(os.fsdecode(b"/srv/m\\xff"))
     def echo(self, **arguments):
         print("echoing")
         return arguments
@@ -181,6 +183,17 @@ def test_a_worker_that_says_nothing_of_itself_is_waited_for_once(start: Start) -
 def test_an_answer_may_be_large_and_hold_anything(worker: Worker) -> None:
     text = "é|\n\0\u2028" * 50_000
     assert worker.ask("run", 20, code=f"send('result', text={text[:5]!r} * 50_000)") == {"text": text}
+
+
+def test_what_is_no_unicode_is_refused_by_its_name_and_the_worker_lives_on(worker: Worker, start: Start) -> None:
+    folder = os.fsdecode(b"/srv/m\xff")
+    with pytest.raises(WorkerError, match=r"'/srv/m\\udcff/x' is no Unicode.*rename it") as raised:
+        worker.ask("run", 20, code="pass", places=[{"of": f"{folder}/x"}])
+    assert (raised.value.kind, raised.value.stage) == ("refused", "run")
+    worker.ask("run", 20, code="send('result')")
+    with pytest.raises(WorkerError, match=r"m\\udcff' is no Unicode") as raised:
+        start(start=READY, checkpoint=folder)
+    assert (raised.value.kind, raised.value.stage) == ("refused", "start")
 
 
 def test_a_request_may_be_large(worker: Worker) -> None:
@@ -358,6 +371,7 @@ def test_the_workers_own_main_speaks_the_same_protocol(start: Start) -> None:
         ("exhaust", "out_of_memory", "MemoryError: no room"),
         ("exhaust_gpu", "out_of_memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.15 GiB (seen as"),
         ("wrap", "exception", r"ValueError: a bad | value (seen as RuntimeError: engine failed)"),
+        ("half", "exception", "FileNotFoundError: /srv/m?"),
         ("secret", "exception", "echo has no command 'secret'"),
         ("open", "exception", "echo has no command 'open'"),
     ):
