@@ -36,13 +36,26 @@ STUCK = -1000
 
 
 def ended(process: subprocess.Popen[bytes], timeout: float) -> int:
-    """Return the status of a process, which is killed where it does not end in time."""
-    try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return STUCK
+    """Return the status of a process, which is killed where it does not end in time.
+
+    Time in which it, or what it started, wanted a processor that others had is not counted.
+    """
+    begun = time.monotonic()
+    while (left := begun + timeout + starved(process.pid, *warden.descendants(process.pid)) - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(left)
+    process.kill()
+    process.wait()
+    return STUCK
+
+
+def starved(*processes: int) -> float:
+    """Return for how many seconds in all the one that waited longest was ready to run and had no processor."""
+    waited = [0.0]
+    for pid in processes:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            waited.append(int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9)
+    return max(waited)
 
 
 def marked(mark: str, but: int) -> Iterator[tuple[int, str]]:
@@ -165,9 +178,9 @@ def orphans(fault: Fault, session: Session) -> None:
 
 def none_left(fault: Fault, children: Callable[[], Sequence[tuple[int, str]]]) -> None:
     """Give processes, by their ids and command lines, five seconds to end; what is left then is told and killed."""
-    deadline = time.monotonic() + 5
+    deadline, before = time.monotonic() + 5, starved(*(pid for pid, _ in children()))
     while left := children():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline + starved(*(pid for pid, _ in left)) - before:
             fault.broken("orphan", f"{left}")
             for pid, _ in left:
                 with contextlib.suppress(ProcessLookupError):
