@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,25 @@ _WORD = re.compile(r"[a-z]{5}")
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """A regular expression, compiled when it is first looked for: all of them take longer than Python's start."""
+
+    text: str
+    flags: re.RegexFlag = re.NOFLAG
+
+    @functools.cached_property
+    def compiled(self) -> re.Pattern[str]:
+        return re.compile(self.text, self.flags)
+
+
+@dataclass(frozen=True)
 class Form:
     """What a credential looks like, and what is put for it; one of ``hints`` stands in all that the pattern finds.
 
     Hints are in lower case: to look for words costs a hundredth of what to look for a pattern does.
     """
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     hints: Sequence[str]
     put: str = REMOVED
     check: Callable[[str], bool] | None = None
@@ -40,7 +53,7 @@ class Form:
     def removed(self, text: str) -> tuple[str, int]:
         """Return a text without what the pattern finds, and how often that was found."""
         if self.check is None:
-            return self.pattern.subn(self.put, text)
+            return self.pattern.compiled.subn(self.put, text)
         times, check = 0, self.check
 
         def put(found: re.Match[str]) -> str:
@@ -51,7 +64,7 @@ class Form:
             times += 1
             return before + REMOVED
 
-        return self.pattern.sub(put, text), times
+        return self.pattern.compiled.sub(put, text), times
 
 
 _FORGES = ["ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "gloas-", "glcbt-", "gldt-", "glrt-"]
@@ -70,18 +83,18 @@ def _short(text: str) -> bool:
 FORMS = [
     # Hugging Face: of users, of organizations, of applications, short-lived ones.
     Form(
-        re.compile(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt|app|org|xet)_[\w.~+/=-]{8,}|api_org_[A-Za-z0-9]{20,}", re.I),
+        Pattern(r"hf_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt|app|org|xet)_[\w.~+/=-]{8,}|api_org_[A-Za-z0-9]{20,}", re.I),
         ("hf_", "api_org_"),
     ),
     # The same cut short, which no snake_case name of a library is.
     Form(
-        re.compile(r"(?<![A-Za-z0-9_])()hf_[A-Za-z0-9]{8,19}(?![A-Za-z0-9_])"),
+        Pattern(r"(?<![A-Za-z0-9_])()hf_[A-Za-z0-9]{8,19}(?![A-Za-z0-9_])"),
         ("hf_",),
         check=lambda it: _short(it[3:]),
     ),
     # GitHub and GitLab, package indexes, Slack, OpenAI and Anthropic, Google, Stripe.
     Form(
-        re.compile(
+        Pattern(
             r"(?<![A-Za-z0-9])(?:gh[pousr]_\w{16,}|github_pat_\w{16,}|gl(?:pat|oas|cbt|dt|rt|ptt|ft|soat|ffct|imt|agent)-[\w-]{16,}(?:\.\w{2}\.\w{7,})?|npm_[A-Za-z0-9]{30,}"
             r"|pypi-[\w-]{40,}|xox[abceoprs]-[\w-]{10,}|xapp-[\w-]{10,}|sk-[\w-]{20,}|AIza[\w-]{30,}|ya29\.[\w.-]{20,}"
             r"|[rs]k_(?:live|test)_\w{16,}|GOCSPX-[\w-]{16,})",
@@ -91,7 +104,7 @@ FORMS = [
     ),
     # Of hosts of models and of jobs, of clouds, registries, mail and chat.
     Form(
-        re.compile(
+        Pattern(
             r"(?<![A-Za-z0-9])(?:gsk_\w{20,}|xai-\w{20,}|r8_\w{20,}|pplx-\w{20,}|nvapi-[\w-]{20,}|lsv2_\w{20,}|pcsk_\w{20,}"
             r"|wandb_v\d_\w{20,}|tgp_v\d_[\w-]{20,}|dapi[0-9a-f]{32}(?:-\d+)?|hv[sbr]\.[\w-]{20,}|dop_v\d_\w{20,}"
             r"|dckr_(?:pat|oat)_[\w-]{16,}|rubygems_\w{20,}|SG\.[\w-]{16,}\.[\w-]{16,}|ATATT3[\w=-]{20,}|ATBB\w{20,}"
@@ -104,7 +117,7 @@ FORMS = [
         _HOSTS,
     ),
     Form(
-        re.compile(
+        Pattern(
             r"https://(?:hooks\.slack\.com|discord(?:app)?\.com/api|[\w.-]+\.webhook\.office\.com)/[^\s\"'<>]{20,}",
             re.I,
         ),
@@ -112,18 +125,18 @@ FORMS = [
     ),
     # The ids of AWS's keys (IAM identifiers); JSON web tokens; private keys.
     Form(
-        re.compile(r"(?<![A-Za-z0-9])A(?:3T[A-Z0-9]|KIA|SIA|GPA|IDA|ROA|NPA|NVA)[A-Z0-9]{16}(?![A-Za-z0-9])", re.I),
+        Pattern(r"(?<![A-Za-z0-9])A(?:3T[A-Z0-9]|KIA|SIA|GPA|IDA|ROA|NPA|NVA)[A-Z0-9]{16}(?![A-Za-z0-9])", re.I),
         ("a3t", "akia", "asia", "agpa", "aida", "aroa", "anpa", "anva"),
     ),
     # Telegram's bots, Google's refresh tokens, Twilio's keys.
     Form(
-        re.compile(r"(?<!\d)\d{8,10}:AA[\w-]{33,}|(?<!\d)1//0[\w-]{30,}|(?<![A-Za-z0-9])SK[0-9a-f]{32}(?![A-Za-z0-9])"),
+        Pattern(r"(?<!\d)\d{8,10}:AA[\w-]{33,}|(?<!\d)1//0[\w-]{30,}|(?<![A-Za-z0-9])SK[0-9a-f]{32}(?![A-Za-z0-9])"),
         (":aa", "1//0", "sk"),
     ),
-    Form(re.compile(r"(?<![\w-])eyJ[\w-]{7,}\.[\w-]{8,}\.[\w-]*", re.I), ("eyj",)),
-    Form(re.compile(r"(private-(?:lines|mac):\s*)[A-Za-z0-9+/=\s]{16,}", re.I), ("private-",), rf"\1{REMOVED}"),
+    Form(Pattern(r"(?<![\w-])eyJ[\w-]{7,}\.[\w-]{8,}\.[\w-]*", re.I), ("eyj",)),
+    Form(Pattern(r"(private-(?:lines|mac):\s*)[A-Za-z0-9+/=\s]{16,}", re.I), ("private-",), rf"\1{REMOVED}"),
     Form(
-        re.compile(
+        Pattern(
             r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S
         ),
         ("private key",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.base.credential_forms import REMOVED, Form, mixed
+from harness.base.credential_forms import REMOVED, Form, Pattern, mixed
 
 _NAMES = (
     r"secret[_-]?access[_-]?key|session[_-]?token|secret[_ -]?key|client[_-]?secret|secret|passwd|password|passphrase|"
@@ -149,9 +149,9 @@ _PROGRAMS = (
 )
 
 AFTER = [
-    Form(re.compile(rf"(bearer(?:\s+|:\s*)){_VALUE}{{4,}}", re.I), ("bearer",), _PUT),
+    Form(Pattern(rf"(bearer(?:\s+|:\s*)){_VALUE}{{4,}}", re.I), ("bearer",), _PUT),
     Form(
-        re.compile(
+        Pattern(
             rf"(authorization{_MARK}\s*[:=,]\s*{_MARK}(?:basic|bearer|token|api-?key|key|negotiate|ntlm|sso-key|splunk)"
             rf"(?:\s|%20|\+)+){_VALUE}+",
             re.I,
@@ -161,7 +161,7 @@ AFTER = [
     ),
     # Of several parts, of which any may be the secret one.
     Form(
-        re.compile(
+        Pattern(
             r"(authorization[\"']?\s*[:=]\s*[\"']?(?:digest|oauth|signature|hmac|aws4-hmac-sha256)\s+)"
             r"(?!\[token removed\])[^\r\n]+",
             re.I,
@@ -170,36 +170,36 @@ AFTER = [
         _PUT,
     ),
     Form(
-        re.compile(
+        Pattern(
             r"(\b(?:set-)?cookie[\"']?\s*:\s*[\"']?)(?!\[token removed\])[\w.-]+=(?!\[token removed\])[^\r\n\"'\\]+",
             re.I,
         ),
         ("cookie",),
         _PUT,
     ),
-    Form(re.compile(rf"(authorization{_MARK}\s*[:=]\s*{_MARK}){_MIXED}", re.I), ("authorization",), _PUT),
-    Form(re.compile(rf"(\bsshpass\s+-p\s*[\"']?){_VALUE}+", re.I), ("sshpass",), _PUT),
+    Form(Pattern(rf"(authorization{_MARK}\s*[:=]\s*{_MARK}){_MIXED}", re.I), ("authorization",), _PUT),
+    Form(Pattern(rf"(\bsshpass\s+-p\s*[\"']?){_VALUE}+", re.I), ("sshpass",), _PUT),
     # Of a command line, of .netrc and of Docker's settings; a token under its bare name, which tokenizers have as well.
-    Form(re.compile(rf"((?:^|\s)--(?:{_NAMES}|token)\s+){_VALUE}{{6,}}", re.I), ("--",), _PUT),
+    Form(Pattern(rf"((?:^|\s)--(?:{_NAMES}|token)\s+){_VALUE}{{6,}}", re.I), ("--",), _PUT),
     Form(
-        re.compile(rf"((?:^|\s)--?(?:(?:user|vault|http|ftp|proxy|store|key)-?)?(?:pass|pwd?|auth)[\s=:]+){_DRAWN}"),
+        Pattern(rf"((?:^|\s)--?(?:(?:user|vault|http|ftp|proxy|store|key)-?)?(?:pass|pwd?|auth)[\s=:]+){_DRAWN}"),
         ("pass", "pw", "auth"),
         check=mixed,
     ),
-    Form(re.compile(rf"(\blogin\s+\S+\s+password\s+){_VALUE}+", re.I), ("login",), _PUT),
+    Form(Pattern(rf"(\blogin\s+\S+\s+password\s+){_VALUE}+", re.I), ("login",), _PUT),
     Form(
-        re.compile(rf"((?:^|\s)(?:-u\s+|--(?:proxy-)?user[\s=]+)[\"']?[A-Za-z][\w.@-]*:){_VALUE}{{6,}}", re.I),
+        Pattern(rf"((?:^|\s)(?:-u\s+|--(?:proxy-)?user[\s=]+)[\"']?[A-Za-z][\w.@-]*:){_VALUE}{{6,}}", re.I),
         ("-u",),
         _PUT,
     ),
     # As each of these programs takes them, in one word with the option or the next one.
     *(
-        Form(re.compile(rf"(\b(?:{programs})\b[^\r\n|;]{{0,300}}?\s{option}\s*[\"']?){_VALUE}{{4,}}"), hints, _PUT)
+        Form(Pattern(rf"(\b(?:{programs})\b[^\r\n|;]{{0,300}}?\s{option}\s*[\"']?){_VALUE}{{4,}}"), hints, _PUT)
         for programs, option, hints in _PROGRAMS
     ),
     # Of Windows' shares and accounts, with the password before or after the name, or in its place.
     Form(
-        re.compile(
+        Pattern(
             rf"(\bnet\s+use\s+[^\r\n]{{0,200}}?\\\\[^\s\"']+[\"']?(?:\s+/(?:user:|p)[^\s]*)*\s+[\"']?(?!/)){_VALUE}{{4,}}",
             re.I,
         ),
@@ -207,14 +207,14 @@ AFTER = [
         _PUT,
     ),
     Form(
-        re.compile(rf"(\b(?:net\s+user|runas\s+/user:)\s*\S+\s+[\"']?(?!/)){_VALUE}{{8,}}", re.I),
+        Pattern(rf"(\b(?:net\s+user|runas\s+/user:)\s*\S+\s+[\"']?(?!/)){_VALUE}{{8,}}", re.I),
         ("net", "runas"),
         check=mixed,
     ),
     # Handed to a program's standard input.
-    Form(re.compile(rf"(<<<\s*[\"']?){_DRAWN}"), ("<<<",), check=mixed),
+    Form(Pattern(rf"(<<<\s*[\"']?){_DRAWN}"), ("<<<",), check=mixed),
     Form(
-        re.compile(
+        Pattern(
             rf"(\becho\s+(?:-\w+\s+)?[\"']?){_VALUE}{{4,}}(?=[\"']?\s*\|\s*(?:sudo\b|kinit\b|su\b|gpg\b|openssl\b|"
             r"cryptsetup\b|\w*passwd\b|(?:docker|podman|helm|oras|skopeo|crane|az|gh|hf|huggingface-cli)\b[^\r\n|;]{0,99}\blogin\b))"
         ),
@@ -222,7 +222,7 @@ AFTER = [
         _PUT,
     ),
     Form(
-        re.compile(
+        Pattern(
             r"((?:secret[_-]?access[_-]?key|client[_-]?secret|api[_ -]?key|access[_-]?token|auth[_-]?token|"
             rf"passw(?:or)?d)\s+){_MIXED}",
             re.I,
@@ -231,7 +231,7 @@ AFTER = [
         _PUT,
     ),
     Form(
-        re.compile(
+        Pattern(
             rf"((?:\b(?:password|passphrase|secret|api[_ -]?key)|(?:(?<![A-Za-z])|(?<=[_-]))token) is:? {_MARK})"
             rf"{_DIGIT_AND_LETTER}{_DRAWN}",
             re.I,
@@ -239,20 +239,18 @@ AFTER = [
         ("password is", "passphrase is", "secret is", "key is", "token is"),
         check=mixed,
     ),
-    Form(re.compile(rf"([?&](?:amp;)?key=){_MIXED}", re.I), ("key=",), _PUT),
+    Form(Pattern(rf"([?&](?:amp;)?key=){_MIXED}", re.I), ("key=",), _PUT),
     # The address of an access key of AWS, with the key's other half beside it.
     Form(
-        re.compile(r"(\[token removed\][\"']?[\s:,]{1,9}[\"']?)[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"),
+        Pattern(r"(\[token removed\][\"']?[\s:,]{1,9}[\"']?)[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"),
         ("[token removed]",),
         _PUT,
     ),
+    Form(Pattern(r"(\"username\"\s*:\s*\"[^\"\r\n]{0,99}\",\s*\"key\"\s*:\s*\")[0-9a-f]{32}(?=\")"), ('"key"',), _PUT),
+    Form(Pattern(rf"(\"_?auth\"\s*:\s*\"|\b_auth\s*=\s*){_VALUE}{{8,}}", re.I), ("auth",), _PUT),
+    Form(Pattern(rf"(\bcookie[\"']?\s*:\s*[\"']?(?:[\w.-]+=)?+){_VALUE}{{6,}}", re.I), ("cookie",), _PUT),
     Form(
-        re.compile(r"(\"username\"\s*:\s*\"[^\"\r\n]{0,99}\",\s*\"key\"\s*:\s*\")[0-9a-f]{32}(?=\")"), ('"key"',), _PUT
-    ),
-    Form(re.compile(rf"(\"_?auth\"\s*:\s*\"|\b_auth\s*=\s*){_VALUE}{{8,}}", re.I), ("auth",), _PUT),
-    Form(re.compile(rf"(\bcookie[\"']?\s*:\s*[\"']?(?:[\w.-]+=)?+){_VALUE}{{6,}}", re.I), ("cookie",), _PUT),
-    Form(
-        re.compile(
+        Pattern(
             r"((?:(?:(?<![A-Za-z])|(?<=[_-])|(?<=[ _-]D)|(?-i:(?<=[a-z])(?=T)))token|\bapi key(?: provided)?)"
             rf"{_IS}){_MIXED}",
             re.I,
@@ -261,18 +259,18 @@ AFTER = [
         _PUT,
     ),
     # Names that much else has as well, and what is drawn under them.
-    Form(re.compile(rf"((?:{_common()}){_IS}){_DRAWN}"), _COMMON, check=mixed),
-    Form(re.compile(rf"(\blogin\(\s*{_MARK}){_DRAWN}"), ("login(",), check=mixed),
+    Form(Pattern(rf"((?:{_common()}){_IS}){_DRAWN}"), _COMMON, check=mixed),
+    Form(Pattern(rf"(\blogin\(\s*{_MARK}){_DRAWN}"), ("login(",), check=mixed),
     # As an environment has them.
     *(
-        Form(re.compile(rf"((?:{_capitals()})(?:_?\d+)?{assigned}){_NO_VALUE}{_VALUE}{{6,}}"), hints, _PUT)
+        Form(Pattern(rf"((?:{_capitals()})(?:_?\d+)?{assigned}){_NO_VALUE}{_VALUE}{{6,}}"), hints, _PUT)
         for assigned, hints in (
             (rf"[\"']?\s*=\s*{_MARK}", [it.lower() for it in ("TOKEN", *_ENDS, *_WHOLE_WORDS)]),
             (r"[\"']\]\s*=\s*[\"']", ("']", '"]')),
         )
     ),
     Form(
-        re.compile(
+        Pattern(
             rf"((?<![A-Za-z0-9_])[A-Z][A-Z0-9_]*(?<!CACHE)(?<!SORT)(?<!PUBLIC)_KEY[\"']?\]?\s*=\s*{_MARK}){_CALL}{_MIXED}"
         ),
         ("_key",),
@@ -280,7 +278,7 @@ AFTER = [
     ),
     # In XML and in .NET's settings.
     Form(
-        re.compile(
+        Pattern(
             r"(<(?:[\w.:-]*(?:password|passwd|passphrase|secret|token|api_?key))>\s*)(?!\[token removed\])[^<\s]{6,}"
             r"(?=\s*</)",
             re.I,
@@ -289,14 +287,14 @@ AFTER = [
         _PUT,
     ),
     Form(
-        re.compile(rf"((?:password|passwd|secret|token|api_?key)[\"']? value=[\"']){_VALUE}{{6,}}", re.I),
+        Pattern(rf"((?:password|passwd|secret|token|api_?key)[\"']? value=[\"']){_VALUE}{{6,}}", re.I),
         (" value=",),
         _PUT,
     ),
     # In quotation marks to the closing one, whatever stands between.
     *(
         Form(
-            re.compile(
+            Pattern(
                 rf"((?:{_NAMES})[\"']?\]?\s*[=:]\s*\[?\s*{mark})"
                 rf"(?!\[token removed\])[^{mark}\r\n\\]{{6,200}}(?={mark})",
                 re.I,
@@ -306,10 +304,10 @@ AFTER = [
         )
         for mark in "\"'"
     ),
-    Form(re.compile(rf"((?:{_NAMES}){_MARK}\s*[=:]\s*\[?\s*{_MARK}){_CALL}{_VALUE}{{6,}}", re.I), _OF_NAMES, _PUT),
+    Form(Pattern(rf"((?:{_NAMES}){_MARK}\s*[=:]\s*\[?\s*{_MARK}){_CALL}{_VALUE}{{6,}}", re.I), _OF_NAMES, _PUT),
     # What stands before the host of an address: a name with a password, or a token alone.
     Form(
-        re.compile(
+        Pattern(
             r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\]@)(?:\[token removed\]|[^\s/@:\"'<>])*:"
             r"[^\s/\"'<>]+(?=@)",
             re.I,
@@ -317,25 +315,23 @@ AFTER = [
         ("://",),
         _PUT,
     ),
-    Form(
-        re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\])[^\s/@:\"'<>]{16,}(?=@)", re.I), ("://",), _PUT
-    ),
+    Form(Pattern(r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\])[^\s/@:\"'<>]{16,}(?=@)", re.I), ("://",), _PUT),
     # The same without a scheme.
     Form(
-        re.compile(r"((?<![\w@:.-])[A-Za-z][\w.%+-]{0,63}:)(?!\[token removed\])[^\s/@:\"'<>]{8,}(?=@[\w.-])"),
+        Pattern(r"((?<![\w@:.-])[A-Za-z][\w.%+-]{0,63}:)(?!\[token removed\])[^\s/@:\"'<>]{8,}(?=@[\w.-])"),
         (":",),
         check=mixed,
     ),
     # The same, percent-encoded in part or as a whole.
     Form(
-        re.compile(
+        Pattern(
             r"(\b[a-z][a-z0-9+.-]{0,30}://)(?!\[token removed\])[^\s/@:%\"'<>]{0,99}%3A[^\s/@:\"'<>]{1,200}(?=@)", re.I
         ),
         ("%3a",),
         _PUT,
     ),
     Form(
-        re.compile(
+        Pattern(
             r"(\b[a-z][a-z0-9+.-]{0,30}%3A%2F%2F)(?!\[token removed\])"
             r"[^\s/@:%\"'<>&]{0,99}%3A(?:(?!%2F)[^\s/@:\"'<>&]){1,200}(?=%40)",
             re.I,

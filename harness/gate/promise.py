@@ -8,12 +8,13 @@ and one that had settled may have to go on: so whole gates differ by more than t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+import scipy
 
 from harness.judge import looks
 from harness.judge.intervals import ROUNDING
@@ -25,7 +26,6 @@ _MOST = 1000
 _EVERY = 40
 """Blocks from which on looks are further apart than one block, by a thirtieth: so many do not matter."""
 _LOGS = np.linspace(-15.0, 15.0, 3001)
-_TRIGAMMAS = np.log(special.polygamma(1, np.exp(_LOGS)))
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,25 @@ class _Gates:
             known, beside = _prior(np.maximum(variance, ROUNDING**2), own)
             freedom = own + beside
             variance = (own * variance + beside * known) / freedom
-        reach = -special.stdtrit(freedom, self._levels[count]) * np.sqrt(variance / count)
+        reach = -scipy.special.stdtrit(freedom, self._levels[count]) * np.sqrt(variance / count)
         passed = self._sums / count + reach < self._bound
         passed &= (count >= looks.MINIMUM_BLOCKS) & (freedom >= looks.FREEDOM)
         return np.logical_and.reduceat(passed, self._first, axis=1)
 
 
+@functools.cache
+def _trigammas() -> np.ndarray:
+    """Return the logarithms of the trigamma function of e to each of _LOGS."""
+    found: np.ndarray = np.log(scipy.special.polygamma(1, np.exp(_LOGS)))
+    return found
+
+
 def _prior(variance: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the variance and the degrees of freedom that a gate's metrics share: looks.Prior, for many gates."""
-    logs = np.log(variance) - special.digamma(freedom / 2) + np.log(freedom / 2)
-    beyond = logs.var(axis=1, ddof=1) - special.polygamma(1, freedom / 2).mean(axis=1)
+    logs = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
+    beyond = logs.var(axis=1, ddof=1) - scipy.special.polygamma(1, freedom / 2).mean(axis=1)
     # It falls, and numpy interpolates over what rises.
-    half = np.exp(np.interp(-np.log(np.maximum(beyond, 1e-12)), -_TRIGAMMAS, _LOGS))
+    half = np.exp(np.interp(-np.log(np.maximum(beyond, 1e-12)), -_trigammas(), _LOGS))
     worth = np.where(beyond > 0, np.minimum(2 * half, looks.MOST_FREEDOM), looks.MOST_FREEDOM)
-    known = np.exp(logs.mean(axis=1) + special.digamma(worth / 2) - np.log(worth / 2))
+    known = np.exp(logs.mean(axis=1) + scipy.special.digamma(worth / 2) - np.log(worth / 2))
     return known[:, None], worth[:, None]

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy
-from scipy import special
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge.intervals import Interval, finite, mean_interval
@@ -75,7 +74,7 @@ def tango_interval(lost: int, won: int, documents: int, confidence: float = 0.95
     """Return (won - lost) / documents with Tango's score interval (1998, equations 24 to 26)."""
     if not (lost >= 0 and won >= 0 and documents > 0 and lost + won <= documents):
         raise SampleError(f"lost {lost} and won {won} are not parts of {documents} documents")
-    z = float(special.ndtri((1 + confidence) / 2))
+    z = float(scipy.special.ndtri((1 + confidence) / 2))
     estimate = (won - lost) / documents
 
     def excess(difference: float) -> float:

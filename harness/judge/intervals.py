@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
+import scipy
 
 from harness.base.errors import SampleError, TooFewSamples
 
@@ -50,7 +50,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, rule: str =
     center = float(array.mean())
     if np.ptp(array) <= ROUNDING:
         return Interval(center, center, center, confidence, "no spread", count)
-    arm = float(special.stdtrit(count - 1, (1 + confidence) / 2) * array.std(ddof=1) / math.sqrt(count))
+    arm = float(scipy.special.stdtrit(count - 1, (1 + confidence) / 2) * array.std(ddof=1) / math.sqrt(count))
     return Interval(center, center - arm, center + arm, confidence, "Student-t", count, count - 1)
 
 

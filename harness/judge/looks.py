@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy
-from scipy import special
 
 from harness.base.errors import TooFewSamples
 from harness.judge.intervals import ROUNDING, Interval
@@ -72,10 +71,10 @@ class Prior:
         if len(known) < ALIKE:
             return None
         variance, freedom = np.array(known).T
-        logs = np.log(variance) - special.digamma(freedom / 2) + np.log(freedom / 2)
-        beyond = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
+        logs = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
+        beyond = float(logs.var(ddof=1) - scipy.special.polygamma(1, freedom / 2).mean())
         worth = min(MOST_FREEDOM, 2 * _inverse_trigamma(beyond)) if beyond > 0 else MOST_FREEDOM
-        return cls(math.exp(float(logs.mean()) + float(special.digamma(worth / 2)) - math.log(worth / 2)), worth)
+        return cls(math.exp(float(logs.mean()) + float(scipy.special.digamma(worth / 2)) - math.log(worth / 2)), worth)
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,12 @@ class Look:
     def of(cls, interval: Interval) -> Look:
         """Return the look whose interval this is, of logarithms."""
         freedom = interval.freedom or 1.0
-        arms = float(special.stdtrit(freedom, (1 + (interval.confidence or 0.95)) / 2))
+        arms = float(scipy.special.stdtrit(freedom, (1 + (interval.confidence or 0.95)) / 2))
         return cls(interval.estimate, (interval.high - interval.estimate) / arms, freedom, interval.n)
 
     def interval(self, confidence: float) -> Interval:
         """Return the interval of the mean: Student's t."""
-        arm = self.error * float(special.stdtrit(self.freedom, (1 + confidence) / 2))
+        arm = self.error * float(scipy.special.stdtrit(self.freedom, (1 + confidence) / 2))
         method = "Student-t" if self.error else "no spread"
         return Interval(self.mean, self.mean - arm, self.mean + arm, confidence, method, self.blocks, self.freedom)
 
@@ -162,7 +161,7 @@ class Look:
         beyond = (-self.mean if direction == "higher" else self.mean) - bound
         if not self.error:
             return 0.0 if beyond > 0 else 1.0
-        return float(special.stdtr(self.freedom, -beyond / self.error))
+        return float(scipy.special.stdtr(self.freedom, -beyond / self.error))
 
     def narrow(self, bound: float) -> bool:
         """Return whether so narrow an interval that still holds the bound means an effect about as large as that."""
@@ -179,6 +178,6 @@ def _inverse_trigamma(value: float) -> float:
     """Return where the trigamma function has a value above zero; it falls from infinity to zero."""
 
     def short(log: float) -> float:
-        return math.log(float(special.polygamma(1, math.exp(log)))) - math.log(value)
+        return math.log(float(scipy.special.polygamma(1, math.exp(log)))) - math.log(value)
 
     return math.exp(scipy.optimize.brentq(short, -15.0, 15.0)) if short(15.0) < 0 < short(-15.0) else math.exp(15.0)

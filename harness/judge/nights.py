@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
-from scipy import special
+import scipy
 
 from harness.judge.trend import Trend
 from harness.records.metric import Direction
@@ -163,12 +163,12 @@ def _told(judged: Sequence[Figure], worse: np.ndarray, adjusted: np.ndarray, at:
         there = np.isfinite(window).sum(axis=1)
         moved = np.nanmean(window, axis=1) - mean
         error = deviation * np.sqrt(1 / np.maximum(1.0, there * worth) + 1 / (count * worth))
-        found = special.stdtr(freedom, -moved / error)
+        found = scipy.special.stdtr(freedom, -moved / error)
         better = found < p
         nights[better], shift[better], p[better] = length, moved[better], found[better]
     least = np.log1p([one.margin * _OF_MARGIN for one in judged])
     error = deviation * np.sqrt(1 / np.maximum(1.0, WINDOW * worth) + 1 / (count * worth))
-    detectable = np.expm1((special.stdtrit(freedom, 1 - at) + special.stdtrit(freedom, _POWER)) * error)
+    detectable = np.expm1((scipy.special.stdtrit(freedom, 1 - at) + scipy.special.stdtrit(freedom, _POWER)) * error)
     return [
         Finding(
             figure=one,

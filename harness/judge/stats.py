@@ -28,7 +28,6 @@ from typing import Literal
 
 import numpy as np
 import scipy
-from scipy import special
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge.intervals import Interval, log_ratios, positive
@@ -131,7 +130,7 @@ def baseline_ratio(runs: Sequence[float], today: Sequence[float], confidence: fl
         raise TooFewSamples("a baseline's spread", 2, count)
     center = float(after.mean() - before.mean())
     error = float(before.std(ddof=1)) * math.sqrt(1 / count + 1 / len(after))
-    arm = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
+    arm = float(scipy.special.stdtrit(count - 1, (1 + confidence) / 2)) * error
     return Interval(center, center - arm, center + arm, confidence, "prediction", count).transformed(math.exp)
 
 
@@ -203,7 +202,7 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
     """
 
     def short(z: float) -> float:
-        found = interval_at(float(2 * special.ndtr(abs(z)) - 1))
+        found = interval_at(float(2 * scipy.special.ndtr(abs(z)) - 1))
         low, high = (-found.high, -found.low) if direction == "higher" else (found.low, found.high)
         return (low if z > 0 else high) - margin
 
@@ -213,7 +212,7 @@ def inverted_p(interval_at: Callable[[float], Interval], margin: float, directio
         z = -_FARTHEST
     else:
         z = scipy.optimize.brentq(short, -_FARTHEST, _FARTHEST, xtol=1e-9)
-    return float(special.ndtr(-z))
+    return float(scipy.special.ndtr(-z))
 
 
 def benjamini_hochberg(p_values: Sequence[float], q: float = 0.05) -> list[bool]:
@@ -283,7 +282,7 @@ def smallest_effect(sd: float, blocks: int, confidence: float = 0.95, power: flo
         raise TooFewSamples("a detectable effect", 2, blocks, "blocks")
     if not sd >= 0 or not math.isfinite(sd):
         raise SampleError(f"the noise must be a finite standard deviation, got {sd}")
-    critical = special.stdtrit(blocks - 1, (1 + confidence) / 2)
+    critical = scipy.special.stdtrit(blocks - 1, (1 + confidence) / 2)
     # In standard errors; the noncentral t's power grows with it.
     effect = scipy.optimize.brentq(lambda x: scipy.stats.nct.sf(critical, blocks - 1, x) - power, 0, 3 * critical + 20)
     return math.expm1(float(effect) * sd / math.sqrt(blocks))
