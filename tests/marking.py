@@ -36,19 +36,34 @@ FAULTS = "faults"
 LONGEST = (
     "tests/gate/test_gate.py",
     "tests/plugin/test_reliability.py",
+    "tests/worker/test_shelf.py",
     "tests/runtime/test_environment_pair.py",
     "tests/plugin/test_main_job.py",
     "tests/worker/test_vllm.py",
-    "tests/zoo/test_folders.py",
-    "tests/publish/test_reproduced.py",
+    "tests/worker/test_export.py",
     "tests/devices/test_ssh_and_ios.py",
+    "tests/zoo/test_folders.py",
+    "tests/runtime/test_stack.py",
+    "tests/publish/test_reproduced.py",
     "tests/judge/test_baseline.py",
     "tests/plugin/test_entry_point.py",
+    "tests/test_secrets.py",
 )
-# Files that share what is expensive to have, a worker with lm-evaluation-harness and one with ExecuTorch: the tests of
-# such files, by how their names begin, are run by one process.
+# Files that share what is expensive to have: workers that quantize and that have lm-evaluation-harness, torch in the
+# very process that runs the tests, one with ExecuTorch. The tests of such files, by how their names begin, are run by
+# one process.
 SHARED = {
-    "generating": ("tests/worker/test_evaluate.py", "tests/worker/test_generate.py", "tests/worker/test_tasks.py"),
+    "workers": tuple(
+        f"tests/worker/test_{name}.py"
+        for name in ("evaluate", "generate", "held", "quantize", "sglang", "shelf", "staged", "tasks")
+    ),
+    "torch": (
+        *(
+            f"tests/worker/test_{name}.py"
+            for name in ("export", "llama_parameters", "loading", "recipe_code", "repeated", "rotated", "texts")
+        ),
+        "tests/zoo/test_proof.py",
+    ),
     "executorch": ("tests/devices/",),
 }
 FIXTURES = {
@@ -95,7 +110,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not fixtures.isdisjoint(getattr(item, "fixturenames", ())):
                 item.add_marker(mark)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        costs = Counter(item.path for item in items if item.get_closest_marker(MARK))
+        costs = Counter(item.path for item in items if any(map(item.get_closest_marker, (MARK, PROGRAMS))))
         items.sort(key=lambda item: (_rank(item), -costs[item.path], item.path))
 
 

@@ -33,6 +33,8 @@ _KEEPER = "keeper"
 _LONGEST_JOB = 60_000
 # Variables of a process's own, which no import looks at, but for whether vLLM's server logs where an error came from.
 _OWN = ("HARNESS_", "PYTEST_", "TMPDIR", "PWD", "OLDPWD")
+# What torch and vLLM set as they are imported, and leave behind in a process of tests that does so.
+_OWN += ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR")
 _OWN += ("VLLM_SERVER_DEV_MODE", "VLLM_CPU_KVCACHE_SPACE", "VLLM_ENABLE_V1_MULTIPROCESSING")
 _REPOSITORY = str(Path(__file__).resolve().parents[2])
 

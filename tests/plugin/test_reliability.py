@@ -152,7 +152,7 @@ class Session:
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and self.process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                busy = [pid for pid in self._alive() if psutil.Process(pid).cpu_times().user > 3]
+                busy = [pid for pid in self._alive() if psutil.Process(pid).cpu_times().user > 1.5]
                 if busy and measured(self.records)[-1:] == [("bf16", SIZES[-1])]:
                     return busy[-1]
             time.sleep(0.1)

@@ -13,8 +13,9 @@ from harness.runtime import environment_pair
 from harness.runtime.environment import Environment
 from harness.runtime.store import Store
 from tests.wheels import only_from, write_wheel
+from tests.wheels import resolved_once as resolved_once
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("resolved_once")]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from harness.runtime.installed import Distribution
 from harness.runtime.store import Store
 from tests.runtime.test_environment_pair import base as base
 from tests.wheels import only_from, write_wheel
+from tests.wheels import resolved_once as resolved_once
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("resolved_once")]
 
 
 @pytest.fixture(scope="module")
