@@ -187,7 +187,7 @@ class BlockRunner:
         where = f"{side} side, block {tags['block']}, attempt {tags['attempt']}"
         self.bench.run.append(
             Failure(
-                cell=self.bench.base.identity(unit.cell),
+                cell=self.bench.base.cell_identity(unit.cell),
                 stage=error.stage,
                 failure=error.kind,
                 message=f"{where}: {error.message}",

@@ -20,7 +20,7 @@ from harness.matrix.schema import Model
 from harness.measure import served
 from harness.measure.calibrations import Calibrations, observed
 from harness.measure.clock import Clock
-from harness.measure.plain import EVALUATORS, Checkpoint, Keys, PlainModels, identity
+from harness.measure.plain import EVALUATORS, Checkpoint, Keys, PlainModels, cell_identity
 from harness.measure.workers import Failed, Key, Workers
 from harness.records.place import Place
 from harness.records.schema import Cell as CellIdentity
@@ -86,9 +86,9 @@ class Checkpoints:
         with self._clock.timed("setup"):
             return self.models.of(model, on)
 
-    def identity(self, cell: Cell) -> CellIdentity:
+    def cell_identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""
-        return identity(cell, self.plain(cell.model, cell.hardware).model)
+        return cell_identity(cell, self.plain(cell.model, cell.hardware).model)
 
     def of(self, cell: Cell) -> Checkpoint:
         """Return the checkpoint of a cell: the plain one for the baseline, otherwise a quantized one.

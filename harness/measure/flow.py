@@ -104,9 +104,9 @@ class Flow:
             rule,
         )
 
-    def identity(self, cell: Cell) -> CellIdentity:
+    def cell_identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it."""
-        return self.checkpoints.identity(cell)
+        return self.checkpoints.cell_identity(cell)
 
     def progress(self, words: str) -> None:
         """Tell whoever waits what is going on."""

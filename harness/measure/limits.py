@@ -90,7 +90,7 @@ class Limits:
 
     def _latency(self, cell: Cell, batch_size: int) -> list[float]:
         """Return what this session has measured of the whole batch, if it has."""
-        own, parameters = self._recorder.flow.identity(cell), latency_parameters(cell, batch_size)
+        own, parameters = self._recorder.flow.cell_identity(cell), latency_parameters(cell, batch_size)
         for other in reversed(self._recorder.measurements):
             same = (other.metric, other.cell, other.parameters) == ("latency", own, parameters)
             if same and not other.discarded:

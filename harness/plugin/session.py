@@ -148,7 +148,7 @@ class HarnessSession(Reported):
     def identity(self, cell: Cell) -> CellIdentity:
         """Return the cell as records name it; one whose weights could not be had says so."""
         try:
-            return self.flow.identity(cell)
+            return self.flow.cell_identity(cell)
         except HarnessError:
             return super().identity(cell)
 

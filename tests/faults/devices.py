@@ -81,7 +81,7 @@ class Bench:
     def packages(self, cell: Cell) -> dict[str, str]:
         return {}
 
-    def identity(self, cell: Cell) -> CellIdentity:
+    def cell_identity(self, cell: Cell) -> CellIdentity:
         model = ModelIdentity(name=cell.model.name, source="folder:x", revision="1", weights="pretrained")
         return CellIdentity(model=model, recipe=cell.recipe.identity, hardware=cell.hardware.name, server=cell.server)
 

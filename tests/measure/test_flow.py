@@ -254,7 +254,7 @@ def test_a_model_that_came_quantized_is_its_own_recipes_checkpoint(came: Any) ->
     recipe = {"config": "Int8WeightOnlyConfig", "arguments": {}, "quantizes": ["linear"], "transformers_options": {}}
     assert flow.asked == [("facts", {"checkpoint": str(flow.model), "trust_remote_code": False, **recipe})]
     assert (
-        flow.checkpoints.identity(cell).model.note
+        flow.checkpoints.cell_identity(cell).model.note
         == "came quantized, with Int8WeightOnlyConfig, and was measured as it is"
     )
     assert flow.checkpoints.alone(cell) == "came came quantized, so there is no baseline"
@@ -320,7 +320,7 @@ def test_a_plain_model_is_not_alone(came: Any) -> None:
     flow = came()
     assert flow.checkpoints.of(flow.cell("bf16")).folder == flow.model
     assert flow.checkpoints.alone(flow.cell("int8wo")) == ""
-    assert not flow.checkpoints.identity(flow.cell("bf16")).model.note
+    assert not flow.checkpoints.cell_identity(flow.cell("bf16")).model.note
     told = {"checkpoint": str(flow.model), "trust_remote_code": False}
     assert flow.asked == [("facts", told)], "it was loaded once, to know that all of its weights are there"
 

@@ -118,7 +118,7 @@ class StubFlow:
     def timed(self, stage: str, cell: Cell | None = None) -> Iterator[None]:
         yield
 
-    def identity(self, cell: Cell) -> CellIdentity:
+    def cell_identity(self, cell: Cell) -> CellIdentity:
         return CellIdentity(
             model=ModelIdentity(name=cell.model.name, source="hub:x", revision="1", weights="pretrained"),
             recipe=cell.recipe.identity,
@@ -452,7 +452,7 @@ def test_what_was_too_noisy_for_its_limit_is_measured_again(
     for name in ("bf16", "int8wo", "int8dq"):
         found = measure.generate(cells[name], repeat)
     asked = {"metric": found.metric, "parameters": found.parameters, "origin": "chosen", "comparison": comparison}
-    of = measure.recorder.flow.identity(cells["int8wo"])
+    of = measure.recorder.flow.cell_identity(cells["int8wo"])
     measure.recorder.run.append(Judgement(cell=of, passed=False, noisy=True, measured=1.0, limit=1.0, **asked))
     flow = StubFlow(1.0)
     resumed = Measure(Recorder(flow, Run(tmp_path)))  # type: ignore[arg-type]
@@ -544,7 +544,8 @@ def test_a_machine_that_never_settles_is_an_error(
     with pytest.raises(HarnessError, match=r"generate_throughput of .*3 blocks in a row .*too hot.*--resume"):
         measure.generate(cells["bf16"], repeat)
     assert all(record.discarded for record in recorded(Run(tmp_path)))
-    quantized = recorded(Run(tmp_path))[0].model_copy(update={"cell": measure.recorder.flow.identity(cells["int8wo"])})
+    cell = measure.recorder.flow.cell_identity(cells["int8wo"])
+    quantized = recorded(Run(tmp_path))[0].model_copy(update={"cell": cell})
     assert measure.recorder.baseline_of(quantized) is None
 
 
