@@ -37,6 +37,8 @@ _CAPABILITIES: dict[Vendor, _Written] = {
     "amd": _Written(r"gfx[0-9a-f]+", "an architecture as gfx942"),
 }
 
+_TOKENS_AT_ONCE = 1024
+
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 """Of every table of matrix.toml: its keys and types are exactly those that are declared."""
 
@@ -126,6 +128,13 @@ class Hardware(_Table):
     def task_batch(self) -> int:
         """Documents of a task that are evaluated at once."""
         return TASK_BATCH[self.torch_device]
+
+    def windows_at_once(self, tokens: int) -> int:
+        """Return how many windows of so many tokens of a text are predicted at once.
+
+        A processor unpacks quantized weights anew for each; a GPU has the work of one quickly done.
+        """
+        return 1 if self.is_gpu else max(1, _TOKENS_AT_ONCE // tokens)
 
     def fits(self, product: str) -> bool:
         """Return whether it is what a driver calls ``product``."""

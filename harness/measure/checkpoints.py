@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,8 @@ class Checkpoints:
         """
         missing: dict[Place, Work] = {}
         failed: set[Place] = set()
+        # Several with all threads each would have processors wait for one another.
+        threads = 1 if sum(not cell.recipe.baseline for cell in cells) > 1 else 0
         for cell in cells:
             try:
                 plain = self.plain(cell.model, cell.hardware)
@@ -123,9 +125,8 @@ class Checkpoints:
                 failed.add(cell.base)
                 continue
             if not (cell.recipe.baseline or plain.quantized or cell.hardware.is_gpu):
-                size = sum(file.stat().st_size for file in plain.folder.glob("*.safetensors"))
-                held = _QUANTIZE_BYTES + (_QUANTIZE_WEIGHTS + observed(cell)) * size
-                missing[cell.base] = Work(functools.partial(self._quantized, cell, plain), held)
+                run = functools.partial(self._quantized, cell, plain, threads)
+                missing[cell.base] = Work(run, _held(cell, plain))
         with self._clock.timed("quantize"):
             errors = together(list(missing.values()), self._workers.end_once)
         for name, error in zip(missing, errors, strict=True):
@@ -134,15 +135,14 @@ class Checkpoints:
                 failed.add(name)
         return [cell for cell in cells if cell.base not in failed]
 
-    def _quantized(self, cell: Cell, plain: Checkpoint) -> Artifact:
-        """Return a recipe's checkpoint, made of a plain one; in any thread."""
+    def _quantized(self, cell: Cell, plain: Checkpoint, threads: int = 0) -> Artifact:
+        """Return a recipe's checkpoint, made of a plain one by so many threads (0: as many as workers have); in any."""
         device, config = cell.hardware.torch_device, cell.recipe.identity.config
+        started: dict[str, Any] = {"device": device, **({"threads": threads} if threads else {})}
 
         def build(folder: Path) -> dict[str, Any]:
             given = {"checkpoint": str(plain.folder), "trust_remote_code": cell.model.trust_remote_code, **text}
-            return self._workers.once(
-                "quantize", {"device": device}, "quantize", cell, output=str(folder), **given, **config
-            )
+            return self._workers.once("quantize", started, "quantize", cell, output=str(folder), **given, **config)
 
         text = self.calibrations.given(cell)
         key = {"plain": plain.key, "recipe": cell.recipe.identity.hash, "device": device, **self._keys.makers()}
@@ -305,19 +305,20 @@ class Checkpoints:
         return found
 
     def reference(
-        self, cell: Cell, text: str, windows: int, tokens: int, predict: Callable[[Path, Path], dict[str, Any]]
+        self, cell: Cell, question: Mapping[str, Any], predict: Callable[[Path, Path], dict[str, Any]]
     ) -> Path | None:
         """Return the file of what a cell's baseline predicts over windows of a text, computed once for all recipes.
 
-        ``text`` is the text's key; ``predict(checkpoint, output)`` writes the file. None where it would be too large
-        to be kept, or where blocks must not share it: then each recipe has it computed anew.
+        ``question`` is the key of the text and what else ``predict(checkpoint, output)``, which writes the file, goes
+        by. None where it would be too large to be kept, or where blocks must not share it: then each recipe has it
+        computed anew.
         """
         baseline = self.plain(cell.model, cell.hardware)
-        size = windows * tokens * vocabulary(baseline.folder) * _LOGIT_BYTES
+        size = question["windows"] * question["tokens"] * vocabulary(baseline.folder) * _LOGIT_BYTES
         root = self._workers.store.root
         if self._block or not 0 < size <= _MOST_REFERENCE_BYTES or shutil.disk_usage(root).free < _LEAST_FREE * size:
             return None
-        key = {"checkpoint": baseline.key, "text": text, "windows": windows, "tokens": tokens}
+        key = {"checkpoint": baseline.key, **question}
         key |= {"hardware": cell.hardware.name, "device": probe.device(cell.hardware).name, **self._keys.packages()}
 
         def build(folder: Path) -> dict[str, Any]:
@@ -346,6 +347,12 @@ class Checkpoints:
             yield
         finally:
             self._block -= 1
+
+
+def _held(cell: Cell, plain: Checkpoint) -> float:
+    """Return the bytes that a process may come to hold that quantizes a model."""
+    size = sum(file.stat().st_size for file in plain.folder.glob("*.safetensors"))
+    return _QUANTIZE_BYTES + (_QUANTIZE_WEIGHTS + observed(cell)) * size
 
 
 def vocabulary(folder: Path) -> int:

@@ -37,19 +37,23 @@ def text_quality(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     baseline = None if alone else flow.checkpoints.plain(cell.model, cell.hardware)
     names = ["perplexity"] if baseline is None else ["perplexity", "kl_divergence", "top1_agreement", "token_flips"]
     text = flow.checkpoints.prompts()
-    key: dict[str, Any] = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens}
+    # One by one, and with the keys of before, where they always were.
+    at_once = {"at_once": many} if (many := cell.hardware.windows_at_once(wanted.window_tokens)) > 1 else {}
+    question = {"text": text.key, "windows": wanted.windows, "tokens": wanted.window_tokens, **at_once}
+    key: dict[str, Any] = dict(question)
     key |= {"definition": METRICS["perplexity"].version, "baseline": baseline.key if baseline else None}
-    asked = {
+    asked: dict[str, Any] = {
         "text": str(text.folder / "text.txt"),
         "windows": wanted.windows,
         "window_tokens": wanted.window_tokens,
+        **at_once,
     }
 
     def ask() -> dict[str, Any]:
         kept = None
         # The baseline alone needs no reference, which is large.
         if baseline or (cell.recipe.baseline and flow.fleet.recipes_follow(cell)):
-            kept = flow.checkpoints.reference(cell, text.key, wanted.windows, wanted.window_tokens, predict)
+            kept = flow.checkpoints.reference(cell, question, predict)
         return flow.fleet.transformers(cell).ask(
             "text_quality",
             cell.measurements.time_limits.evaluate,

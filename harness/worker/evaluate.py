@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,24 +14,24 @@ from harness.worker.texts import Windows
 
 @tensors.inferring
 def text_quality(
-    model: Any, reference: Any | None, windows: Windows, progress: Callable[[int], None]
+    model: Any, reference: Any | None, windows: Windows, progress: Callable[[int], None], at_once: int = 1
 ) -> dict[str, Any]:
     """Hold a model against the text and, if there is one, against a reference model, teacher-forced.
 
     What is predicted are a window's tokens of the text but the first; what its tokenizer begins it with is given.
     Returns one entry a window: mean negative log-likelihood (nats a token), and against the reference the mean
     KL(reference || model) in nats, the share of equal most likely tokens, and the share of positions where exactly
-    one of the two predicts the text's next token.
+    one of the two predicts the text's next token. Both predict ``at_once`` windows in one pass.
     """
     results: dict[str, list[float]] = {"nll": [], "kl": [], "top1": [], "flips": []}
     given = windows.given
-    for index, window in enumerate(windows.ids):
-        here = torch.tensor(window, device=model.device)
-        target = here[given + 1 :]
-        log_p = _log_probabilities(model, here)[given:]
+    references = None if reference is None else _log_probabilities(reference, windows, at_once)
+    for index, log_p in enumerate(_log_probabilities(model, windows, at_once)):
+        target = torch.tensor(windows.ids[index], device=model.device)[given + 1 :]
+        log_p = log_p[given:]
         results["nll"].append(-log_p.gather(1, target[:, None]).mean().item())
-        if reference is not None:
-            log_r = _log_probabilities(reference, here)[given:]
+        if references is not None:
+            log_r = next(references)[given:]
             results["kl"].append((log_r.exp() * (log_r - log_p)).sum(-1).mean().item())
             top, top_r = log_p.argmax(-1), log_r.argmax(-1)
             results["top1"].append((top == top_r).float().mean().item())
@@ -46,13 +46,20 @@ def text_quality(
 def likeliest(model: Any, windows: Windows, top: int) -> list[list[list[tuple[int, float]]]]:
     """Return for each window and each of its tokens but the first the ``top`` likeliest ids with log-probabilities."""
     found = []
-    for window in windows.ids:
-        values, tokens = _log_probabilities(model, torch.tensor(window, device=model.device)).topk(top, dim=-1)
+    for log_p in _log_probabilities(model, windows, 1):
+        values, tokens = log_p.topk(top, dim=-1)
         rows = zip(tokens.tolist(), values.tolist(), strict=True)
         found.append([list(zip(token, value, strict=True)) for token, value in rows])
     return found
 
 
-def _log_probabilities(model: Any, window: torch.Tensor) -> torch.Tensor:
-    """Return what is predicted after each token of a window but the last: float32, (tokens - 1, vocabulary)."""
-    return torch.log_softmax(model(window[None]).logits[0, :-1].float(), dim=-1)
+def _log_probabilities(model: Any, windows: Windows, at_once: int) -> Iterator[torch.Tensor]:
+    """Yield what is predicted after each token but the last, a window at a time: float32, (tokens - 1, vocabulary)."""
+    for logits in predictions(model, windows, at_once):
+        yield torch.log_softmax(logits[:-1].float(), dim=-1)
+
+
+def predictions(model: Any, windows: Windows, at_once: int) -> Iterator[torch.Tensor]:
+    """Yield a model's logits over each window as it gives them, (tokens, vocabulary); ``at_once`` of them in a pass."""
+    for start in range(0, len(windows), at_once):
+        yield from model(torch.tensor(windows.ids[start : start + at_once], device=model.device)).logits

@@ -78,12 +78,14 @@ class Generate(Backend):
         new = output[0][inputs["input_ids"].shape[1] :].tolist()
         return {"seconds": seconds, "tokens": new, "text": self.tokenizer.decode(new, skip_special_tokens=True)}
 
-    def reference(self, checkpoint: str, text: str, windows: int, window_tokens: int, output: str) -> dict[str, Any]:
+    def reference(
+        self, checkpoint: str, text: str, windows: int, window_tokens: int, output: str, at_once: int = 1
+    ) -> dict[str, Any]:
         """Write what a checkpoint predicts over windows of a text to the file ``output``, for :meth:`text_quality`."""
         self.used = True
         wanted = texts.windows(self.tokenizer, Path(text), windows, window_tokens)
         model = self.model if checkpoint == self.checkpoint else self._load(checkpoint)
-        reference.keep(model, wanted, Path(output), self._progress(windows))
+        reference.keep(model, wanted, Path(output), self._progress(windows), at_once)
         return {}
 
     def text_quality(
@@ -94,10 +96,12 @@ class Generate(Backend):
         baseline: str | None,
         kept: str | None = None,
         calibrated_on: str | None = None,
+        at_once: int = 1,
     ) -> dict[str, Any]:
         """Compare this model with the text, and with the baseline checkpoint over the same text.
 
-        Raises Unusable where a piece of it is of the text ``calibrated_on`` too.
+        ``at_once`` windows are predicted in one pass. Raises Unusable where a piece of it is of the text
+        ``calibrated_on`` too.
 
         ``kept`` is what :meth:`reference` has written of the baseline; where this is the baseline itself, it is what
         this model predicts, and nothing is computed twice.
@@ -111,7 +115,7 @@ class Generate(Backend):
         known = reference.Kept(Path(kept), self.model.device) if kept else None
         model = known if known and baseline is None else self.model
         against = None if baseline is None else known or self._load(baseline)
-        found: dict[str, Any] = evaluate.text_quality(model, against, wanted, self._progress(windows))
+        found: dict[str, Any] = evaluate.text_quality(model, against, wanted, self._progress(windows), at_once)
         return found
 
     def predictions(self, text: str, windows: int, window_tokens: int, top: int) -> dict[str, Any]:

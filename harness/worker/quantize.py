@@ -44,8 +44,11 @@ class Quantize(Backend):
         "quantize",
     )
 
-    def open(self, device: str) -> dict[str, Any]:
+    def open(self, device: str, threads: int = 0) -> dict[str, Any]:
+        """Compute with so many threads, where others work beside; 0: as many as are set."""
         self.device = device
+        if threads:
+            torch.set_num_threads(threads)
         return {}
 
     @gguf_files.read_once()

@@ -12,17 +12,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from harness.worker import tensors
+from harness.worker import evaluate, tensors
 from harness.worker.texts import Windows
 
 
 @tensors.inferring
-def keep(model: Any, windows: Windows, file: Path, progress: Callable[[int], None]) -> None:
+def keep(model: Any, windows: Windows, file: Path, progress: Callable[[int], None], at_once: int = 1) -> None:
     """Write what a model predicts over windows, as it gives it: a tensor (tokens, vocabulary) a window."""
     found = {}
-    for index, window in enumerate(windows.ids):
-        here = torch.tensor(window, device=model.device)
-        found[str(index)] = model(here[None]).logits[0].cpu().contiguous()
+    for index, logits in enumerate(evaluate.predictions(model, windows, at_once)):
+        # Of its own: a file has no two tensors of one memory.
+        found[str(index)] = logits.cpu().clone(memory_format=torch.contiguous_format)
         progress(index + 1)
     save_file(found, file, metadata={"ids": json.dumps(windows.ids)})
 
@@ -39,8 +39,12 @@ class Kept:
         self._names = {tuple(window): str(index) for index, window in enumerate(told)}
 
     def __call__(self, ids: torch.Tensor) -> SimpleNamespace:
-        """Return the logits (1, tokens, vocabulary) of token ids (1, tokens); ValueError for a window not kept."""
-        name = self._names.get(tuple(ids[0].tolist()))
+        """Return the logits (windows, tokens, vocabulary) of windows' token ids; ValueError for one not kept."""
+        return SimpleNamespace(logits=torch.stack([self._of(window) for window in ids.tolist()]))
+
+    def _of(self, window: list[int]) -> torch.Tensor:
+        name = self._names.get(tuple(window))
         if name is None:
             raise ValueError(f"{self._file} holds no predictions of this window: its text or tokenizer is another")
-        return SimpleNamespace(logits=self._opened.get_tensor(name)[None])
+        found: torch.Tensor = self._opened.get_tensor(name)
+        return found

@@ -358,13 +358,14 @@ def reference(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyP
         written.append(output)
         return {}
 
-    def ask(tokens: int, recipe: str = "int8wo", block: int = 0) -> Path | None:
+    def ask(tokens: int, recipe: str = "int8wo", block: int = 0, **how: Any) -> Path | None:
         store = Store(tmp_path / "cache")
         store.root.mkdir(exist_ok=True)
         run = Run(tmp_path)
         flow = Flow.open(store, run, suites_matrix, environment=Environment(), block=block)
         monkeypatch.setattr(flow.checkpoints, "plain", lambda *_: Checkpoint(tmp_path, "plain/0", identity, {}))
-        return flow.checkpoints.reference(cells[recipe], "text/0", 1, tokens, predict)
+        question = {"text": "text/0", "windows": 1, "tokens": tokens, **how}
+        return flow.checkpoints.reference(cells[recipe], question, predict)
 
     ask.written = written  # type: ignore[attr-defined]
     return ask
@@ -377,6 +378,7 @@ def test_what_the_baseline_predicts_is_kept_for_all_recipes(reference: Any) -> N
     assert len(reference.written) == 1
     assert reference(128) != found, "other windows are another reference"
     assert len(reference.written) == 2
+    assert reference(256, at_once=4) != found, "so are those of several windows in a pass"
 
 
 def test_predictions_that_are_too_large_or_of_a_block_are_not_kept(

@@ -9,7 +9,7 @@ import math
 import random
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -344,7 +344,7 @@ class PredictingFlow(BenchmarkFlow):
     def recipes_follow(self, cell: Cell) -> bool:
         return self.follow
 
-    def reference(self, cell: Cell, text: str, windows: int, tokens: int, predict: Callable[..., Any]) -> Path:
+    def reference(self, cell: Cell, question: Mapping[str, Any], predict: Callable[..., Any]) -> Path:
         predict(Path("plain"), Path("logits"))
         return Path("logits")
 

@@ -81,6 +81,22 @@ def test_a_kept_reference_gives_the_same_numbers_bit_by_bit(generating, tiny_mod
         generating.ask("text_quality", baseline=other, kept=kept, **(asked | {"window_tokens": 32}))
 
 
+@pytest.mark.parametrize("recipe", ["int8wo", "8da4w"])
+@pytest.mark.parametrize("at_once", [3, 64])
+def test_windows_in_one_pass_are_windows_one_by_one(
+    generating, tiny_model, quantizing, tmp_path: Path, recipe: str, at_once: int
+):
+    asked = {"text": tiny_model.reference["text"], "windows": WINDOWS, "window_tokens": WINDOW_TOKENS}
+    other, kept = str(quantizing.by(recipe).folder), str(tmp_path / "kept.safetensors")
+    one_by_one = generating.ask("text_quality", baseline=other, **asked)
+    together = generating.ask("text_quality", baseline=other, at_once=at_once, **asked)
+    assert together.keys() == one_by_one.keys()
+    for column, values in one_by_one["windows"].items():
+        assert together["windows"][column] == pytest.approx(values, rel=1e-5, abs=1e-6)
+    generating.ask("reference", checkpoint=other, output=kept, at_once=at_once, **asked)
+    assert generating.ask("text_quality", baseline=other, kept=kept, at_once=at_once, **asked) == together
+
+
 def test_predictions_that_are_not_finite_are_an_error(generating, tiny_model):
     with pytest.raises(WorkerError, match="not finite"):
         generating.ask(
