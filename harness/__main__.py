@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness import __version__
+from harness.base import unswept
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
 from harness.base.interruption import status as interruption_status
@@ -108,7 +109,8 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=words, description=words, formatter_class=_Help)
         command.add_argument(_WIDE, action="store_true", help="let what is printed be as wide as it is")
         if only in (None, name):
-            module = importlib.import_module(f"harness.commands.{name}")
+            with unswept.imports():
+                module = importlib.import_module(f"harness.commands.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

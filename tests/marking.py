@@ -118,6 +118,7 @@ def pytest_collection_finish() -> None:
     if _noted():
         raise pytest.UsageError("collecting the tests loads torch: import what needs it in the test itself")
     # What is there now stays to the end, and is gone through for garbage no more; the rest less often.
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -126,6 +127,8 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
     """Where several processes run the tests each rewrites a part of the files, which the others then find rewritten."""
+    # Until all is collected there is none.
+    gc.disable()
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     number, count = (

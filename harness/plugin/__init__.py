@@ -6,8 +6,10 @@ another project may use, nor hooks. Of a run that has some it loads harness.plug
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -23,13 +25,16 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     config = pluginmanager.get_plugin("pytestconfig")
     if isinstance(config, pytest.Config) and _ours(config):
         # Not above: a run elsewhere pays nothing for it.
+        from harness.base import unswept
         from harness.base.memory import TooLittleMemory, check_limits
 
         try:
             check_limits()
         except TooLittleMemory as error:
             raise pytest.UsageError(str(error)) from error
-        pluginmanager.import_plugin(_HOOKS)
+        # Of several sessions in one process the first loads it; what is there then is not to be kept for good again.
+        with contextlib.nullcontext() if _HOOKS in sys.modules else unswept.imports():
+            pluginmanager.import_plugin(_HOOKS)
 
 
 def _ours(config: pytest.Config) -> bool:

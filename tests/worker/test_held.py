@@ -229,7 +229,6 @@ def test_a_config_that_this_torchao_cannot_read_is_an_error(stored: Any) -> None
 # ----------------------------------------------------------------------------------------------------------- a run
 
 
-@pytest.mark.usefixtures("imports_stand")
 def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
     pytester: pytest.Pytester, repository: Path, quantizing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,32 @@
+"""Nobody looks for garbage while a command is imported, nor later among what it brought."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import contextlib, gc
+from harness.base import unswept
+
+def told():
+    return gc.isenabled(), gc.get_freeze_count() > 0
+
+with unswept.imports():
+    print(*told())
+    import decimal
+print(*told())
+gc.unfreeze()
+with contextlib.suppress(ImportError), unswept.imports():
+    import no_such_module
+print(*told())
+gc.disable()
+with unswept.imports():
+    pass
+print(*told())
+"""
+
+
+def test_it_is_looked_for_again_afterwards_as_it_was_before() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False False", "True True", "True False", "False True"]
