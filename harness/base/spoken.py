@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -17,10 +18,18 @@ from harness.base.text import duration
 
 _EVERY = 10.0
 _HEARTBEAT = 30.0
+# With its unit; none that is part of a name.
+_NUMBER = re.compile(r"(?<![\w.-])[0-9]+(?:[.,][0-9]+)*[A-Za-z]{0,3}\b(?!-)")
+
+
+def kind_of(message: str) -> str:
+    """Return a line as those have it that tell the same further on: they differ by numbers behind its colon."""
+    what, colon, how = message.partition(":")
+    return what + colon + _NUMBER.sub("0", how)
 
 
 class Spoken:
-    """Writes a line about long work; the same kind of line, the words before a colon, at most every ten seconds."""
+    """Writes a line about long work; how far the same work is at most every ten seconds."""
 
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, *, wide: bool = False
@@ -38,7 +47,7 @@ class Spoken:
 
     def __call__(self, message: str) -> None:
         """Say something, which is what is done from now on."""
-        kind, now = message.split(":")[0], self._clock()
+        kind, now = kind_of(message), self._clock()
         with self._lock:
             self._doing, self._since = without_secrets(message), now
             if now - self._last.get(kind, -_EVERY) >= _EVERY:

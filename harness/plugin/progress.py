@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.base.foot import Foot, Work
 from harness.base.secrets import without_secrets
+from harness.base.spoken import kind_of
 from harness.base.text import duration
 from harness.plugin.estimate import Estimate
 
@@ -21,7 +22,7 @@ _WIDE = 2.0
 
 
 class Progress:
-    """Writes whole lines between pytest's own; the same kind of line at most every ten seconds, and none with -q.
+    """Writes whole lines between pytest's own, and none with -q; how far the same work is at most every ten seconds.
 
     There are no control characters, so a log file reads as a terminal does. ``write`` puts one line out. Threads that
     wait for work of their own may say something at any time.
@@ -60,8 +61,8 @@ class Progress:
             self.estimate.learn(test, seconds)
 
     def __call__(self, message: str) -> None:
-        """Say something, with how far the session is; of one kind, the words before a colon, not too often."""
-        kind, now = message.split(":")[0], self._clock()
+        """Say something, with how far the session is; how far the same work is not too often."""
+        kind, now = kind_of(message), self._clock()
         with self._lock:
             if self._write is None or now - self._last.get(kind, -_EVERY) < _EVERY:
                 return

@@ -1,4 +1,4 @@
-"""What long work says of itself: no kind of line too often, and a heartbeat where nothing else is said."""
+"""What long work says of itself: how far it is not too often, all else at once, and a heartbeat in a long silence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_one_kind_of_line_at_most_every_ten_seconds(clock: Clock) -> None:
+def test_how_far_the_same_work_is_at_most_every_ten_seconds(clock: Clock) -> None:
     stream = io.StringIO()
     said = Spoken(stream, clock)
     for now, message in ((0, "block: 1"), (5, "block: 2"), (6, "other: 1"), (12, "block: 3")):
@@ -34,6 +34,21 @@ def test_one_kind_of_line_at_most_every_ten_seconds(clock: Clock) -> None:
         "       6 s  other: 1",
         "      12 s  block: 3",
     ]
+
+
+def test_whatever_else_happens_to_the_same_is_told_at_once(clock: Clock) -> None:
+    stream = io.StringIO()
+    said = Spoken(stream, clock, wide=True)
+    told = [
+        "SmolLM2-int8wo: block 1 of 3 (2.5 s spent)",
+        "SmolLM2-int8wo: its node died; it is run again, 1 of 1 tests are left",
+        "left out: SmolLM2-int8wo: no kernels",
+        "left out: SmolLM2-int4wo: no kernels",
+        "left out: SmolLM2-8da4w: no kernels",
+    ]
+    for message in (*told, "SmolLM2-int8wo: block 2 of 3 (93 s spent)"):
+        said(message)
+    assert [line.partition(" s  ")[2] for line in stream.getvalue().splitlines()] == told
 
 
 def test_a_heartbeat_says_what_is_done_how_long_and_what_is_left(clock: Clock) -> None:

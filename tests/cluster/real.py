@@ -28,6 +28,8 @@ import psutil
 
 from harness.base.reading import json_value
 from harness.base.text import duration
+from harness.judge import gatefile
+from harness.judge.series import DEVICE, SIDES
 from harness.records.run import Run
 from harness.records.schema import Measurement, Outcome
 from harness.runtime.sources import SHAREGPT_FILE
@@ -41,6 +43,8 @@ PORT = 10001
 """Of Ray's server for clients, on a head."""
 PATIENCE = 420.0
 _RECIPES = ("int8wo",)
+_VERSIONS = ("torchao==0.17.0", "torchao==0.18.0")
+"""What a gate is asked to compare."""
 _TINY_MODEL = Path(__file__).parents[1] / "tiny_model.py"
 _PROGRAMS = Path(sys.executable).parent
 _HARNESS = (sys.executable, "-m", "harness")
@@ -49,12 +53,20 @@ _GPUS = 8
 """Of each of Slurm's nodes, as the script asks for: they are only counted."""
 
 _COLUMNS = (
-    *("what", "noticed after", "passed", "missing", "exit status", "machines", "figures on their disks"),
+    *(
+        "what",
+        "noticed after",
+        "passed (of a gate: judged)",
+        "missing",
+        "exit status",
+        "machines",
+        "figures on their disks",
+    ),
     *("of them in the run", "measured again elsewhere", "lost", "took"),
 )
 
 Figure = tuple[str, str, str, float, float]
-"""Recipe, metric, parameters, value and time of a measurement: no two have the same."""
+"""Recipe, metric, parameters (a gate's side and block among them), value and time: no two have the same."""
 
 
 def environment() -> dict[str, str]:
@@ -74,10 +86,10 @@ def environment() -> dict[str, str]:
 class Session:
     """A session of pytest that plans, by the process that ends with it, its log and the project it is run in."""
 
-    def __init__(self, process: Any, log: Path, project: Path) -> None:
+    def __init__(self, process: Any, log: Path, runs: Path) -> None:
         self.log = log
         self._process = process
-        self._runs = project / "results" / "runs"
+        self._runs = runs
 
     @property
     def said(self) -> str:
@@ -85,7 +97,13 @@ class Session:
 
     def begun(self) -> bool:
         """Return whether it has a run of its own."""
-        return "tests in" in self.said
+        return "tests in" in self.said or "units in" in self.said
+
+    def run(self) -> Run:
+        """Return what it has measured. Raises AssertionError where it has no run yet."""
+        found = self._run()
+        assert found
+        return found
 
     def figures(self) -> dict[Figure, Measurement]:
         """Return what the planner's run has."""
@@ -120,7 +138,8 @@ def _named(process: int, name: str) -> bool:
 
 
 def figure(it: Measurement) -> Figure:
-    return it.cell.recipe.name, it.metric, json.dumps(it.parameters, sort_keys=True), it.value, it.time
+    of = {key: it.flags[key] for key in ("side", "block") if key in it.flags}
+    return it.cell.recipe.name, it.metric, json.dumps(it.parameters | of, sort_keys=True), it.value, it.time
 
 
 @dataclass
@@ -150,7 +169,7 @@ class Disks:
 
     def look(self) -> None:
         for node in self.nodes:
-            for path in sorted(node.folder.glob("harness-node-*/*/unit/records.jsonl")):
+            for path in sorted(node.folder.glob("harness-node-*/**/records.jsonl")):
                 with contextlib.suppress(OSError, ValueError):
                     self._take(node.name, path)
 
@@ -223,14 +242,17 @@ class Fleet:
 
     def session(self, head: Machine, *more: str) -> Session:
         """Begin a session at the desk over the cluster of a head."""
-        log = self.desk.folder / f"session-{time.monotonic_ns()}.txt"
-        words = [sys.executable, "-m", "pytest", "-v", *self.words(), f"--on=ray://{head.address}:{PORT}", *more]
+        return self._begun([sys.executable, "-m", "pytest", "-v", "--allow-noisy", *more], "runs", head)
+
+    def _begun(self, words: Sequence[str], runs: str, head: Machine) -> Session:
+        log, project = self.desk.folder / f"session-{time.monotonic_ns()}.txt", self.desk.folder / "project"
+        words = [*words, *self.words(), f"--on=ray://{head.address}:{PORT}"]
         with log.open("wb") as out:
-            return Session(self.desk.start(words, self.environ, "/tmp/project", out), log, self.desk.folder / "project")
+            return Session(self.desk.start(words, self.environ, "/tmp/project", out), log, project / "results" / runs)
 
     def words(self) -> list[str]:
-        """Return what is measured, as words of pytest's command line."""
-        words = ["-m", "cpu", "--server", "transformers", "--allow-noisy"]
+        """Return what is measured, as words of pytest's command line or of a gate's."""
+        words = ["-m", "cpu", "--server", "transformers"]
         words += [f"--model={self.model / 'model'}", f"--data={self.model}"]
         return [*words, *(f"--recipe={it}" for it in _RECIPES)]
 
@@ -312,6 +334,47 @@ class Fleet:
             raise AssertionError("what was measured before does not stand")
         return [first.followed(measured, session.figures()), again]
 
+    def gate(self) -> Row:
+        """A gate of real versions, a recipe a node; one of the nodes dies in the middle of its blocks."""
+        wheels = self.model / "wheels"
+        for wanted in _VERSIONS:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={wheels}", wanted]
+            subprocess.run(pip, check=True, capture_output=True)
+        # What each machine makes its environments of: no index is within its reach.
+        self.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+        head = self.head()
+        nodes = [self.node(head), self.node(head)]
+        words = [*_HARNESS, "gate", *_VERSIONS, "--recipe=int8dq", "--blocks=3", "--budget=30m"]
+        with Disks([head, *nodes]).watched() as disks:
+            started, session = time.monotonic(), self._begun(words, "gates", head)
+
+            def in_blocks() -> Machine | None:
+                """Return a node whose timed figures of both sides the planner has."""
+                timed = {it: set() for it in nodes} if (there := session.figures()) else {}
+                for it in timed:
+                    timed[it] = {there[one].flags["side"] for one in disks.of(it) & there.keys() if there[one].samples}
+                return next((it for it, sides in timed.items() if sides == set(SIDES)), None)
+
+            dead = session.until(in_blocks)
+            began = time.monotonic()
+            dead.die()
+            self.say(f"{dead.name} is dead")
+            session.until(lambda: "it is run again" in session.said)
+            what = f"a gate of {' and '.join(_VERSIONS)}, a recipe a node; a node dies between its blocks"
+            found = row(what, session, disks, started, time.monotonic() - began)
+        run = session.run()
+        devices: dict[tuple[Any, ...], dict[Any, Any]] = {}
+        for one in run.read()[0]:
+            if isinstance(one, Measurement) and not one.discarded:
+                # What the dead node did not end was measured again, on both sides: the last is what is judged.
+                at = (one.cell.recipe.name, one.metric, one.cell.server, json.dumps(one.parameters), one.flags["block"])
+                devices.setdefault(at, {})[one.flags["side"]] = one.flags[DEVICE]
+        if mixed := [at for at, them in devices.items() if len(set(them.values())) > 1]:
+            raise AssertionError(f"pairs of two devices: {mixed}")
+        verdicts = gatefile.load(run.folder).verdicts
+        missing = sum(it.verdict == "error" for it in verdicts)
+        return replace(found, passed=len(verdicts) - missing, missing=missing)
+
     def slurm(self) -> Row:
         """The guide's script is submitted to Slurm as it stands, but for what it measures."""
         with Slurm(self.network, _GPUS).running(3) as slurm, Disks(slurm.nodes).watched() as disks:
@@ -322,8 +385,8 @@ class Fleet:
             started = time.monotonic()
             log = project / "job.txt"
             options = ["--nodes=3", f"--output={log}"]
-            with slurm.submitted(_SCRIPT, [*self.words(), "-v"], options, environ, project) as job:
-                session = Session(job, log, project)
+            with slurm.submitted(_SCRIPT, [*self.words(), "--allow-noisy", "-v"], options, environ, project) as job:
+                session = Session(job, log, project / "results" / "runs")
                 found = row("the guide's script for Slurm, submitted to three nodes", session, disks, started)
             left = [it for node in slurm.nodes for it in node.processes() if _named(it, "raylet")]
             if left:
@@ -370,7 +433,7 @@ def page(rows: Sequence[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--only", choices=["cut", "desk", "head", "slurm"])
+    parser.add_argument("--only", choices=["cut", "desk", "head", "gate", "slurm"])
     given = parser.parse_args()
     if why := networks.missing():
         print(f"not here: {why}")
@@ -385,6 +448,8 @@ def main() -> int:
             rows.append(found.desk_cut(15.0))
         if given.only in (None, "head"):
             rows += found.head_dies()
+        if given.only in (None, "gate"):
+            rows.append(found.gate())
         if given.only == "slurm" or (given.only is None and not slurms.missing()):
             rows.append(found.slurm())
     print(text := page(rows))
