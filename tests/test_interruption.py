@@ -69,6 +69,26 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+WITHIN = """
+import sys, time
+from harness.base.interruption import Interruption, status
+try:
+    with Interruption():
+        exec("print('working', flush=True); time.sleep(60)")
+except KeyboardInterrupt as interruption:
+    sys.exit(status(str(interruption)))
+"""
+
+
+def test_what_is_interrupted_within_exec_ends_with_its_status(tmp_path: Path) -> None:
+    """As imports run it, which make dataclasses."""
+    (tmp_path / "within.py").write_text(WITHIN)
+    with start("-m", "within", folder=tmp_path) as process:
+        assert line(process) == "working"
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(10) == 128 + signal.SIGHUP
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_ends_the_work_in_order(number: signal.Signals) -> None:
     with start("-c", ENDING, "0") as process:

@@ -17,7 +17,15 @@ _ONE = 1.0
 _BEGINS_ANEW = "what stood there stays, whole; the same command begins anew"
 
 
-class Interrupted(KeyboardInterrupt):
+class Signalled(KeyboardInterrupt):
+    """The interruption by a signal.
+
+    Of KeyboardInterrupt itself that passes through ``exec``, as while dataclasses are made, Python remembers that
+    nobody caught it: however the process ends, it would end by SIGINT.
+    """
+
+
+class Interrupted(Signalled):
     """An interruption whose ``words`` say what is kept, and how to go on."""
 
     def __init__(self, interruption: KeyboardInterrupt, words: str) -> None:
@@ -91,7 +99,7 @@ class Interruption:
         if not self._at_once:
             if self._since is None:
                 self._since = now
-                raise KeyboardInterrupt(self.by)
+                raise Signalled(self.by)
             if first or now - self._since < _ONE:
                 return
         try:

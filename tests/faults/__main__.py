@@ -30,6 +30,7 @@ from tests.faults import (
     names,
     peers,
     sessions,
+    signals,
     signs,
     stand_ins,
     surroundings,
@@ -41,7 +42,7 @@ LOGS = REPOSITORY / "build" / "faults"
 _KEPT = 20_000
 SCENARIOS = [
     it
-    for module in (sessions, peers, damage, commands, devices, disks, names, signs, engines, surroundings)
+    for module in (sessions, peers, damage, commands, devices, disks, names, signs, signals, engines, surroundings)
     for it in module.SCENARIOS
 ]
 

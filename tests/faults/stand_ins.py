@@ -20,6 +20,8 @@ _OF = {
     r"publish of a tiny model: ": _HUB,
     r"publish: killed": f"{_HUB}; its weights are no model's",
     r"publish: ": f"{_HUB}; its weights are no model's",
+    r"signals: a gate": "devices are wooden ones of this machine; what a node measures is a function; all else is real",
+    r"signals: bundle": "its packages are two wheels of ours",
     r"(gate|bisect): |calibrate, bisect: ": _FAKE,
 }
 
