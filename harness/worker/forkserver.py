@@ -12,7 +12,6 @@ answered through NVML; where one initializes CUDA all the same, a job is execute
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import importlib.util
 import json
@@ -58,8 +57,6 @@ def main() -> int:
             # What another version of a package does not have is imported by the worker that needs it.
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
     imports = time.monotonic() - started
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, _reap)

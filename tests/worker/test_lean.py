@@ -34,13 +34,15 @@ def test_workers_load_nothing_that_none_of_them_uses_and_tasks_have_it_all_the_s
     assert json.loads(done.stdout) == [[], 1.0, [True, True, False], True]
 
 
-def test_garbage_is_looked_for_again_after_the_imports():
+def test_garbage_is_looked_for_again_after_the_imports_but_not_among_them():
     for looking in (False, True):
         (gc.enable if looking else gc.disable)()
+        frozen = gc.get_freeze_count()
         try:
             with lean.imports():
                 assert not gc.isenabled()
             assert gc.isenabled() is looking
+            assert gc.get_freeze_count() > frozen
         finally:
             gc.enable()
 
