@@ -20,7 +20,7 @@ from harness.measure.capacity import Limit, Observed, Search, good, limits_of
 from harness.measure.figures import Figure
 from harness.measure.load_run import Run, completes, due, figures, levelled
 from harness.measure.recorder import Recorder
-from harness.measure.serving import through_client
+from harness.measure.serving import cache, through_client
 from harness.records.schema import Measurement, Scalar
 from harness.servers.registry import SERVERS
 
@@ -213,6 +213,7 @@ class Loads:
         if not self._seed:
             # What a server does for the first time it may compile first.
             ask(min(_WARMUP, least), None, 0)
+            cache(self.recorder, cell)
             self._measure_idle(cell)
         self._seed += 1
         before, start = self._meter.read() if self._meter else None, time.monotonic()

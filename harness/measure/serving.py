@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from typing import Any
 
@@ -25,6 +26,7 @@ def server(recorder: Recorder, cell: Cell) -> Measurement:
     def take() -> dict[str, Figure]:
         started = fleet.server(cell)
         seconds, told = started.start_seconds, cold(started, "start")
+        cache(recorder, cell)
         client = fleet.client(cell).start_seconds
         recorder.note(cell, {"kind": "client"}, "engine_start", Figure(client), engine=True)
         if not isinstance(started, Shared):
@@ -41,6 +43,20 @@ def server(recorder: Recorder, cell: Cell) -> Measurement:
         engine=True,
         again=lambda: fleet.renew(cell, "server"),
     )["engine_start"]
+
+
+def cache(recorder: Recorder, cell: Cell) -> None:
+    """Record how many tokens fit the key-value cache of the cell's server, which runs, where it tells."""
+    fleet = recorder.flow.fleet
+    server = fleet.server(cell)
+    try:
+        tokens = fleet.backend(cell).cache_tokens(functools.partial(server.get, timeout=60))
+    except WorkerError:
+        # What is asked there is no part of any standard.
+        server.check_alive("cache")
+        return
+    if tokens is not None:
+        recorder.note(cell, {"kind": "server"}, "kv_cache_capacity", Figure(float(tokens)), engine=True)
 
 
 def chat(recorder: Recorder, cell: Cell) -> dict[str, Any]:

@@ -147,7 +147,7 @@ DETAIL: tuple[Metric, ...] = (
         "tokens",
         "higher",
         "engine",
-        "Tokens that fit the engine's key-value cache, as the engine sized it.",
+        "Tokens that fit the key-value cache of an offline engine or of a server, as it sized it; see parameter kind.",
         parameters=("kind",),
         rows=(Row("detail", "KV cache", Words.SIZE, " tokens", whole),),
     ),

@@ -255,7 +255,11 @@ class Server:
         """POST nothing to a path that does something, whatever it answers; raises WorkerError as :meth:`post`."""
         self._answer(path, b"{}", timeout)
 
-    def _answer(self, path: str, body: bytes, timeout: float) -> bytes:
+    def get(self, path: str, timeout: float) -> str:
+        """Return what the server answers to a GET, as text; raises WorkerError as :meth:`post`."""
+        return self._answer(path, None, timeout).decode(errors="replace")
+
+    def _answer(self, path: str, body: bytes | None, timeout: float) -> bytes:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data=body, headers=headers)  # noqa: S310 - to 127.0.0.1
         try:

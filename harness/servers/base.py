@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -118,6 +118,13 @@ class ServerBackend(ABC):
     def shared(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> dict[str, Any]:
         """Return what ``shared_worker`` is opened with; asked where there is one."""
         raise NotImplementedError(f"{type(self).__name__} names a shared_worker and not what it is opened with")
+
+    def cache_tokens(self, read: Callable[[str], str]) -> int | None:
+        """Return how many tokens a running server's key-value cache holds; None where it does not tell.
+
+        ``read`` returns what the server answers to a path.
+        """
+        return None
 
     def cut(self, cell: Cell) -> dict[str, Scalar]:
         """Return the option that cuts a cell's model over its GPUs; none for one."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,10 @@ class SGLang(ServerBackend):
             found += ["--recipe", json.dumps(recipe)]
         found += ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1", "--port", str(port)]
         return [*found, *command_flags(options), "--cuda-graph-bs", *map(str, self.graphs)]
+
+    def cache_tokens(self, read: Callable[[str], str]) -> int | None:
+        told = re.search(r'"max_total_num_tokens": ?(\d+)', read("/get_server_info"))
+        return int(told[1]) if told else None
 
     def _recipe(self, cell: Cell, checkpoint: Path) -> dict[str, Any] | None:
         if cell.recipe.baseline or quantized.method(checkpoint):

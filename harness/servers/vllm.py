@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,14 @@ class VLLM(ServerBackend):
             # Has each process of the engine know how such a checkpoint is read, however it is started.
             found += _EXTENSION
         return [*found, "--host", "127.0.0.1", "--port", str(port), *command_flags(options)]
+
+    def cache_tokens(self, read: Callable[[str], str]) -> int | None:
+        # A gauge of labels alone, of Prometheus' text format.
+        line = re.search(r"^vllm:cache_config_info{(.*)}", read("/metrics"), re.MULTILINE)
+        told = dict(re.findall(r'(\w+)="(\d+)"', line[1])) if line else {}
+        if not {"num_gpu_blocks", "block_size"} <= told.keys():
+            return None
+        return int(told["num_gpu_blocks"]) * int(told["block_size"])
 
     def shared(self, cell: Cell, checkpoint: Path, options: Mapping[str, Scalar], port: int) -> dict[str, Any]:
         arguments = self.arguments(cell, checkpoint, options, port)

@@ -56,6 +56,22 @@ def test_baseline_and_recipe_get_the_same_options(cells):
         assert backend.variables(cells["bf16"]) == backend.variables(cells["float8dq"])
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "told"),
+    [
+        ("vllm", "/metrics", 'vllm:cache_config_info{block_size="16",cache_dtype="auto",num_gpu_blocks="8192"} 1.0'),
+        ("sglang", "/get_server_info", '{"version": "0.5", "max_total_num_tokens": 131072, "tp_size": 1}'),
+    ],
+)
+def test_a_server_tells_what_its_cache_holds_or_nothing(name, path, told):
+    answers = {path: f"# HELP of it\n{told}\n"}
+    assert SERVERS[name].cache_tokens(answers.__getitem__) == 131072
+    # What an engine without a cache of blocks tells, and another version.
+    none = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1.0'
+    for other in (none, '{"max_total_num_tokens": null}', ""):
+        assert SERVERS[name].cache_tokens({path: other}.__getitem__) is None
+
+
 def test_a_recipe_says_what_keys_and_values_are_held_in(suites_matrix):
     """In vLLM's word, and in SGLang's, which has one for each of the two formats; it is part of what is measured."""
     plain, held = (suites_matrix.cells(["Phi-4-mini-instruct"], [name], None) for name in ("float8dq", "float8dq-kv8"))

@@ -103,6 +103,14 @@ def test_the_server_answers_a_chat(served):
     assert caught.value.kind == "http"
 
 
+def test_the_server_tells_what_its_cache_holds_as_the_engine_does(served):
+    served.measure.engine(served.cell)
+    served.measure.server(served.cell)
+    lines = served.measure.recorder.run.read()[0]
+    taken = {it.parameters["kind"]: it.value for it in lines if getattr(it, "metric", "") == "kv_cache_capacity"}
+    assert taken["server"] == taken["engine"]
+
+
 def test_serving_is_measured_through_the_client(served):
     found = served.measure.serving(served.cell, 2, repeat)
     assert {name: record.unit for name, record in found.items()} == {
