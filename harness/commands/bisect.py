@@ -118,7 +118,7 @@ class _Searching:
     def answer(self, label: str, old: str, new: str, make: Callable[[], Pair] | None = None) -> Ruling:
         """Return how a gate of two sides ends on the metric, and say it; ``make`` gives its environments."""
         asked = replace(self.wanted, old=old, new=new)
-        file = self.searched.answered(label, self.metric)
+        file = self.searched.answered(label, self.metric, asked)
         if file is None:
             self.searched.keep()
             try:

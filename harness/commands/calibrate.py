@@ -49,9 +49,13 @@ class _Kept:
                 changed.append("packages are installed otherwise")
             self.names = list(kept["gates"])
             found = [gatefile.load(self.gates / name) for name in self.names]
+            for index, (name, gate) in enumerate(zip(self.names, found, strict=True)):
+                wanted = replace(self.options, seed=self.options.seed + index)
+                if gate.options is None or wanted.changed(gate.options):
+                    changed.append(f"gate {name} is none of its")
             if found and (there := device(found)) != self.device:
                 changed.append(f"device: {there} then, {self.device} now")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, HarnessError) as error:
             raise HarnessError(f"--resume: no unfinished calibration can be read at {self.path} ({error})") from error
         if changed:
             raise HarnessError(f"{self.path}: this calibration was started otherwise: {'; '.join(changed)}")

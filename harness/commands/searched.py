@@ -69,16 +69,20 @@ class Searched:
             raise HarnessError(f"search {path.stem} was asked for something else: {told}")
         return cls(results, path, asked, gates)
 
-    def answered(self, question: str, metric: str) -> GateFile | None:
+    def answered(self, question: str, metric: str, wanted: Options) -> GateFile | None:
         """Return the finished gate that answered a question, or None.
 
-        One that cannot be read has not, nor has one that is inconclusive: more time may settle it.
+        One that cannot be read or was asked for something else has not, nor has one that is inconclusive: more time
+        may settle it.
         """
         if (name := self.gates.get(question)) is None:
             return None
+        found: GateFile | None
         try:
             found = gatefile.load(self.results / "gates" / name)
         except HarnessError:
+            found = None
+        if found is None or found.options is None or wanted.changed(found.options):
             # Nor can it be gone on with.
             del self.gates[question]
             return None

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from harness.base.errors import RecordError
 from harness.base.reading import json_file
+from harness.base.text import one_line
 from harness.judge import spread
 from harness.records import model_file
 from harness.records.metrics import METRICS
 from harness.records.place import Place
 from harness.records.schema import Measurement, Scalar
+from harness.records.stored import disagreement, implausible
 
 MARGIN = 0.03
 """By how much, as a share, a figure with a neighbour may be worse: two processes of one cell differ by that anyway."""
@@ -45,6 +47,19 @@ class Pair(_Frozen):
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     processes: int = Field(ge=1, description="Processes of the side that has fewer; of one its rounds are the spread.")
+
+    @property
+    def problem(self) -> str:
+        """In which point it disagrees with the metric table or with itself, or an empty text."""
+        within = () if self.low is None or self.high is None else (self.low, self.high)
+        figures = (self.alone, self.beside, self.ratio, *within)
+        if told := disagreement(self.metric, unit=self.unit, direction=self.direction) or implausible(figures):
+            return told
+        if min(figures) <= 0 or (self.low is None) != (self.high is None):
+            return "figures, their ratio and its bounds are above zero, and there are two bounds or none"
+        if not math.isclose(self.ratio, self.beside / self.alone, rel_tol=1e-6) or list(within) != sorted(within):
+            return f"its ratio {self.ratio:g} ({within}) is not of {self.beside:g} and {self.alone:g}"
+        return ""
 
     @property
     def state(self) -> State:
@@ -90,9 +105,11 @@ def load(results: Path, hardware: str, device: str) -> Check | None:
         return None
     try:
         found = Check.model_validate(json_file(path, once=True))
+        if problem := next((f"{it.what}: {it.problem}" for it in found.pairs if it.problem), ""):
+            raise ValueError(problem)
     except (OSError, ValueError, ValidationError) as error:
         raise RecordError(
-            f"{path}: no check of neighbours ({error}); make it anew: python -m harness neighbours"
+            f"{path}: no check of neighbours ({one_line(str(error))}); make it anew: python -m harness neighbours"
         ) from error
     return found if found.device == device else None
 

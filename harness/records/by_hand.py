@@ -12,6 +12,7 @@ from harness.base.reading import json_file
 from harness.base.text import one_line
 from harness.records import model_file
 from harness.records.schema import Scalar
+from harness.records.stored import implausible
 
 FILE = "by_hand.json"
 
@@ -38,7 +39,7 @@ class ByHand(_Frozen):
     schema_version: Literal[1] = 1
     device: str
     created: float
-    ran: list[Ran]
+    ran: list[Ran] = Field(min_length=1)
 
     @property
     def seconds(self) -> float:
@@ -57,7 +58,10 @@ def load(run: Path) -> ByHand | None:
     if not path.is_file():
         return None
     try:
-        return ByHand.model_validate(json_file(path, once=True))
+        found = ByHand.model_validate(json_file(path, once=True))
+        if problem := implausible(it for one in found.ran for it in (one.seconds, one.value or 0.0)):
+            raise ValueError(problem)
+        return found
     except (OSError, ValueError, ValidationError) as error:
         raise RecordError(
             f"{path}: not what the tutorial's commands took ({one_line(str(error))}); run them again"

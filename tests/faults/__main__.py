@@ -27,6 +27,7 @@ from tests.faults import (
     disks,
     engines,
     fuzz,
+    kept_files,
     names,
     peers,
     sessions,
@@ -42,7 +43,20 @@ LOGS = REPOSITORY / "build" / "faults"
 _KEPT = 20_000
 SCENARIOS = [
     it
-    for module in (sessions, peers, damage, commands, devices, disks, names, signs, signals, engines, surroundings)
+    for module in (
+        sessions,
+        peers,
+        damage,
+        kept_files,
+        commands,
+        devices,
+        disks,
+        names,
+        signs,
+        signals,
+        engines,
+        surroundings,
+    )
     for it in module.SCENARIOS
 ]
 

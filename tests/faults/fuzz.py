@@ -17,7 +17,6 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from harness.base.errors import HarnessError
 from harness.base.expressions import asked_for
 from harness.base.reading import json_value, toml_value
 from harness.bundle import asked, install
-from harness.commands import calibrate
-from harness.commands.searched import Searched
 from harness.contract import flattened, notation, quantized, weights
 from harness.devices import adb, open_device
 from harness.devices.base import read as reading
@@ -43,8 +40,8 @@ from harness.records.run import BrokenLine, Run, parse
 from harness.records.run import read as read_records
 from harness.report.judged import nights
 from harness.runtime import job, sources, store
-from harness.runtime.environment import Environment, worker_threads
-from tests.faults import damage
+from harness.runtime.environment import Environment
+from tests.faults import damage, kept_files
 from tests.faults.small_session import measurement
 
 TOKENS = (
@@ -192,6 +189,11 @@ class Readers:
             large = path.suffix == ".json" and len(data) >= 20_000
             seeds = [json.dumps(_small(json.loads(data))).encode() if large else data]
             self._add(name, lambda data, path=path, reader=reader: (path.write_bytes(data), reader(path)), seeds)
+        for name, keep in kept_files.KEPT.items():
+            place = self.folder / name.replace(" ", "-")
+            place.mkdir()
+            path, kept, _ = keep(place)
+            self._add(name, lambda data, path=path, kept=kept: (path.write_bytes(data), kept()), [path.read_bytes()])
 
     def _others(self) -> None:
         against = {"schema": 2, "baseline": "b", "runs": [], "verdicts": []}
@@ -299,31 +301,14 @@ class Readers:
 
     def _of_commands(self) -> None:
         """What a command reads: of what others wrote, of a phone, of pip, and of its own command line."""
-        place = {"model": "m", "recipe": "r", "hardware": "cpu", "server": "", "stage": "", "metric": "latency"}
-        one = {"metric": "latency", "reason": "x", "package": "torchao", "old": "1", "new": "2", "hardware": "cpu",
-               "accepted": "2026-01-01", "figures": [{**place, "worse": 1.5, "reason": "slower"}]}  # fmt: skip
         run = {"device": {"modelName": "iPhone", "osVersion": "26"}, "metrics": [
             {"displayName": "Tokens per second", "unitOfMeasurement": "t/s", "measurements": [10.5, 11]},
             {"displayName": "Memory peak physical", "unitOfMeasurement": "kB", "measurements": [1024]}]}  # fmt: skip
         phone = json.dumps([{"testIdentifier": "t", "testRuns": [run]}]).encode()
-        options = {
-            "options": asdict(gatefile.Options("a", "b", "cpu")),
-            "threads": worker_threads(),
-            "packages": {},
-            "gates": [],
-        }
 
         def iphone(data: bytes) -> object:
             device = Ios(self._file("ios/it.json", data))
             return device.told(), device.device()
-
-        def calibration(data: bytes) -> object:
-            self._file("cal/calibration/cpu.unfinished.json", data)
-            return calibrate._Kept(self.folder / "cal", gatefile.Options("a", "b", "cpu"), "d").resume({})
-
-        def search(data: bytes) -> object:
-            file = self._file("se/bisects/20260101-000000.json", data)
-            return Searched.resume(file.parent.parent, "last", {"metric": "latency"}).gates
 
         def attachment(data: bytes) -> object:
             return Run(self._file("at/attachments/a.json", data).parent.parent).attached("attachments/a.json")
@@ -340,13 +325,8 @@ class Readers:
         stage = b'{"prompt_tokens": 5, "generated_tokens": 9, "prompt_eval_end_ms": 20, "inference_start_ms": 1, '
         stage += b'"inference_end_ms": 90, "model_load_start_ms": 0, "model_load_end_ms": 1, "first_token_ms": 21, '
         stage += b'"SCALING_FACTOR_UNITS_PER_SECOND": 1000, "aggregate_sampling_time_ms": 1}'
-        self._add("accepted.json", lambda data: accepted.Acceptances.load(self._file("ac/accepted.json", data).parent),
-                  [json.dumps({"schema": accepted.SCHEMA, "accepted": [one]}).encode()])  # fmt: skip
         self._add("an iPhone's results", iphone, [phone])
         self._add("a phone's last line", text(lambda it: adb.observer([it])), [stage])
-        self._add("an unfinished calibration", calibration, [json.dumps(options).encode()], HarnessError)
-        searched = {"schema": 1, "asked": {"metric": "latency"}, "gates": {"1.0": "20260101-000000"}}
-        self._add("an unfinished search", search, [json.dumps(searched).encode()], HarnessError)
         self._add("an attachment", attachment, [b'{"documents": [1, 2], "weights": {}}'])
         self._add("a run's caches", caches, [b"/srv/cache\n/other\n"])
         self._add("a runner's packages", frozen, [b"torch==2.13.0\nx @ file:///x\n# words\nnumpy\n"])
@@ -429,7 +409,7 @@ def _small(data: Any) -> Any:
 # Those that read whole files, one time in twenty.
 SLOW = {
     *("tables of a record file", "a record file", "a matrix", "published figures", "a gate.json"),
-    *("ShareGPT of --data", "a bundle's archive"),
+    *("ShareGPT of --data", "a bundle's archive", "an unfinished search", "an unfinished calibration"),
 }
 
 
