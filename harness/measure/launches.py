@@ -122,40 +122,23 @@ class Launches:
         if kind.startswith("executorch"):
             return self._launch_program(cell, kind)
         cell = serving(cell)
-        backend, environment, options = self.backend(cell), self.environment_of(cell), self.options(cell)
-        checkpoint, variables = self._checkpoints.served(cell).folder, self.variables(cell)
-        compiled = self._compiled(cell, options)
+        backend, options = self.backend(cell), self.options(cell)
+        checkpoint = self._checkpoints.served(cell).folder
+        common: dict[str, Any] = {
+            "of": cell.id,
+            "variables": self.variables(cell),
+            "environment": self.environment_of(cell),
+            "family": backend.family,
+            "compiled": self._compiled(cell, options),
+        }
         if shares(cell):
             return self._workers.share(
-                backend.shared_worker,
-                lambda port: backend.shared(cell, checkpoint, options, port),
-                SHARED,
-                of=cell.id,
-                variables=variables,
-                environment=environment,
-                family=backend.family,
-                compiled=compiled,
+                backend.shared_worker, lambda port: backend.shared(cell, checkpoint, options, port), SHARED, **common
             )
         if kind == "engine":
-            return self._workers.start(
-                backend.worker,
-                backend.specification(cell, checkpoint, options),
-                kind,
-                of=cell.id,
-                variables=variables,
-                environment=environment,
-                family=backend.family,
-                compiled=compiled,
-            )
+            return self._workers.start(backend.worker, backend.specification(cell, checkpoint, options), kind, **common)
         return self._workers.serve(
-            backend.module,
-            lambda port: backend.arguments(cell, checkpoint, options, port),
-            kind,
-            of=cell.id,
-            variables=variables,
-            environment=environment,
-            family=backend.family,
-            compiled=compiled,
+            backend.module, lambda port: backend.arguments(cell, checkpoint, options, port), kind, **common
         )
 
     def _compiled(self, cell: Cell, options: Mapping[str, Scalar]) -> Compiled | None:
