@@ -109,8 +109,9 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=words, description=words, formatter_class=_Help)
         command.add_argument(_WIDE, action="store_true", help="let what is printed be as wide as it is")
         if only in (None, name):
-            with unswept.imports():
-                module = importlib.import_module(f"harness.commands.{name}")
+            place = f"harness.commands.{name}"
+            with unswept.imports(place):
+                module = importlib.import_module(place)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

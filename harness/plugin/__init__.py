@@ -6,10 +6,8 @@ another project may use, nor hooks. Of a run that has some it loads harness.plug
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -32,8 +30,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
             check_limits()
         except TooLittleMemory as error:
             raise pytest.UsageError(str(error)) from error
-        # Of several sessions in one process the first loads it; what is there then is not to be kept for good again.
-        with contextlib.nullcontext() if _HOOKS in sys.modules else unswept.imports():
+        with unswept.imports(_HOOKS):
             pluginmanager.import_plugin(_HOOKS)
 
 

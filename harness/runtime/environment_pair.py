@@ -26,7 +26,8 @@ from harness.runtime.store import Store
 _IMPORT_SECONDS = 600
 # Imports every top-level module that the distribution named in argv[1] brings, as a worker would find it.
 _IMPORT = """
-import importlib, importlib.metadata, sys
+import gc, importlib, importlib.metadata, sys
+gc.disable()
 files = [str(file) for file in importlib.metadata.distribution(sys.argv[1]).files or ()]
 tops = {file.split("/")[0].removesuffix(".py") for file in files
         if file.endswith(".py") and file.count("/") == file.endswith("/__init__.py")}
