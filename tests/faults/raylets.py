@@ -151,12 +151,14 @@ class Storm:
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        order = [name for name in KINDS for _ in range(self.count // len(KINDS) + 1)]
-        self.draw.shuffle(order)
-        for name in order[: self.count]:
+        order: list[str] = []
+        # One that finds nothing to hit is followed by another.
+        while sum(self.hit.values()) < self.count and time.monotonic() < self.until:
+            if not order:
+                order = list(KINDS)
+                self.draw.shuffle(order)
+            name = order.pop()
             self.nodes.bury()
-            if time.monotonic() > self.until:
-                break
             if self.over.wait(self.pause * self.draw.uniform(0.5, 1.5)):
                 return
             try:
