@@ -77,7 +77,8 @@ _HOSTS += ["glsa_", "dp.", "key-", "sq0", "phc_", "phx_", "aq.", "eaac"]
 
 
 def _short(text: str) -> bool:
-    return mixed(text) or (len(text) >= 12 and sum(it.isdigit() for it in text) >= 4)
+    changes = len(_PLACES.findall(text)) / len(text)
+    return mixed(text) or changes >= 0.35 or (len(text) >= 12 and sum(it.isdigit() for it in text) >= 4)
 
 
 FORMS = [

@@ -10,7 +10,7 @@ _NAMES = (
     r"secret[_-]?access[_-]?key|session[_-]?token|secret[_ -]?key|client[_-]?secret|secret|passwd|password|passphrase|"
     r"passwort|passcode|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|account[_-]?key|auth[_-]?token|access[_-]?token|"
     r"refresh[_-]?token|hub[_-]?token|hf[_-]?token|x-amz-signature|x-amz-credential|x-amz-security-token|"
-    r"(?:encryption|signing|master|license|subscription|functions|shared[_-]?access)[_-]?key|_pass|[_;]pwd|set-cookie|"
+    r"(?:encryption|signing|master|license|subscription|functions|shared[_-]?access|pre[_-]?shared)[_-]?key|_pass|[_;]pwd|set-cookie|"
     r"[?&](?:amp;)?sig|client[_-]?key[_-]?data|client[_-]?assertion"
 )
 _VALUE = r"(?!\[token removed\])[^\s\"'<>,;&\\\[\]{}()|]"
@@ -25,7 +25,7 @@ _MIXED = rf"{_DIGIT_AND_LETTER}{_VALUE}{{16,}}"
 _CALL = r"(?![\w.]+\(|\$[A-Z_{(])"
 _DRAWN = rf"{_CALL}{_VALUE}{{8,}}"
 _KEYS = ["api", "access", "private", "account", "client", "encryption", "signing", "master", "license", "subscription"]
-_KEYS += ["secret", "functions"]
+_KEYS += ["secret", "functions", "shared"]
 _TOKENS = ("session", "auth", "access", "refresh", "hub", "hf")
 _MARKS = ("", "_", "-")
 _OF_NAMES = ["secret", "passwd", "password", "passphrase", "passwort", "passcode", "_pass", "_pwd", ";pwd", "x-amz-"]
@@ -146,6 +146,13 @@ _PROGRAMS = (
     (r"setx", r"\w*(?:TOKEN|KEY|SECRET|PASSWORD|PASS|PWD)", ("setx",)),
     (r"npm config", r"set\s+\S*(?:_authToken|_password|_auth)[\s=]", ("npm",)),
     (r"aws configure", r"set\s+\S*(?:secret_access_key|session_token)", ("aws",)),
+    (r"cqlsh|snowsql|beeline", r"-p", ("cqlsh", "snowsql", "beeline")),
+    *((r"ssh-keygen", f"-{it}", ("ssh-keygen",)) for it in "NP"),
+    (r"send[eE]mail", r"-xp", ("sendemail",)),
+    (r"gcloud", r"activate-refresh-token\s+[^\s\[]+", ("activate-refresh-token",)),
+    (r"poetry config", r"(?:pypi-token\.[\w.-]+|http-basic\.[\w.-]+\s+[^\s\[]+)", ("poetry",)),
+    (r"mc", r"(?:alias|config\s+host)\s+(?:set|add)(?:\s+[^\s\[]+){3}\s", ("alias", "config")),
+    (r"iwconfig", r"key\s+s:", ("iwconfig",)),
 )
 
 AFTER = [
@@ -200,7 +207,7 @@ AFTER = [
     # Of Windows' shares and accounts, with the password before or after the name, or in its place.
     Form(
         Pattern(
-            rf"(\bnet\s+use\s+[^\r\n]{{0,200}}?\\\\[^\s\"']+[\"']?(?:\s+/(?:user:|p)[^\s]*)*\s+[\"']?(?!/)){_VALUE}{{4,}}",
+            rf"(\bnet\s+use\s+[^\r\n]{{0,200}}?\\\\[^\s\"']+[\"']?(?:\s+/(?:u(?:ser)?:|p)[^\s]*)*\s+[\"']?(?!/)){_VALUE}{{4,}}",
             re.I,
         ),
         ("net",),
@@ -210,6 +217,42 @@ AFTER = [
         Pattern(rf"(\b(?:net\s+user|runas\s+/user:)\s*\S+\s+[\"']?(?!/)){_VALUE}{{8,}}", re.I),
         ("net", "runas"),
         check=mixed,
+    ),
+    # Under whatever option that ends so, what is drawn.
+    Form(
+        Pattern(
+            rf"((?:^|\s)--?(?:[A-Za-z][\w-]{{0,40}})?(?:pass|passw(?:or)?d|passphrase|token|secret|key|auth)"
+            rf"[\s=]+[\"']?){_DRAWN}",
+            re.I,
+        ),
+        ("pass", "token", "secret", "key", "auth"),
+        check=mixed,
+    ),
+    # In the place that it has in these commands.
+    Form(
+        Pattern(
+            r"(\b(?:cargo\s+login|isql(?:\s+[\w.-]+){2}|bw\s+(?:unlock|login\s+[^\s\[]+@[^\s\[]+)|rclone\s+obscure)"
+            rf"\s+[\"']?){_DRAWN}"
+        ),
+        ("cargo", "isql", "unlock", "login", "obscure"),
+        check=mixed,
+    ),
+    # As it is asked for and given, by people, mail servers, PowerShell, expect, and a command that tells it.
+    Form(Pattern(rf"(\bpass(?:word|phrase) for [^\s:]{{1,99}}:\s*){_DRAWN}", re.I), (" for ",), check=mixed),
+    Form(Pattern(rf"(\bauth\s+(?:plain|login|xoauth2)\s+){_MIXED}", re.I), ("auth",), _PUT),
+    Form(Pattern(rf"(securestring\s+(?:-\w+\s+){{0,3}}[\"']?){_DRAWN}", re.I), ("securestring",), check=mixed),
+    Form(Pattern(rf"(\bsend\s+(?:--\s+)?[\"']){_DRAWN}"), ("send",), check=mixed),
+    Form(
+        Pattern(rf"(passw(?:or)?d[_-](?:command|cmd)[\s=]+[\"']?echo\s+){_VALUE}{{4,}}", re.I),
+        ("command", "cmd"),
+        _PUT,
+    ),
+    # In addresses of Oracle and of CVS.
+    Form(Pattern(rf"(jdbc:oracle:\w+:[\w.-]+/){_VALUE}{{4,}}(?=@)", re.I), ("jdbc:oracle:",), _PUT),
+    Form(
+        Pattern(r"(:(?:pserver|gserver|kserver|ext):[\w.-]+:)(?!\[token removed\])[^\s@\[]{4,}(?=@)"),
+        ("server:", ":ext:"),
+        _PUT,
     ),
     # Handed to a program's standard input.
     Form(Pattern(rf"(<<<\s*[\"']?){_DRAWN}"), ("<<<",), check=mixed),
