@@ -133,6 +133,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
+        return _called(words)
+    except MemoryError:
+        # Of words that would tell what happened: credentials are looked for in them, which takes memory too.
+        print(_NO_MEMORY, file=sys.stderr)
+        return 2
+
+
+def _called(words: list[str]) -> int:
+    try:
         with Interruption():
             check_limits()
             if not words:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import __main__
+from harness.base import secrets
 from harness.base.memory import TooLittleMemory, check_limits, wanting
 from harness.commands import bisect, calibrate
 from harness.commands import gate as gates
@@ -140,6 +141,19 @@ def test_a_command_that_runs_out_of_memory_says_so(
     told = capsys.readouterr().err
     assert told.startswith("error: out of memory")
     assert "Traceback" not in told
+
+
+def test_what_cannot_even_be_told_for_want_of_memory_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> str:
+        raise MemoryError
+
+    # Its patterns are compiled when they are first used.
+    monkeypatch.setattr(secrets, "_remembered", refuse)
+    monkeypatch.setattr(secrets, "_by_form", refuse)
+    assert __main__.main(["table", "none", "--runs", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: this command got no more of it")
 
 
 def test_what_torch_says_of_a_cpu_without_memory_is_out_of_memory() -> None:
