@@ -43,20 +43,25 @@ _VLLM = (
     "vllm.v1.engine.core",
 )
 FAMILIES = {"transformers": _TRANSFORMERS, "vllm": _VLLM}
+# What an engine on a CPU imports as it starts, a second of its processor's time; on a GPU that may ask the device.
+_VLLM_ON_CPU = ("vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.model_executor.layers.quantization")
 
 
 def main() -> int:
     family = sys.argv[1]
-    if family == "vllm":
+    names = FAMILIES[family]
+    if family == "vllm" and _for_cpu():
         _preload()
+        names += _VLLM_ON_CPU
     started = time.monotonic()
     jobs = socket.socket(fileno=int(os.environ.pop(FORKS_FD)))
     jobs.set_inheritable(False)
     with lean.imports(), _device_asked_through_nvml():
-        for name in FAMILIES[family]:
+        for name in names:
             # What another version of a package does not have is imported by the worker that needs it.
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
+        _quantizations()
     imports = time.monotonic() - started
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, _reap)
@@ -106,6 +111,15 @@ def _device_asked_through_nvml() -> Iterator[None]:
     pynvml.nvmlShutdown()
 
 
+def _quantizations() -> None:
+    """Have vLLM import what it knows of quantized checkpoints, which it does with the first that it loads."""
+    module = sys.modules.get(_VLLM_ON_CPU[-1])
+    if module is not None and _for_cpu():
+        # Whatever it says of itself, the first load says again.
+        with contextlib.suppress(Exception):
+            module.get_quantization_config("torchao")
+
+
 def _touched_a_device() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and (torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork())
@@ -124,7 +138,7 @@ def _preload() -> None:
     OpenMP runtime, without which threads cannot be bound, and the allocator that vLLM brings along).
     """
     torch, vllm = (importlib.util.find_spec(name) for name in ("torch", "vllm"))
-    if torch is None or torch.origin is None or vllm is None or vllm.origin is None or not _for_cpu():
+    if torch is None or torch.origin is None or vllm is None or vllm.origin is None:
         return
     site, libraries = Path(torch.origin).parents[1], Path(vllm.origin).parent / "libs"
     openmp = [*site.glob("torch.libs/libgomp*.so*"), *site.glob("torch/lib/libgomp*.so*")][:1]

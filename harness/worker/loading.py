@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeli
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from harness.contract.weights import Unusable, shown
-from harness.worker import parameters, products, tensors, texts
+from harness.worker import parameters, products, tensors, texts, unflattened
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "Model")
 
@@ -34,7 +34,7 @@ def model(checkpoint: str, *, trust_remote_code: bool = False, **options: Any) -
         configuration(checkpoint, trust_remote_code)
     options = {"dtype": torch.bfloat16, **options}
     try:
-        with _conversions(checkpoint), read_as_made():
+        with _conversions(checkpoint), read_as_made(), unflattened.one_by_one():
             found, told = AutoModelForCausalLM.from_pretrained(
                 checkpoint,
                 trust_remote_code=trust_remote_code,
