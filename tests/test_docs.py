@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from harness.__main__ import main, parser
 from harness.devices import KINDS
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
+from harness.records.run import Run
+from harness.records.schema import Judgement, Measurement, Timing
 from harness.servers import registry
 from tests.conftest import REPOSITORY
 
@@ -275,7 +278,7 @@ def test_what_commands_write_leaves_git_clean(tmp_path: Path) -> None:
 def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads records is run, in a folder as a session leaves it."""
     runs = tmp_path / "results" / "runs"
-    shutil.copytree(REPOSITORY / "results" / "reference" / "cpu-20261124-024508", runs / "RUN")
+    shutil.copytree(REPOSITORY / "results" / "reference" / "cpu-20261130-144539", runs / "RUN")
     for name in ("reference", "shelf", "gates", "documented"):
         (tmp_path / "results" / name).symlink_to(REPOSITORY / "results" / name)
     monkeypatch.chdir(tmp_path)
@@ -373,8 +376,46 @@ def rows_of(text: str) -> list[tuple[str, ...]]:
     return found
 
 
-def test_the_readmes_table_is_that_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:
-    run = REPOSITORY / "results" / "reference" / "cpu-20261124-024508"
+@pytest.fixture
+def main_job() -> Run:
+    """The committed run that the README shows."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"harness table (results/reference/\S+) --layout main", text)
+    return Run(REPOSITORY / named)
+
+
+def test_what_the_main_job_took_is_what_its_committed_run_took(main_job: Run) -> None:
+    lines, _ = main_job.read()
+    took = lines[-1].time - lines[0].time
+    stages: Counter[str] = Counter()
+    for line in lines:
+        if isinstance(line, Timing):
+            stages[line.stage] += line.seconds
+    stages["idle"] = took - stages.total()
+    page = (REPOSITORY / "docs" / "results" / "cpu.md").read_text(encoding="utf-8")
+    for stage, seconds in [*stages.items(), ("total", took)]:
+        assert f"{stage:<14}{seconds:8.1f} s" in page
+    limits = [line.passed for line in lines if isinstance(line, Judgement)]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(limits)} of {len(limits)} limits hold" in readme
+    for text in (page, readme):
+        assert f" {took / 60:.1f} minutes" in " ".join(text.split())
+    told = dict(line.split(": ", 1) for line in page.splitlines() if " through vllm on cpu: " in line)
+    assert told
+    for of, kernels in told.items():
+        recipe = of.split()[1]
+        (row,) = (
+            line
+            for line in lines
+            if isinstance(line, Measurement)
+            and (line.metric, line.cell.recipe.name, line.cell.server) == ("kernel_time", recipe, "vllm")
+        )
+        ran = main_job.attached(row.attachment)["kernels"][:3]
+        assert kernels == ", ".join(f"{name} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran)
+
+
+def test_the_readmes_table_is_that_of_the_committed_records(main_job: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run = main_job.folder
     assert main(["table", str(run), "--layout", "main", "--wide"]) == 0
     made = rows_of(capsys.readouterr().out)
     assert len(made) > 5

@@ -13,7 +13,7 @@ from harness import __main__
 from harness.base.terminal import width
 
 REFERENCE = Path("results/reference")
-CPU = REFERENCE / "cpu-20261124-024508"
+CPU = REFERENCE / "cpu-20261130-144539"
 H100 = REFERENCE / "h100-20261125-013623-gpu1"
 MODEL = "SmolLM2-135M-Instruct"
 TYPED = [

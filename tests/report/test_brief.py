@@ -66,7 +66,7 @@ def test_the_main_table_of_a_real_run_fits(folder: str, lines: int) -> None:
 
 
 def test_the_main_jobs_table_has_speed_and_quality_within_a_screen() -> None:
-    run = Run(REFERENCE / "cpu-20261124-024508")
+    run = Run(REFERENCE / "cpu-20261130-144539")
     measurements = [line for line in run.read()[0] if isinstance(line, Measurement)]
     shown = "\n".join(main_table(measurements, Documented.load(), 100, 28))
     for words in ("Peak Memory", "latency (batch_size=1)", "perplexity", "KL divergence", "float8wo"):
@@ -116,7 +116,7 @@ def test_a_paragraph_with_room_for_one_line_says_something() -> None:
 
 def test_a_noisy_run_of_the_main_job_still_shows_speed_and_quality(tmp_path: Path) -> None:
     """What is too noisy to say does not leave the main table with memory alone."""
-    shutil.copytree(REFERENCE / "cpu-20261124-024508", tmp_path / "run")
+    shutil.copytree(REFERENCE / "cpu-20261130-144539", tmp_path / "run")
     summary = Summary.of(Run(tmp_path / "run"), Documented.load(), seconds=9, planner=1, wide=100)
     item = "a figure of the run whose rounds lie far from each other: " + "too noisy to say, " * 6
     sections = [

@@ -524,7 +524,7 @@ def test_a_page_of_a_run_and_a_gate_begins_with_the_runs_table(tmp_path: Path) -
 
 
 def test_an_older_run_tells_a_known_failure_by_its_test(repository: Path) -> None:
-    run = Run(repository / "results" / "reference" / "cpu-20261124-024508")
+    run = Run(repository / "results" / "reference" / "cpu-20261130-144539")
     found = judged.limits(run.lines())
     assert (len(found.failed), len(found.known)) == (0, 1)
     ((limit, why),) = found.known

@@ -57,7 +57,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
         ]
         written(folder, lines, f"night-{day:02}")
     written(folder, [measured("latency", 1.0, "<img src=x onerror=alert(1)>")], "a run & more")
-    run = repository / "results" / "reference" / "cpu-20261124-024508"
+    run = repository / "results" / "reference" / "cpu-20261130-144539"
     shutil.copytree(run, folder / run.name)
     return folder
 
