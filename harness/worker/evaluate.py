@@ -29,8 +29,8 @@ def text_quality(
     """
     results: dict[str, list[float]] = {"nll": [], "kl": [], "top1": [], "flips": []}
     given = windows.given
-    references = None if reference is None else predictions(reference, windows, at_once)
-    for index, logits in enumerate(predictions(model, windows, at_once)):
+    references = None if reference is None else predictions(reference, windows, at_once, model.device)
+    for index, logits in enumerate(predictions(model, windows, at_once, model.device)):
         target = torch.tensor(windows.ids[index], device=model.device)[given + 1 :]
         against = None if references is None else next(references)[given:-1]
         for column, value in _compare(logits[given:-1], against, target).items():
@@ -67,14 +67,14 @@ def _compare(logits: torch.Tensor, reference: torch.Tensor | None, target: torch
 def likeliest(model: Any, windows: Windows, top: int) -> list[list[list[tuple[int, float]]]]:
     """Return for each window and each of its tokens but the first the ``top`` likeliest ids with log-probabilities."""
     found = []
-    for logits in predictions(model, windows, 1):
+    for logits in predictions(model, windows, 1, model.device):
         values, tokens = torch.log_softmax(logits[:-1].float(), dim=-1).topk(top, dim=-1)
         rows = zip(tokens.tolist(), values.tolist(), strict=True)
         found.append([list(zip(token, value, strict=True)) for token, value in rows])
     return found
 
 
-def predictions(model: Any, windows: Windows, at_once: int) -> Iterator[torch.Tensor]:
+def predictions(model: Any, windows: Windows, at_once: int, device: Any) -> Iterator[torch.Tensor]:
     """Yield a model's logits over each window as it gives them, (tokens, vocabulary); ``at_once`` of them in a pass."""
     for start in range(0, len(windows), at_once):
-        yield from model(torch.tensor(windows.ids[start : start + at_once], device=model.device)).logits
+        yield from model(torch.tensor(windows.ids[start : start + at_once], device=device)).logits

@@ -20,7 +20,7 @@ from harness.worker.texts import Windows
 def keep(model: Any, windows: Windows, file: Path, progress: Callable[[int], None], at_once: int = 1) -> None:
     """Write what a model predicts over windows, as it gives it: a tensor (tokens, vocabulary) a window."""
     found = {}
-    for index, logits in enumerate(evaluate.predictions(model, windows, at_once)):
+    for index, logits in enumerate(evaluate.predictions(model, windows, at_once, model.device)):
         # Of its own: a file has no two tensors of one memory.
         found[str(index)] = logits.cpu().clone(memory_format=torch.contiguous_format)
         progress(index + 1)
