@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import resource
 import signal
 import subprocess
 import time
@@ -16,8 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.contract.warden import descendants
-from tests.faults import tasks
+from tests.faults import short, tasks
 from tests.faults.campaign import Fault, Scenario
 from tests.faults.commands import Command
 from tests.faults.damage import spoil
@@ -40,27 +38,30 @@ def memory(fault: Fault, task: Task) -> None:
     at_start = fault.draw.random() < 0.5 and not task.begun.startswith("started")
     more, moment = fault.draw.choice([0, 1, 4, 16]), fault.draw.random()
     megabytes = fault.draw.choice([64, 128, 256, 400, 600])
-    # Of a worker mostly from its imports on, since a tiny model itself needs next to nothing.
-    early = fault.draw.random() < 0.75
     fault.what = f"{task.name}: memory of the {whose}"
-    if whose == "planner" and at_start:
-        fault.what += f" from the start, {megabytes} MB"
-        first = task.start(memory=megabytes << 20)
-        fault.hit = True
-    else:
-        early = early and whose == "worker"
-        fault.what += f" as it starts, {megabytes} MB" if early else f" in its midst, {more} MB more than it has"
+    if whose == "worker":
+        # Less than the largest takes undisturbed: that asks for more, and is refused.
+        largest = short.most(task)
+        size = round(largest * (short.LEAST + moment * (short.MOST - short.LEAST)))
+        fault.what += f", {size >> 20} MB of the {largest >> 20} MB that one takes"
         first = task.start()
+        limited = short.limit_workers(first, size, TIMEOUT)
+    elif at_start:
+        fault.what += f" from the start, {megabytes} MB"
+        first, limited = task.start(memory=megabytes << 20), True
+    else:
+        fault.what += f" in its midst, {more} MB more than it has"
+        first, limited = task.start(), False
         if wait_begun(first, task):
-            pid = _worker(first, 120, early) if whose == "worker" else first.process.pid
-            if not early:
-                time.sleep(moment * (0.6 if whose == "worker" else 0.3 * task.seconds))
-            fault.hit = bool(pid) and _limit(pid, more << 20, megabytes << 20 if early else 0)
-            fault.hit = fault.hit and first.process.poll() is None
+            time.sleep(moment * 0.3 * task.seconds)
+            with contextlib.suppress(psutil.Error):
+                limited = short.limit(
+                    first.process.pid, psutil.Process(first.process.pid).memory_info().vms + (more << 20)
+                )
     status = first.end(TIMEOUT)
-    if fault.hit and task.due(status, first.told):
-        # It asked for no more any longer.
-        fault.hit = False
+    # One that asked for no more was not hit; of a planner that ended otherwise Python has its last words, or none.
+    otherwise = whose == "planner" and not task.due(status, first.told)
+    fault.hit = limited and (otherwise or short.refused(first, [task.folder]))
     if _AT_IMPORT.search(first.told):
         # Python itself, before there is anything of ours that could say it.
         first.output.write_text("error: no memory for Python", encoding="utf-8")
@@ -72,29 +73,6 @@ _AT_IMPORT = re.compile(
     r"(harness/__main__|small_(gates|program))\.py\", line \d+, in <module>\n +(from|import) (.*\n)*"
     r"(MemoryError|.*failed to map segment)"
 )
-
-
-def _worker(command: Command, timeout: float, early: bool) -> int:
-    """Return a worker of a command, once there is one: that has torch loaded, or as it starts."""
-    deadline = time.monotonic() + timeout
-    while command.process.poll() is None and time.monotonic() < deadline:
-        for pid in descendants(command.process.pid):
-            with contextlib.suppress(psutil.Error):
-                process = psutil.Process(pid)
-                loaded = early or process.memory_info().rss > 200e6
-                if loaded and "harness.worker" in " ".join(process.cmdline()) and not process.children():
-                    return pid
-        time.sleep(0.02)
-    return 0
-
-
-def _limit(pid: int, more: int, size: int = 0) -> bool:
-    try:
-        size = size or psutil.Process(pid).memory_info().vms + more
-        resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
-    except (psutil.Error, ProcessLookupError):
-        return False
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------- clock
