@@ -107,7 +107,9 @@ class Run:
             return cls(root / name)
         names = ", ".join(run.name for run in runs[-5:])
         here = names or "none yet: a session makes them, or name a run's folder, or another place of runs"
-        raise RecordError(f"no run {name!r} under {root}; the latest are: {here}")
+        bare = [it for it in sorted(root.glob("*/*.json")) if not is_file(it.with_name("records.jsonl"))]
+        lost = f"; {bare[-1].parent.name} there has {bare[-1].name} and no records.jsonl" if bare else ""
+        raise RecordError(f"no run {name!r} under {root}; the latest are: {here}{lost}")
 
     @classmethod
     def below(cls, root: Path) -> list[Run]:

@@ -627,6 +627,13 @@ def test_where_there_are_no_runs_it_says_so(tmp_path: Path, name: str) -> None:
         Run.open(tmp_path / "runs", name)
 
 
+def test_a_run_whose_records_are_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "20260101-000000").mkdir()
+    (tmp_path / "20260101-000000" / "gate.json").touch()
+    with pytest.raises(RecordError, match=r"none yet.*; 20260101-000000 there has gate\.json and no records\.jsonl"):
+        Run.open(tmp_path, "last")
+
+
 def test_new_runs_never_share_a_folder(tmp_path: Path) -> None:
     folders = {Run.create(tmp_path / "runs").folder for _ in range(4)}
     assert len(folders) == 4
