@@ -27,7 +27,10 @@ class Judged:
 
 
 def of_runs(lines: Iterable[Line], model: str) -> dict[str, dict[str, list[float]]]:
-    """Return what the records of runs hold of a model's recipes on a CPU: nats of each window, and KL, the latest."""
+    """Return what the records of runs hold of a model's recipes on a CPU: nats of each window, and KL, the latest.
+
+    Recipes are in the order of their names, whichever run has them first.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     windows: dict[str, Any] = {"windows": 16, "window_tokens": 256}
     for line in lines:
@@ -42,7 +45,7 @@ def of_runs(lines: Iterable[Line], model: str) -> dict[str, dict[str, list[float
                 of["nll"] = [math.log(value) for value in line.samples]
             else:
                 of["kl"] = line.samples
-    return found
+    return dict(sorted(found.items()))
 
 
 def judged(claim: Claim, found: Measured) -> Judged:
