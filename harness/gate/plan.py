@@ -61,7 +61,11 @@ def check_keyword(matrix: Matrix, options: Options) -> None:
     if options.keyword:
         every = units(matrix, replace(options, keyword=""))
         named = {unit.id for unit in every} | {metric for unit in every for metric in unit.metrics}
-        for word in unmatched(options.keyword, named):
+        try:
+            words = unmatched(options.keyword, named)
+        except SyntaxError as error:
+            raise HarnessError(f"-k {options.keyword!r}: {error}") from error
+        for word in words:
             known = named | {unit.cell.recipe.name for unit in every}
             raise HarnessError(
                 f"-k {options.keyword!r}: no cell or metric has {word!r} in its name; {nearest(word, known)}"
@@ -99,7 +103,7 @@ def _selected(keyword: str, text: str) -> bool:
 
     try:
         return bool(Expression.compile(keyword).evaluate(contains))
-    except SyntaxError as error:
+    except (SyntaxError, RecursionError) as error:
         raise HarnessError(f"-k {keyword!r}: {error}") from error
 
 

@@ -51,6 +51,7 @@ def test_what_was_meant(words: list[str], meant: str, capsys: pytest.CaptureFixt
         (["torchao==0.17.0", "torchao==0.18.0", "--model", "SmolLM2-135M-Instrct"], "did you mean SmolLM2-135M"),
         (["torchao==0.17.0", "torchao==0.18.0", "-k", "latncy"], "'latncy' in its name; did you mean latency"),
         (["torchao==0.17.0", "torchao==0.18.0", "-k", "int8wo and bf16"], "nothing to gate"),
+        (["torchao==0.17.0", "torchao==0.18.0", "-k", "# title"], "-k '# title': unexpected character"),
         (["torchao==0.17.0", "torchao==0.18.0", "--task", "helaswag"], "did you mean hellaswag"),
         (["torchao==0.17.0", "torchao==0.18.0", "--workload", "chatt"], "did you mean chat"),
         (["torchao==0.17.0", "torchao==0.18.0", "--server", "vlm"], "did you mean vllm"),
