@@ -162,13 +162,14 @@ def test_a_command_that_is_not_there_fails_and_is_named(start: Starter) -> None:
     assert "/no/such/command" in process.log_text()
 
 
+# What it says first is whole once it can be read: a handler that prints in the midst of another print fails.
 _POLITE = """
-import signal, sys, time
+import os, signal, sys, time
 def leave(*_):
     print("leaving", flush=True)
     sys.exit(5)
 signal.signal(signal.SIGTERM, leave)
-print("here", flush=True)
+os.write(1, b"here\\n")
 time.sleep(600)
 """
 
