@@ -118,7 +118,11 @@ def run(
 
 
 def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object]]:
-    """Return what logs have of a seed, or of all, each fault once."""
+    """Return what logs have of a seed, or of all, each fault once: as it was tried last.
+
+    One that broke a promise then and held when it was tried again has ``mended``: what it had broken, and at which
+    commit.
+    """
     found: dict[tuple[object, object], dict[str, object]] = {}
     for log in logs:
         for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
@@ -127,6 +131,9 @@ def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object
             except ValueError:
                 continue  # a campaign that was killed in the middle of a line
             if seed is None or it["seed"] == seed:
+                before = found.get((it["seed"], it["number"]), {})
+                if before.get("problems") and not it["problems"]:
+                    it["mended"] = [before.get("commit", ""), *_list(before["problems"])]
                 found[it["seed"], it["number"]] = it
     return list(found.values())
 
@@ -201,6 +208,11 @@ def table(
             "",
             *told,
             *(
+                ["Of those some did not at first; they were mended, and held when they were tried again:", "", *again]
+                if (again := _mended(found))
+                else []
+            ),
+            *(
                 [
                     "",
                     "Fuzzed inputs, those that were tried at several commits counted at each; "
@@ -248,6 +260,18 @@ def _dated(found: Sequence[dict[str, object]]) -> list[str]:
         when = f", {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
         said.append(f"{len(them):,} faults, of which {hit:,} hit, at commit {at or 'unknown'}{when}")
     return said
+
+
+def _mended(found: Sequence[dict[str, object]]) -> list[str]:
+    lines = []
+    for it in found:
+        before, *problems = _list(it.get("mended", [])) or [""]
+        for words in problems:
+            last = str(words).strip().splitlines()
+            said = last[0] if len(last) == 1 else f"{str(words).partition(':')[0]}: {last[-1]}"
+            of = f"{it['kind']}, seed {it['seed']}, fault {it['number']} ({it['what']})"
+            lines.append(f"- {of}, at commit {before}: {said[:200]}")
+    return lines
 
 
 def _told_stand_ins(of: Mapping[str, str]) -> list[str]:

@@ -152,6 +152,22 @@ def test_a_table_stands_below_those_whose_logs_are_gone_and_replaces_only_itself
     assert campaign.below(both, second) == both
 
 
+def test_what_was_mended_and_tried_again_holds_and_is_told(tmp_path: Path) -> None:
+    def breaks(fault: Fault) -> None:
+        fault.broken("traceback", "Traceback\n  File x\nValueError: planted\n")
+
+    kinds = [Scenario("kind", breaks, 1)]
+    campaign.run(1, 1, 60, tmp_path / "log", kinds, commit="before")
+    (line,) = campaign.read([tmp_path / "log"])
+    with (tmp_path / "log").open("a") as log:
+        log.write(json.dumps({**line, "problems": [], "commit": "after"}) + "\n")
+    found = campaign.read([tmp_path / "log"])
+    text = campaign.table(found, {}, [], "abc")
+    assert "| kind | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | after |" in text
+    assert "All promises held.\n\nOf those some did not at first; they were mended" in text
+    assert "- kind, seed 1, fault 0 (), at commit before: traceback: ValueError: planted" in text
+
+
 def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
     def loses(fault: Fault) -> None:
         fault.what, fault.hit = "planted", True
