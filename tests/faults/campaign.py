@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import random
+import re
 import shutil
 import tempfile
 import time
@@ -269,6 +270,7 @@ def _mended(found: Sequence[dict[str, object]]) -> list[str]:
         for words in problems:
             last = str(words).strip().splitlines()
             said = last[0] if len(last) == 1 else f"{str(words).partition(':')[0]}: {last[-1]}"
+            said = re.sub(r"/\S*/fault-\w+", "FOLDER", said)
             of = f"{it['kind']}, seed {it['seed']}, fault {it['number']} ({it['what']})"
             lines.append(f"- {of}, at commit {before}: {said[:200]}")
     return lines
