@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.faults import (
     campaign,
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", default=[], help="only kinds with this in their name; repeatable")
     parser.add_argument("--quick", action="store_true", help="only kinds of which one fault takes seconds")
     parser.add_argument("--number", type=int, help="this fault of the seed alone, once more, and nothing is kept")
+    parser.add_argument("--again", type=int, default=0, help="try what broke a promise so often again; fail if it does")
     parser.add_argument("--each", action="store_true", help="the kinds in turns, instead of as often as they weigh")
     parser.add_argument("--reader", action="append", default=[], help="with --fuzz: this reader alone, from its start")
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
@@ -101,11 +103,26 @@ def _faults(arguments: argparse.Namespace, part: tuple[int, int]) -> int:
         )
     bad = [it for it in found if it["problems"]]
     print(campaign.summary(found), flush=True)
+    if arguments.again:
+        bad = [it for it in bad if not _held(seed, it, kinds, arguments)]
     for it in bad:
         again = [f"--seed {seed} --number {it['number']}", *(["--quick"] if arguments.quick else [])]
         again += [f"--kind {shlex.quote(kind)}" for kind in arguments.kind] + (["--each"] if arguments.each else [])
         print(f"once more: python -m tests.faults {' '.join(again)}", flush=True)
     return int(bool(bad))
+
+
+def _held(
+    seed: int, found: Mapping[str, Any], kinds: Sequence[campaign.Scenario], arguments: argparse.Namespace
+) -> bool:
+    """Return whether a fault that broke a promise breaks none when it is tried again, which is told either way."""
+    for _ in range(arguments.again):
+        scenario, draw = campaign.chosen(seed, int(found["number"]), kinds, each=arguments.each)
+        if problems := campaign.one(scenario, draw)["problems"]:
+            print(f"fault {found['number']} once more: {problems}", flush=True)
+            return False
+    print(f"fault {found['number']} held in {arguments.again} further tries: {found['problems']}", flush=True)
+    return True
 
 
 def _seed_of(commit: str) -> int:

@@ -74,6 +74,30 @@ def test_a_session_loses_nothing(scenario: Scenario, tried: Tried) -> None:
     tried(scenario, 1)
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_what_breaks_a_promise_again_fails_and_what_holds_is_told(
+    always: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries: list[float] = []
+
+    def breaks(fault: Fault) -> None:
+        fault.what, fault.hit = "a wooden fault", True
+        tries.append(fault.draw.random())
+        if always or len(tries) == 1:
+            fault.broken("record lost", "one")
+
+    monkeypatch.setattr(of_faults, "LOGS", tmp_path)
+    monkeypatch.setattr(of_faults, "SCENARIOS", [Scenario("wooden", breaks, 1)])
+    monkeypatch.setattr(sys, "argv", ["faults", "--quick", "--seed", "7", "--count", "1", "--again", "2"])
+    assert of_faults.main() == always
+    # The same fault each time.
+    assert len(set(tries)) == 1
+    assert len(tries) == (2 if always else 3)
+    said = capsys.readouterr().out
+    assert ("fault 0 held in 2 further tries: ['record lost: one']" in said) != always
+    assert ("once more: python -m tests.faults --seed 7 --number 0 --quick" in said) == always
+
+
 def test_a_campaign_is_gone_on_with_and_its_faults_are_always_the_same(tmp_path: Path) -> None:
     drawn: list[float] = []
 
