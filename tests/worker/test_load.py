@@ -213,6 +213,9 @@ class Standing:
 
     def tell(self, path: str, timeout: float) -> None: ...
 
+    def get(self, path: str, timeout: float) -> str:
+        return 'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0'
+
     def check_alive(self, stage: str) -> None: ...
 
 
@@ -257,6 +260,7 @@ def test_a_capacity_is_recorded_with_its_interval_goodput_and_cost(
     cost = records["token_cost", "saturation"]
     assert cost.value == pytest.approx(3.6 / 3600 / saturation.value * 1e6)
     assert records["goodput", "30% of saturation"].value > 0
+    assert records["kv_cache_capacity", None].value == 16 * 100
     light, heavy = (records["load_ttft", f"{share}% of saturation"] for share in (30, 80))
     assert light.statistics["asked_rate"] < heavy.statistics["asked_rate"]
     energy = [it for it in records if it[0] == "energy_per_token"]
