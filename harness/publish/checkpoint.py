@@ -129,6 +129,8 @@ def _origin(folder: Path, weights: list[Path], store: Store) -> Origin | None:
         if wrong:
             raise ArtifactError(f"{folder} is a stored checkpoint that was changed: {wrong}; quantize it again")
         return _origin_of(own)
+    if (folder / MANIFEST).exists():
+        raise ArtifactError(f"{folder / MANIFEST} cannot be read: it is damaged; quantize again, or take it away")
     digests: set[str] = set()
     for _, found in store.manifests("checkpoint"):
         stored = {it["sha256"] for name, it in found["files"].items() if name.endswith(".safetensors")}

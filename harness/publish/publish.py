@@ -177,11 +177,13 @@ def stored(records: Records, cell: Cell, stores: Sequence[Store]) -> tuple[Store
             if any(_same(it.cell.model, cell.model) and not _other_making(it, origin) for it in own):
                 return store, folder
             others |= {why: None for it in own if (why := _other_making(it, origin))}
+    damaged = [str(path) for store in stores for path in store.unreadable("checkpoint")]
     looked = " nor ".join(str(store.root) for store in stores)
     raise Refused(
         f"{'neither' if len(stores) > 1 else 'the cache'} {looked} "
         f"{'has' if len(stores) > 1 else 'does not have'} the checkpoint of {name_of(cell)} that was measured"
         + (f" (there is another: {_shown('; '.join(others))})" if others else "")
+        + (f"; it may be that of which {_shown(', '.join(damaged))} cannot be read: quantize again" if damaged else "")
         + "; give the --cache DIR that it was measured with, or the checkpoint's folder in place of MODEL:RECIPE"
     )
 

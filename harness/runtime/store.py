@@ -165,6 +165,10 @@ class Store:
             if found := manifest(path.parent):
                 yield path.parent, found
 
+    def unreadable(self, kind: str) -> list[Path]:
+        """Return the manifests of ``kind`` that say nothing of their artifacts, since they are damaged."""
+        return [path for path in sorted(self.root.glob(f"{kind}/*/{MANIFEST}")) if manifest(path.parent) is None]
+
     def _fetched(self, shared: Shared, name: str, folder: Path, label: str, facts: Sequence[str]) -> bool:
         """Bring an artifact from the shared store, as sound as if it had been made here, if it is there."""
         temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"

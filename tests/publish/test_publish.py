@@ -362,6 +362,15 @@ def test_records_of_another_recipe(place: Place, tmp_path: Path) -> None:
     assert "was made by the recipe 2222, and the records have none of it: they are of int8wo (1111)" in said
 
 
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_a_damaged_manifest_is_named(by_folder: bool, place: Place) -> None:
+    manifest = place.folder / "artifact.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8")[:-40], encoding="utf-8")
+    status, said = place.publish(what=str(place.folder) if by_folder else "Tiny:int8wo")
+    assert status == 2
+    assert str(manifest) in " ".join(said.split())
+
+
 def test_records_of_other_weights(place: Place) -> None:
     made = place.store.get(
         "checkpoint", key(plain="them/Tiny@beef"), lambda folder: fill(folder, weights=safetensors(99)), label=""
