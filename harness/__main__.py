@@ -12,6 +12,7 @@ if (__name__ == "__main__" or sys.argv[0].endswith(("/harness", "\\harness.exe")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import re
@@ -136,8 +137,16 @@ def _run(words: list[str]) -> int:
         return _called(words)
     except MemoryError:
         # Of words that would tell what happened: credentials are looked for in them, which takes memory too.
-        print(_NO_MEMORY, file=sys.stderr)
+        _tell(_NO_MEMORY)
         return 2
+
+
+def _tell(words: str) -> None:
+    # A standard error on a disk that is full or far may take none, or not at once; the exit status tells all the same.
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            print(words, file=sys.stderr, flush=True)
+            return
 
 
 def _called(words: list[str]) -> int:
@@ -153,24 +162,24 @@ def _called(words: list[str]) -> int:
             status: int = arguments.run(arguments)
         return status
     except HarnessError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
+        _tell(visible(f"error: {error}"))
         return 2
     except KeyboardInterrupt as interruption:
-        print(visible(without_secrets(interruption_told(interruption))), file=sys.stderr)
+        _tell(visible(without_secrets(interruption_told(interruption))))
         return interruption_status(str(interruption))
     except OSError as error:
         if wanting(error):
-            print(_NO_MEMORY, file=sys.stderr)
+            _tell(_NO_MEMORY)
         elif not error.filename:
-            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            _tell(without_secrets(traceback.format_exc()).rstrip())
         else:
-            print(visible(without_secrets(f"error: {error.filename}: {error.strerror}")), file=sys.stderr)
+            _tell(visible(without_secrets(f"error: {error.filename}: {error.strerror}")))
         return 2
     except Exception as error:
         if wanting(error):
-            print(_NO_MEMORY, file=sys.stderr)
+            _tell(_NO_MEMORY)
         else:
-            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            _tell(without_secrets(traceback.format_exc()).rstrip())
         return 2
 
 
