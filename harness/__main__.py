@@ -28,8 +28,9 @@ from harness.base.interruption import Interruption
 from harness.base.interruption import status as interruption_status
 from harness.base.interruption import told as interruption_told
 from harness.base.memory import check_limits, wanting
+from harness.base.output import OUTPUT, own_output, undelivered
 from harness.base.secrets import without_secrets
-from harness.base.terminal import columns, folded_output
+from harness.base.terminal import columns
 from harness.base.text import visible
 
 COMMANDS = {
@@ -123,13 +124,20 @@ def main(argv: list[str] | None = None) -> int:
 
     1 is left to the commands, to a gate's "regressed" above all: whatever goes wrong unexpectedly is a 2 with its
     traceback, and an interruption 128 and its signal's number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP. Of a
-    process of its own no line is wider than the terminal, or than 100 columns, unless ``--wide`` is among the words.
+    process of its own no line is wider than the terminal, or than 100 columns, unless ``--wide`` is among the words;
+    it is a 2 if what it prints cannot be written, and 141 if nobody reads it any more.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if argv is None and _WIDE not in words:
-        with folded_output(columns()):
-            return _run(words)
-    return _run(words)
+    if argv is not None:
+        return _run(argv)
+    words = sys.argv[1:]
+    with own_output(None if _WIDE in words else columns()):
+        try:
+            status = _run(words)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+        if error := undelivered():
+            status = status or _not_printed(error)
+        return status
 
 
 def _run(words: list[str]) -> int:
@@ -147,6 +155,14 @@ def _tell(words: str) -> None:
         with contextlib.suppress(OSError):
             print(words, file=sys.stderr, flush=True)
             return
+
+
+def _not_printed(error: OSError) -> int:
+    # Whoever reads as much as it wants, as `head` does, needs no word about it.
+    if not isinstance(error, BrokenPipeError):
+        _tell(f"error: {error.filename}: {error.strerror}")
+        return 2
+    return 128 + signal.SIGPIPE
 
 
 def _called(words: list[str]) -> int:
@@ -170,6 +186,8 @@ def _called(words: list[str]) -> int:
     except OSError as error:
         if wanting(error):
             _tell(_NO_MEMORY)
+        elif error.filename == OUTPUT:
+            return _not_printed(error)
         elif not error.filename:
             _tell(without_secrets(traceback.format_exc()).rstrip())
         else:

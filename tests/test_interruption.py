@@ -250,10 +250,3 @@ def test_interrupted_twice_it_ends_at_once_without_a_traceback(pytester: pytest.
     assert "INTERNALERROR" not in output
     assert "what was measured is kept\ngo on with: python -m pytest" in output
     assert output.rstrip().endswith(f"--resume {run.name}")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_an_error_that_nobody_can_be_told_keeps_its_status() -> None:
-    with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "harness", "report", "nothing-like-this"]
-        assert subprocess.run(command, stderr=full, check=False, timeout=120).returncode == 2

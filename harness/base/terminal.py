@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
@@ -177,14 +175,3 @@ class Folded:
 def unfolded(stream: Any) -> TextIO:
     """Return the stream itself: data that other programs read is no text for people, and keeps its lines."""
     return cast(TextIO, stream.stream if isinstance(stream, Folded) else stream)
-
-
-@contextlib.contextmanager
-def folded_output(wide: int) -> Iterator[None]:
-    """Fold whatever is printed within, to standard output and error."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, Folded(stream, wide)) for stream in before)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before

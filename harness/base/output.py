@@ -1,0 +1,80 @@
+"""Standard output and error of a command: what does not arrive there is an error that names the stream."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from harness.base.terminal import Folded, unfolded
+
+OUTPUT, ERROR = "standard output", "standard error"
+
+
+class Named:
+    """A text stream whose OSErrors have its name as their file's; all else is as of the stream itself."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self.stream = stream
+        self.failed: OSError | None = None
+        """The last of its errors: whoever printed may have thought nothing of it, as argparse does for its help."""
+        self._name = name
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self.stream.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        with self._named():
+            self.stream.writelines(lines)
+
+    def flush(self) -> None:
+        with self._named():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failed = OSError(error.errno, error.strerror, self._name)
+            raise self.failed from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def own_output(wide: int | None) -> Iterator[None]:
+    """Name both streams within, and fold what is printed to them unless ``wide`` is None.
+
+    A stream that the process was started without goes nowhere, as print has it.
+    """
+    before = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        named = [Named(stream or nowhere, name) for stream, name in zip(before, (OUTPUT, ERROR), strict=True)]
+        streams = named if wide is None else [Folded(cast(TextIO, stream), wide) for stream in named]
+        sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+def undelivered() -> OSError | None:
+    """Write what both streams still hold, and return why standard output does not take it, if it does not.
+
+    What they hold then goes nowhere: the interpreter would try it once more as it ends, and end with a status of its
+    own, 120, where it cannot.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+    return cast(Named, unfolded(sys.stdout)).failed

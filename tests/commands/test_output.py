@@ -1,0 +1,66 @@
+"""What a command prints and nobody takes: a full disk, a reader that has gone, a stream that was closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.programs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WELL = ["table", str(min((REPOSITORY / "results" / "reference").glob("cpu-*")))]
+ILL = ["report", "nothing-like-this"]
+
+full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+# Each buffers differently: what one is told as it prints, the other is as it ends.
+buffered = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+
+
+def run(words: list[str], unbuffered: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *words],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@full
+@buffered
+def test_an_error_that_nobody_can_be_told_keeps_its_status(unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as device:
+        assert run(ILL, unbuffered, stderr=device).returncode == 2
+
+
+@full
+@buffered
+@pytest.mark.parametrize("words", [WELL, [*WELL, "--wide"], ["--help"], ["doctor", "--help"]], ids=" ".join)
+def test_a_full_disk_of_standard_output_is_named(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as device:
+        done = run(words, unbuffered, stdout=device)
+    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
+
+
+@buffered
+@pytest.mark.parametrize("words", [WELL, [*WELL, "--wide"], ["--help"]], ids=" ".join)
+def test_a_reader_that_has_gone_ends_it_without_a_word(words: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run(words, unbuffered, stdout=pipe)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(("closed", "words", "status"), [(1, WELL, 0), (2, WELL, 0), (2, ILL, 2)])
+def test_a_stream_that_was_closed_goes_nowhere(closed: int, words: list[str], status: int) -> None:
+    done = run(words, "", preexec_fn=lambda: os.close(closed))
+    assert done.returncode == status
+    assert done.stdout if words is WELL and closed != 1 else not done.stdout
