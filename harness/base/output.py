@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -51,9 +52,13 @@ class Named:
 def own_output(wide: int | None) -> Iterator[None]:
     """Name both streams within, and fold what is printed to them unless ``wide`` is None.
 
-    A stream that the process was started without goes nowhere, as print has it.
+    A stream that the process was started without goes nowhere, as print has it, and a character that its encoding lacks
+    is written as Python writes it in a string.
     """
     before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         named = [Named(stream or nowhere, name) for stream, name in zip(before, (OUTPUT, ERROR), strict=True)]
         streams = named if wide is None else [Folded(cast(TextIO, stream), wide) for stream in named]

@@ -22,12 +22,14 @@ full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device
 buffered = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 
 
-def run(words: list[str], unbuffered: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    words: list[str], unbuffered: str, *, encoding: str = "utf-8", **streams: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "harness", *words],
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams,
-        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONIOENCODING": encoding},
+        encoding=encoding,
         timeout=120,
         check=False,
     )
@@ -64,3 +66,13 @@ def test_a_stream_that_was_closed_goes_nowhere(closed: int, words: list[str], st
     done = run(words, "", preexec_fn=lambda: os.close(closed))
     assert done.returncode == status
     assert done.stdout if words is WELL and closed != 1 else not done.stdout
+
+
+@pytest.mark.parametrize("words", [WELL, [*WELL, "--wide"]], ids=" ".join)
+def test_what_an_encoding_lacks_is_written_in_ascii(words: list[str]) -> None:
+    plain = run(words, "", encoding="ascii")
+    whole = run(words, "")
+    assert plain.returncode == whole.returncode == 0, plain.stderr
+    assert plain.stdout.isascii()
+    assert "\\xb1" in plain.stdout
+    assert "±" in whole.stdout
