@@ -157,6 +157,14 @@ def _tell(words: str) -> None:
             return
 
 
+def _check_folder() -> None:
+    """Raise HarnessError where the working folder was removed, which every relative path would be told of instead."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise HarnessError("the folder in which this was started is gone: change to one that is there") from None
+
+
 def _not_printed(error: OSError) -> int:
     # Whoever reads as much as it wants, as `head` does, needs no word about it.
     if not isinstance(error, BrokenPipeError):
@@ -169,6 +177,7 @@ def _called(words: list[str]) -> int:
     try:
         with Interruption():
             check_limits()
+            _check_folder()
             if not words:
                 parser("").print_help(sys.stderr)
                 return 2

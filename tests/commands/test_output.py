@@ -44,7 +44,7 @@ def test_an_error_that_nobody_can_be_told_keeps_its_status(unbuffered: str) -> N
 
 @full
 @buffered
-@pytest.mark.parametrize("words", [WELL, [*WELL, "--wide"], ["--help"], ["doctor", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [WELL, ["--help"]], ids=" ".join)
 def test_a_full_disk_of_standard_output_is_named(words: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("w") as device:
         done = run(words, unbuffered, stdout=device)
@@ -76,3 +76,20 @@ def test_what_an_encoding_lacks_is_written_in_ascii(words: list[str]) -> None:
     assert plain.stdout.isascii()
     assert "\\xb1" in plain.stdout
     assert "±" in whole.stdout
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    # By a shell: whoever starts a process in a folder needs the folder.
+    script = f'cd "{gone}" && rmdir "{gone}" && exec "{sys.executable}" -m harness table RUN'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: the folder in which this was started is gone: change to one that is there\n"
