@@ -36,6 +36,11 @@ class Named:
         with self._named():
             self.stream.flush()
 
+    @property
+    def buffer(self) -> Named:
+        """Its stream of bytes, which are written past its own text; whose errors have its name too."""
+        return Named(cast(TextIO, self.stream.buffer), self._name)
+
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
         try:
@@ -49,6 +54,29 @@ class Named:
 
 
 @contextlib.contextmanager
+def _whole(stream: TextIO) -> Iterator[TextIO]:
+    """Yield a stream all of whose text arrives, or is an error.
+
+    One without a buffer, as of ``python -u``, asks the system once, and thinks no more of what that did not take.
+    """
+    raw = stream.buffer
+    if not isinstance(raw, io.RawIOBase):
+        yield stream
+        return
+    buffer = io.BufferedWriter(raw)
+    made = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True)
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):
+            made.flush()
+        # Or the descriptor were closed with it.
+        for held in (made, buffer):
+            with contextlib.suppress(OSError):
+                held.detach()
+
+
+@contextlib.contextmanager
 def own_output(wide: int | None) -> Iterator[None]:
     """Name both streams within, and fold what is printed to them unless ``wide`` is None.
 
@@ -59,8 +87,10 @@ def own_output(wide: int | None) -> Iterator[None]:
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        named = [Named(stream or nowhere, name) for stream, name in zip(before, (OUTPUT, ERROR), strict=True)]
+    with contextlib.ExitStack() as opened:
+        nowhere = opened.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        whole = [opened.enter_context(_whole(stream or nowhere)) for stream in before]
+        named = [Named(stream, name) for stream, name in zip(whole, (OUTPUT, ERROR), strict=True)]
         streams = named if wide is None else [Folded(cast(TextIO, stream), wide) for stream in named]
         sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
         try:

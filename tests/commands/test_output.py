@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.programs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WELL = ["table", str(max((REPOSITORY / "results" / "reference").glob("cpu-*")))]
+DATA = ["export", WELL[1], "--format", "parquet"]
 ILL = ["report", "nothing-like-this"]
 
 full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -44,7 +46,7 @@ def test_an_error_that_nobody_can_be_told_keeps_its_status(unbuffered: str) -> N
 
 @full
 @buffered
-@pytest.mark.parametrize("words", [WELL, ["--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [WELL, ["--help"], DATA], ids=" ".join)
 def test_a_full_disk_of_standard_output_is_named(words: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("w") as device:
         done = run(words, unbuffered, stdout=device)
@@ -52,7 +54,24 @@ def test_a_full_disk_of_standard_output_is_named(words: list[str], unbuffered: s
 
 
 @buffered
-@pytest.mark.parametrize("words", [WELL, [*WELL, "--wide"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize("words", [WELL, DATA], ids=" ".join)
+def test_a_disk_that_takes_a_part_is_named(words: list[str], unbuffered: str, tmp_path: Path) -> None:
+    out, before, room = tmp_path / "out", 1 << 30, 1000
+    with out.open("wb") as file:
+        file.truncate(before)
+    with out.open("a") as file:
+        done = run(
+            words,
+            unbuffered,
+            stdout=file,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (before + room, before + room)),
+        )
+    assert out.stat().st_size == before + room
+    assert (done.returncode, done.stderr) == (2, "error: standard output: File too large\n")
+
+
+@buffered
+@pytest.mark.parametrize("words", [WELL, [*WELL, "--wide"], ["--help"], DATA], ids=" ".join)
 def test_a_reader_that_has_gone_ends_it_without_a_word(words: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -36,6 +36,7 @@ from tests.faults import (
     signs,
     stand_ins,
     surroundings,
+    unread,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +58,7 @@ SCENARIOS = [
         signals,
         engines,
         surroundings,
+        unread,
     )
     for it in module.SCENARIOS
 ]

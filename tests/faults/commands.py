@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.base.errors import HarnessError
 from harness.judge import gatefile
@@ -34,7 +35,14 @@ class Command:
     """A process with its output."""
 
     def __init__(
-        self, folder: Path, *words: str, file_limit: int = 0, memory: int = 0, cwd: Path | None = None, **variables: str
+        self,
+        folder: Path,
+        *words: str,
+        file_limit: int = 0,
+        memory: int = 0,
+        cwd: Path | None = None,
+        streams: Mapping[str, IO[bytes]] | None = None,
+        **variables: str,
     ) -> None:
         self.mark = uuid.uuid4().hex
         self.output = folder / f"output-{self.mark}"
@@ -52,8 +60,10 @@ class Command:
                 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
         with self.output.open("wb") as output:
+            # Both into one file, but for those that are to go elsewhere.
+            to: dict[str, Any] = {"stdout": output, "stderr": output, **(streams or {})}
             self.process = subprocess.Popen(
-                [sys.executable, *words], env=environ, stdout=output, stderr=output, cwd=cwd or folder, preexec_fn=limit
+                [sys.executable, *words], env=environ, cwd=cwd or folder, preexec_fn=limit, **to
             )
 
     @property

@@ -69,17 +69,22 @@ def main() -> int:
             say(f"gate {run.name}")
             return one()
 
+    def begun(_: object) -> Workplace:
+        say("started")
+        return work
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate_command, "workplace", lambda _: work)
+        patch.setattr(gate_command, "workplace", begun)
         patch.setattr(environment_pair, "releases", lambda package, base: RELEASES)
         patch.setattr(environment_pair, "make", lambda store, old, new, base: Pair("tiny", base, base, ()))
         for module in (gate_command, bisect, calibrate):
             patch.setattr(module, "machine_lock", lambda: place / "machine.lock")
         patch.setattr(Workplace, "gate", gate)
-        print("started", flush=True)
         words = [*WORDS[which], "-m", "cpu", "--recipe", "int8wo", "--server", "transformers"]
         words += ["--model", fake_gate.MODEL, "--results", str(work.results), *more]
-        return __main__.main(words)
+        # As it is typed: what is printed is the process's own.
+        sys.argv = [sys.argv[0], *words]
+        return __main__.main()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from harness.records.run import read
 from tests.faults import package_index, real_gates
@@ -54,9 +55,16 @@ class Task:
     """What it says once it is at work, if it says something."""
     started: list[Command] = field(default_factory=list)
 
-    def start(self, *, again: bool = False, memory: int = 0, **variables: str) -> Command:
-        words = self.words(again)
-        made = Command(self.folder, *words, memory=memory, cwd=self.cwd, **{**self.variables, **variables})
+    def start(
+        self,
+        *,
+        again: bool = False,
+        memory: int = 0,
+        streams: Mapping[str, IO[bytes]] | None = None,
+        **variables: str,
+    ) -> Command:
+        words, variables = self.words(again), {**self.variables, **variables}
+        made = Command(self.folder, *words, memory=memory, cwd=self.cwd, streams=streams, **variables)
         self.started.append(made)
         return made
 
