@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness import __version__
-from harness.base import unswept
+from harness.base import threads, unswept
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
 from harness.base.interruption import status as interruption_status
@@ -175,7 +175,7 @@ def _not_printed(error: OSError) -> int:
 
 def _called(words: list[str]) -> int:
     try:
-        with Interruption():
+        with Interruption(), threads.begun():
             check_limits()
             _check_folder()
             if not words:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.base import threads
 from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
 from harness.base.secrets import without_secrets
 from harness.matrix.plan import Cell
@@ -72,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
     try:
-        return (yield)
+        with threads.begun():
+            return (yield)
     except pytest.UsageError as error:
         raise pytest.UsageError(*folded_errors(config, error)) from error
 
