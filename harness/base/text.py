@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ def quoted(word: str) -> str:
         # Of the user's home folder, which a shell knows where it is not quoted.
         return f"~/{quoted(word[2:])}" if word[2:] else word
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def when(seconds: float) -> str:
+    """Return seconds since the epoch as people say them: 2026-11-29 15:46 UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def duration(seconds: float) -> str:

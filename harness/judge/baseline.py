@@ -197,7 +197,7 @@ def collect(runs: Sequence[Run]) -> list[Baseline]:
     for run in runs:
         latest: dict[Place, Measurement] = {}
         for line in run.lines(problems):
-            if isinstance(line, Measurement) and not line.discarded and line.direction != "none":
+            if isinstance(line, Measurement) and line.own and line.direction != "none":
                 latest[Place.of(line).named] = line
         for measurement in latest.values():
             found[measurement.cell.hardware].setdefault(run.name, []).append(measurement)

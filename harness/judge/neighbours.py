@@ -122,7 +122,7 @@ def checks(records: Iterable[Measurement], runs: Sequence[str]) -> list[Check]:
     found: dict[tuple[str, str], dict[Place, tuple[list[Measurement], list[Measurement]]]] = {}
     for it in records:
         metric = METRICS.get(it.metric)
-        if it.discarded or metric is None or not metric.timed or it.direction == "none" or it.from_cache:
+        if not it.own or metric is None or not metric.timed or it.direction == "none" or it.from_cache:
             continue
         others = [state.get("other_gpus_in_use") for state in (it.state_before, it.state_after)]
         if it.value > 0 and all(isinstance(count, int) for count in others):

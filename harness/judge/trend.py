@@ -228,7 +228,7 @@ def series(runs: Iterable[Run], metrics: Sequence[str] = ()) -> list[Trend]:
     for run in runs:
         latest: dict[tuple[Place, str, str], Measurement] = {}
         for line in run.lines():
-            if not isinstance(line, Measurement) or line.discarded or line.direction == "none":
+            if not isinstance(line, Measurement) or not line.own or line.direction == "none":
                 continue
             if not metrics or line.metric in metrics:
                 latest[Place.of(line), line.device.name, json.dumps(line.flags, sort_keys=True)] = line

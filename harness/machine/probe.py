@@ -99,6 +99,15 @@ def device(hardware: Hardware) -> Device:
         )
 
 
+@functools.cache
+def boot() -> str:
+    """Return what names this machine and its last start, or an empty string where its system has no such name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def host_state() -> dict[str, Scalar]:
     """Return this machine's load, free memory and clock now."""
     memory = psutil.virtual_memory()

@@ -32,6 +32,8 @@ class Figure:
     attachment: str = ""
     from_cache: bool = False
     discarded: str = ""
+    kept_from: str = ""
+    kept_time: float | None = None
 
     def problem(self) -> str:
         """Return in words the first number that is NaN or infinite, or an empty string."""

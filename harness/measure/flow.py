@@ -13,6 +13,7 @@ from harness.matrix.workload import Workload
 from harness.measure.checkpoints import Checkpoints, Program
 from harness.measure.clock import Clock
 from harness.measure.fleet import Fleet
+from harness.measure.kept import Kept
 from harness.measure.memory import PeakMemory
 from harness.measure.plain import Keys, PlainModels
 from harness.measure.rounds import MakeRule
@@ -32,7 +33,7 @@ class Flow:
     ``task_options`` tells by a task's name how it is asked, ``limits`` those of a cell's metric, as
     :meth:`harness.matrix.plan.Matrix.limits` does; ``workload`` tells one by its name, and ``settings`` are what was
     set otherwise than the matrix has it, which every record says. ``rule`` makes what ends rounds early; without, all
-    are taken.
+    are taken. ``kept`` has what earlier runs measured that does not change; without, all is measured.
     """
 
     workers: Workers
@@ -47,6 +48,7 @@ class Flow:
     workload: Callable[[str], Workload] | None = None
     settings: tuple[str, ...] = ()
     rule: MakeRule | None = None
+    kept: Kept | None = None
 
     @classmethod
     def open(
@@ -71,6 +73,7 @@ class Flow:
         forks: Forks | None = None,
         checkpoints: Checkpoints | None = None,
         rule: MakeRule | None = None,
+        kept: Kept | None = None,
     ) -> Flow:
         """Return a flow that knows no worker yet.
 
@@ -102,6 +105,7 @@ class Flow:
             matrix.workload,
             matrix.settings,
             rule,
+            kept,
         )
 
     def cell_identity(self, cell: Cell) -> CellIdentity:

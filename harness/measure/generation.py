@@ -13,16 +13,26 @@ from harness.records.schema import Measurement, Scalar
 
 def peak_memory(recorder: Recorder, cell: Cell) -> Measurement:
     """Measure the published peak memory in a process that has done nothing else."""
-    tokens = cell.measurements.memory.max_new_tokens
+    name = "peak_memory"
+
+    def parameters(of: Cell) -> dict[str, Scalar]:
+        return {"max_new_tokens": of.measurements.memory.max_new_tokens}
+
+    def due(other: Cell) -> bool:
+        return not recorder.keeps(other, parameters(other), (name,))
 
     def take() -> dict[str, Figure]:
-        peak = recorder.flow.memory.peak(cell)
+        peak = recorder.flow.memory.peak(cell, due)
         answer, gigabytes = peak.answer, peak.answer["peak_bytes"] / 1e9
-        recorder.note(cell, {"kind": "transformers"}, "engine_start", Figure(peak.start_seconds))
-        told = {"new_tokens": float(answer["new_tokens"]), "seconds": answer["seconds"]}
-        return {"peak_memory": Figure(gigabytes, [gigabytes], statistics=told)}
+        told = {"new_tokens": float(answer["new_tokens"]), "seconds": answer["seconds"], "start": peak.start_seconds}
+        return {name: Figure(gigabytes, [gigabytes], statistics=told)}
 
-    return recorder.take(cell, {"max_new_tokens": tokens}, take, names=("peak_memory",))["peak_memory"]
+    found = recorder.take(cell, parameters(cell), take, names=(name,), fixed=True)[name]
+    # Of its process; runs of before have it beside the figure alone.
+    if (start := found.statistics.get("start")) is not None:
+        figure = Figure(start, kept_from=found.kept_from, kept_time=found.kept_time)
+        recorder.note(cell, {"kind": "transformers"}, "engine_start", figure)
+    return found
 
 
 def generate(recorder: Recorder, cell: Cell, timer: Timer) -> Measurement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from harness.base.errors import TooNoisy
@@ -99,39 +100,57 @@ class Limits:
 
     def _ceiling(self, cell: Cell) -> roofline.Ceiling:
         """Return the device's measured ceilings for the recipe's arithmetic, measured once a session."""
-        name = cell.hardware.name
+        name, store = cell.hardware.name, self._recorder.flow.kept
+        asked = {"ceilings": _asked(cell), "device": probe.device(cell.hardware).name}
+        kept = store.place(cell, asked, f"the limits of {name}") if store else None
         if name not in self._ceilings:
-            self._ceilings[name] = self._standing(cell) or self._measure(cell)
+            before = kept.find() if kept else {}
+            self._ceilings[name] = self._standing(cell) or _of(before.values()) or self._measure(cell)
         found = self._ceilings[name]
-        rates = found["rates"]
-        self._recorder.note(cell, {}, "copy_bandwidth", Figure(found["bandwidth"] / 1e9))
+        rates, told = found["rates"], {"kept_from": found["kept_from"], "kept_time": found["kept_time"]}
+        noted = {"copy": self._recorder.note(cell, {}, "copy_bandwidth", Figure(found["bandwidth"] / 1e9, **told))}
         for name, rate in rates.items():
-            self._recorder.note(cell, {"dtype": name}, "matrix_rate", Figure(rate / 1e12))
+            noted[name] = self._recorder.note(cell, {"dtype": name}, "matrix_rate", Figure(rate / 1e12, **told))
+        if kept and found.pop("quiet", False):
+            kept.keep(noted)
         return roofline.Ceiling(found["bandwidth"], rates.get(cell.recipe.arithmetic, rates["bfloat16"]))
 
     def _measure(self, cell: Cell) -> dict[str, Any]:
-        sizes = {"copy_bytes": 1 << 30, "size": 8192} if cell.hardware.is_gpu else {"copy_bytes": 1 << 28, "size": 1024}
         device = {"device": cell.hardware.torch_device}
         # Idle workers may stay beside.
         ask = functools.partial(self._recorder.flow.workers.once, "limits", device, "measure", cell)
         return self._recorder.undisturbed(
             cell,
             "copy_bandwidth, matrix_rate",
-            lambda: ask(rounds=5, arithmetic=list(cell.hardware.arithmetic), **sizes),
-            lambda found, *_: found,
+            lambda: ask(**_asked(cell)),
+            lambda found, *told: {**found, "kept_from": "", "kept_time": None, "quiet": not any(told[2:])},
             functools.partial(probe.state, cell.hardware),
         )
 
     def _standing(self, cell: Cell) -> dict[str, Any] | None:
         """Return the ceilings that a resumed run has measured on this device, if it has."""
         device = probe.device(cell.hardware).name
-        here = [row for row in self._recorder.standing() if row.device.name == device]
-        bandwidths = [row.value * 1e9 for row in here if row.metric == "copy_bandwidth"]
-        rates = {str(row.parameters["dtype"]): row.value * 1e12 for row in here if row.metric == "matrix_rate"}
-        return {"bandwidth": bandwidths[0], "rates": rates} if bandwidths and rates else None
+        return _of(row for row in self._recorder.standing() if row.device.name == device)
 
     def _shape(self, cell: Cell) -> roofline.Shape:
         checkpoints = self._recorder.flow.checkpoints
         linear = checkpoints.facts(cell)["linear"]
         config = repeated.whole(json_file(checkpoints.of(cell).folder / "config.json"))
         return roofline.Shape.of(config, linear["bytes"], linear["weights"])
+
+
+def _asked(cell: Cell) -> dict[str, Any]:
+    """Return what a device is asked for its ceilings: rounds, arithmetic and sizes."""
+    sizes = {"copy_bytes": 1 << 30, "size": 8192} if cell.hardware.is_gpu else {"copy_bytes": 1 << 28, "size": 1024}
+    return {"rounds": 5, "arithmetic": list(cell.hardware.arithmetic), **sizes}
+
+
+def _of(records: Iterable[Measurement]) -> dict[str, Any] | None:
+    """Return the ceilings that records tell of, and where these are from; None where they do not tell of all."""
+    rows = list(records)
+    bandwidths = [row for row in rows if row.metric == "copy_bandwidth"]
+    rates = {str(row.parameters["dtype"]): row.value * 1e12 for row in rows if row.metric == "matrix_rate"}
+    if not bandwidths or "bfloat16" not in rates:
+        return None
+    told = {"kept_from": bandwidths[0].kept_from, "kept_time": bandwidths[0].kept_time}
+    return {"bandwidth": bandwidths[0].value * 1e9, "rates": rates, **told}

@@ -48,11 +48,11 @@ class PeakMemory:
         self._failed = Failed()
         self._taken: dict[Place, Peak] = {}
 
-    def peak(self, cell: Cell) -> Peak:
-        """Return what generating from the tutorial's prompt took at most."""
+    def peak(self, cell: Cell, due: Callable[[Cell], bool] = lambda _: True) -> Peak:
+        """Return what generating from the tutorial's prompt took at most; ``due`` says which of the coming to take."""
         if not cell.hardware.whole_processes:
             return _ask(self._fleet.unused(cell), cell)
-        self._take_ahead(cell)
+        self._take_ahead(cell, due)
         found = self._taken.pop(cell.base, None)
         # Beside it what the cell's next tests need can start.
         self._fleet.start_ahead(cell)
@@ -61,9 +61,10 @@ class PeakMemory:
                 found = self._take(cell)
         return found
 
-    def _take_ahead(self, first: Cell) -> None:
+    def _take_ahead(self, first: Cell, due: Callable[[Cell], bool]) -> None:
         coming, self._coming = self._coming, None
-        cells = {cell.base: cell for cell in (coming() if coming else ()) if cell.hardware.whole_processes}
+        asked = [cell for cell in (coming() if coming else ()) if cell.hardware.whole_processes]
+        cells = {cell.base: cell for cell in asked if due(cell)}
         if len(cells) < 2 or first.base not in cells:
             return
         works = []

@@ -127,7 +127,9 @@ def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     parameters: dict[str, Scalar] = {"text": "ShareGPT answers", **asked}
     names = ("served_kl", "served_top1")
     # The reference before the engine starts: on a GPU one worker has the whole of it.
-    return recorder.take(cell, parameters, take, names=names, engine=True, inputs=text.key, prepare=reference)
+    return recorder.take(
+        cell, parameters, take, names=names, engine=True, inputs=text.key, prepare=reference, fixed=True
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- tasks

@@ -19,6 +19,7 @@ from harness.matrix.plan import Cell
 from harness.matrix.schema import Threshold
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
+from harness.measure.kept import Place, where_kept
 from harness.measure.launches import shared_flag
 from harness.measure.rounds import All, Rule
 from harness.records.metrics import METRICS, stage_of
@@ -112,40 +113,38 @@ class Recorder:
         state: Callable[[], State] | None = None,
         again: Callable[[], object] = lambda: None,
         prepare: Callable[[], object] = lambda: None,
+        fixed: bool = False,
     ) -> dict[str, Measurement]:
         """Measure one block and record every figure of it, unless the run already has them all.
 
         ``inputs`` names the data that went in by a digest: other data is another measurement. ``device`` is where it
         runs if not here, ``state`` tells that device's state. Unless the block is a ``quick`` one, it is measured once
         more where something disturbed it; ``again`` is called before every try but the first, and ``prepare`` once, if
-        anything is to be measured at all.
+        anything is to be measured at all. What is ``fixed`` is taken from an earlier run where :class:`Kept` has it.
         """
         state = state or functools.partial(probe.state, cell.hardware, *over(cell.gpus))
-        flags: dict[str, Scalar] = dict(self.tags)
-        if self.flow.settings:
-            flags["set"] = "; ".join(self.flow.settings)
-        if inputs:
-            flags["inputs"] = inputs
-        if engine:
-            flags |= {**self.flow.fleet.options(cell), **self.flow.fleet.variables(cell), **shared_flag(cell)}
-        common: dict[str, Any] = {
-            "parameters": parameters,
-            "cell": self.flow.cell_identity(cell),
-            "packages": self.flow.fleet.packages(cell),
-            "device": device or probe.device(cell.hardware),
-            "flags": flags,
-        }
+        common = _common(self, cell, parameters, engine, inputs, device)
         standing = {name: self._standing.get(identity(record_of(name, 0.0, **common))) for name in names}
         if all(standing.values()):
             found = {name: record for name, record in standing.items() if record is not None}
             self.measurements += found.values()
             return found
+        kept = self._kept(cell, names, common) if fixed else None
+        if kept and (earlier := kept.find()):
+            return self._from_before(cell, earlier)
         prepare()
         if quick:
-            before = state()
-            with self.flow.clock.timed("measure", cell), _gone_if_it_is(cell.hardware):
+            before, beside = state(), ProcessorWatch() if kept else None
+            with (
+                self.flow.clock.timed("measure", cell),
+                beside or contextlib.nullcontext(),
+                _gone_if_it_is(cell.hardware),
+            ):
                 figures = take()
-            return self._keep(cell, common, figures, before, state(), "")
+            quickly = self._keep(cell, common, figures, before, state(), "")
+            if kept and beside and not beside.problems:
+                kept.keep(quickly)
+            return quickly
 
         def keep(
             figures: dict[str, Figure], before: State, after: State, problems: str, disturbed: str
@@ -153,7 +152,37 @@ class Recorder:
             return self._keep(cell, common, figures, before, after, problems, disturbed)
 
         here = device is None or (device.name == probe.host().name and not device.detail.get("emulated"))
-        return self.undisturbed(cell, ", ".join(names), take, keep, state, again, here=here)
+        done = self.undisturbed(cell, ", ".join(names), take, keep, state, again, here=here)
+        if kept and not any(it.discarded or it.disturbed for it in done.values()):
+            kept.keep(done)
+        return done
+
+    def keeps(self, cell: Cell, parameters: dict[str, Scalar], names: Sequence[str]) -> bool:
+        """Return whether an earlier run has figures that are fixed, so that :meth:`take` would measure nothing."""
+        try:
+            kept = self._kept(cell, names, _common(self, cell, parameters))
+        except HarnessError:
+            # What cannot be had fails its own tests.
+            return False
+        return kept is not None and kept.there
+
+    def _kept(self, cell: Cell, names: Sequence[str], common: dict[str, Any]) -> Place | None:
+        """Return where a block's figures are kept between runs; None where they are measured whatever is there."""
+        if self.flow.kept is None or self.tags:
+            return None
+        return self.flow.kept.place(cell, {"figures": [identity(record_of(name, 0.0, **common)) for name in names]})
+
+    def _from_before(self, cell: Cell, kept: dict[str, Measurement]) -> dict[str, Measurement]:
+        self.flow.progress(f"{', '.join(kept)} of {cell.id}: measured in {where_kept(next(iter(kept.values())))}")
+        for record in kept.values():
+            self._stand(record)
+        return kept
+
+    def _stand(self, record: Measurement) -> None:
+        self.run.append(record)
+        self.measurements.append(record)
+        if not record.discarded:
+            self._standing[identity(record)] = record
 
     def undisturbed(
         self,
@@ -276,18 +305,42 @@ class Recorder:
                 statistics=figure.statistics,
                 attachment=figure.attachment,
                 from_cache=figure.from_cache,
+                kept_from=figure.kept_from,
+                kept_time=figure.kept_time,
                 state_before=before,
                 state_after=after,
                 discarded=discarded or figure.discarded,
                 disturbed="; ".join(filter(None, (disturbed, told))) if METRICS[name].timed else "",
                 **common,
             )
-            self.run.append(record)
-            self.measurements.append(record)
-            if not record.discarded:
-                self._standing[identity(record)] = record
+            self._stand(record)
             found[name] = record
         return found
+
+
+def _common(
+    recorder: Recorder,
+    cell: Cell,
+    parameters: dict[str, Scalar],
+    engine: bool = False,
+    inputs: str = "",
+    device: Device | None = None,
+) -> dict[str, Any]:
+    """Return what all records of a block have in common."""
+    flags: dict[str, Scalar] = dict(recorder.tags)
+    if recorder.flow.settings:
+        flags["set"] = "; ".join(recorder.flow.settings)
+    if inputs:
+        flags["inputs"] = inputs
+    if engine:
+        flags |= {**recorder.flow.fleet.options(cell), **recorder.flow.fleet.variables(cell), **shared_flag(cell)}
+    return {
+        "parameters": parameters,
+        "cell": recorder.flow.cell_identity(cell),
+        "packages": recorder.flow.fleet.packages(cell),
+        "device": device or probe.device(cell.hardware),
+        "flags": flags,
+    }
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ class CommandLine:
     of_a_node: bool = False
     """Whether this session runs what a cluster's planner chose, so that nothing of it may be left out."""
     against: str | None = None
+    reuse: bool = False
     allow_missing_hardware: bool = False
     allow_noisy: bool = False
     markers: str = ""
@@ -95,6 +96,9 @@ class CommandLine:
                 raise pytest.UsageError(
                     without_secrets(f"--server {name!r} is no server; {nearest(name, server_names())}")
                 )
+        judging = next((name for name in ("--against", "--on") if option(name)), "")
+        if judging and option("--reuse"):
+            raise pytest.UsageError(f"--reuse is not for {judging}, which is about what is measured now: leave it out")
         return cls(
             matrix=option("--matrix") or shipped.matrix(*_places(config)),
             results=option("--results") or config.rootpath / "results",
@@ -129,6 +133,7 @@ class CommandLine:
             wait_for_nodes=option("--wait-for-nodes"),
             of_a_node=STREAM in os.environ,
             against=option("--against"),
+            reuse=option("--reuse"),
             allow_missing_hardware=option("--allow-missing-hardware"),
             allow_noisy=option("--allow-noisy"),
             markers=option("markexpr", ""),

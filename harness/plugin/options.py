@@ -185,6 +185,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "RUN",
         "help": "go on with a run (default: the last): what it measured stands and is not measured again",
     },
+    "--reuse": {
+        "action": "store_true",
+        "help": "on a processor: take from an earlier run with --reuse what stays as it is while the machine runs "
+        "(peak memory, kernels, agreement with Transformers, the device's limits), of the same code, packages and "
+        "files; tables say so",
+    },
     "--on": {
         "metavar": "local|ADDRESS",
         "help": "measure on a Ray cluster, a cell a device: ray://HEAD:10001, HEAD:6379, auto for the one that this "

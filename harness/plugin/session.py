@@ -23,6 +23,7 @@ from harness.machine import probe
 from harness.machine.lock import Held, machine_lock, only_session
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.flow import Flow
+from harness.measure.kept import Kept
 from harness.measure.measure import Measure
 from harness.measure.mobile import MeasureMobile
 from harness.measure.recorder import Recorder
@@ -110,6 +111,7 @@ class HarnessSession(Reported):
             # Of a resumed run most is measured already, so nothing is started before it is asked for.
             plan=() if given.resume else collect.workers(claims),
             rule=Rule,
+            kept=Kept(store, run, environment) if given.reuse else None,
             memories=lambda: [] if given.resume else collect.memories(claims),
             programs=lambda: collect.programs(claims, lambda device, route: devices(device).lacks(route)),
         )

@@ -24,10 +24,12 @@ from harness.records.schema import Failure, Line, Measurement, Timing
 from harness.report import budget, limited, tables, unsteady
 from harness.report.blocks import text as tables_text
 from harness.report.brief import LINES, Paragraph, cut, lines_at_least, main_table
+from harness.report.claims import KEPT, earlier
 
 Section = tuple[str, list[str]]
 """A title, and the lines below it."""
 
+EARLIER = "measured in earlier runs"
 OTHERS = "limits of other models, which are not asked of this one"
 FILE = "summary.txt"
 _MAIN_TABLE = 9
@@ -82,6 +84,7 @@ class Summary:
             ("limits that are known not to hold", known),
             ("too noisy to say", unsteady.lines(self.lines)),
             ("the machine was not quiet", unsteady.disturbances(self.lines)),
+            (EARLIER, self._earlier()),
             ("limits that were not judged, for want of a baseline", unjudged),
             (OTHERS, shown),
             ("skipped", skipped),
@@ -94,6 +97,14 @@ class Summary:
             ("files", list(self._files(folder))),
         ]
         return [(title, lines) for title, lines in found if lines]
+
+    def _earlier(self) -> list[str]:
+        """Say how many figures are of which earlier run."""
+        standing = unsteady.standing(self.lines)
+        kept = [it for it in standing if it.kept_from]
+        runs = ", ".join(earlier(kept))
+        words = f"{len(kept)} of {len(standing)} figures were measured in run {runs}, and not again (--reuse)"
+        return [words] if kept else []
 
     def _tables(self) -> list[str]:
         if not self.measurements:
@@ -157,6 +168,7 @@ class Summary:
             Paragraph(*_section(found, "against the baseline"), least=4, rank=4),
             Paragraph("what was quantized:", _covered(found.get("what was quantized", ())), least=1, rank=4),
             Paragraph("", tuple(f"†: {it}" for it in found.get("the machine was not quiet", ())), "yellow", least=1),
+            Paragraph("", tuple(f"{KEPT}: {it}" for it in found.get(EARLIER, ())), least=1, rank=6),
             Paragraph(*_section(found, "records that could not be read"), "red", least=2),
             Paragraph(*_section(found, OTHERS), least=2, rank=6),
         ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.base.errors import RecordError
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 # What an expected failure's reason says, of a limit and of kernels, while it was recorded as a skip.
 _EXPECTED = (
@@ -91,6 +91,13 @@ def _from_8(line: dict[str, Any]) -> None:
         cell.setdefault("gpus", 1)
 
 
+def _from_9(line: dict[str, Any]) -> None:
+    """Every figure was of its own run."""
+    if line.get("kind") == "measurement":
+        line.setdefault("kept_from", "")
+        line.setdefault("kept_time", None)
+
+
 _STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
     1: _from_1,
     2: _from_2,
@@ -100,6 +107,7 @@ _STEPS: dict[int, Callable[[dict[str, Any]], None]] = {
     6: _from_6,
     7: _from_7,
     8: _from_8,
+    9: _from_9,
 }
 
 

@@ -126,10 +126,21 @@ class Measurement(_Line):
     from_cache: bool = Field(
         default=False, description="Reused from the artifact of an identical, deterministic evaluation."
     )
+    kept_from: str = Field(
+        default="", description="The run that measured it, where that is another one; empty if this one did."
+    )
+    kept_time: FiniteFloat | None = Field(
+        default=None, ge=0, le=_LAST_SECOND, description="When that run measured it, in seconds since the epoch."
+    )
     discarded: str = Field(default="", description="Why the measurement must not be used; empty if it may.")
     disturbed: str = Field(
         default="", description="What the machine was doing besides, in spite of which the measurement stands."
     )
+
+    @property
+    def own(self) -> bool:
+        """Whether its run measured it and it may be used."""
+        return not (self.discarded or self.kept_from)
 
 
 class Failure(_Line):

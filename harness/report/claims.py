@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.base.numbers import whole
+from harness.base.text import duration, when
 from harness.judge import spread
 from harness.judge.limits import TOO_NOISY
 from harness.judge.spread import Range
@@ -15,8 +16,11 @@ from harness.records.schema import Measurement
 from harness.report.lines import TableLine
 
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+EARLIER = "not measured in this run, but since the machine was started, of the same files and packages, in run"
 DISTURBED = "†"
 """Marks a figure that was measured while the machine was doing something else too."""
+KEPT = "‡"
+"""Marks a figure that an earlier run measured."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ def around(value: float) -> str:
 
 
 def marks(record: Measurement) -> str:
-    return f" {DISTURBED}" if record.disturbed else ""
+    told = {DISTURBED: record.disturbed, KEPT: record.kept_from}
+    return "".join(f" {mark}" for mark, why in told.items() if why)
 
 
 def notes(records: list[Measurement]) -> list[str]:
@@ -95,7 +100,18 @@ def notes(records: list[Measurement]) -> list[str]:
         found.append(f"{TOO_NOISY}: the rounds differ by more than {spread.MOST_SPREAD:.0%} (their logarithms' spread)")
     if why := disturbances(it.disturbed for it in records):
         found.append(f"{DISTURBED}: the machine was not quiet: {'; '.join(why)}")
+    if runs := earlier(records):
+        found.append(f"{KEPT}: {EARLIER} {', '.join(runs)}")
     return found
+
+
+def earlier(records: Iterable[Measurement]) -> list[str]:
+    """Return the runs that measured what was taken from them, each with when, and how long that was before."""
+    runs: dict[str, tuple[float, float]] = {}
+    for it in records:
+        if it.kept_from and it.kept_time is not None:
+            runs[it.kept_from] = min(runs.get(it.kept_from, (it.kept_time, it.time)), (it.kept_time, it.time))
+    return [f"{run} ({when(at)}, {duration(max(0.0, now - at))} before)" for run, (at, now) in sorted(runs.items())]
 
 
 def disturbances(told: Iterable[str]) -> list[str]:

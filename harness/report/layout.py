@@ -207,6 +207,7 @@ class Layout:
             ratio_low=within[0] if within else None,
             ratio_high=within[1] if within else None,
             disturbed=record.disturbed,
+            kept_from=record.kept_from,
         )
 
     def comparisons(self) -> list[Table]:

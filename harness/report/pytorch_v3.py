@@ -136,7 +136,7 @@ _REPOSITORIES = {
 def records(
     measurements: Iterable[Measurement], documented: Documented, environ: Mapping[str, str] = os.environ
 ) -> list[Record]:
-    """Return the database's records of all measurements that were not discarded.
+    """Return the database's records of all measurements of a run's own that were not discarded.
 
     Where the job runs on GitHub its own variables say which commit and workflow it was; else those fields are empty.
     GitHub sets none for a job's number and for the commit of a pull request, where its own is that of the merge: a
@@ -144,7 +144,7 @@ def records(
     """
     found = []
     for row in measurements:
-        if row.discarded:
+        if not row.own:
             continue
         figure = documented.find(
             row.cell.model.name, row.cell.recipe.name, row.cell.hardware, row.metric, row.parameters

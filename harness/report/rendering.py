@@ -28,7 +28,7 @@ class Entry:
     better than the baseline, above 1 whatever the metric's direction. ``parameters`` is JSON. ``samples`` counts the
     raw samples behind the value; ``time`` is when its record was written, in seconds since the epoch. ``spread`` is the
     standard deviation of its rounds, in ``unit``; ``ratio_low`` and ``ratio_high`` are what the ratio may be by them.
-    ``disturbed`` says what the machine was doing besides.
+    ``disturbed`` says what the machine was doing besides, ``kept_from`` which earlier run has measured it.
     """
 
     model: str
@@ -52,6 +52,7 @@ class Entry:
     ratio_low: float | None = None
     ratio_high: float | None = None
     disturbed: str = ""
+    kept_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ MEASUREMENTS = st.builds(
     state_after=OPTIONS,
     attachment=NAMES,
     from_cache=st.booleans(),
+    kept_from=NAMES,
+    kept_time=st.none() | TIMES,
     discarded=NAMES,
 )
 LINES = st.one_of(
@@ -309,6 +311,7 @@ def test_records_of_the_first_schema_are_migrated(repository: Path, tmp_path: Pa
                 line["device"]["vendor"] = "nvidia" if gpu else "none"
                 line["device"]["torch_device"] = "cuda" if gpu else "" if programs else "cpu"
                 line.setdefault("disturbed", "")
+                line |= {"kept_from": "", "kept_time": None}
                 line["cell"]["gpus"] = 1
                 assert line == json.loads(found.model_dump_json()) | {"schema_version": 1}
 
@@ -403,7 +406,7 @@ def test_expected_failures_of_the_runs_that_are_kept(repository: Path) -> None:
 def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(STEP_BYTES[0] + STEP_BYTES[1].replace(b'"schema_version":', b'"schema_version":7'))
-    with pytest.raises(RecordError, match=rf"{path}, line 2: schema version 7\d is newer.*upgrade"):
+    with pytest.raises(RecordError, match=rf"{path}, line 2: schema version 7\d+ is newer.*upgrade"):
         read(path)
 
 
@@ -562,6 +565,7 @@ def test_a_time_without_a_date_is_named_and_the_other_lines_are_read(
         {"state_after": {"load_1min": 3.0}},
         {"attachment": "attachments/x.json"},
         {"from_cache": True},
+        {"kept_from": "20261130-181135", "kept_time": 1.0},
         {"discarded": "the clock was throttled"},
     ],
     ids=lambda change: next(iter(change)),
