@@ -110,8 +110,10 @@ class Process:
     def _clean_log(self) -> None:
         """Take credentials out of what was written to the log, which people hand on as it is."""
         with contextlib.suppress(OSError), self.log.open("r+b") as file:
+            # Python takes as much memory as it is asked to read, whatever there is.
+            there = os.fstat(file.fileno()).st_size - self._log_start
             file.seek(self._log_start)
-            text = file.read(_LARGEST_LOG).decode(errors="surrogateescape")
+            text = file.read(max(0, min(there, _LARGEST_LOG))).decode(errors="surrogateescape")
             if (kept := without_secrets(text)) != text:
                 rest = file.read()
                 file.seek(self._log_start)

@@ -13,6 +13,7 @@ from harness.base.errors import HarnessError
 from harness.base.files import file_digest
 from harness.base.interruption import Interruption
 from harness.base.interruption import status as interruption_status
+from harness.base.memory import wanting
 from harness.contract.protocol import Job
 from harness.runtime.environment import Environment
 from harness.runtime.job import Worker
@@ -43,6 +44,11 @@ def main() -> int:
             program = made.folder / str(made.facts["file"])
         except HarnessError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Exception as error:
+            if not wanting(error):
+                raise
+            print("error: out of memory", file=sys.stderr)
             return 2
         except KeyboardInterrupt as interruption:
             print("interrupted", file=sys.stderr)

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -348,6 +349,17 @@ def test_neither_words_nor_log_hold_credentials(worker: Worker, monkeypatch: pyt
     for text in (str(error), error.log_tail):
         assert "secret" not in text.lower()
         assert text.count("[token removed]") == 3
+
+
+def test_a_small_log_is_cleaned_in_little_memory(worker: Worker) -> None:
+    worker.ask("run", 20, code="print('a few words', flush=True); send('result')")
+    tracemalloc.start()
+    try:
+        worker.close()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 20
 
 
 def test_a_log_is_shown_from_its_end(worker: Worker) -> None:
