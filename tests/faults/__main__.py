@@ -78,11 +78,11 @@ def main() -> int:
     parser.add_argument("--each", action="store_true", help="the kinds in turns, instead of as often as they weigh")
     parser.add_argument("--reader", action="append", default=[], help="with --fuzz: this reader alone, from its start")
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
-    parser.add_argument("--below", action="store_true", help="with --table: below the earlier campaigns of the file")
+    parser.add_argument("--above", action="store_true", help="with --table: above the earlier campaigns of the file")
     arguments = parser.parse_args()
     which, of = map(int, arguments.part.split("/"))
     if arguments.table:
-        return _table(arguments.table, arguments.below)
+        return _table(arguments.table, arguments.above)
     if arguments.fuzz:
         return _fuzz(arguments.fuzz, arguments.seconds, (which, of), arguments.reader)
     return _faults(arguments, (which, of))
@@ -160,14 +160,14 @@ def _fuzz(count: int, seconds: float, part: tuple[int, int], only: Sequence[str]
     return int(bool(bad))
 
 
-def _table(path: Path, below: bool = False) -> int:
+def _table(path: Path, above: bool = False) -> int:
     found = campaign.read(sorted(LOGS.glob("seed-*.jsonl")))
     counts, uncaught, mended, at = _fuzzed()
     told = {str(it["kind"]): stand_ins.of(str(it["kind"])) for it in found}
     made = campaign.table(found, counts, uncaught, _commit(), mended, told, at)
-    if below:
+    if above:
         # The logs of earlier campaigns are gone with the machines that ran them.
-        made = campaign.below(path.read_text(encoding="utf-8"), made)
+        made = campaign.above(path.read_text(encoding="utf-8"), made)
     path.write_text(made, encoding="utf-8")
     print(f"{path}: {len(found)} faults, {sum(counts.values()):,} fuzzed inputs")
     return 0

@@ -242,13 +242,20 @@ def table(
     )
 
 
-SINCE = "# Since then"
+EARLIER = "# Earlier campaigns"
+_SEEDS = re.compile(r"^Seeds ([\d, ]+);", re.MULTILINE)
 
 
-def below(earlier: str, made: str) -> str:
-    """Return a table under a heading of its own below those of earlier campaigns, in place of one put there before."""
-    kept, _, _ = earlier.partition(f"\n{SINCE}\n")
-    return f"{kept.rstrip()}\n\n{SINCE}\n{made.partition(chr(10))[2]}"
+def above(earlier: str, made: str) -> str:
+    """Return a table above those of earlier campaigns, in place of one of the same campaign that stands there."""
+    last, _, before = earlier.partition(f"\n{EARLIER}\n")
+    if not _seeds(last) <= _seeds(made):
+        before = f"{last.partition(chr(10))[2].rstrip()}\n{before and chr(10)}{before}"
+    return f"{made.rstrip()}\n\n{EARLIER}\n{before}" if before else made
+
+
+def _seeds(table: str) -> set[str]:
+    return {seed for told in _SEEDS.findall(table) for seed in told.split(", ")}
 
 
 def _dated(found: Sequence[dict[str, object]]) -> list[str]:

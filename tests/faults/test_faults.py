@@ -168,12 +168,22 @@ def test_a_commit_has_a_seed_of_its_own_and_each_of_its_faults_can_be_had_alone(
     assert len(log.read_text().splitlines()) == 20, "one alone is not kept"
 
 
-def test_a_table_stands_below_those_whose_logs_are_gone_and_replaces_only_itself() -> None:
-    first, second = (campaign.table([], {}, [], name) for name in ("one", "two"))
-    both = campaign.below(first, second)
-    assert both.startswith(first.rstrip())
-    assert "the table at commit two" in both.partition(campaign.SINCE)[2]
-    assert campaign.below(both, second) == both
+def test_a_table_stands_above_those_whose_logs_are_gone_and_replaces_only_itself() -> None:
+    def made(commit: str, *seeds: int) -> str:
+        found = [{"kind": "k", "hit": True, "problems": [], "seed": it, "number": 1, "seconds": 1.0} for it in seeds]
+        return campaign.table(found, {}, [], commit)
+
+    first, second, third = made("one", 1), made("two", 2), made("three", 3)
+    assert campaign.above(first, made("one more", 1, 11)) == made("one more", 1, 11)
+    both = campaign.above(first, second)
+    assert both.startswith(second.rstrip())
+    assert campaign.above(both, second) == both
+    assert campaign.above(both, made("two more", 2, 21)).startswith(made("two more", 2, 21).rstrip())
+    all_three = campaign.above(both, third)
+    told = [all_three.index(f"the table at commit {it}") for it in ("three", "two", "one")]
+    assert told == sorted(told)
+    assert (all_three.count(campaign.EARLIER), all_three.count("the table at commit")) == (1, 3)
+    assert campaign.above(all_three, third) == all_three
 
 
 def test_what_was_mended_and_tried_again_holds_and_is_told(tmp_path: Path) -> None:
