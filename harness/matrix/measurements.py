@@ -11,9 +11,17 @@ class Memory(Table):
     max_new_tokens: PositiveInt
 
 
+_WARMUP_TOKENS = Field(
+    default=None,
+    description="How many tokens a round has that warms up, outside of gates; without, as many as those that count. "
+    "Two run all that a round does: the prompt, and a further token.",
+)
+
+
 class Generate(Table):
     max_new_tokens: PositiveInt
     warmup: int = Field(1, ge=0)
+    warmup_tokens: PositiveInt | None = _WARMUP_TOKENS
     rounds: PositiveInt
 
 
@@ -22,6 +30,7 @@ class Latency(Table):
     input_len: PositiveInt
     output_len: PositiveInt
     warmup: int = Field(1, ge=0)
+    warmup_tokens: PositiveInt | None = _WARMUP_TOKENS
     rounds: PositiveInt
 
 

@@ -7,7 +7,7 @@ import statistics
 from harness.base.errors import HarnessError
 from harness.matrix.plan import Cell
 from harness.measure import served
-from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
+from harness.measure.figures import Figure, Timer, cut_short, percentiles, split, warmed
 from harness.measure.recorder import Recorder
 from harness.measure.rounds import check, words
 from harness.records.schema import Measurement, Scalar
@@ -71,16 +71,18 @@ def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Me
     def take() -> dict[str, Figure]:
         worker = recorder.flow.fleet.engine(cell)
         seconds: list[float] = []
+        warming = recorder.warming(wanted.warmup_tokens, wanted.output_len)
         rule = recorder.rule(cell, "latency", parameters, statistics.fmean, wanted.rounds)
 
         def once() -> None:
             check(rule, seconds[wanted.warmup :])
+            tokens = wanted.output_len if len(seconds) >= wanted.warmup else warming
             answer = worker.ask(
                 "latency",
                 cell.measurements.time_limits.measure,
                 batch_size=batch_size,
                 input_len=wanted.input_len,
-                output_len=wanted.output_len,
+                output_len=tokens,
             )
             seconds.append(answer["seconds"])
 
@@ -89,7 +91,7 @@ def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Me
         note, early = cut_short(seconds, calls), rule.told(samples)
         if early:
             recorder.flow.progress(words(f"latency of {cell.id}, batch {batch_size}", early, len(samples)))
-        told = percentiles(samples) | early
+        told = percentiles(samples) | early | warmed(warming, wanted.output_len)
         return {"latency": Figure(statistics.fmean(samples), samples, warmup, told, discarded=note)}
 
     return recorder.take(cell, parameters, take, names=("latency",), engine=True)["latency"]

@@ -87,6 +87,11 @@ def split(values: list[float], warmup: int) -> tuple[list[float], list[float]]:
     return (values[:warmup], values[warmup:]) if len(values) > warmup else ([], values)
 
 
+def warmed(tokens: int, of: int) -> dict[str, float]:
+    """Return what a record's statistics say of warm-up rounds with fewer tokens than the ``of`` that are timed."""
+    return {"warmup_tokens": float(tokens)} if tokens != of else {}
+
+
 def cut_short(values: Sequence[float], wanted: int) -> str:
     """Return why a timing must not be used that ran fewer rounds than it should have, or an empty string."""
     return "" if len(values) >= wanted else f"timing was disabled: {len(values)} of {wanted} rounds ran"

@@ -6,7 +6,7 @@ import statistics
 
 from harness.contract.tutorial import PROMPT
 from harness.matrix.plan import Cell
-from harness.measure.figures import Figure, Timer, cut_short, percentiles, split
+from harness.measure.figures import Figure, Timer, cut_short, percentiles, split, warmed
 from harness.measure.recorder import Recorder
 from harness.records.schema import Measurement, Scalar
 
@@ -42,22 +42,25 @@ def generate(recorder: Recorder, cell: Cell, timer: Timer) -> Measurement:
     def take() -> dict[str, Figure]:
         worker = recorder.flow.fleet.transformers(cell)
         seconds: list[float] = []
+        made: list[int] = []
+        warming = recorder.warming(wanted.warmup_tokens, wanted.max_new_tokens)
 
         def once() -> None:
+            made.append(wanted.max_new_tokens if len(seconds) >= wanted.warmup else warming)
             answer = worker.ask(
                 "generate",
                 cell.measurements.time_limits.measure,
                 prompt=PROMPT,
-                max_new_tokens=wanted.max_new_tokens,
+                max_new_tokens=made[-1],
             )
             seconds.append(answer["seconds"])
 
         calls = timer(once, wanted.rounds, wanted.warmup)
-        rates = [wanted.max_new_tokens / value for value in seconds]
+        rates = [tokens / value for tokens, value in zip(made, seconds, strict=True)]
         warmup, samples = split(rates, wanted.warmup)
         note = cut_short(seconds, calls)
-        middle = statistics.median(samples)
-        return {"generate_throughput": Figure(middle, samples, warmup, percentiles(samples), discarded=note)}
+        middle, told = statistics.median(samples), percentiles(samples) | warmed(warming, wanted.max_new_tokens)
+        return {"generate_throughput": Figure(middle, samples, warmup, told, discarded=note)}
 
     parameters: dict[str, Scalar] = {"max_new_tokens": wanted.max_new_tokens, "batch_size": 1}
     return recorder.take(cell, parameters, take, names=("generate_throughput",))["generate_throughput"]

@@ -254,6 +254,10 @@ class Recorder:
         asked = [(one, baseline if one.needs_baseline else None) for one in limits]
         return self.flow.rule(rounds, record, asked, **more)
 
+    def warming(self, tokens: int | None, of: int) -> int:
+        """Return how many tokens warm up where ``of`` are timed; a gate tells by them how long a round takes."""
+        return of if tokens is None or self.tags else min(tokens, of)
+
     def limited(self, cell: Cell, metric: str, parameters: dict[str, Scalar]) -> bool:
         """Return whether anything is asked of a figure."""
         return bool(self._limits(cell, metric, parameters))

@@ -222,12 +222,51 @@ def test_a_measurement_is_recorded_with_samples_warm_up_and_state(tmp_path: Path
     assert record == found
     tokens = wanted.max_new_tokens
     assert (record.metric, record.unit, record.value) == ("generate_throughput", "tok/s", tokens / 2)
-    assert record.warmup == [tokens / 8]
+    assert record.warmup == [wanted.warmup_tokens / 8]
     assert record.samples == [tokens / 1, tokens / 2, tokens / 4]
     assert record.statistics["p50"] == record.value
     assert record.packages == {"torch": "2.13.0"}
     assert record.parameters["max_new_tokens"] == tokens
     assert {"load_1min", "memory_available_gb"} <= record.state_before.keys() & record.state_after.keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "tags", "warming"),
+    [(2, {}, 2), (None, {}, 8), (9, {}, 8), (2, {"side": "new", "block": 1}, 8)],
+    ids=["few", "unsaid", "more than are timed", "a gate"],
+)
+def test_what_warms_up_has_as_many_tokens_as_the_matrix_says_but_in_gates(
+    tmp_path: Path, cells: dict[str, Cell], asked: int | None, tags: dict[str, Any], warming: int
+) -> None:
+    """A gate tells by the first round how long one takes."""
+
+    class NotingFlow(StubFlow):
+        def ask(self, command: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+            made.append(arguments.get("max_new_tokens") or arguments["output_len"])
+            return super().ask(command, timeout, **arguments)
+
+        def engine(self, cell: Cell) -> StubFlow:
+            return self
+
+        def options(self, cell: Cell) -> dict[str, Any]:
+            return {}
+
+        variables = options
+
+    made: list[int] = []
+    cell = cells["int8wo"]
+    tables = {
+        name: getattr(cell.measurements, name).model_copy(update={"warmup": 1, "rounds": 2, "warmup_tokens": asked})
+        for name in ("generate", "latency")
+    }
+    tables["generate"] = tables["generate"].model_copy(update={"max_new_tokens": 8})
+    tables["latency"] = tables["latency"].model_copy(update={"output_len": 8})
+    cell = replace(cell, measurements=cell.measurements.model_copy(update=tables))
+    measure = Measure(Recorder(NotingFlow(1.0), Run(tmp_path), tags))  # type: ignore[arg-type]
+    found = [measure.generate(cell, repeat), measure.latency(cell, 1, repeat)]
+    assert made == [warming, 8, 8] * 2
+    assert [it.statistics.get("warmup_tokens") for it in found] == [warming if warming < 8 else None] * 2
+    assert (found[0].warmup, found[0].value, found[1].value) == ([warming / 1.0], 8.0, 1.0)
 
 
 def test_a_resumed_run_measures_only_what_it_does_not_have(tmp_path: Path, cells: dict[str, Cell]) -> None:
