@@ -165,6 +165,14 @@ def _check_folder() -> None:
         raise HarnessError("the folder in which this was started is gone: change to one that is there") from None
 
 
+def _check_values(words: list[str]) -> None:
+    """Raise HarnessError for an option whose value is empty, as a variable that is not set: it would be none."""
+    for before, word in zip(("", *words), words, strict=False):
+        name, equals, value = (before, "=", word) if not word else word.partition("=")
+        if equals and not value and re.fullmatch(r"--[a-z][\w-]*", name):
+            raise HarnessError(f"{name} is given, and empty: give it a value, or leave it out")
+
+
 def _not_printed(error: OSError) -> int:
     # Whoever reads as much as it wants, as `head` does, needs no word about it.
     if not isinstance(error, BrokenPipeError):
@@ -178,6 +186,7 @@ def _called(words: list[str]) -> int:
         with Interruption(), threads.begun():
             check_limits()
             _check_folder()
+            _check_values(words)
             if not words:
                 parser("").print_help(sys.stderr)
                 return 2

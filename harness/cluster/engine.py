@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +20,13 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.base.reading import json_value
 from harness.cluster import offer
+from harness.cluster.address import LOCAL
 from harness.cluster.campaign import Ended, Event, Lost
 from harness.cluster.node import GPUS, WHOLE, last_words, session
 from harness.cluster.offer import Offer
 from harness.cluster.share import Share
 from harness.cluster.units import Unit
 
-LOCAL = "local"
-"""``--on local``: a cluster of this machine alone, which ends with the session."""
 _LOOK_SECONDS = 2.0
 _SILENCE_SECONDS = 45.0
 """How long a head may say nothing before it is taken for dead."""
@@ -35,6 +35,8 @@ _TOGETHER_SECONDS = 0.25
 """For how long what comes is gathered: to take one thing costs the planner as much as to take many."""
 _TRIES = 3
 """How often a head's server for clients is asked for one's own: it forks that with threads running, and it may die."""
+_SAID = 500
+"""How much is told of what Ray says of a cluster that it cannot reach."""
 _TINY = 0.001
 # What a node need not have of the folder that the tests lie in: they are sent without it.
 _UNSENT = [
@@ -152,11 +154,10 @@ class RayEngine:
                 environment = {"working_dir": str(root), "excludes": _UNSENT}
                 _again(_TRIES, lambda: ray.init(address=on, runtime_env=environment, **quiet))
         except Exception as error:
-            # Ray raises errors of its own, of gRPC and of the system.
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise HarnessError(
-                f"--on {on}: no cluster ({type(error).__name__}: {first}); is its head up, and RAY_AUTH_TOKEN its own?"
-            ) from error
+            # Ray raises errors of its own, of gRPC and of the system; one of versions names them in further lines.
+            told = textwrap.shorten(str(error), _SAID, placeholder=" ...") or "no more is said"
+            mend = "" if "Version mismatch" in told else "; is its head up, and RAY_AUTH_TOKEN its own?"
+            raise HarnessError(f"--on {on}: no cluster ({type(error).__name__}: {told}){mend}") from error
         finally:
             # Ray takes SIGTERM for itself.
             for number, handler in handlers.items():

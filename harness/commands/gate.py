@@ -21,7 +21,7 @@ from harness.base.interruption import Interrupted
 from harness.base.memory import wanting
 from harness.base.spoken import Spoken
 from harness.base.terminal import columns
-from harness.cluster.engine import LOCAL
+from harness.cluster.address import LOCAL
 from harness.commands import gate_far, sides
 from harness.commands.unfinished import Unfinished
 from harness.gate import margins as gate_margins

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.base.errors import HarnessError
-from harness.cluster.campaign import PATIENCE
+from harness.cluster.address import LOCAL
+from harness.cluster.campaign import PATIENCE, Lost
 from harness.cluster.choice import engine_on
-from harness.cluster.engine import LOCAL
 from harness.gate.far import Far
 from harness.gate.gate import GateResult
 from harness.gate.pace import Known
@@ -98,6 +98,8 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
         if earlier:
             far.resume(gatefile.load(run.folder))
         return far()
+    except Lost as error:
+        raise HarnessError(f"--on {arguments.on}: the cluster is gone: {error}") from error
     finally:
         engine.close()
 

@@ -16,7 +16,7 @@ from typing import Any
 from harness.base.errors import HarnessError
 from harness.base.reading import json_value
 from harness.cluster import units as cluster
-from harness.cluster.campaign import PATIENCE, Campaign, Clocks, Engine, Event
+from harness.cluster.campaign import PATIENCE, Campaign, Clocks, Engine, Event, Lost
 from harness.gate import identity, merged
 from harness.gate.gate import GateResult, keep
 from harness.gate.pace import Known
@@ -128,7 +128,10 @@ class Far:
             self._sort_in(line)
 
     def __call__(self) -> GateResult:
-        """Measure until every verdict of the whole is precise enough or the budget is spent."""
+        """Measure until every verdict of the whole is precise enough or the budget is spent.
+
+        Raises Lost where the cluster is gone before anything was begun.
+        """
         self._kind = self.engine.keep_to(self.hardware.name)
         with self.run.path.open(encoding="utf-8") as file:
             self._begins = file.readline()
@@ -144,6 +147,9 @@ class Far:
                 came = [it for it in pending if sum(map(it.done, it.units)) > before[it.name]]
                 pending = self._unsettled(came)
             finished = True
+        except Lost as error:
+            # Between two waves: what was measured is judged, and what it leaves open stays so.
+            self.progress(f"the cluster is gone: {error}; go on with --resume {self.run.name}")
         finally:
             result = self.write(finished=finished)
         left_out = {name: unit.problem for it in self.groups if it.file for name, unit in it.file.units.items()

@@ -19,6 +19,7 @@ from harness.base.reading import json_value
 from harness.base.secrets import without_secrets
 from harness.cluster.node import STREAM
 from harness.matrix.schema import TaskOptions
+from harness.plugin.options import OPTIONS
 from harness.runtime import calibration, sources
 from harness.servers.registry import SERVERS
 from harness.servers.registry import names as server_names
@@ -91,6 +92,7 @@ class CommandLine:
             return tuple(config.getoption(name) or ())
 
         option: Any = config.getoption
+        _check_values(config)
         for name in several("--server"):
             if name not in server_names():
                 raise pytest.UsageError(
@@ -184,6 +186,15 @@ class CommandLine:
             # A file of one split says so in its name: TASK.SPLIT.jsonl.
             return sorted({_task_of(path.stem) for path in self.data.glob("*.jsonl")})
         return list(self.tasks)
+
+
+def _check_values(config: pytest.Config) -> None:
+    """Raise UsageError for an option whose value is empty, as that of a variable that is not set: it would be none."""
+    for name in OPTIONS:
+        value = config.getoption(name)
+        # A task may be asked with no instruction at all.
+        if name != "--system-instruction" and (value == "" or (isinstance(value, list) and "" in value)):
+            raise pytest.UsageError(f"{name} is given, and empty: give it a value, or leave it out")
 
 
 def _price(amount: float | None) -> list[str]:

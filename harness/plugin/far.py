@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ import pytest
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.terminal import columns
-from harness.cluster.campaign import Campaign, Clocks, Engine, Event
+from harness.cluster.campaign import Campaign, Clocks, Engine, Event, Lost
 from harness.cluster.choice import engine_on
 from harness.cluster.units import Unit
 from harness.judge import neighbours
@@ -29,8 +28,8 @@ from harness.machine.watch import NEIGHBOURS
 from harness.plugin.collect import units
 from harness.plugin.command_line import CommandLine
 from harness.plugin.comparison import Comparison
+from harness.plugin.far_words import words
 from harness.plugin.fixtures import hand_on
-from harness.plugin.options import OPTIONS
 from harness.plugin.progress import terminal
 from harness.plugin.reported import Reported
 from harness.plugin.session import begun
@@ -39,13 +38,7 @@ from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Header, Line, Measurement, Outcome
 from harness.runtime.environment import Environment
-from harness.runtime.shared import address
-
-# Options of the planner alone.
-_OWN = {"--on", "--wait-for-nodes", "--resume", "--results", "--against", "--allow-noisy"}
-_PATHS = {"--data", "--matrix", "--phone-runner"}
-# Words of pytest's own command line that nodes get too, with their value where it is a word by itself.
-_HANDED_ON = ("-p", "-W", "-o", "--override-ini", "-c", "--import-mode", "--benchmark-")
+from harness.runtime.shared import Shared, address
 
 
 @dataclass
@@ -119,6 +112,8 @@ class Far:
                 "--on with --against: a baseline is of one machine; measure with --on first, then compare with "
                 "`python -m harness gate` or a session there"
             )
+        if getattr(config.option, "dist", "no") != "no":
+            raise pytest.UsageError("--on with -n: cells are side by side by themselves, one a device; leave out -n")
         self.config = config
         self.given = given
         self.root = config.rootpath
@@ -139,22 +134,15 @@ class Far:
         if not far:
             return None
         self._items = far
-        try:
+        with _usage():
+            if self.given.share:
+                # Each node would say so of itself, after its session has begun.
+                Shared.at(address(self.given.share), self.say)
+            if self.given.resume:
+                Run.open(self.given.results / "runs", self.given.resume)
             engine = self._start(self)
-            self.session = FarSession.start(self.given)
-        except HarnessError as error:
-            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-        self.config.stash[session_key] = self.session
-        self.session.run.written = lambda line: hand_on(self.config, line, self.session.run)
-        with self.session.run.path.open(encoding="utf-8") as file:
-            self._begins = file.readline()
-        self._resume()
-        self._order = [item.nodeid for item in session.items]
-        self._near = {item.nodeid: item for item in session.items if item.nodeid not in far}
-        self._pytest = session
         try:
-            self._flush()
-            self._campaign(engine).run()
+            self._measure(session, engine, far)
         finally:
             engine.close()
         if session.shouldfail:
@@ -162,6 +150,26 @@ class Far:
         if session.shouldstop:
             raise session.Interrupted(session.shouldstop)
         return True
+
+    def _measure(self, session: pytest.Session, engine: Engine, far: Mapping[str, pytest.Item]) -> None:
+        with _usage():
+            self.session = FarSession.start(self.given)
+            self._resume()
+        self.config.stash[session_key] = self.session
+        self.session.run.written = lambda line: hand_on(self.config, line, self.session.run)
+        with self.session.run.path.open(encoding="utf-8") as file:
+            self._begins = file.readline()
+        self._order = [item.nodeid for item in session.items]
+        self._near = {item.nodeid: item for item in session.items if item.nodeid not in far}
+        self._pytest = session
+        try:
+            self._flush()
+            self._campaign(engine).run()
+        except KeyboardInterrupt:
+            # What waits for one before it has ended all the same.
+            self._order = [test for test in self._order if test in self._done]
+            self._flush()
+            raise
 
     def say(self, words: str) -> None:
         """Write a line between pytest's own."""
@@ -172,7 +180,10 @@ class Far:
         estimate = self.session.estimate()
         claims = {nodeid: item.stash[claim_key] for nodeid, item in self._items.items()}
         seconds = {nodeid: estimate.of(name_of(item)) for nodeid, item in self._items.items()}
-        there = engine.devices()
+        there: Mapping[str, int] = {}
+        # Of a cluster that is gone already all is missing, as the campaign finds.
+        with contextlib.suppress(Lost):
+            there = engine.devices()
         self._units = units(claims, seconds, self._apart(there))
         found = [unit for unit, _ in self._units.values()]
         told = ", ".join(f"{count} {name}" for name, count in sorted(there.items())) or "no device yet"
@@ -184,9 +195,13 @@ class Far:
             self._take,
             self._over,
             self.say,
-            stopped=lambda: bool(self._pytest.shouldfail or self._pytest.shouldstop),
+            stopped=self._stopped,
             patience=self.given.wait_for_nodes,
         )
+
+    def _stopped(self) -> bool:
+        """Return whether pytest has had enough, as by -x."""
+        return bool(self._pytest.shouldfail or self._pytest.shouldstop)
 
     def _apart(self, there: Mapping[str, int]) -> dict[str, int]:
         """Return the hardware of this host where serving is known to be disturbed by neighbours, with its devices.
@@ -239,7 +254,7 @@ class Far:
         here = self.given.on == "local"
         return {
             "tests": list(tests),
-            "words": self._words(here),
+            "words": words(self.config, here=here),
             "folder": str(self.root),
             "here": here,
             "run": str(self.session.run.path.resolve()),
@@ -247,33 +262,6 @@ class Far:
             "files": files,
             "variables": {NEIGHBOURS: self._neighbours} if self._neighbours else {},
         }
-
-    def _words(self, here: bool) -> list[str]:
-        """Return the command line of a node's session but for its tests."""
-        words = ["--rootdir=.", "-q", "--wide"]
-        for name, how in OPTIONS.items():
-            value = self.config.getoption(name)
-            if name in _OWN or name == "--wide" or not value:
-                continue
-            if how.get("action") == "store_true":
-                words.append(name)
-                continue
-            if name == "--share":
-                value = address(value)
-            for one in value if isinstance(value, (list, tuple)) else [value]:
-                words.append(f"{name}={self._place(Path(one), here) if name in _PATHS else one}")
-        given = list(self.config.invocation_params.args)
-        for index, word in enumerate(map(str, given)):
-            if word in _HANDED_ON:
-                words += [word, str(given[index + 1])]
-            elif word.startswith(_HANDED_ON):
-                words.append(word)
-        return words
-
-    def _place(self, path: Path, here: bool) -> Path:
-        """Return a path as a node finds it: below the folder that it gets a copy of, or where it lies here too."""
-        whole = (self.config.invocation_params.dir / path).resolve()
-        return whole.relative_to(self.root) if not here and whole.is_relative_to(self.root) else whole
 
     # ---------------------------------------------------------------------------------------------- from the nodes
 
@@ -334,9 +322,12 @@ class Far:
         self._flush()
 
     def _flush(self) -> None:
-        """Hand pytest the reports of all tests up to the first that has not ended, in the order of one machine."""
+        """Hand pytest the reports of all tests up to the first that has not ended, in the order of one machine.
+
+        After the one that pytest stops at there is none, as if no other had been measured beside it.
+        """
         hook = self.config.hook
-        while self._order and (self._order[0] in self._done or self._order[0] in self._near):
+        while self._order and not self._stopped() and (self._order[0] in self._done or self._order[0] in self._near):
             test = self._order.pop(0)
             if test in self._near:
                 item = self._near[test]
@@ -352,6 +343,15 @@ class Far:
 def on_ray(far: Far) -> Engine:
     """Return the engine over what ``--on`` names."""
     return engine_on(far.given.on, matrix_of(far.config), far.root, far.say)
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    """End the session with what a user has to mend."""
+    try:
+        yield
+    except HarnessError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def _is_skipped(item: pytest.Item) -> bool:

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import psutil
 
+from harness.cluster.address import LOCAL
 from harness.cluster.campaign import Campaign, Event
-from harness.cluster.engine import LOCAL, RayEngine
+from harness.cluster.engine import RayEngine
 from harness.cluster.offer import Device, Offer
 from harness.cluster.units import Unit, bound
 from tests.cluster import simulated

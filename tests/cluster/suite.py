@@ -85,7 +85,7 @@ def test_generate(cell, harness_session, judge):
 
 @pytest.mark.stage("transformers")
 def test_waits(cell, harness_session):
-    hold = Path(os.environ.get("FAR_HOLD", "/nonexistent"))
+    hold = Path(os.environ.get("FAR_HOLD", "no-hold"))
     if hold.exists() and cell.model.name in hold.read_text():
         Path(f"{hold}.{cell.id}").write_text(str(os.getpid()))
     while hold.exists() and cell.model.name in hold.read_text():

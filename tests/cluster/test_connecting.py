@@ -48,3 +48,10 @@ def test_rays_own_lines_do_not_stand_between_pytests(ray: MagicMock, tmp_path: P
     connect(tmp_path)
     assert ray.init.call_args.kwargs["log_to_driver"] is False
     assert os.environ["RAY_LOGGER_LEVEL"] == "error"
+
+
+def test_versions_that_differ_are_both_named(ray: MagicMock, tmp_path: Path) -> None:
+    told = "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\nThis process was:\n    Ray: 2.60.0\n"
+    ray.init.side_effect = RuntimeError(told)
+    with pytest.raises(HarnessError, match=r"started with: Ray: 2\.59\.0 This process was: Ray: 2\.60\.0\)$"):
+        connect(tmp_path)

@@ -6,10 +6,15 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from harness.plugin import far
+from harness.base.interruption import Signalled
+from harness.cluster.campaign import Ended, Event, Lost
+from harness.cluster.units import Unit
+from harness.plugin import far, far_words
+from harness.plugin.command_line import CommandLine
 from harness.records.run import Run
 from harness.records.schema import Judgement, Line, Measurement, Outcome
 from tests.cluster import suite
@@ -128,3 +133,99 @@ def test_a_baseline_of_one_machine_is_not_held_against_a_cluster(pytester: pytes
     refused = run(pytester, "--on", "local", "--against", "cpu")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(["*--on with --against: *"])
+
+
+def test_after_the_failure_that_ends_a_session_nothing_is_told(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured beside it stands in the records, as on one machine it would not."""
+    here = run(pytester, *NAMED, "-x")
+    on(Threads(["abacus"]), monkeypatch)
+    there = run(pytester, *NAMED, "-x", "--on", "ray://head")
+    assert (there.ret, outcomes(there)) == (here.ret, outcomes(here))
+    assert outcomes(there)[-1] == ("test_far.py::test_fails[small-int8wo-abacus-transformers]", "FAILED")
+
+
+def test_a_test_that_runs_here_and_fails_ends_a_session_too(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "test_here.py").write_text("def test_one(): assert False\ndef test_two(): pass\n")
+    engine = Threads(["abacus"])
+    on(engine, monkeypatch)
+    done = run(pytester, "-x", "--on", "ray://head", "-k", "one or two or generate", "test_here.py")
+    assert done.parseoutcomes() == {"failed": 1, "deselected": done.parseoutcomes()["deselected"]}
+    assert not engine.payloads
+
+
+def test_what_has_ended_is_told_of_when_a_session_is_interrupted(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(Threads):
+        """One whose abacus never begins; the session is interrupted when the rule is done."""
+
+        def submit(self, unit: Unit, *more: Any) -> None:
+            if unit.hardware == "rule":
+                super().submit(unit, *more)
+
+        def poll(self, seconds: float) -> tuple[list[tuple[str, int, Event]], list[Ended]]:
+            events, over = super().poll(seconds)
+            if over:
+                raise Signalled
+            return events, over
+
+    on(Cut(["abacus", "rule"]), monkeypatch)
+    done = run(pytester, "-m", "abacus or rule", "--recipe", "bf16", "-k", "generate", "--on", "ray://head")
+    assert done.ret == pytest.ExitCode.INTERRUPTED
+    assert outcomes(done) == [("test_far.py::test_generate[small-bf16-rule-transformers]", "PASSED")]
+    assert [it.cell.hardware for it in lines(folder) if isinstance(it, Measurement)] == ["rule"]
+
+
+def test_of_a_cluster_that_is_gone_before_it_is_looked_at_all_is_missing(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> NoReturn:
+        raise Lost("its head has not answered for 45 s")
+
+    engine = Threads(["abacus"])
+    monkeypatch.setattr(engine, "devices", gone)
+    on(engine, monkeypatch)
+    done = run(pytester, *NAMED, "--recipe", "bf16", "--on", "ray://head")
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    assert done.parseoutcomes()["errors"] == suite.TESTS
+    assert "the cluster is gone: its head has not answered for 45 s" in " ".join(done.stdout.str().split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--on", "local", "-n", "1"], "--on with -n: cells are side by side by themselves"),
+        (["--on", "ray://head", "--share", "nothing://there"], "--share nothing://there: Protocol not known"),
+        (["--on", "ray://head", "--resume", "never"], "no run 'never'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_cluster_is_asked(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    monkeypatch.setattr(far, "on_ray", lambda _: pytest.fail("a cluster was asked for"))
+    refused = run(pytester, *NAMED, *words)
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    assert told in " ".join((refused.stdout.str() + refused.stderr.str()).split())
+
+
+@pytest.mark.parametrize("word", ["--on=", "--against=", "--resume=", "--model="])
+def test_an_option_whose_value_is_empty_is_not_taken_for_none(
+    pytester: pytest.Pytester, folder: Path, word: str
+) -> None:
+    with pytest.raises(pytest.UsageError, match=f"{word[:-1]} is given, and empty"):
+        CommandLine.of(pytester.parseconfig(word, "test_far.py"))
+
+
+def test_what_a_node_reports_reads_as_it_would_here(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-W ignore::UserWarning")
+    config = pytester.parseconfig(
+        "-vv", "--tb=short", "--showlocals", "--on=local", "--recipe=bf16", "-x", "test_far.py"
+    )
+    words = " ".join(far_words.words(config, here=True))
+    assert words == "--rootdir=. --wide -vv --tb=short --showlocals --recipe=bf16 -W ignore::UserWarning"

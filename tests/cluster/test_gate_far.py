@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from harness.base.errors import HarnessError
-from harness.cluster.campaign import Engine
+from harness.cluster.campaign import Engine, Lost
 from harness.cluster.host import Host
 from harness.cluster.offer import Device as Offered
 from harness.cluster.offer import Offer
@@ -231,6 +232,25 @@ def test_a_part_of_other_environments_measures_nothing() -> None:
     part.check({**alike, "contents": {}})
     with pytest.raises(HarnessError, match=r"not those of the others: environments\.old\.tiny: 1 then, 2 now"):
         part.check({**alike, "environments": {"old": {"tiny": "2"}}})
+
+
+def test_a_cluster_that_is_gone_between_two_waves_leaves_what_was_judged(
+    folder: Path, matrix: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, said = devices(1), list[str]()
+    far = gate(folder, matrix, engine, options=replace(OPTIONS, recipes=("8da4w",)))
+    far.progress = said.append
+    # What its part took for settled the whole leaves open; by then the head does not answer.
+    monkeypatch.setattr(far_gate, "settled", lambda it: bool(monkeypatch.setattr(engine, "devices", gone)))
+    result = far()
+    engine.close()
+    assert said[-1] == f"the cluster is gone: its head died; go on with --resume {far.run.name}"
+    assert told(result)["8da4w", "generate_throughput"] == "pass"
+    assert (result.file.finished, result.exit_status) == (False, gatefile.EXIT["inconclusive"])
+
+
+def gone() -> NoReturn:
+    raise Lost("its head died")
 
 
 def test_units_of_a_cell_stay_together_unless_devices_would_idle(matrix: Matrix) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import time
@@ -95,6 +96,15 @@ def fields(found: dict[str, Any], known: tuple[set[str], set[str]]) -> None:
     assert must <= found.keys() <= must | may
 
 
+def accepted(group: dict[str, Any]) -> None:
+    """Hold a group against what KubeRay's operator refuses beyond its schema (1.7, validation.go)."""
+    parameters, resources, labels = (group.get(it, {}) for it in ("rayStartParams", "resources", "labels"))
+    assert all(isinstance(value, str) for it in (parameters, resources, labels) for value in it.values())
+    assert "labels" not in parameters
+    assert not resources or not parameters.keys() & {"num-cpus", "num-gpus", "memory", "resources"}
+    assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", it) for it in [*labels, *labels.values()])
+
+
 def test_the_kubernetes_file_has_the_fields_of_a_raycluster(guides: Path) -> None:
     yaml = pytest.importorskip("yaml")
     found = yaml.safe_load((guides / "fleet-kubernetes.yaml").read_text(encoding="utf-8"))
@@ -107,14 +117,26 @@ def test_the_kubernetes_file_has_the_fields_of_a_raycluster(guides: Path) -> Non
     fields(workers, WORKERS)
     assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
     for group in (head, workers):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        accepted(group)
         assert group["template"]["spec"]["containers"]
     for group in (head, workers):
         pod(group["template"]["spec"])
-    parameters = workers["rayStartParams"]
-    assert resource("h100") in parameters["resources"]
-    assert parameters["labels"].startswith(f"{label('h100')}=")
     (container,) = workers["template"]["spec"]["containers"]
-    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
-    assert {"name": GPUS, "value": str(gpus)} in container["env"]
-    assert parameters["num-gpus"] == str(gpus)
+    gpus = str(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert {"name": GPUS, "value": gpus} in container["env"]
+    assert workers["resources"] == {"nvidia.com/gpu": gpus, resource("h100"): gpus}
+    assert list(workers["labels"]) == [label("h100")]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"rayStartParams": {"labels": "harness-kind-h100=k1"}},
+        {"rayStartParams": {"num-gpus": "8"}, "resources": {"harness-h100": "8"}},
+        {"rayStartParams": {}, "labels": {"harness-kind-h100": "no label's value"}},
+        {"rayStartParams": {"num-gpus": 8}},
+    ],
+)
+def test_what_kuberay_refuses_is_refused_here(group: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        accepted(group)

@@ -36,6 +36,8 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["gate", "a==1", "a==2", "-m", "cup"], "did you mean cpu"),
         (["gate", "a==1", "a==2", "-m", "cpu", "--set", "latncy.rounds=3"], "did you mean latency"),
         (["gate", "a==1", "a==2", "-m", "cpu", "--recipee", "int8wo"], "did you mean --recipe?"),
+        (["gate", "a==1", "a==2", "-m", "cpu", "--on", ""], "--on is given, and empty"),
+        (["gate", "a==1", "a==2", "-m", "cpu", "--share="], "--share is given, and empty"),
         ([], "COMMAND"),
     ],
 )

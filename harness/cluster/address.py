@@ -1,0 +1,51 @@
+"""What ``--on`` may name, and whether anything answers there: of a head that is not there Ray asks for ten minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from urllib.parse import urlsplit
+
+from harness.base.errors import HarnessError
+
+LOCAL = "local"
+"""``--on local``: a cluster of this machine alone, which ends with the session."""
+_AUTO = "auto"
+_CLIENTS = 10001
+"""Ray's own port for clients."""
+_PATIENCE = 20.0
+"""Seconds for which a head that begins just now is waited for."""
+_PAUSE = 0.5
+
+
+def check(on: str, patience: float = _PATIENCE) -> None:
+    """Raise HarnessError for what names no cluster, and for an address at which nothing answers."""
+    if on == _AUTO:
+        # Which Ray reads, then.
+        on = os.environ.get("RAY_ADDRESS") or _AUTO
+    scheme, _, rest = on.rpartition("://")
+    # What else Ray knows is for it to say.
+    if on in (LOCAL, _AUTO) or scheme not in ("", "ray"):
+        return
+    host, port = None, None
+    with contextlib.suppress(ValueError):
+        place = urlsplit(f"//{rest}")
+        host, port = place.hostname, place.port or (_CLIENTS if scheme else None)
+    if not host or not port:
+        raise HarnessError(f"--on {on!r} names no cluster: give local, auto, HEAD:6379 or ray://HEAD:10001")
+    end = time.monotonic() + patience
+    while why := _silent(host, port, max(1.0, end - time.monotonic())):
+        if time.monotonic() >= end:
+            raise HarnessError(f"--on {on}: nothing answers at port {port} of {host} ({why}); is its head up there?")
+        time.sleep(_PAUSE)
+
+
+def _silent(host: str, port: int, seconds: float) -> str:
+    """Return why nobody answers at a port; nothing where somebody does."""
+    try:
+        socket.create_connection((host, port), seconds).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
