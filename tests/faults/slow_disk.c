@@ -20,7 +20,9 @@ static long number(const char *name) {
 
 static int below(const char *path) {
   const char *folder = getenv("SLOW_DISK");
-  return folder && path && strncmp(path, folder, strlen(folder)) == 0;
+  size_t size = folder ? strlen(folder) : 0;
+  /* Not what only begins as it is called. */
+  return size && path && strncmp(path, folder, size) == 0 && (path[size] == 0 || path[size] == '/');
 }
 
 static int is_there(int fd) {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 
 from tests import marking, needs
 from tests.faults import __main__ as of_faults
-from tests.faults import campaign, damage, devices, names, peers, sessions
+from tests.faults import campaign, damage, devices, disks, names, peers, sessions
 from tests.faults.campaign import Fault, Scenario
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -72,6 +75,19 @@ def test_servers_and_workers_that_go_wrong_are_told_of(scenario: Scenario, count
 @pytest.mark.parametrize("scenario", OF_SESSIONS, ids=lambda it: it.name)
 def test_a_session_loses_nothing(scenario: Scenario, tried: Tried) -> None:
     tried(scenario, 1)
+
+
+@pytest.mark.programs
+def test_a_failing_disk_is_its_folder_and_not_what_only_begins_like_it(tmp_path: Path) -> None:
+    if not disks.library():
+        pytest.skip(disks.NO_COMPILER)
+    (tmp_path / "out").mkdir()
+    variables = {"LD_PRELOAD": disks.library(), "SLOW_DISK": str(tmp_path / "out"), "SLOW_COUNT": "1000"}
+    variables["SLOW_ERRNO"] = str(errno.EIO)
+    for name, status in (("output", 0), ("out/file", 1)):
+        words = [sys.executable, "-c", f"open({str(tmp_path / name)!r}, 'w').write('x')"]
+        done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, "Input/output error" in done.stderr) == (status, bool(status))
 
 
 @pytest.mark.parametrize("always", [False, True])
