@@ -61,7 +61,7 @@ def main() -> int:
             # What another version of a package does not have is imported by the worker that needs it.
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
-        _quantizations()
+        _settled()
     imports = time.monotonic() - started
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, _reap)
@@ -111,13 +111,28 @@ def _device_asked_through_nvml() -> Iterator[None]:
     pynvml.nvmlShutdown()
 
 
-def _quantizations() -> None:
-    """Have vLLM import what it knows of quantized checkpoints, which it does with the first that it loads."""
+def _settled() -> None:
+    """Have vLLM do on a processor, once for all forks, what each start of an engine or a server does the same.
+
+    It imports what it knows of quantized checkpoints; sets 400 loggers up, for each of which Python clears all that
+    loggers remember; and looks through all names of all modules for kernels that a processor has others in place of.
+    What another release does otherwise each start does by itself, and says what is wrong with it.
+    """
     module = sys.modules.get(_VLLM_ON_CPU[-1])
-    if module is not None and _for_cpu():
-        # Whatever it says of itself, the first load says again.
-        with contextlib.suppress(Exception):
-            module.get_quantization_config("torchao")
+    if module is None or not _for_cpu():
+        return
+    with contextlib.suppress(Exception):
+        module.get_quantization_config("torchao")
+    with contextlib.suppress(Exception):
+        from vllm.config.logging import LoggingConfig
+        from vllm.logger import configure_logging_if_needed
+
+        configure_logging_if_needed(LoggingConfig())
+    with contextlib.suppress(Exception):
+        from vllm.platforms import current_platform
+
+        current_platform.register_triton_kernel_overrides()
+        type(current_platform).register_triton_kernel_overrides = classmethod(lambda _: None)
 
 
 def _touched_a_device() -> bool:

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from harness.worker import inspected, profiling, repeated, tensors, texts
+from harness.worker import inspected, profiling, repeated, tensors, texts, unmade
 from harness.worker.backend import Backend
 
 if "vllm" in sys.modules:
     # In a process of an engine, which imports this for what follows, before it loads a model.
     repeated.install()
+    unmade.install()
 
 
 class Inspect:
@@ -67,6 +68,7 @@ class Engine(Backend):
 
         repeated.install()
         inspected.install()
+        unmade.install()
         if told := options.pop("hf_overrides", ""):
             options["hf_overrides"] = json.loads(told)
         self.eager = bool(options.get("enforce_eager"))

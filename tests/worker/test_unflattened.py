@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,3 +73,31 @@ def test_tensors_come_out_as_from_all_of_the_metadata() -> None:
                                    tensor.dequantize() if weight == "weight" else tensor)  # fmt: skip
         assert integration.unflatten_tensor_state_dict is counted
     assert told == [1] * len(whole)
+
+
+@pytest.mark.models
+def test_metadata_is_looked_through_once_and_copied_for_no_weight() -> None:
+    from transformers.integrations import torchao as integration
+
+    from harness.worker import unflattened
+
+    looked: list[Any] = []
+    metadata, other = {"tensor_names": "[]"}, {"tensor_names": "[]"}
+    quantizer = SimpleNamespace(metadata=metadata)
+
+    def look(it: Any) -> bool:
+        looked.append(it)
+        return it is not broken
+
+    broken: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integration, "is_metadata_torchao", look)
+        with unflattened.one_by_one():
+            answers = [integration.is_metadata_torchao(it) for it in (metadata, metadata, other, broken, broken)]
+            reader = integration.TorchAoDeserialize(quantizer)
+            copied = copy.deepcopy({"operations": [reader]})["operations"][0]
+            assert copied is not reader
+            assert copied.hf_quantizer is quantizer
+    assert answers == [True, True, True, False, False]
+    assert len(looked) == 4, "what is none is looked at each time"
+    assert copy.deepcopy(reader).hf_quantizer is not quantizer

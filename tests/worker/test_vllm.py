@@ -31,6 +31,7 @@ from harness.runtime.process import Process
 from harness.runtime.store import Store
 from harness.servers.base import SERVED_NAME
 from harness.servers.registry import SERVERS
+from tests.conftest import run_forked
 
 pytestmark = pytest.mark.usefixtures("imports_stand")
 LINEAR_LAYERS_IN_VLLM = 8  # two layers of qkv_proj, o_proj, gate_up_proj and down_proj
@@ -311,6 +312,26 @@ def test_a_server_that_dies_in_a_benchmark_is_a_failure_and_the_next_one_is_new(
     hurried = replace(served.cell, measurements=long.model_copy(update={"time_limits": limits}))
     with pytest.raises(WorkerError, match=r"was not ready within 0\.2 s"):
         served.flow.fleet.server(hurried)
+
+
+SETTLED = """
+from vllm import logger
+from vllm.config.logging import LoggingConfig
+from vllm.platforms import current_platform
+from vllm.triton_utils import dispatcher
+from vllm.v1.worker.block_table import ComputeSlotMappingKernel
+
+before = dict(dispatcher._registry)
+current_platform.register_triton_kernel_overrides()
+print(logger._last_configured_logging_config == LoggingConfig(), len(before) > 0, dispatcher._registry == before)
+print(type(ComputeSlotMappingKernel.kernel).__name__)
+"""
+
+
+def test_what_each_start_on_a_processor_does_the_same_is_done_before_it_is_forked(served, tmp_path: Path) -> None:
+    flow = served.flow
+    forks = flow.workers._fork_server("vllm", flow.fleet.variables(served.cell), flow.workers.environment)
+    assert run_forked(forks, tmp_path, SETTLED).stdout.split() == ["True", "True", "True", "KernelOverride"]
 
 
 def sharing(cell: Cell) -> Cell:
