@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="write the table of all logs here, and run nothing")
     parser.add_argument("--above", action="store_true", help="with --table: above the earlier campaigns of the file")
     arguments = parser.parse_args()
+    campaign.own_signals()
     which, of = map(int, arguments.part.split("/"))
     if arguments.table:
         return _table(arguments.table, arguments.above)

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -109,6 +110,8 @@ def run(
         scenario, draw = chosen(seed, number, scenarios, each=each)
         when = {"commit": commit, "date": datetime.date.today().isoformat()}
         found = {"seed": seed, "number": number, **one(scenario, draw), **when}
+        if ended():
+            break
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
             file.flush()
@@ -116,6 +119,21 @@ def run(
         for problem in found["problems"] if isinstance(found["problems"], list) else []:
             print(f"fault {number} ({scenario.name}: {found['what']}): {problem}", flush=True)
     return read([log], seed)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def own_signals() -> None:
+    """Take signals that whatever started this process has it ignore, as in the background: so would all it starts."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+
+
+def ended() -> bool:
+    """Return whether a command in this process took a signal that was to end the campaign, and ended in its place."""
+    return any(signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS)
 
 
 def read(logs: Sequence[Path], seed: int | None = None) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from harness.base.interruption import Interruption
 from tests import marking, needs
 from tests.faults import __main__ as of_faults
 from tests.faults import campaign, damage, devices, disks, names, peers, sessions
@@ -112,6 +114,24 @@ def test_what_breaks_a_promise_again_fails_and_what_holds_is_told(
     said = capsys.readouterr().out
     assert ("fault 0 held in 2 further tries: ['record lost: one']" in said) != always
     assert ("once more: python -m tests.faults --seed 7 --number 0 --quick" in said) == always
+
+
+def test_a_campaign_ends_where_a_command_of_its_process_takes_the_signal(tmp_path: Path) -> None:
+    def interrupted(fault: Fault) -> None:
+        with contextlib.suppress(KeyboardInterrupt), Interruption():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    former = {it: signal.getsignal(it) for it in campaign.SIGNALS}
+    try:
+        for number in campaign.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        campaign.own_signals()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        assert campaign.run(1, 5, 60, tmp_path / "log", [Scenario("interrupted", interrupted, 1)]) == []
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def test_a_campaign_is_gone_on_with_and_its_faults_are_always_the_same(tmp_path: Path) -> None:
