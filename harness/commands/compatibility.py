@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.base.files import is_folder
+from harness.base.text import one_line
 from harness.commands import told
 from harness.judge.gatefile import GateError, GateFile, load
 from harness.report import compatibility
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     gates = {name: _gate(arguments.results, name) for name in dict.fromkeys(arguments.gates)}
     tables = [table for table in compatibility.tables(list(gates.values())) if table.rows]
     if not tables:
-        print(f"{', '.join(gates)}: no recipe was tried", file=sys.stderr)
+        print(f"{one_line(', '.join(gates))}: no recipe was tried", file=sys.stderr)
         return 1
     facts = {
         "gates": "; ".join(f"{Path(name).name}: {gate.title}" for name, gate in gates.items()),

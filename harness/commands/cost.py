@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.base.text import one_line
 from harness.records import by_hand
 from harness.records.run import Run
 from harness.records.schema import Line
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         for problem in problems:
             print(problem, file=sys.stderr)
     if (told := cost(lines)) is None:
-        names = ", ".join(one.name for one in opened)
+        names = one_line(", ".join(one.name for one in opened))
         print(f"{names}: none of the tutorial's rows: peak memory, latency and serving through vLLM", file=sys.stderr)
         return 1
     print("\n".join([*told.lines(), *beside]))

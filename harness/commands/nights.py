@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _device(name: str, nights: Sequence[date], known: Sequence[Figure], alarms: float) -> int:
-    found = look(known, alarms)
+    found, name = look(known, alarms), one_line(name)
     if not found:
         print(
             f"{name}: nothing can be said yet of {len(known)} figures: {len(nights)} nights were measured, and "

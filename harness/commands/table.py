@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.base.text import one_line
 from harness.commands import told
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -41,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     names = [one.name for one in opened]
     tables = tables_of(args.layout, measurements, Documented.load(args.documented)) + failure_tables(failures)
     if not tables:
-        print(f"{', '.join(names)}: nothing measured for the layout {args.layout!r}; try --layout all", file=sys.stderr)
+        of = one_line(", ".join(names))
+        print(f"{of}: nothing measured for the layout {args.layout!r}; try --layout all", file=sys.stderr)
         return 1
     facts = provenance(measurements, names)
     told.tell(tables, args.format, facts, output=args.output, wide=args.wide)

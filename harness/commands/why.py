@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.base import terminal
+from harness.base.text import one_line
 from harness.records.run import Run
 from harness.report import blocks, why
 from harness.report.tables import collect
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if not told:
-        names = ", ".join(one.name for one in opened)
+        names = one_line(", ".join(one.name for one in opened))
         kept = "" if why.details_of(opened) else ", or the details of its records (attachments/) are not there"
         print(f"{names}: nothing was profiled{kept}; test_kernels of suites/test_engine.py does", file=sys.stderr)
         return 1

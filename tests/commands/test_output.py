@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from harness import __main__
+from harness.base.text import visible
+from harness.records.run import Run
+from harness.records.schema import Device, Header
+
 pytestmark = pytest.mark.programs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,3 +117,15 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "error: the folder in which this was started is gone: change to one that is there\n"
+
+
+@pytest.mark.parametrize("command", ["cost", "table", "why"])
+def test_a_run_of_a_hostile_name_without_what_is_asked_is_named_visibly(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "a\u061c\x1b[31mb")
+    run.append(Header(run="r", command=["pytest"], packages={}, device=Device(name="d")))
+    assert __main__.main([command, str(run.folder)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("a")
+    assert visible(said) == said
