@@ -1,4 +1,4 @@
-"""What ``--on`` may name, and whether anything answers there: of a head that is not there Ray asks for ten minutes."""
+"""What ``--on`` and ``--join`` may name, and whether anything answers there: Ray itself asks for ten minutes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ _CLIENTS = 10001
 """Ray's own port for clients."""
 _PATIENCE = 20.0
 """Seconds for which a head that begins just now is waited for."""
+_HEAD_PATIENCE = 120.0
+"""The same for a node that joins it: all may begin at once, and an image may have to be fetched first."""
 _PAUSE = 0.5
 
 
 def check(on: str, patience: float = _PATIENCE) -> None:
-    """Raise HarnessError for what names no cluster, and for an address at which nothing answers."""
+    """Raise HarnessError for what names no cluster, and for an address of ``--on`` at which nothing answers."""
     if on == _AUTO:
         # Which Ray reads, then.
         on = os.environ.get("RAY_ADDRESS") or _AUTO
@@ -29,16 +31,34 @@ def check(on: str, patience: float = _PATIENCE) -> None:
     # What else Ray knows is for it to say.
     if on in (LOCAL, _AUTO) or scheme not in ("", "ray"):
         return
-    host, port = None, None
-    with contextlib.suppress(ValueError):
-        place = urlsplit(f"//{rest}")
-        host, port = place.hostname, place.port or (_CLIENTS if scheme else None)
+    host, port = _place(rest, _CLIENTS if scheme else None)
     if not host or not port:
         raise HarnessError(f"--on {on!r} names no cluster: give local, auto, HEAD:6379 or ray://HEAD:10001")
+    _await(f"--on {on}", host, port, patience)
+
+
+def check_head(join: str, patience: float = _HEAD_PATIENCE) -> None:
+    """Raise HarnessError for what names no head, and for one that does not answer those that ``--join`` it."""
+    host, port = _place(join, None)
+    if not host or not port:
+        raise HarnessError(f"--join {join!r} names no head: give HEAD:6379")
+    _await(f"--join {join}", host, port, patience)
+
+
+def _place(text: str, usual: int | None) -> tuple[str | None, int | None]:
+    """Return host and port; None for what there is none of."""
+    with contextlib.suppress(ValueError):
+        place = urlsplit(f"//{text}")
+        if not place.path:
+            return place.hostname, place.port or usual
+    return None, None
+
+
+def _await(what: str, host: str, port: int, patience: float) -> None:
     end = time.monotonic() + patience
     while why := _silent(host, port, max(1.0, end - time.monotonic())):
         if time.monotonic() >= end:
-            raise HarnessError(f"--on {on}: nothing answers at port {port} of {host} ({why}); is its head up there?")
+            raise HarnessError(f"{what}: nothing answers at port {port} of {host} ({why}); is its head up there?")
         time.sleep(_PAUSE)
 
 

@@ -133,6 +133,7 @@ class RayEngine:
         except ImportError as error:
             raise HarnessError(f"--on {on}: Ray is not installed; pip install 'torchao-harness[ray]'") from error
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        terminated = False
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         try:
             if on == LOCAL:
@@ -158,10 +159,16 @@ class RayEngine:
             told = textwrap.shorten(str(error), _SAID, placeholder=" ...") or "no more is said"
             mend = "" if "Version mismatch" in told else "; is its head up, and RAY_AUTH_TOKEN its own?"
             raise HarnessError(f"--on {on}: no cluster ({type(error).__name__}: {told}){mend}") from error
+        except SystemExit:
+            terminated = True
         finally:
             # Ray takes SIGTERM for itself.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if terminated:
+            # What it means is for those to say who had it before.
+            signal.raise_signal(signal.SIGTERM)
+            raise HarnessError(f"--on {on}: ended while the cluster was asked")
         token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
         place = "127.0.0.1 alone, dashboard off" if on == LOCAL else f"{on}, on that cluster's own ports"
         gpus = int(os.environ.get(GPUS, "0")) if on == LOCAL else 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.base import shipped
 from harness.base.errors import HarnessError
 from harness.base.text import quoted
+from harness.cluster import address
 from harness.cluster.found import of
 from harness.cluster.node import GPUS
 from harness.cluster.share import Share
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     program = shutil.which("ray", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if program is None:
         raise HarnessError("Ray is not installed here; pip install 'torchao-harness[ray]'")
+    if args.join:
+        address.check_head(args.join)
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         print("whoever reaches this cluster's ports can run code there: set RAY_AUTH_MODE=token on every node")
     # Sessions give each GPU its share of the processors, and a cell without one sees the machine as it is.

@@ -342,7 +342,9 @@ class Far:
 
 def on_ray(far: Far) -> Engine:
     """Return the engine over what ``--on`` names."""
-    return engine_on(far.given.on, matrix_of(far.config), far.root, far.say)
+    # What it exposes is told of also where pytest is to be quiet.
+    say = terminal(far.config, loud=True) or far.say
+    return engine_on(far.given.on, matrix_of(far.config), far.root, say)
 
 
 @contextlib.contextmanager

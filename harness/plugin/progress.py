@@ -117,11 +117,14 @@ class Progress:
         return f"[test {self._now + 1} of {len(self._tests)}, {left}{beside}]"
 
 
-def terminal(config: Any) -> Callable[[str], None] | None:
-    """Return what writes a line to pytest's terminal; None where there is none to write to, or it is to be quiet."""
+def terminal(config: Any, *, loud: bool = False) -> Callable[[str], None] | None:
+    """Return what writes a line to pytest's terminal; None where there is none to write to, or it is to be quiet.
+
+    With ``loud`` it writes to one that is to be quiet too.
+    """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or capture is None or config.option.verbose < 0:
+    if reporter is None or capture is None or (config.option.verbose < 0 and not loud):
         return None
 
     def write(message: str) -> None:

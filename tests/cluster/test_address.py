@@ -31,6 +31,18 @@ def test_an_address_at_which_nothing_answers_is_refused(form: str, monkeypatch: 
         address.check(on, 0.0)
 
 
+@pytest.mark.parametrize("head", ["head", "ray://head:10001", ":6379", "head:6379/path"])
+def test_what_names_no_head_is_not_joined(head: str) -> None:
+    with pytest.raises(HarnessError, match=f"--join '{head}' names no head: give HEAD:6379"):
+        address.check_head(head)
+
+
+def test_a_head_that_does_not_answer_is_not_joined() -> None:
+    port = free_port()
+    with pytest.raises(HarnessError, match=rf"--join 127.0.0.1:{port}: nothing answers at port {port} of 127.0.0.1"):
+        address.check_head(f"127.0.0.1:{port}", 0.0)
+
+
 def test_a_name_of_no_host_is_refused() -> None:
     with pytest.raises(HarnessError, match=r"--on ray://head.invalid: nothing answers at port 10001 of head.invalid"):
         address.check("ray://head.invalid", 0.0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import MagicMock
 
 import pytest
 
 from harness.base.errors import HarnessError
+from harness.base.interruption import Signalled
 from harness.cluster.engine import RayEngine
 from harness.cluster.offer import Offer
 
@@ -55,3 +58,22 @@ def test_versions_that_differ_are_both_named(ray: MagicMock, tmp_path: Path) -> 
     ray.init.side_effect = RuntimeError(told)
     with pytest.raises(HarnessError, match=r"started with: Ray: 2\.59\.0 This process was: Ray: 2\.60\.0\)$"):
         connect(tmp_path)
+
+
+def test_a_session_that_is_ended_while_ray_connects_ends_as_at_any_time(ray: MagicMock, tmp_path: Path) -> None:
+    def ours(*_: object) -> NoReturn:
+        raise Signalled
+
+    def init(**_: object) -> None:
+        # As Ray does.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    ray.init.side_effect = init
+    former = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(Signalled):
+            connect(tmp_path)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -119,6 +120,20 @@ def test_a_node_whose_clock_is_off_is_told_of_and_its_records_are_dated_here(
     done.stdout.fnmatch_lines([f"*the clock of node a-node is 7200 s {'fast' if off > 0 else 'slow'}: its records*"])
     (measured,) = [it for it in lines(folder) if isinstance(it, Measurement)]
     assert began <= measured.time <= time.time()
+
+
+def test_what_a_cluster_exposes_is_told_of_to_the_quiet_too(
+    pytester: pytest.Pytester, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def engine_on(on: str, matrix: object, root: Path, say: Callable[[str], None]) -> Threads:
+        say("whoever reaches it can run code there")
+        return Threads(["abacus"])
+
+    monkeypatch.setattr(far, "engine_on", engine_on)
+    asked = ("-m", "abacus", "--recipe", "bf16", "-k", "generate", "--on", "ray://head", "test_far.py")
+    done = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-qq", f"--cache={folder / 'cache'}", *asked)
+    assert done.ret == 0
+    done.stdout.fnmatch_lines(["*whoever reaches it can run code there"])
 
 
 def test_a_cluster_is_not_asked_for_what_measures_nothing(

@@ -12,6 +12,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.base.errors import HarnessError
+from harness.cluster import address
 from harness.cluster.offer import kind, label, resource
 from harness.commands import offer
 from harness.machine import probe
@@ -49,6 +50,8 @@ def test_joining_becomes_rays_own_command(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(os, "execve", lambda *words: became.append(words))
     monkeypatch.setattr(shutil, "which", lambda name, path: "/bin/ray")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    asked: list[str] = []
+    monkeypatch.setattr(address, "check_head", asked.append)
     # What would be executed returns here, and so says nothing to a shell.
     offer.run(given("--join", "head:6379"))
     ((program, command, environ),) = became
@@ -56,6 +59,7 @@ def test_joining_becomes_rays_own_command(capsys: pytest.CaptureFixture[str], mo
     assert "--block" not in command
     offer.run(given("--join", "head:6379", "--block"))
     assert became.pop()[1] == [*command, "--block"]
+    assert asked == ["head:6379"] * 2
     assert environ["HARNESS_NODE_GPUS"].isdigit()
     assert "set RAY_AUTH_MODE=token" in capsys.readouterr().out
 
