@@ -133,8 +133,7 @@ class Fleet(Launches):
     def _end_others(self, of: Place, only: Key | None = None) -> None:
         """End what lasts for another cell, or with ``only`` all else."""
         lasting = self._workers.lasting
-        for other in [name for name in lasting if name[0] != of or (only and name != only)]:
-            lasting.pop(other).close()
+        self._workers.end_these([name for name in lasting if name[0] != of or (only and name != only)])
 
     def _start(self, cell: Cell, kinds: Sequence[str]) -> None:
         for kind in dict.fromkeys(kinds):

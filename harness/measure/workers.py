@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,16 @@ class Workers:
         for worker in list(self.beside):
             worker.process.end()
         while self.lasting:
-            self.lasting.popitem()[1].close()
+            self.end_these(list(self.lasting))
+
+    def end_these(self, names: Sequence[Key]) -> None:
+        """End some of what lasts: all are asked to, then each is waited for."""
+        for name in names:
+            if one := self.lasting.get(name):
+                one.ask_to_end()
+        for name in names:
+            if one := self.lasting.pop(name, None):
+                one.close()
 
     def close(self) -> None:
         """End what lasts, and what workers are forked from."""

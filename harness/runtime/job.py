@@ -57,6 +57,7 @@ class Worker:
         self.asked = 0
         self.compiled = compiled
         self._ready = False
+        self._leaving = False
         self._progress = progress
         self._waiting = waiting
         self._buffer = b""
@@ -103,11 +104,18 @@ class Worker:
         self.asked += 1
         return self._receive(command, timeout)
 
-    def close(self) -> None:
-        """End the worker: closing its requests lets it shut down by itself, then whatever is left is killed."""
+    def ask_to_end(self) -> None:
+        """Close the worker's requests, which lets it shut down by itself, and do not wait."""
         if self._requests >= 0:
             os.close(self._requests)
             self._requests = -1
+            self._leaving = True
+
+    def close(self) -> None:
+        """End the worker: what has not shut down by itself once its requests are closed is killed."""
+        self.ask_to_end()
+        if self._leaving:
+            self._leaving = False
             deadline = time.monotonic() + 10
             while self.process.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -279,6 +287,10 @@ class Server:
         if self.process.wait_exit() is not None:
             raise self._failed(stage, *self.process.ending())
 
+    def ask_to_end(self) -> None:
+        """Have the server shut down, and do not wait."""
+        self.process.ask_to_end()
+
     def close(self) -> None:
         """End the server and everything it started."""
         self.process.end(gently=True)
@@ -309,6 +321,10 @@ class Shared(Server):
         """Wait until both answer; raises WorkerError when the process dies or takes too long."""
         self.worker.wait_ready(timeout)
         super().wait_ready(timeout)
+
+    def ask_to_end(self) -> None:
+        """Have the worker end its server and shut down, and do not wait."""
+        self.worker.ask_to_end()
 
     def close(self) -> None:
         """End the worker, which ends its server, and everything it started."""

@@ -56,6 +56,7 @@ class Process:
         self._oom_kills = _oom_kills()
         self._log_start = log.stat().st_size if log.exists() else 0
         control_read, self._control = os.pipe()
+        self._asked = False
         return control_read
 
     @property
@@ -94,13 +95,20 @@ class Process:
         known = self._oom_kills is not None and kills is not None
         return describe_exit(code, kills != self._oom_kills if known else None)
 
+    def ask_to_end(self) -> None:
+        """Send the command SIGTERM, once, and do not wait."""
+        if self._control >= 0 and not self._asked and self.exit_code() is None:
+            with contextlib.suppress(OSError):
+                os.write(self._control, b"T")
+                self._asked = True
+
     def end(self, gently: bool = False) -> None:
         """End the command and everything it started; ``gently`` lets it handle SIGTERM first."""
         if self._control >= 0:
-            if gently and self.exit_code() is None:
-                with contextlib.suppress(OSError):
-                    os.write(self._control, b"T")
-                    self._wait(15)
+            if gently:
+                self.ask_to_end()
+            if self._asked:
+                self._wait(15)
             os.close(self._control)
             self._control = -1
             self._wait(None)

@@ -47,6 +47,7 @@ class Process:
     info: dict[str, Any] = field(default_factory=dict)
     process: Any = field(default_factory=Ended)
     compiled: Any = None
+    leaving: bool = False
 
     def __post_init__(self) -> None:
         self.told.append(f"start {self.label}")
@@ -58,6 +59,9 @@ class Process:
             self.told.append(f"ready {self.label}")
         self.ready = True
         return self.info
+
+    def ask_to_end(self) -> None:
+        self.leaving = True
 
     def close(self) -> None:
         if self.alive:
@@ -180,6 +184,19 @@ def test_all_workers_of_a_cell_start_at_once_and_wait_idle_for_their_turn(make: 
     assert sorted(machine.took()[:3]) == sorted(f"end {name}" for name in NAMES), "the client is the session's"
     machine.flow.close()
     assert sorted(machine.took()) == ["end client", f"end engine {MODEL}-other-cpu-vllm"]
+
+
+def test_what_ends_together_is_asked_to_before_any_of_it_is_waited_for(
+    make: Make, subject: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = make(True, plan=every(subject))
+    machine.flow.fleet.transformers(subject)
+    lasting = dict(machine.flow.workers.lasting)
+    closing: list[int] = []
+    monkeypatch.setattr(Process, "close", lambda _: closing.append(sum(it.leaving for it in lasting.values())))
+    machine.flow.workers.end_lasting()
+    assert closing == [3, 3, 3]
+    assert not machine.flow.workers.lasting
 
 
 def test_all_may_be_started_and_none_waited_for(make: Make, subject: Cell) -> None:
