@@ -13,6 +13,8 @@ from harness.base.errors import HarnessError
 LOCAL = "local"
 """``--on local``: a cluster of this machine alone, which ends with the session."""
 _AUTO = "auto"
+_HERE_PATIENCE = 5.0
+"""Seconds for which hardware is waited for that this machine alone could have: no node of it comes late."""
 _CLIENTS = 10001
 """Ray's own port for clients."""
 _PATIENCE = 20.0
@@ -20,6 +22,16 @@ _PATIENCE = 20.0
 _HEAD_PATIENCE = 120.0
 """The same for a node that joins it: all may begin at once, and an image may have to be fetched first."""
 _PAUSE = 0.5
+
+
+def patience(on: str, seconds: float) -> float:
+    """Return how long hardware is waited for that no node has, of so many seconds that a user gives it.
+
+    Raises HarnessError for what is no number of seconds.
+    """
+    if not seconds >= 0:
+        raise HarnessError(f"--wait-for-nodes {seconds:g}: seconds, from 0 on")
+    return min(seconds, _HERE_PATIENCE) if on == LOCAL else seconds
 
 
 def check(on: str, patience: float = _PATIENCE) -> None:

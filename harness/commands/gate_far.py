@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.base.errors import HarnessError
-from harness.cluster.address import LOCAL
+from harness.cluster.address import LOCAL, patience
 from harness.cluster.campaign import PATIENCE, Lost
 from harness.cluster.choice import engine_on
 from harness.gate.far import Far
@@ -70,7 +70,7 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
     budget = replace(budget, started=budget.started - place.startup)
     gates, root, here = place.results / "gates", Path.cwd(), arguments.on == LOCAL
     earlier = Run.open(gates, arguments.resume) if arguments.resume else None
-    units = place.units(wanted)
+    units, waiting = place.units(wanted), patience(arguments.on, arguments.wait_for_nodes)
     engine = engine_on(arguments.on, place.matrix, root, place.progress)
     try:
         run = earlier or Run.create(gates)
@@ -90,7 +90,7 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
             root=root,
             beside=_calibration(place.results, wanted.hardware),
             known=lambda device: Known.load(place.results, wanted.hardware, device),
-            patience=arguments.wait_for_nodes,
+            patience=waiting,
             there=lambda options: replace(
                 options, old=_placed(options.old, root, here), new=_placed(options.new, root, here)
             ),

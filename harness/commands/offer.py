@@ -19,6 +19,9 @@ from harness.machine import here
 from harness.matrix.load import load
 from harness.servers.registry import names as server_names
 
+NODE = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Variables of Ray's own that each node needs: a cell without a GPU sees the machine as it is."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m harness offer``."""
@@ -46,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
         address.check_head(args.join)
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         print("whoever reaches this cluster's ports can run code there: set RAY_AUTH_MODE=token on every node")
-    # Sessions give each GPU its share of the processors, and a cell without one sees the machine as it is.
-    environ = os.environ | {GPUS: str(found.gpus), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    # Sessions give each GPU its share of the processors. Ray's reports of who uses it are for its user to switch on.
+    environ = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ, **NODE, GPUS: str(found.gpus)}
     os.execve(program, command, environ)  # noqa: S606 - a list of words, as everywhere

@@ -19,6 +19,7 @@ import pytest
 from harness.base.errors import HarnessError
 from harness.base.files import default_root
 from harness.base.terminal import columns
+from harness.cluster.address import patience
 from harness.cluster.campaign import Campaign, Clocks, Engine, Event, Lost
 from harness.cluster.choice import engine_on
 from harness.cluster.units import Unit
@@ -135,6 +136,7 @@ class Far:
             return None
         self._items = far
         with _usage():
+            self._patience = patience(self.given.on, self.given.wait_for_nodes)
             if self.given.share:
                 # Each node would say so of itself, after its session has begun.
                 Shared.at(address(self.given.share), self.say)
@@ -196,7 +198,7 @@ class Far:
             self._over,
             self.say,
             stopped=self._stopped,
-            patience=self.given.wait_for_nodes,
+            patience=self._patience,
         )
 
     def _stopped(self) -> bool:

@@ -67,3 +67,15 @@ def test_a_head_that_begins_just_now_is_waited_for() -> None:
 def test_what_ray_finds_by_itself_is_left_to_it(on: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     address.check(on, 0.0)
+
+
+def test_no_node_of_this_machine_alone_comes_late() -> None:
+    assert address.patience("local", 120.0) < 10
+    assert address.patience("local", 1.0) == 1.0
+    assert address.patience("ray://head", 120.0) == 120.0
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0])
+def test_what_is_no_number_of_seconds_is_not_waited_for(seconds: float) -> None:
+    with pytest.raises(HarnessError, match=r"--wait-for-nodes (nan|-1): seconds, from 0 on"):
+        address.patience("ray://head", seconds)

@@ -216,6 +216,7 @@ def test_of_a_cluster_that_is_gone_before_it_is_looked_at_all_is_missing(
         (["--on", "local", "-n", "1"], "--on with -n: cells are side by side by themselves"),
         (["--on", "ray://head", "--share", "nothing://there"], "--share nothing://there: Protocol not known"),
         (["--on", "ray://head", "--resume", "never"], "no run 'never'"),
+        (["--on", "ray://head", "--wait-for-nodes", "nan"], "--wait-for-nodes nan: seconds, from 0 on"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_cluster_is_asked(

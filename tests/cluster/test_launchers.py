@@ -15,6 +15,7 @@ import pytest
 
 from harness.cluster.node import GPUS
 from harness.cluster.offer import label, resource
+from harness.commands.offer import NODE
 
 # ray.io/v1 RayCluster, as KubeRay's ray.io_rayclusters.yaml has it: fields that must be there, and those that may.
 SPEC = ({"headGroupSpec"}, {"rayVersion", "authOptions", "workerGroupSpecs", "enableInTreeAutoscaling", "suspend"})
@@ -123,7 +124,8 @@ def test_the_kubernetes_file_has_the_fields_of_a_raycluster(guides: Path) -> Non
         pod(group["template"]["spec"])
     (container,) = workers["template"]["spec"]["containers"]
     gpus = str(container["resources"]["limits"]["nvidia.com/gpu"])
-    assert {"name": GPUS, "value": gpus} in container["env"]
+    # As `offer` gives it to a node.
+    assert {it["name"]: it["value"] for it in container["env"]} == {GPUS: gpus, **NODE}
     assert workers["resources"] == {"nvidia.com/gpu": gpus, resource("h100"): gpus}
     assert list(workers["labels"]) == [label("h100")]
 

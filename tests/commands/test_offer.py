@@ -50,6 +50,7 @@ def test_joining_becomes_rays_own_command(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(os, "execve", lambda *words: became.append(words))
     monkeypatch.setattr(shutil, "which", lambda name, path: "/bin/ray")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     asked: list[str] = []
     monkeypatch.setattr(address, "check_head", asked.append)
     # What would be executed returns here, and so says nothing to a shell.
@@ -61,6 +62,7 @@ def test_joining_becomes_rays_own_command(capsys: pytest.CaptureFixture[str], mo
     assert became.pop()[1] == [*command, "--block"]
     assert asked == ["head:6379"] * 2
     assert environ["HARNESS_NODE_GPUS"].isdigit()
+    assert environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert "set RAY_AUTH_MODE=token" in capsys.readouterr().out
 
 
