@@ -42,6 +42,7 @@ _TINY = 0.001
 _UNSENT = [
     ".git",
     "results/runs",
+    "results/gates",
     "results/reference",
     "results/several-gpus",
     "results/studies",
