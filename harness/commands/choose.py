@@ -7,7 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ import psutil
 from harness.base import shipped, terminal
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
-from harness.base.interruption import Interrupted
+from harness.base.interruption import Interrupted, Interruption
 from harness.base.text import one_line, quoted, redact
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
@@ -125,7 +125,7 @@ def _measure(
     words += more
     words += ["--trust-remote-code"] if arguments.trust_remote_code else []
     try:
-        status = _session(words)
+        status = _session(words, lambda: _goes_on(arguments, resume))
     except KeyboardInterrupt as interruption:
         raise Interrupted(interruption, _goes_on(arguments, resume)) from None
     if status not in (0, 1):
@@ -133,18 +133,30 @@ def _measure(
     return status
 
 
-def _session(words: Sequence[str]) -> int:
-    """Return how a session ended, which is let end in order where this process is interrupted."""
-    try:
-        return subprocess.Popen(words).wait()
-    except KeyboardInterrupt as interruption:
-        # By the system's list: it may have been started, and not been told of yet. Ctrl-C reaches both, anything else
-        # this process alone; told twice at once it ends no otherwise.
+def _session(words: Sequence[str], goes_on: Callable[[], str]) -> int:
+    """Return how a session ended, which is let end in order where this process is interrupted.
+
+    Interrupted once more both end at once, with ``goes_on()`` as the last words.
+    """
+
+    def at_once() -> str:
         for process in psutil.Process().children():
+            # Its wardens end what it has started.
             with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.Signals.__members__.get(str(interruption), signal.SIGINT))
-                process.wait()
-        raise
+                process.kill()
+        return f"ended at once, as asked a second time; {goes_on()}"
+
+    with Interruption(at_once):
+        try:
+            return subprocess.Popen(words).wait()
+        except KeyboardInterrupt as interruption:
+            # By the system's list: it may have been started, and not been told of yet. Ctrl-C reaches both, anything
+            # else this process alone; told twice at once it ends no otherwise.
+            for process in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal.Signals.__members__.get(str(interruption), signal.SIGINT))
+                    process.wait()
+            raise
 
 
 def _goes_on(arguments: argparse.Namespace, resume: str | None) -> str:

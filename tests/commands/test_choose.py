@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.__main__ import main
@@ -46,7 +48,7 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
         "8da4w": figures("8da4w", 8.5, 0.9),
     }
 
-    def session(words: list[str]) -> int:
+    def session(words: list[str], _: object) -> int:
         asked.append(words)
         if not runs:
             runs.append(Run.create(tmp_path / "results" / "runs"))
@@ -100,7 +102,7 @@ def test_many_are_held_against_each_other_over_little_text_first(
 def test_a_session_that_could_not_begin_chooses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(choose, "_session", lambda words: 4)
+    monkeypatch.setattr(choose, "_session", lambda words, goes_on: 4)
     assert main(["choose", "me/mine", "--results", str(tmp_path)]) == 2
     assert "ended with status 4" in capsys.readouterr().err
 
@@ -113,17 +115,22 @@ while :; do sleep 0.05; done
 """
 
 
+def _over(script: str, place: Path) -> list[str]:
+    """Return the command of a choice that has a script in place of a session."""
+    session, results = place / "session", place / "results"
+    session.write_text(script.format(runs=results / "runs"))
+    session.chmod(0o755)
+    code = f"import sys; from harness.__main__ import main; sys.executable = {str(session)!r}; sys.exit(main())"
+    words = ["choose", "--wide", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--results", str(results)]
+    return [sys.executable, "-c", code, *words]
+
+
 @pytest.mark.programs
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_lets_the_session_end_in_order_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    session = tmp_path / "session"
-    session.write_text(SESSION.format(runs=tmp_path / "results" / "runs"))
-    session.chmod(0o755)
-    code = f"import sys; from harness.__main__ import main; sys.executable = {str(session)!r}; sys.exit(main())"
-    words = ["choose", "--wide", "SmolLM2-135M-Instruct", "--recipe", "int8wo", "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-c", code, *words]
+    command = _over(SESSION, tmp_path)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "working\n"
@@ -134,3 +141,29 @@ def test_an_interruption_lets_the_session_end_in_order_and_says_how_to_go_on(
     due = "go on with: python -m harness choose SmolLM2-135M-Instruct -m cpu --recipe int8wo"
     assert f"{due} --results {tmp_path}/results --resume 20261130-010203" in " ".join(told.split())
     assert "Traceback" not in told
+
+
+SLOW = f"""#!{sys.executable}
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("ending", flush=True))
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.programs
+def test_a_second_interruption_ends_the_session_with_it(tmp_path: Path) -> None:
+    command = _over(SLOW, tmp_path)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        session = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "ending\n"
+        # What comes sooner is the same interruption.
+        time.sleep(1.2)
+        process.send_signal(signal.SIGTERM)
+        told, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not session.is_running() or session.status() == psutil.STATUS_ZOMBIE
+    assert "ended at once, as asked a second time" in told
+    assert "go on with: python -m harness choose SmolLM2-135M-Instruct -m cpu --recipe int8wo" in " ".join(told.split())
