@@ -1,6 +1,6 @@
 """Many cells on many devices of a real Ray on this machine, by sessions that sleep: what the planner costs.
 
-    python -m tests.cluster --cells 1000 --devices 20
+    python -m tests.cluster --cells 10000 --devices 100 --seconds 20 --write docs/results/fleet-ten-thousand.md
     python -m tests.cluster --cells 90 --devices 9 --nodes 3 --seconds 3 20 60 --write docs/results/fleet-real.md
 
 With ``--nodes`` they are of several real raylets, beside a head that has none. Prints the makespan against what no
