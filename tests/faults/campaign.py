@@ -279,7 +279,7 @@ def _seeds(table: str) -> set[str]:
 def _dated(found: Sequence[dict[str, object]]) -> list[str]:
     """Return for each commit how many of the faults were run at it, and when."""
     said = []
-    for at in dict.fromkeys(str(it.get("commit", "")) for it in found):
+    for at, _ in Counter(str(it.get("commit", "")) for it in found).most_common():
         them = [it for it in found if str(it.get("commit", "")) == at]
         days = sorted({str(it.get("date", "")) for it in them} - {""})
         hit = sum(bool(it["hit"]) for it in them)
@@ -296,6 +296,8 @@ def _mended(found: Sequence[dict[str, object]]) -> list[str]:
             last = str(words).strip().splitlines()
             said = last[0] if len(last) == 1 else f"{str(words).partition(':')[0]}: {last[-1]}"
             said = re.sub(r"/\S*/fault-\w+", "FOLDER", said)
+            # Where a machine has things is nobody else's.
+            said = re.sub(r"(?<![\w./])(?:/[\w.@+-]+)+/(?=[\w.@+-])", ".../", said)
             of = f"{it['kind']}, seed {it['seed']}, fault {it['number']} ({it['what']})"
             lines.append(f"- {of}, at commit {before}: {said[:200]}")
     return lines

@@ -62,7 +62,7 @@ def compatibility(fault: Fault) -> Asked:
     out = fault.folder / "matrix.md"
     names = sorted(path.parent.name for path in GATES.glob("*/gate.json"))[-1:]
     words = ["-m", "harness", "compatibility", *names, "--results", str(GATES.parent), "-o", str(out)]
-    return _writes(out, words, 3)
+    return _writes(out, words, 1)
 
 
 def site(fault: Fault) -> Asked:

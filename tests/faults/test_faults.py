@@ -224,7 +224,7 @@ def test_a_table_stands_above_those_whose_logs_are_gone_and_replaces_only_itself
 
 def test_what_was_mended_and_tried_again_holds_and_is_told(tmp_path: Path) -> None:
     def breaks(fault: Fault) -> None:
-        fault.broken("traceback", "Traceback\n  File x\nValueError: planted\n")
+        fault.broken("traceback", "Traceback\n  File x\nValueError: planted by /home/me/bin/python in ../x\n")
 
     kinds = [Scenario("kind", breaks, 1)]
     campaign.run(1, 1, 60, tmp_path / "log", kinds, commit="before")
@@ -235,7 +235,7 @@ def test_what_was_mended_and_tried_again_holds_and_is_told(tmp_path: Path) -> No
     text = campaign.table(found, {}, [], "abc")
     assert "| kind | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | after |" in text
     assert "All promises held.\n\nOf those some did not at first; they were mended" in text
-    assert "- kind, seed 1, fault 0 (), at commit before: traceback: ValueError: planted" in text
+    assert "- kind, seed 1, fault 0 (), at commit before: traceback: ValueError: planted by .../python in ../x" in text
 
 
 def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
