@@ -32,9 +32,12 @@ from harness.runtime.store import Artifact, Store
 _KIND = "figures"
 # What asks workers and what they do: other code may find another figure.
 _CODE = ("contract", "measure", "servers", "worker")
-# Where something lies and how a terminal looks decides no figure.
+# Where something lies, how a terminal looks and what tox draws for each of its runs decides no figure.
 _WHERE = frozenset(
-    ("CI", "HOME", "HOSTNAME", "LOGNAME", "PATH", "PWD", "PYTHONPATH", "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "USER")
+    (
+        *("CI", "HOME", "HOSTNAME", "LOGNAME", "PATH", "PWD", "PYTHONHASHSEED", "PYTHONPATH", "SHELL", "TEMP", "TERM"),
+        *("TMP", "TMPDIR", "USER"),
+    )
 )
 
 

@@ -122,6 +122,7 @@ def test_where_files_lie_and_how_a_terminal_looks_changes_nothing(
     session.peak("first", quantized)
     monkeypatch.setenv("TMPDIR", "/elsewhere")
     monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
     assert session.peak("second", quantized, peak_bytes=7e9)[0].kept_from == "first"
 
 
