@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-__all__ = ["ds", "pa", "pc", "pq"]
+__all__ = ["pa", "pc", "pq"]
 
 
 class _NoPandas:
@@ -30,5 +30,3 @@ if "pandas" not in sys.modules:
         pa.array([])
     finally:
         sys.meta_path.remove(_NoPandas)
-
-import pyarrow.dataset as ds  # noqa: E402 - it looks for pandas as it is imported

@@ -20,7 +20,7 @@ from harness.base.errors import RecordError
 from harness.base.files import default_root
 from harness.base.text import digest
 from harness.records import failures
-from harness.records.arrow import ds, pa, pc, pq
+from harness.records.arrow import pa, pc, pq
 from harness.records.place import figure_of, subject_of
 from harness.records.run import BrokenLine, Run, parse, raw_lines
 from harness.records.schema import Cell, Failure, Header, Judgement, Line, Measurement, Outcome, Timing
@@ -211,11 +211,22 @@ def _copy(folder: Path, source: str, run: Run) -> Path:
 
 
 def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
-    """Return all copies as one table; None if one of them is damaged, or was replaced meanwhile."""
+    """Return all copies as one table; None if one of them is damaged, or was replaced meanwhile.
+
+    In this thread alone: Arrow's datasets wait for ever for a thread of theirs that memory did not suffice for.
+    """
     try:
-        return ds.dataset([str(path) for path in paths], schema=SCHEMA, format="parquet").to_table(columns=list(names))
+        whole = pa.schema([SCHEMA.field(name) for name in names])
+        # A copy that was made before a column was there has none of it.
+        tables = [whole.empty_table(), *(_read(path, names) for path in paths)]
+        return pa.concat_tables(tables, promote_options="default")
     except (pa.ArrowException, OSError):
         return None
+
+
+def _read(path: Path, names: Sequence[str]) -> pa.Table:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return file.read(columns=list(names), use_threads=False)
 
 
 def _read_one(path: Path, source: str, run: Run, names: Sequence[str]) -> pa.Table:
