@@ -93,6 +93,7 @@ SCHEMA = pa.schema(
 """One row a line of a record file; what is a mapping or a list of texts there is JSON text here."""
 
 _LAYOUT = 7
+"""Of the copies, beside what their columns are: raised when a column of the same name and type means otherwise."""
 _PROBLEM = "problem"
 _LARGEST = 2**63 - 1
 _AT_ONCE = 4000
@@ -206,7 +207,7 @@ def _copy(folder: Path, source: str, run: Run) -> Path:
         state = run.path.stat()
     except OSError as error:
         raise RecordError(f"{run.path}: cannot be read ({error.strerror})") from error
-    version = digest([_LAYOUT, str(run.path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino])
+    version = digest([_LAYOUT, str(SCHEMA), str(run.path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino])
     return folder / f"{source}-{version}.parquet"
 
 
@@ -216,17 +217,14 @@ def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
     In this thread alone: Arrow's datasets wait for ever for a thread of theirs that memory did not suffice for.
     """
     try:
-        whole = pa.schema([SCHEMA.field(name) for name in names])
-        # A copy that was made before a column was there has none of it.
-        tables = [whole.empty_table(), *(_read(path, names) for path in paths)]
-        return pa.concat_tables(tables, promote_options="default")
-    except (pa.ArrowException, OSError):
+        return pa.concat_tables([_read(path, names) for path in paths])
+    except (pa.ArrowException, OSError, KeyError):
         return None
 
 
 def _read(path: Path, names: Sequence[str]) -> pa.Table:
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        return file.read(columns=list(names), use_threads=False)
+        return file.read(columns=list(names), use_threads=False).select(list(names))
 
 
 def _read_one(path: Path, source: str, run: Run, names: Sequence[str]) -> pa.Table:
