@@ -246,8 +246,15 @@ def test_a_capacity_is_recorded_with_its_interval_goodput_and_cost(
     workload = known(slo={"ttft_p90_ms": 150})
     with simulated(first=0.01, token=0.005, servers=1) as server:
         flow = of_flow(workload)
-        loads, found = measured(flow, of_cell, monkeypatch, tmp_path, server, price=3.6)
-        capacity = loads.capacity(found, "known")
+        # On a machine that is busy with other tests the client itself may be too slow, which is told of and void.
+        for left in (2, 1, 0):
+            loads, found = measured(flow, of_cell, monkeypatch, tmp_path, server, price=3.6)
+            try:
+                capacity = loads.capacity(found, "known")
+                break
+            except VoidLoad as void:
+                if not left or "the client was the bottleneck" not in str(void):
+                    raise
     (record,) = capacity.values()
     # One place, 25 ms each: never more than 40 a second.
     assert 5 < record.value <= 42
