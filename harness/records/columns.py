@@ -224,7 +224,9 @@ def _read_all(paths: Sequence[Path], names: Sequence[str]) -> pa.Table | None:
 
 def _read(path: Path, names: Sequence[str]) -> pa.Table:
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        return file.read(columns=list(names), use_threads=False).select(list(names))
+        table = file.read(columns=list(names), use_threads=False).select(list(names))
+    # A file numbers its columns, and a table made of it would be written with these numbers.
+    return table.cast(pa.schema([SCHEMA.field(name) for name in names]))
 
 
 def _read_one(path: Path, source: str, run: Run, names: Sequence[str]) -> pa.Table:

@@ -241,6 +241,19 @@ def test_csv_and_parquet_hold_every_line_whatever_it_holds(lines: list[Any]) -> 
             assert [float(it) for it in row["samples"].split()] == line.samples
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "pytorch-v3"])
+def test_what_is_exported_is_the_same_whether_its_columns_were_kept(
+    form: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = max((repository / "results" / "reference").glob("cpu-*"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for file in (first, second):
+        assert main(["export", str(run), "--format", form, "-o", str(file)]) == 0
+    assert list((tmp_path / "cache").rglob("*.parquet"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_a_figure_too_large_for_the_database_is_named() -> None:
     with pytest.raises(RecordError, match=r"latency of .* is 1e\+300 s"):
         pytorch_v3.records([measured("latency", 1e300)], Documented(), {})
