@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from harness.worker import inspected, profiling, repeated, tensors, texts, unmade
+from harness.worker import inspected, precompiled, profiling, repeated, tensors, texts, unmade
 from harness.worker.backend import Backend
 
 if "vllm" in sys.modules:
     # In a process of an engine, which imports this for what follows, before it loads a model.
     repeated.install()
     unmade.install()
+    precompiled.install()
 
 
 class Inspect:
@@ -69,6 +70,7 @@ class Engine(Backend):
         repeated.install()
         inspected.install()
         unmade.install()
+        precompiled.install()
         if told := options.pop("hf_overrides", ""):
             options["hf_overrides"] = json.loads(told)
         self.eager = bool(options.get("enforce_eager"))

@@ -16,11 +16,12 @@ def main() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.engine import utils
 
-    from harness.worker import inspected, repeated, unmade
+    from harness.worker import inspected, precompiled, repeated, unmade
 
     repeated.install()
     inspected.install()
     unmade.install()
+    precompiled.install()
 
     if current_platform.is_cpu() and "libgomp" in os.environ.get("LD_PRELOAD", ""):
         utils.get_mp_context = lambda: multiprocessing.get_context("fork")
