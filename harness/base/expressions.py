@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _MOST = 12
 
 
 def selects(expression: str, names: Iterable[str]) -> bool:
-    """Return whether an expression holds where exactly these names do. Raises SyntaxError where it is none."""
+    """Return whether an expression of -m holds where exactly these names do. Raises SyntaxError where it is none."""
+    there = frozenset(names)
+    return _holds(expression, there.__contains__)
+
+
+def finds(expression: str, text: str) -> bool:
+    """Return whether an expression of -k holds of a text, by the words that are in it. Raises SyntaxError likewise."""
+    there = text.lower()
+    return _holds(expression, lambda word: word.lower() in there)
+
+
+def _holds(expression: str, true: Callable[[str], bool]) -> bool:
     from _pytest.mark.expression import Expression
 
-    there = frozenset(names)
-
     def matches(name: str, /, **_: str | int | bool | None) -> bool:
-        return name in there
+        return true(name)
 
     try:
         return bool(Expression.compile(expression).evaluate(matches))

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = gate_command.options(arguments, "this environment", "this environment")
     sides.check_names(place.matrix, wanted, place.base)
     packages = place.base.packages()
-    kept = _Kept(place.results, wanted, probe.device(place.matrix.hardware[wanted.hardware]).name)
+    kept = _Kept(place.results, wanted, probe.device(place.hardware).name)
     outcomes = kept.resume(packages) if arguments.resume else []
     wide = None if arguments.wide else columns()
     lock = only_session(machine_lock(), place.progress)

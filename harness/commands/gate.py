@@ -24,7 +24,7 @@ from harness.base.terminal import columns
 from harness.cluster.address import LOCAL
 from harness.commands import gate_far, sides
 from harness.commands.unfinished import Unfinished
-from harness.gate import margins as gate_margins
+from harness.gate import margins
 from harness.gate.gate import Gate, GateResult
 from harness.gate.pace import Known
 from harness.gate.part import Part
@@ -34,16 +34,16 @@ from harness.judge import accepted, gatefile
 from harness.judge.accepted import Acceptances
 from harness.judge.calibration import Calibration
 from harness.judge.gatefile import EXIT, GateFile, Options
-from harness.judge.rules import Margins
 from harness.judge.since import dated
 from harness.machine import here, probe
 from harness.machine.lock import Held, machine_lock, only_session
+from harness.matrix.hardware import Hardware
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
 from harness.records.run import Run
 from harness.records.schema import Header
 from harness.report import gate_report, junit
-from harness.runtime.environment import Environment, worker_threads
+from harness.runtime.environment import Environment
 from harness.runtime.environment_pair import Pair, make
 from harness.runtime.shared import Shared
 from harness.runtime.store import Store
@@ -57,11 +57,12 @@ _STARTUP = 60.0
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where gates run: cache, results, matrix, the environment that both sides are made from, and who is told."""
+    """Where gates run: cache, results, matrix, hardware, the environment that sides are made from, and who is told."""
 
     store: Store
     results: Path
     matrix: Matrix
+    hardware: Hardware
     base: Environment
     progress: Callable[[str], None]
     startup: float = 0.0
@@ -86,18 +87,26 @@ class Workplace:
         budget = Budget(options.budget)
         budget = replace(budget, started=budget.started - self.startup)
         wanted = self.units(options)
-        device = probe.device(self.matrix.hardware[options.hardware])
         gates = self.results / "gates"
         earlier = Run.open(gates, resume) if resume else None
-        self._check_gpus(options, wanted)
+        device = probe.device(self.hardware)
+        here = self.results, self.hardware.name, device.name
+        calibration = Calibration.find(*here) if calibrated else Calibration.readable(*here)
         if calibrated:
-            self._check_margins(options, wanted, device.name)
-        known = Known.load(self.results, options.hardware, device.name)
+            margins.hold(calibration, options, wanted, self.progress)
+        known = Known.load(*here, calibration)
         self.progress(f"expected: {known.estimate(wanted, options.budget)}")
+        most = max(wanted, key=lambda unit: unit.cell.gpus)
+        if most.cell.gpus > 1 and (problem := probe.missing(self.hardware, most.cell.gpus)):
+            raise HarnessError(
+                f"{most.id} cannot be gated here: {problem}; leave it out with -k, or gate --on a cluster"
+            )
         if pair is None:
             self.progress(f"making the environments of {options.old} and {options.new} ...")
             pair = make(self.store, options.old, options.new, self.base, lambda: budget.until_cut)
-        self._check_servers(options, pair)
+        for name in options.servers:
+            if name in SERVERS and (lacking := pair.lacking(*SERVERS[name].distributions)):
+                raise HarnessError(f"--server {name}: {lacking}; name an interpreter that has it with --python")
         run = earlier or Run.create(gates)
         gate = Gate(
             options,
@@ -142,41 +151,6 @@ class Workplace:
             return left
         raise HarnessError(f"nothing to gate: {', '.join(sorted(absent))} cannot be asked here")
 
-    def _check_gpus(self, options: Options, wanted: list[Unit]) -> None:
-        """Refuse what takes more GPUs than are here, before anything is measured."""
-        most = max(wanted, key=lambda unit: unit.cell.gpus)
-        if most.cell.gpus > 1 and (problem := probe.missing(self.matrix.hardware[options.hardware], most.cell.gpus)):
-            raise HarnessError(
-                f"{most.id} cannot be gated here: {problem}; leave it out with -k, or gate --on a cluster"
-            )
-
-    def _check_servers(self, options: Options, pair: Pair) -> None:
-        """Refuse a server that the command line names and neither side has, before anything is measured."""
-        for name in options.servers:
-            if name in SERVERS:
-                lacking = [side.lacking(*SERVERS[name].distributions) for side in (pair.old, pair.new)]
-                if all(lacking):
-                    raise HarnessError(f"--server {name}: {lacking[0]}; name an interpreter that has it with --python")
-
-    def _check_margins(self, options: Options, wanted: list[Unit], device: str) -> None:
-        margins = Margins(options.margins)
-        calibration = Calibration.find(self.results, options.hardware, device)
-        if calibration is None:
-            self.progress("this machine is not calibrated")
-            self.progress(f"next: python -m harness calibrate -m {options.hardware}")
-        elif calibration.threads != worker_threads():
-            self.progress(
-                f"this machine is calibrated for {calibration.threads} threads a worker and this gate runs "
-                f"{worker_threads()}: its margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
-            )
-        else:
-            if unknown := gate_margins.unknown(calibration, margins, wanted):
-                self.progress(
-                    f"--margin: taken as given, since the calibration of this machine says nothing of "
-                    f"{'; nor of '.join(unknown)}"
-                )
-            gate_margins.check(calibration, margins, wanted, options.budget)
-
 
 def workplace(arguments: argparse.Namespace) -> Workplace:
     """Return where the command line says gates run; of a group ``-m`` becomes the hardware of it that is here."""
@@ -195,7 +169,7 @@ def workplace(arguments: argparse.Namespace) -> Workplace:
     passed = (*matrix.pass_env, *arguments.pass_env)
     base = Environment(python=arguments.python or sys.executable, passed=passed)
     age = time.time() - psutil.Process().create_time()
-    return Workplace(store, arguments.results, matrix, base, progress, age if age < _STARTUP else 0.0)
+    return Workplace(store, arguments.results, matrix, hardware, base, progress, age if age < _STARTUP else 0.0)
 
 
 def working(place: Workplace) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.judge.calibration import Calibration
 from harness.judge.gatefile import Options
 from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
+from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Matrix
 from harness.records.run import Run
 from harness.records.schema import Header
@@ -37,6 +39,8 @@ class Place(Protocol):
     def results(self) -> Path: ...
     @property
     def matrix(self) -> Matrix: ...
+    @property
+    def hardware(self) -> Hardware: ...
     @property
     def base(self) -> Environment: ...
     @property
@@ -80,7 +84,7 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
         far = Far(
             wanted,
             units,
-            place.matrix.hardware[wanted.hardware],
+            place.hardware,
             engine,
             run,
             budget,
@@ -89,7 +93,7 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
             here=here,
             root=root,
             beside=_calibration(place.results, wanted.hardware),
-            known=lambda device: Known.load(place.results, wanted.hardware, device),
+            known=functools.partial(_known, place.results, wanted.hardware),
             patience=waiting,
             there=lambda options: replace(
                 options, old=_placed(options.old, root, here), new=_placed(options.new, root, here)
@@ -109,7 +113,7 @@ def measure(place: Place, part: Part, wanted: Options, resume: str | None) -> in
 
     What a throttled or shared device was in the way of has not ended: another device may measure it.
     """
-    hardware = place.matrix.hardware[wanted.hardware]
+    hardware = place.hardware
     gpus = max((unit.cell.gpus for unit in place.units(wanted)), default=1)
     lock = only_session(machine_lock(), place.progress, probe.gpu_uuids(hardware, gpus) if hardware.is_gpu else ())
     try:
@@ -144,6 +148,10 @@ def _placed(text: str, root: Path, here: bool) -> str:
         return text
     whole = path.absolute()
     return str(whole.relative_to(root)) if not here and whole.is_relative_to(root) else str(whole)
+
+
+def _known(results: Path, hardware: str, device: str) -> Known:
+    return Known.load(results, hardware, device, Calibration.readable(results, hardware, device))
 
 
 def _calibration(results: Path, hardware: str) -> dict[str, str]:

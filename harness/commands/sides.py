@@ -7,7 +7,7 @@ import re
 
 from harness.base.errors import HarnessError
 from harness.base.shipped import installing
-from harness.gate.plan import check_keyword, units
+from harness.gate.plan import units
 from harness.judge.gatefile import Options
 from harness.judge.rules import Margins
 from harness.matrix.plan import Matrix
@@ -37,8 +37,7 @@ def of(arguments: argparse.Namespace, example: str = "torchao==0.17.0 torchao==0
 
 def check_names(matrix: Matrix, wanted: Options, base: Environment) -> None:
     """Refuse words of -k, models, recipes, workloads, margins and tasks that there are none of, with what was meant."""
-    check_keyword(matrix, wanted)
-    units(matrix, wanted)
+    units(matrix, wanted, words=True)
     Margins(wanted.margins)
     if wanted.tasks:
         task_names.check(wanted.tasks, base)

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Interrupted(interruption, f"{words}; the same command begins anew") from None
     finally:
         if ran:
-            device = probe.device(place.matrix.hardware[arguments.hardware]).name
+            device = probe.device(place.hardware).name
             kept = ByHand(device=device, created=time.time(), ran=ran)
             print(f"kept as {kept.write(opened.folder)}")
     told = measured(lines, kept)

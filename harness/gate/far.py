@@ -27,7 +27,6 @@ from harness.judge import gatefile
 from harness.judge.family import settled
 from harness.judge.gatefile import GateFile, Options
 from harness.judge.ledger import Ledger
-from harness.judge.rules import Margins
 from harness.judge.series import DEVICE
 from harness.matrix.hardware import Hardware
 from harness.records.metrics import SIZES
@@ -317,7 +316,7 @@ class Far:
             metrics: Iterable[str] = frozenset().union(*(unit.metrics for unit in self.wanted)) | SIZES
             device = next((it.file.device for it in self.groups if it.file), "")
             self._ledger = Ledger(
-                Margins(self.options.margins),
+                self.options.tolerances,
                 frozenset(metrics),
                 interleaved=self.hardware.sides_at_once,
                 kept=self.known(device).kept,

@@ -26,9 +26,9 @@ from harness.gate.plan import Unit
 from harness.gate.profiles import Profiles
 from harness.gate.schedule import Budget, block_order
 from harness.judge import gatefile
-from harness.judge.gatefile import GateFile, Options, UnitState
+from harness.judge.gatefile import GateFile, Options
 from harness.judge.ledger import Ledger
-from harness.judge.rules import MEASURING, OLD_CHECKPOINT, Margins
+from harness.judge.rules import MEASURING, OLD_CHECKPOINT
 from harness.judge.series import SIDES, Series, Side
 from harness.judge.verdict import Verdict, event
 from harness.machine import probe
@@ -97,10 +97,22 @@ class Gate:
         """
         self.options = options
         self.run = run
-        self.matrix = matrix
         self.pair = pair
         self.progress = progress
-        self.margins = Margins(options.margins)
+        self.units = wanted
+        self.hardware = matrix.hardware[options.hardware]
+        self.part = part or Part()
+        self.budget = budget or Budget(options.budget)
+        self.pace = Pace(known or Known())
+        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        # What there was no time for: a unit, or an old checkpoint, with why.
+        self.unmeasured: dict[str, Verdict] = {}
+        self.ledger = Ledger(
+            options.tolerances,
+            frozenset().union(*(unit.metrics for unit in wanted)) | SIZES,
+            interleaved=self.hardware.sides_at_once,
+            kept=known.kept if known else 0.0,
+        )
         data = Path(options.data) if options.data else None
         common: dict[str, Any] = {"data": data, "limit": options.limit, "progress": progress}
         self.bench = Bench(
@@ -115,22 +127,9 @@ class Gate:
         self.runner = BlockRunner(self.bench, lambda seconds: self.budget.allows(seconds))
         self.compatibility = Compatibility(self.bench)
         self.profiles = Profiles(run, pair.old.name)
-        self.hardware = matrix.hardware[options.hardware]
-        self.units = wanted
-        self.ledger = Ledger(
-            self.margins,
-            frozenset().union(*(unit.metrics for unit in self.units)) | SIZES,
-            interleaved=self.hardware.sides_at_once,
-            kept=known.kept if known else 0.0,
-        )
         self.needs = Needs(self.bench.base.checkpoints, self.ledger, options.tasks)
-        self.part = part or Part()
+        self.made_of = identity.made_of(pair, base, wanted)
         run.written = self._written
-        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.budget = budget or Budget(options.budget)
-        self.pace = Pace(known or Known())
-        # What there was no time for: a unit, or an old checkpoint, with why.
-        self.unmeasured: dict[str, Verdict] = {}
 
     def _written(self, line: Line) -> None:
         self._hear(line)
@@ -145,7 +144,7 @@ class Gate:
         """Take over what an earlier session of this gate has done; its records are read here, and never again."""
         if stored.options is None or not stored.matrix:
             raise HarnessError(f"{self.run.folder}: this gate was begun by an older version of the harness")
-        if changed := self.options.changed(stored.options) + identity.changed(stored, self._made_of()):
+        if changed := self.options.changed(stored.options) + identity.changed(stored, self.made_of):
             raise HarnessError(f"{self.run.folder}: this gate was started otherwise: {'; '.join(changed)}")
         self.created = stored.created
         # Whoever goes on with a gate that came to its end wants to know what it left open.
@@ -155,21 +154,12 @@ class Gate:
         for line in self.run.lines():
             self._hear(line)
         for unit in self.units:
-            kept = stored.units.get(unit.id) or UnitState(unit.place)
-            unit.measuring, unit.lost, unit.seconds = kept.measuring, kept.lost, kept.seconds
-            unit.first = kept.first
-            # A block that was cut off is measured again under its own number, and its later records count.
-            unit.done = kept.done
-            # What the machine was in the way of is tried again; what is closed otherwise stays so.
-            if kept.closed and kept.reason != "machine-trouble":
-                unit.close(kept.reason, kept.problem)
-
-    def _made_of(self) -> dict[str, Any]:
-        return identity.made_of(self.pair, self.bench.base.workers.environment, self.units)
+            if kept := stored.units.get(unit.id):
+                unit.go_on_from(kept)
 
     def __call__(self) -> GateResult:
         """Measure until every verdict is precise enough or the budget is spent."""
-        self.part.check(self._made_of())
+        self.part.check(self.made_of)
         self.write()
         finished = False
         try:
@@ -353,7 +343,7 @@ class Gate:
             seconds=round(self.budget.spent, 1),
             measuring_seconds=round(sum(unit.measuring for unit in self.units), 1),
             seed=self.options.seed,
-            **self._made_of(),
+            **self.made_of,
             differences=list(self.pair.differences),
             verdicts=verdicts,
             compatibility=list(self.compatibility.rows.values()),
@@ -361,7 +351,7 @@ class Gate:
             profiles=self.profiles.changes,
             exit_status=gatefile.exit_status(verdicts, finished=finished),
             options=self.options,
-            units={unit.id: _state(unit) for unit in self.units},
+            units={unit.id: unit.state for unit in self.units},
             remarks=_remarks(self.ledger.dependence()),
         )
         return keep(self.run.folder, gate, self.part.wrote)
@@ -374,20 +364,6 @@ def _remarks(kept: float) -> list[str]:
         f"blocks depend on one another: each keeps {kept:.0%} of how far the one before it was off, here or in earlier "
         "gates of this machine; intervals are wider by that"
     ]
-
-
-def _state(unit: Unit) -> UnitState:
-    return UnitState(
-        unit.place,
-        done=unit.done,
-        seconds=round(unit.seconds, 2),
-        measuring=round(unit.measuring, 2),
-        lost=unit.lost,
-        first=round(unit.first, 2),
-        closed=unit.closed,
-        reason=unit.reason,
-        problem=unit.problem,
-    )
 
 
 def _about(unit: Unit) -> Series:

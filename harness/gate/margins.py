@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from harness.base.errors import HarnessError
 from harness.base.text import duration
@@ -10,7 +11,9 @@ from harness.gate.plan import Unit
 from harness.gate.promise import Expected, Promise
 from harness.judge import stats
 from harness.judge.calibration import Calibration, Noise, Steady, blocks_within
+from harness.judge.gatefile import Options
 from harness.judge.rules import RULES, Margins
+from harness.runtime.environment import worker_threads
 
 POWER = 0.9
 """How often a gate of metrics that are as they were must come to its end within its budget, or it is refused."""
@@ -27,31 +30,84 @@ def noise_of(calibration: Calibration, unit: Unit, metric: str) -> list[Noise]:
     return [it for it in through if _of(it, unit)] or sorted(through, key=lambda it: -it.sd)[:1]
 
 
+def hold(calibration: Calibration | None, options: Options, units: Sequence[Unit], say: Callable[[str], None]) -> None:
+    """Hold a gate's margins against the calibration of the machine, and say where that tells nothing of them.
+
+    Raises HarnessError as :func:`check` does.
+    """
+    if calibration is None:
+        say("this machine is not calibrated")
+        say(f"next: python -m harness calibrate -m {options.hardware}")
+    elif calibration.threads != worker_threads():
+        say(
+            f"this machine is calibrated for {calibration.threads} threads a worker and this gate runs "
+            f"{worker_threads()}: its margins are not held against that; calibrate again, or set OMP_NUM_THREADS"
+        )
+    else:
+        margins = options.tolerances
+        if strange := unknown(calibration, margins, units):
+            say(
+                f"--margin: taken as given, since the calibration of this machine says nothing of "
+                f"{'; nor of '.join(strange)}"
+            )
+        check(calibration, margins, units, options.budget)
+
+
 def check(calibration: Calibration, margins: Margins, units: Sequence[Unit], budget: float) -> None:
     """Refuse margins that a machine cannot hold within ``budget`` seconds.
 
     Raises HarnessError that names each metric with the smallest effect that can be detected, the budget that all of
     them together need, and each size and quality of text that differs from itself by more than its margin.
     """
-    timed = [unit for unit in units if unit.timed]
-    cells = [max((it.block_seconds for it in _all(calibration, unit)), default=0.0) for unit in timed]
-    blocks = max(2, blocks_within(budget, cells))
+    timed = [_Timed.of(calibration, unit) for unit in units if unit.timed]
+    promise = Promise.of([it.expected(margins) for it in timed])
+    unsteady = _unsteady(calibration, margins, units)
+    blocks = max(2, blocks_within(budget, [it.seconds for it in timed]))
     problems = []
-    for metric in sorted({metric for unit in timed for metric in unit.metrics}):
-        if not (RULES[metric].primary and RULES[metric].kind == "blocks"):
-            continue
-        for unit in timed:
-            found = noise_of(calibration, unit, metric) if metric in unit.metrics else []
-            smallest = max((stats.smallest_effect(it.sd, blocks) for it in found), default=0.0)
+    for metric in sorted({metric for it in timed for metric in it.noise}):
+        for it in timed:
+            smallest = max((stats.smallest_effect(one.sd, blocks) for one in it.noise.get(metric, ())), default=0.0)
             if smallest > margins.of(metric):
-                problems.append(f"{metric} of {unit.id}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}")
-    promise = promised(calibration, margins, timed)
+                problems.append(f"{metric} of {it.unit}: margin {margins.of(metric):.1%}, detectable {smallest:.1%}")
     if not problems and (kept := promise.kept(budget)) < POWER:
         needed = promise.seconds(POWER)
         problems.append(
             f"all metrics together: unchanged, they pass within that time in {kept:.0%} of gates; {POWER:.0%} do "
             + (f"in {duration(needed)}" if needed < float("inf") else "in no time that can be told")
         )
+    if problems := problems + unsteady:
+        raise HarnessError(
+            f"this machine cannot hold these margins within {budget:.0f} s ({blocks} blocks a cell), by its "
+            f"calibration of {calibration.created}:\n  " + "\n  ".join(problems) + "\nRaise --margin or --budget, take "
+            "fewer cells, or calibrate again on a quieter machine."
+        )
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A unit that is judged over blocks: the seconds of one, and the noise of each primary metric, as far as known."""
+
+    unit: str
+    seconds: float
+    noise: Mapping[str, Sequence[Noise]]
+
+    @classmethod
+    def of(cls, calibration: Calibration, unit: Unit) -> _Timed:
+        known = {metric: noise_of(calibration, unit, metric) for metric in sorted(unit.metrics)}
+        seconds = max((it.block_seconds for them in known.values() for it in them), default=0.0)
+        judged = {name: them for name, them in known.items() if RULES[name].primary and RULES[name].kind == "blocks"}
+        return cls(unit.id, seconds, judged)
+
+    def expected(self, margins: Margins) -> Expected:
+        """Return what it is expected to take where all of its metrics are as they were."""
+        return Expected(
+            self.seconds, [(it.sd, margins.of(metric)) for metric, them in self.noise.items() for it in them]
+        )
+
+
+def _unsteady(calibration: Calibration, margins: Margins, units: Sequence[Unit]) -> list[str]:
+    """Return each size and quality of text that differs from itself by more than its margin."""
+    problems = []
     given = _given(margins)
     for it in calibration.steady:
         # How many documents flip says little of their mean. What is advisory fails no gate, unless it is asked for.
@@ -64,23 +120,7 @@ def check(calibration: Calibration, margins: Margins, units: Sequence[Unit], bud
                 f"{it.metric} of {it.place.recipe}: margin {allowed:.4g}{unit_name}, and the same measured twice "
                 f"differs by {it.differs:.4g}{unit_name}"
             )
-    if problems:
-        raise HarnessError(
-            f"this machine cannot hold these margins within {budget:.0f} s ({blocks} blocks a cell), by its "
-            f"calibration of {calibration.created}:\n  " + "\n  ".join(problems) + "\nRaise --margin or --budget, take "
-            "fewer cells, or calibrate again on a quieter machine."
-        )
-
-
-def promised(calibration: Calibration, margins: Margins, units: Sequence[Unit]) -> Promise:
-    """Return how long units take whose metrics are as they were, by their calibrated noise."""
-    expected = []
-    for unit in units:
-        judged = [metric for metric in sorted(unit.metrics) if RULES[metric].primary and RULES[metric].kind == "blocks"]
-        seconds = max((it.block_seconds for it in _all(calibration, unit)), default=0.0)
-        known = [(it.sd, margins.of(metric)) for metric in judged for it in noise_of(calibration, unit, metric)]
-        expected.append(Expected(seconds, known))
-    return Promise.of(expected)
+    return problems
 
 
 def unknown(calibration: Calibration, margins: Margins, units: Sequence[Unit]) -> list[str]:
@@ -97,10 +137,6 @@ def _knows(calibration: Calibration, unit: Unit, metric: str) -> bool:
     if RULES[metric].kind == "blocks":
         return bool(noise_of(calibration, unit, metric))
     return any(it.metric == metric and _measures(unit, it) for it in calibration.steady)
-
-
-def _all(calibration: Calibration, unit: Unit) -> Iterable[Noise]:
-    return (it for metric in unit.metrics for it in noise_of(calibration, unit, metric))
 
 
 def _given(margins: Margins) -> set[str]:

@@ -60,8 +60,8 @@ class Known:
         return cls(blocks, first, statistics.median(besides) if besides else None, kept)
 
     @classmethod
-    def load(cls, results: Path, hardware: str, device: str) -> Known:
-        """Read the latest gates of a device, and its calibration; one that cannot be read tells nothing."""
+    def load(cls, results: Path, hardware: str, device: str, calibration: Calibration | None) -> Known:
+        """Read the latest gates of a device, whose calibration is given; one that cannot be read tells nothing."""
         found = []
         for path in sorted((results / "gates").glob("*/gate.json"))[-_GATES:]:
             try:
@@ -71,10 +71,6 @@ class Known:
             if (gate.hardware, gate.device) == (hardware, device):
                 found.append(gate)
         found.sort(key=lambda gate: gate.created)
-        try:
-            calibration = Calibration.find(results, hardware, device)
-        except HarnessError:
-            calibration = None
         return cls.of(found, calibration)
 
     def estimate(self, units: Sequence[Unit], budget: float) -> str:

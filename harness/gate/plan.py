@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from harness.base.errors import HarnessError, nearest
-from harness.base.expressions import unmatched
-from harness.judge.gatefile import Options
+from harness.base.expressions import finds, unmatched
+from harness.judge.gatefile import Options, UnitState
 from harness.judge.rules import RULES
 from harness.judge.series import unit_of
-from harness.matrix.measurements import Measurements
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.fleet import gated
 from harness.records.metric import Stage
@@ -17,11 +16,11 @@ from harness.records.metrics import OF_LOAD, SIZES, TASKS
 from harness.records.place import Place
 
 
-def units(matrix: Matrix, options: Options) -> list[Unit]:
+def units(matrix: Matrix, options: Options, *, words: bool = False) -> list[Unit]:
     """Return what is to be measured: every chosen cell through every chosen server, with the chosen metrics.
 
-    What the matrix does not send through a server, or not through all of its stages, is not gated there either.
-    Raises HarnessError where nothing is left.
+    Raises HarnessError where nothing is left, and with ``words`` also for a word that -k asks for and that no cell and
+    no metric has in its name.
     """
     chosen = [
         cell
@@ -31,24 +30,37 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
     if options.recipes:
         # Old and new are compared with each other: the baseline is measured only where it is asked for.
         chosen = [cell for cell in chosen if not cell.recipe.baseline or cell.recipe.name in options.recipes]
-    found = []
     workloads = tuple(matrix.workload(name).name for name in options.workloads)
-    for cell in chosen:
-        for server, stages in gated(cell).items():
-            if options.servers and server not in options.servers:
-                continue
-            through = replace(cell, server=server, measurements=_with_rounds(cell.measurements))
-            for stage, measured in stages.items():
-                if stage not in cell.servers[server].stages:
-                    continue
-                name = unit_id(through.id, stage)
-                metrics = frozenset(metric for metric in measured if _selected(options.keyword, f"{name} {metric}"))
-                if not options.tasks:
-                    metrics -= TASKS
-                if not options.workloads:
-                    metrics -= OF_LOAD
-                if metrics:
-                    found.append(Unit(through, stage, metrics, workloads=workloads))
+    left_out = (frozenset() if options.tasks else TASKS) | (frozenset() if workloads else OF_LOAD)
+    found = [
+        Unit(
+            replace(cell, server=server, measurements=cell.measurements.in_a_gate()),
+            stage,
+            metrics - left_out,
+            workloads=workloads,
+        )
+        for cell in chosen
+        for server, stages in gated(cell).items()
+        if not options.servers or server in options.servers
+        for stage, metrics in stages.items()
+        if metrics - left_out
+    ]
+    if found and options.keyword:
+        try:
+            named = {unit.id for unit in found} | {metric for unit in found for metric in unit.metrics}
+            if strange := unmatched(options.keyword, named)[:1] if words else []:
+                known = named | {unit.cell.recipe.name for unit in found}
+                raise HarnessError(
+                    f"-k {options.keyword!r}: no cell or metric has {strange[0]!r} in its name; "
+                    + nearest(strange[0], known)
+                )
+            found = [
+                replace(unit, metrics=metrics)
+                for unit in found
+                if (metrics := frozenset(it for it in unit.metrics if finds(options.keyword, f"{unit.id} {it}")))
+            ]
+        except SyntaxError as error:
+            raise HarnessError(f"-k {options.keyword!r}: {error}") from error
     if not found:
         raise HarnessError(
             f"nothing to gate: no cell of {matrix.path.name} on {options.hardware} is left by the options given"
@@ -56,55 +68,9 @@ def units(matrix: Matrix, options: Options) -> list[Unit]:
     return found
 
 
-def check_keyword(matrix: Matrix, options: Options) -> None:
-    """Raise HarnessError for a word that -k asks for and that no cell and no metric has in its name."""
-    if options.keyword:
-        every = units(matrix, replace(options, keyword=""))
-        named = {unit.id for unit in every} | {metric for unit in every for metric in unit.metrics}
-        try:
-            words = unmatched(options.keyword, named)
-        except SyntaxError as error:
-            raise HarnessError(f"-k {options.keyword!r}: {error}") from error
-        for word in words:
-            known = named | {unit.cell.recipe.name for unit in every}
-            raise HarnessError(
-                f"-k {options.keyword!r}: no cell or metric has {word!r} in its name; {nearest(word, known)}"
-            )
-
-
 def unit_id(cell: str, stage: str) -> str:
     """Return what a unit is called: as its cell, unless it is the second one of a cell."""
     return f"{cell}-server" if stage == "server" else cell
-
-
-def _with_rounds(wanted: Measurements) -> Measurements:
-    """Return the measurements with as many rounds as a gate's block has: of serving half as many."""
-    rounds = wanted.blocks.gate_rounds
-    if rounds is None:
-        return wanted
-    return wanted.model_copy(
-        update={
-            "generate": wanted.generate.model_copy(update={"rounds": rounds}),
-            "latency": wanted.latency.model_copy(update={"rounds": rounds}),
-            # A round is a benchmark of its own, which takes several times as long as a batch.
-            "serving": wanted.serving.model_copy(update={"rounds": (rounds + 1) // 2}),
-        }
-    )
-
-
-def _selected(keyword: str, text: str) -> bool:
-    """Return whether pytest's -k expression selects a name."""
-    if not keyword:
-        return True
-    from _pytest.mark.expression import Expression
-
-    def contains(name: str, /, **_: str | int | bool | None) -> bool:
-        return name.lower() in text.lower()
-
-    try:
-        return bool(Expression.compile(keyword).evaluate(contains))
-    except (SyntaxError, RecursionError) as error:
-        raise HarnessError(f"-k {keyword!r}: {error}") from error
 
 
 @dataclass
@@ -137,6 +103,29 @@ class Unit:
     def close(self, reason: str = "", problem: str = "") -> None:
         """Measure it no more, for a reason that the compatibility matrix does not tell."""
         self.closed, self.reason, self.problem = True, reason, problem
+
+    def go_on_from(self, kept: UnitState) -> None:
+        """Take over how far it had come; what the machine was in the way of is tried again."""
+        # A block that was cut off is measured again under its own number, and its later records count.
+        self.done, self.lost = kept.done, kept.lost
+        self.seconds, self.measuring, self.first = kept.seconds, kept.measuring, kept.first
+        if kept.closed and kept.reason != "machine-trouble":
+            self.close(kept.reason, kept.problem)
+
+    @property
+    def state(self) -> UnitState:
+        """How far it has come, as gate.json holds it: seconds to their hundredths."""
+        return UnitState(
+            self.place,
+            done=self.done,
+            seconds=round(self.seconds, 2),
+            measuring=round(self.measuring, 2),
+            lost=self.lost,
+            first=round(self.first, 2),
+            closed=self.closed,
+            reason=self.reason,
+            problem=self.problem,
+        )
 
     @property
     def id(self) -> str:

@@ -17,7 +17,7 @@ from harness.base.reading import json_file
 from harness.base.secrets import cleaned
 from harness.base.text import quoted, redact
 from harness.judge.migrations import GATE_SCHEMA, migrate_gate
-from harness.judge.rules import EVENTS
+from harness.judge.rules import EVENTS, Margins
 from harness.judge.verdict import Verdict
 from harness.records.metrics import METRICS
 from harness.records.place import OF_CELL, Place, gather, spread
@@ -55,6 +55,11 @@ class Options:
     """The most blocks of each unit."""
     margins: tuple[str, ...] = ()
     seed: int = 0
+
+    @property
+    def tolerances(self) -> Margins:
+        """The margins in force. Raises HarnessError for one that is none."""
+        return Margins(self.margins)
 
     def command(self, *more: str) -> str:
         """Return the command that asks for a gate like this one, and ``more`` beside it."""

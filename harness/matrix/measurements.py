@@ -160,3 +160,17 @@ class Measurements(Table):
     blocks: Blocks = Blocks()
     load: Load = Load()
     mobile: Mobile | None = None
+
+    def in_a_gate(self) -> Measurements:
+        """Return them with as many rounds as a gate's block has: of serving half as many."""
+        rounds = self.blocks.gate_rounds
+        if rounds is None:
+            return self
+        return self.model_copy(
+            update={
+                "generate": self.generate.model_copy(update={"rounds": rounds}),
+                "latency": self.latency.model_copy(update={"rounds": rounds}),
+                # A round is a benchmark of its own, which takes several times as long as a batch.
+                "serving": self.serving.model_copy(update={"rounds": (rounds + 1) // 2}),
+            }
+        )

@@ -219,14 +219,12 @@ class Fleet(Launches):
 def gated(cell: Cell) -> dict[str, Mapping[Stage, frozenset[str]]]:
     """Return what a gate measures of a cell through each of its servers: metrics by stage.
 
-    A server that the matrix does not send it through, or that cannot run on its hardware, is not among them.
+    What the matrix does not send through a server, or not through all of its stages, is not gated there either; nor is
+    it through one that cannot run on its hardware.
     """
     known = registry.gated()
     return {
-        server: known[server]
-        for server in cell.servers
-        if server in known
-        and not cell.refusal(server)
-        and not registry.unsupported(server, cell.hardware, cell.gpus)
-        and not registry.partial(server, cell.model)
+        server: {stage: metrics for stage, metrics in known[server].items() if stage in through.stages}
+        for server, through in cell.servers.items()
+        if server in known and not registry.refusal(cell, server)
     }

@@ -24,7 +24,7 @@ from harness.records.metric import STAGES
 from harness.records.place import Place
 from harness.runtime import environment
 from harness.runtime.environment import Environment
-from harness.servers.registry import EXECUTORCH, SERVERS, at, partial, unsupported
+from harness.servers.registry import EXECUTORCH, SERVERS, at, refusal, unsupported
 
 PARAMETERS = ("batch_size", "num_prompts", "workload", "task", "route", "device", "through")
 """What a suite's test may ask for beside ``cell``, in the order of its id."""
@@ -176,11 +176,7 @@ def _through(cell: Cell, stage: str, only: Sequence[str]) -> list[Cell]:
     names = [
         name for name in wanted if name in fitting and (name not in cell.servers or stage in cell.servers[name].stages)
     ]
-    return [replace(cell, server=name, skip=cell.skip or _unfit(name, cell) or cell.refusal(name)) for name in names]
-
-
-def _unfit(server: str, cell: Cell) -> str:
-    return unsupported(server, cell.hardware, cell.gpus) or partial(server, cell.model)
+    return [replace(cell, server=name, skip=cell.skip or refusal(cell, name)) for name in names]
 
 
 def _matrix_tasks(cell: Cell) -> list[str]:

@@ -85,6 +85,10 @@ class Pair:
     def side(self, name: str) -> Environment:
         return self.old if name == "old" else self.new
 
+    def lacking(self, *names: str) -> str:
+        """Say that neither side has any of these distributions; empty where one of them has one."""
+        return self.old.lacking(*names) if self.new.lacking(*names) else ""
+
     def apart(self, name: str) -> dict[str, str | None]:
         """Return what tells one side's environment from the other's: differing distributions, and its contents."""
         sides = {side: _canonical(self.side(side)) for side in ("old", "new")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.matrix.hardware import Hardware
+from harness.matrix.plan import Cell
 from harness.matrix.schema import Model
 from harness.records.metric import Stage
 from harness.records.metrics import GATED
@@ -68,6 +69,11 @@ def partial(server: str, model: Model) -> str:
     if not server or not model.one_layer or server in able:
         return ""
     return f"of {model.name} one layer lies in files, which {' or '.join(able)} alone reads for each"
+
+
+def refusal(cell: Cell, server: str) -> str:
+    """Return why a cell does not go through a server: it cannot, or the matrix does not send it. Else nothing."""
+    return unsupported(server, cell.hardware, cell.gpus) or partial(server, cell.model) or cell.refusal(server)
 
 
 def distributions() -> dict[str, str]:

@@ -69,7 +69,8 @@ def measure(arguments: argparse.Namespace, arm: str) -> None:
     wheels = arguments.folder / "wheels"
     say = lambda words: print(f"  {words}", file=sys.stderr, flush=True)  # noqa: E731
     store = Store((arguments.cache or default_root()).resolve(), say)
-    place = Workplace(store, folder, load(ROOT / "suites" / "matrix.toml"), Environment(), say)
+    matrix = load(ROOT / "suites" / "matrix.toml")
+    place = Workplace(store, folder, matrix, matrix.hardware["cpu"], Environment(), say)
     old, new = wheel("same", wheels), wheel(arm, wheels)
     pair = make(store, str(old), str(new), place.base)
     for seed in range(len(outcomes(folder)), arguments.gates):

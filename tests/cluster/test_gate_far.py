@@ -265,11 +265,16 @@ def test_a_gate_of_more_gpus_than_are_here_is_refused(
 ) -> None:
     (unit,) = units(matrix, replace(OPTIONS, recipes=("int8wo",)))
     two = replace(unit, cell=replace(unit.cell, gpus=2))
-    place = gate_command.Workplace(Store(tmp_path), tmp_path, matrix, Environment(), print)
+    wanted = [unit, two]
+    place = gate_command.Workplace(Store(tmp_path), tmp_path, matrix, matrix.hardware["cpu"], Environment(), print)
+    monkeypatch.setattr(gate_command, "units", lambda *_: list(wanted))
+    monkeypatch.setattr(gate_command, "Gate", lambda *_, **more: lambda: more["wanted"])
     monkeypatch.setattr(gate_command.probe, "missing", lambda hardware, gpus=1: f"it takes {gpus} GPUs, and 1 is here")
+    pair = Pair("none", Environment(), Environment(), ())
     with pytest.raises(HarnessError, match=r"cannot be gated here: it takes 2 GPUs, and 1 is here"):
-        place._check_gpus(OPTIONS, [unit, two])
-    place._check_gpus(OPTIONS, [unit])
+        place.gate(OPTIONS, pair=pair)
+    wanted.remove(two)
+    assert place.gate(OPTIONS, pair=pair) == [unit]
 
 
 @pytest.mark.slow

@@ -126,7 +126,8 @@ Command = Callable[..., tuple[int, str, str]]
 def gates(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> Gates:
     found = Gates(tmp_path)
     store = Store(tmp_path / "cache")
-    work = Workplace(store, tmp_path / "results", suites_matrix, Environment(), lambda _: None)
+    cpu = suites_matrix.hardware["cpu"]
+    work = Workplace(store, tmp_path / "results", suites_matrix, cpu, Environment(), lambda _: None)
     monkeypatch.setattr(gate_command, "workplace", lambda _: work)
     for module in (gate_command, bisect_command, calibrate):
         # Nothing is measured here, so nobody who measures is waited for.
@@ -747,21 +748,20 @@ def test_a_calibration_for_other_threads_is_not_held_against_a_gate(
     gate = GateFile(**given, device=DEVICE, verdicts=verdicts, exit_status=0, units=units_of)
     summarise([gate], "cpu", 100.0).write(tmp_path)
     told: list[str] = []
-    work = Workplace(Store(tmp_path / "cache"), tmp_path, suites_matrix, Environment(), told.append)
     options = Options("a", "b", "cpu", recipes=("int8wo",), servers=("transformers",), budget=100)
-    with pytest.raises(HarnessError, match="cannot hold these margins"):
-        work._check_margins(options, units(suites_matrix, options), DEVICE)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    work._check_margins(options, units(suites_matrix, options), DEVICE)
-    assert "calibrated for 1 threads a worker and this gate runs 2" in told[-1]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     made = Calibration.find(tmp_path, "cpu", DEVICE)
     assert made
+    with pytest.raises(HarnessError, match="cannot hold these margins"):
+        margins.hold(made, options, units(suites_matrix, options), told.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    margins.hold(made, options, units(suites_matrix, options), told.append)
+    assert "calibrated for 1 threads a worker and this gate runs 2" in told[-1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     quiet = made.model_copy(update={"noise": []})
     margins.check(quiet, Margins(), units(suites_matrix, options), 100)
     told.clear()
     strict = replace(options, margins=("token_flips=0.02", "0.9"))
-    work._check_margins(strict, units(suites_matrix, strict), DEVICE)
+    margins.hold(made, strict, units(suites_matrix, strict), told.append)
     (line,) = told
     assert "--margin: taken as given, since the calibration of this machine says nothing of token_flips of" in line
     unsteady = [it.model_copy(update={"differs": 0.5}) for it in quiet.steady]

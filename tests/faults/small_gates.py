@@ -48,7 +48,8 @@ def main() -> int:
     place = Path(folder)
     matrix = load(REPOSITORY / "suites" / "matrix.toml")
     say = lambda words: print(words, flush=True)  # noqa: E731
-    work = Workplace(Store(place / "cache"), place / "results", matrix, Environment(), say)
+    store, cpu = Store(place / "cache"), matrix.hardware["cpu"]
+    work = Workplace(store, place / "results", matrix, cpu, Environment(), say)
 
     def gate(
         work: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None, **_: Any

@@ -79,7 +79,7 @@ def test_a_server_of_another_environment_is_left_out_of_a_gate_that_does_not_nam
     tmp_path: Path, matrix: Matrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    place = Workplace(Store(tmp_path), tmp_path, matrix, Environment(), told.append)
+    place = Workplace(Store(tmp_path), tmp_path, matrix, matrix.hardware["cpu"], Environment(), told.append)
     every = replace(OPTIONS, servers=())
     assert "sglang" in {unit.cell.server for unit in place.units(every)}
     assert not told

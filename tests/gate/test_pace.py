@@ -247,7 +247,8 @@ def test_the_environments_count_and_the_estimate_is_said_before_they_are_made(
     monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(gate_command, "make", make)
     monkeypatch.setattr(gate_command, "Gate", gate)
-    place = Workplace(Store(tmp_path / "cache"), tmp_path / "results", suites_matrix, Environment(), said.append)
+    cpu, store = suites_matrix.hardware["cpu"], Store(tmp_path / "cache")
+    place = Workplace(store, tmp_path / "results", suites_matrix, cpu, Environment(), said.append)
     wanted = Options("a==1", "a==2", "cpu", models=(fake_gate.MODEL,), recipes=("int8wo",), servers=("transformers",))
     place.gate(wanted, calibrated=False)
     assert spent == [90.0]

@@ -138,7 +138,8 @@ def session(arguments: argparse.Namespace) -> None:
     say = lambda words: print(f"  {words}", file=sys.stderr, flush=True)  # noqa: E731
     base = Environment(variables={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
     matrix = load(REPOSITORY / "suites" / "matrix.toml", settings=SETTINGS)
-    place = Workplace(Store(folder / "cache", say), folder / "results", matrix, base, say)
+    cpu = matrix.hardware["cpu"]
+    place = Workplace(Store(folder / "cache", say), folder / "results", matrix, cpu, base, say)
     write_conversations(folder / "data")
     model = tiny_model(folder / "tiny")
     pairs: dict[str, Pair] = {}
