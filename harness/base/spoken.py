@@ -59,8 +59,13 @@ class Spoken:
         self.budget = self._clock() - self._started + seconds
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """Say within, again and again, what is being done: every half minute, or always where there is a terminal."""
+    def working(self, budget: float | None = None) -> Iterator[None]:
+        """Say within, again and again, what is being done: every half minute, or always where there is a terminal.
+
+        Where it may take ``budget`` seconds at most, it is said how many are left.
+        """
+        if budget is not None:
+            self.allow(budget)
         done = threading.Event()
         if self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             self._foot = Foot(self._stream, self.work, _column)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from harness.base.errors import BrokenEnvironment, HarnessError, nearest
 from harness.base.interruption import Interrupted
 from harness.base.memory import wanting
-from harness.commands import gate, sides
-from harness.commands.gate import Workplace
+from harness.commands import sides, workplace
 from harness.commands.searched import Searched, asked_of
+from harness.commands.workplace import Workplace
 from harness.gate import culprits
 from harness.gate.bisect import CHECKPOINT, FIRST_BLOCKS, ON_THE_WAY, answer_of, search, tells
 from harness.gate.culprits import Culprits
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="SEARCH", help="go on with an interrupted search (last: the latest): no gate is run twice"
     )
-    gate.add_common_arguments(parser)
+    workplace.add_common_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,12 +93,12 @@ class _Searching:
     @classmethod
     def of(cls, arguments: argparse.Namespace, old: str, new: str) -> _Searching:
         """Return it as the command line says. Raises HarnessError where nothing would be measured."""
-        place: Workplace = gate.workplace(arguments)
+        place = workplace.opened(arguments)
         measured = ON_THE_WAY if arguments.metric == CHECKPOINT else arguments.metric
         keyword = f"({arguments.keyword}) and {measured}" if arguments.keyword else measured
         # By the words that were given: the metric's own is none of them.
-        sides.check_names(place.matrix, gate.options(arguments, "", ""), place.base)
-        wanted = replace(gate.options(arguments, "", ""), keyword=keyword)
+        sides.check_names(place.matrix, workplace.options(arguments, "", ""), place.base)
+        wanted = replace(workplace.options(arguments, "", ""), keyword=keyword)
         if arguments.metric == CHECKPOINT:
             wanted = replace(wanted, blocks=FIRST_BLOCKS)
         # Raises where nothing is left to be measured.
@@ -122,10 +122,10 @@ class _Searching:
         if file is None:
             self.searched.keep()
             try:
-                with gate.working(self.place):
-                    pair = make() if make else None
+                with self.place.working():
+                    environments = workplace.given(make()) if make else self.place.made
                     begun = self.searched.begun(label, asked)
-                    outcome = self.place.gate(asked, begun, pair=pair, calibrated=self.metric != CHECKPOINT)
+                    outcome = self.place.gate(asked, environments, begun, calibrated=self.metric != CHECKPOINT)
             except BrokenEnvironment as error:
                 print(f"{label}: passed over: {error}", flush=True)
                 return "error"

@@ -16,12 +16,11 @@ from harness.base.interruption import Interrupted
 from harness.base.memory import wanting
 from harness.base.reading import json_file
 from harness.base.terminal import columns
-from harness.commands import gate as gate_command
-from harness.commands import sides
-from harness.gate.noise import device, summarise
+from harness.commands import sides, workplace
+from harness.gate.noise import summarise
 from harness.judge import gatefile
+from harness.judge.calibration import Calibration
 from harness.judge.gatefile import GateFile, Options
-from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
 from harness.report.noise import written
 from harness.runtime.environment import worker_threads
@@ -53,8 +52,8 @@ class _Kept:
                 wanted = replace(self.options, seed=self.options.seed + index)
                 if gate.options is None or wanted.changed(gate.options):
                     changed.append(f"gate {name} is none of its")
-            if found and (there := device(found)) != self.device:
-                changed.append(f"device: {there} then, {self.device} now")
+            others = sorted({gate.device for gate in found} - {self.device})
+            changed += [f"device: {there} then, {self.device} now" for there in others]
         except (OSError, ValueError, KeyError, TypeError, HarnessError) as error:
             raise HarnessError(f"--resume: no unfinished calibration can be read at {self.path} ({error})") from error
         if changed:
@@ -73,7 +72,7 @@ class _Kept:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    gate_command.add_common_arguments(parser)
+    workplace.add_common_arguments(parser)
     parser.add_argument("--gates", type=int, default=5, metavar="N", help="gates of old against old (default: 5)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted calibration")
 
@@ -81,25 +80,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.gates < 1:
         raise HarnessError(f"--gates {arguments.gates}: at least one is needed")
-    place = gate_command.workplace(arguments)
-    wanted = gate_command.options(arguments, "this environment", "this environment")
+    place = workplace.opened(arguments)
+    wanted = workplace.options(arguments, "this environment", "this environment")
     sides.check_names(place.matrix, wanted, place.base)
     packages = place.base.packages()
-    kept = _Kept(place.results, wanted, probe.device(place.hardware).name)
+    kept = _Kept(place.results, wanted, place.device.name)
     outcomes = kept.resume(packages) if arguments.resume else []
     wide = None if arguments.wide else columns()
+    same = workplace.given(Pair("none", place.base, place.base, ()))
+
+    def summary() -> Calibration:
+        found = summarise(outcomes, arguments.hardware, wanted.budget)
+        print(written(found, wide), end="")
+        return found
+
     lock = only_session(machine_lock(), place.progress)
     try:
         for index in range(len(outcomes), arguments.gates):
             place.progress(f"gate {index + 1} of {arguments.gates}, old against old")
-            pair = Pair("none", place.base, place.base, ())
-            with gate_command.working(place):
-                outcome = place.gate(replace(wanted, seed=wanted.seed + index), pair=pair, calibrated=False)
+            with place.working():
+                outcome = place.gate(replace(wanted, seed=wanted.seed + index), same, calibrated=False)
             outcomes.append(outcome.file)
             kept.add(outcome.folder, packages)
     except KeyboardInterrupt as interruption:
         if outcomes:
-            print(written(summarise(outcomes, arguments.hardware, wanted.budget), wide), end="")
+            summary()
         words = f"{len(outcomes)} of {arguments.gates} gates are kept: the same command with --resume goes on"
         raise Interrupted(interruption, words) from None
     except Exception as error:
@@ -108,8 +113,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     finally:
         lock.release()
-    found = summarise(outcomes, arguments.hardware, wanted.budget)
-    print(written(found, wide), end="")
-    print(f"calibration: {found.write(place.results)}")
+    print(f"calibration: {summary().write(place.results)}")
     kept.path.unlink(missing_ok=True)
     return 0

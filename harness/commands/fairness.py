@@ -11,8 +11,7 @@ from dataclasses import replace
 from harness.base import terminal
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interrupted
-from harness.commands import gate as gate_command
-from harness.commands import own_flow
+from harness.commands import own_flow, workplace
 from harness.judge.fairness import MARGIN, Block, Comparison, Study
 from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=float, default=0.28, metavar="SHARE", help="of a GPU for each of the three (default: 0.28)"
     )
-    gate_command.add_place_arguments(parser)
+    workplace.add_place_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,14 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(it.partition("=")[0].endswith(_SHARE) for it in arguments.set):
         # All three are on the device at once; a CPU does not know this.
         arguments.set.append(f"{_SHARE}={arguments.memory}")
-    place = gate_command.workplace(arguments)
+    place = workplace.opened(arguments)
     cell = _cell(place.matrix, arguments)
     found: dict[tuple[str, tuple[tuple[str, Scalar], ...]], list[Block]] = defaultdict(list)
     interruption: KeyboardInterrupt | None = None
     try:
         with own_flow.flow(arguments, place, "fairness") as flow:
             for number in range(arguments.blocks):
-                with gate_command.working(place):
+                with place.working():
                     figures = fairness.block(flow, cell, number, arguments.rounds)
                 for it in figures:
                     key = (it.metric, tuple(it.parameters.items()))

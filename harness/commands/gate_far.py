@@ -4,52 +4,28 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from harness.base.errors import HarnessError
 from harness.cluster.address import LOCAL, patience
 from harness.cluster.campaign import PATIENCE, Lost
 from harness.cluster.choice import engine_on
+from harness.commands.workplace import Workplace
 from harness.gate.far import Far
 from harness.gate.gate import GateResult
 from harness.gate.pace import Known
 from harness.gate.part import Part
-from harness.gate.plan import Unit
 from harness.gate.schedule import Budget
 from harness.judge import gatefile
 from harness.judge.calibration import Calibration
 from harness.judge.gatefile import Options
 from harness.machine import probe
 from harness.machine.lock import machine_lock, only_session
-from harness.matrix.hardware import Hardware
-from harness.matrix.plan import Matrix
 from harness.records.run import Run
 from harness.records.schema import Header
-from harness.runtime.environment import Environment
 from harness.runtime.shared import address
-
-
-class Place(Protocol):
-    """What is needed of where gates run."""
-
-    @property
-    def results(self) -> Path: ...
-    @property
-    def matrix(self) -> Matrix: ...
-    @property
-    def hardware(self) -> Hardware: ...
-    @property
-    def base(self) -> Environment: ...
-    @property
-    def progress(self) -> Callable[[str], None]: ...
-    @property
-    def startup(self) -> float: ...
-
-    def units(self, options: Options) -> list[Unit]: ...
-    def gate(self, options: Options, resume: str | None = None) -> GateResult: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateResult:
+def over(arguments: argparse.Namespace, wanted: Options, place: Workplace) -> GateResult:
     """Run one gate over the cluster that ``--on`` names, or go on with one there."""
     budget = Budget(wanted.budget)
     budget = replace(budget, started=budget.started - place.startup)
@@ -93,7 +69,7 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
             here=here,
             root=root,
             beside=_calibration(place.results, wanted.hardware),
-            known=functools.partial(_known, place.results, wanted.hardware),
+            known=functools.partial(Known.load, place.results, wanted.hardware),
             patience=waiting,
             there=lambda options: replace(
                 options, old=_placed(options.old, root, here), new=_placed(options.new, root, here)
@@ -108,7 +84,7 @@ def over(arguments: argparse.Namespace, wanted: Options, place: Place) -> GateRe
         engine.close()
 
 
-def measure(place: Place, part: Part, wanted: Options, resume: str | None) -> int:
+def measure(place: Workplace, part: Part, wanted: Options, resume: str | None) -> int:
     """Run a node's part of a gate; returns its exit status.
 
     What a throttled or shared device was in the way of has not ended: another device may measure it.
@@ -117,7 +93,7 @@ def measure(place: Place, part: Part, wanted: Options, resume: str | None) -> in
     gpus = max((unit.cell.gpus for unit in place.units(wanted)), default=1)
     lock = only_session(machine_lock(), place.progress, probe.gpu_uuids(hardware, gpus) if hardware.is_gpu else ())
     try:
-        outcome = place.gate(wanted, resume)
+        outcome = place.gate(wanted, place.made, resume)
     finally:
         lock.release()
     troubles = {}
@@ -148,10 +124,6 @@ def _placed(text: str, root: Path, here: bool) -> str:
         return text
     whole = path.absolute()
     return str(whole.relative_to(root)) if not here and whole.is_relative_to(root) else str(whole)
-
-
-def _known(results: Path, hardware: str, device: str) -> Known:
-    return Known.load(results, hardware, device, Calibration.readable(results, hardware, device))
 
 
 def _calibration(results: Path, hardware: str) -> dict[str, str]:

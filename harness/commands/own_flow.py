@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from harness.base.errors import HarnessError
-from harness.commands.gate import Workplace
+from harness.commands.workplace import Workplace
 from harness.machine.lock import machine_lock, only_session
 from harness.matrix.plan import Cell, Matrix
 from harness.measure.flow import Flow

@@ -9,7 +9,6 @@ from harness.base.errors import HarnessError
 from harness.base.shipped import installing
 from harness.gate.plan import units
 from harness.judge.gatefile import Options
-from harness.judge.rules import Margins
 from harness.matrix.plan import Matrix
 from harness.runtime import asked, task_names
 from harness.runtime.environment import WORKERS_NEED, Environment
@@ -36,9 +35,8 @@ def of(arguments: argparse.Namespace, example: str = "torchao==0.17.0 torchao==0
 
 
 def check_names(matrix: Matrix, wanted: Options, base: Environment) -> None:
-    """Refuse words of -k, models, recipes, workloads, margins and tasks that there are none of, with what was meant."""
+    """Refuse words of -k, models, recipes, workloads and tasks that there are none of, with what was meant."""
     units(matrix, wanted, words=True)
-    Margins(wanted.margins)
     if wanted.tasks:
         task_names.check(wanted.tasks, base)
 

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from harness.base.errors import HarnessError, nearest
 from harness.base.interruption import Interrupted
-from harness.commands import gate as gate_command
-from harness.commands import own_flow
-from harness.machine import probe
+from harness.commands import own_flow, workplace
 from harness.matrix.plan import Cell, Matrix
 from harness.publish.by_hand import Bench
 from harness.publish.by_hand import run as run_by_hand
@@ -30,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="RUN", help="a run's name, 'last', or a path to its folder")
     parser.add_argument("--model", metavar="NAME|FOLDER|HUB_ID", help="only this model, as the run was given it")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="only this recipe; repeatable")
-    gate_command.add_place_arguments(parser)
+    workplace.add_place_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     ``harness cost`` tells it. Returns 1 where the run has none of the tutorial's rows. Raises HarnessError for a
     recipe that it has none of, and for a command that fails.
     """
-    place = gate_command.workplace(arguments)
+    place = workplace.opened(arguments)
     (opened,) = Run.open_all(arguments.results / "runs", [arguments.name])
     lines, _ = opened.read()
     there = [it for it in tutorial_rows(lines) if it.cell.hardware == arguments.hardware]
@@ -64,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         with (
             own_flow.flow(arguments, place, "by_hand") as flow,
             tempfile.TemporaryDirectory(prefix="by-hand-") as folder,
-            gate_command.working(place),
+            place.working(),
         ):
             for cell, own in _cells(place.matrix, rows, arguments.model):
                 checkpoint = flow.checkpoints.served(cell).folder
@@ -81,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise Interrupted(interruption, f"{words}; the same command begins anew") from None
     finally:
         if ran:
-            device = probe.device(place.hardware).name
+            device = place.device.name
             kept = ByHand(device=device, created=time.time(), ran=ran)
             print(f"kept as {kept.write(opened.folder)}")
     told = measured(lines, kept)

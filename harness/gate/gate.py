@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +129,6 @@ class Gate:
         self.compatibility = Compatibility(self.bench)
         self.profiles = Profiles(run, pair.old.name)
         self.needs = Needs(self.bench.base.checkpoints, self.ledger, options.tasks)
-        self.made_of = identity.made_of(pair, base, wanted)
         run.written = self._written
 
     def _written(self, line: Line) -> None:
@@ -156,6 +156,11 @@ class Gate:
         for unit in self.units:
             if kept := stored.units.get(unit.id):
                 unit.go_on_from(kept)
+
+    @functools.cached_property
+    def made_of(self) -> dict[str, Any]:
+        """What its samples depend on beside its options."""
+        return identity.made_of(self.pair, self.bench.base.workers.environment, self.units)
 
     def __call__(self) -> GateResult:
         """Measure until every verdict is precise enough or the budget is spent."""

@@ -38,6 +38,7 @@ class Known:
     besides: float | None = None
     kept: float = 0.0
     """The share of a block's deviation that the next one keeps, by the stored gates."""
+    calibration: Calibration | None = None
 
     @classmethod
     def of(cls, gates: Iterable[GateFile], calibration: Calibration | None = None) -> Known:
@@ -57,11 +58,14 @@ class Known:
             if gate.finished and states:
                 besides.append(max(0.0, gate.seconds - gate.measuring_seconds))
         kept = looks.dependence(blocks_of)
-        return cls(blocks, first, statistics.median(besides) if besides else None, kept)
+        return cls(blocks, first, statistics.median(besides) if besides else None, kept, calibration)
 
     @classmethod
-    def load(cls, results: Path, hardware: str, device: str, calibration: Calibration | None) -> Known:
-        """Read the latest gates of a device, whose calibration is given; one that cannot be read tells nothing."""
+    def load(cls, results: Path, hardware: str, device: str, *, strict: bool = False) -> Known:
+        """Read the latest gates of a device, and its calibration; one that cannot be read tells nothing.
+
+        Where it is ``strict`` a calibration that cannot be read raises HarnessError.
+        """
         found = []
         for path in sorted((results / "gates").glob("*/gate.json"))[-_GATES:]:
             try:
@@ -71,6 +75,12 @@ class Known:
             if (gate.hardware, gate.device) == (hardware, device):
                 found.append(gate)
         found.sort(key=lambda gate: gate.created)
+        try:
+            calibration = Calibration.find(results, hardware, device)
+        except HarnessError:
+            if strict:
+                raise
+            calibration = None
         return cls.of(found, calibration)
 
     def estimate(self, units: Sequence[Unit], budget: float) -> str:

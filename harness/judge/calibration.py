@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,13 +106,6 @@ class Calibration(BaseModel):
         if problem := found.problem:
             raise HarnessError(f"{path}: {problem}; calibrate anew")
         return found if found.device == device else None
-
-    @classmethod
-    def readable(cls, results: Path, on: str, device: str) -> Calibration | None:
-        """Return the same, and None also where it cannot be read."""
-        with contextlib.suppress(HarnessError):
-            return cls.find(results, on, device)
-        return None
 
     @property
     def problem(self) -> str:

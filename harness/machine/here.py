@@ -19,14 +19,14 @@ def whole(matrix: Matrix) -> Matrix:
     """
     for name in VENDORS:
         product, problem = probe.product(name)
-        if problem:
-            continue
-        if matrix.entry_of(name, product) is None:
-            matrix = matrix.with_hardware(_unlisted(matrix, name, product))
+        if not problem and (unlisted := _unlisted(matrix, name, product)):
+            matrix = matrix.with_hardware(unlisted)
     return matrix
 
 
-def _unlisted(matrix: Matrix, vendor: str, product: str) -> Hardware:
+def _unlisted(matrix: Matrix, vendor: str, product: str) -> Hardware | None:
+    if matrix.entry_of(vendor, product):
+        return None
     capability = VENDORS[vendor].capability()
     plain = re.sub(r"[^a-z0-9]+", "-", product.lower().removeprefix(vendor)).strip("-") or vendor
     taken = {*matrix.hardware, *matrix.groups}

@@ -92,4 +92,5 @@ def steady_table(found: Calibration) -> Table:
 
 def written(found: Calibration, wide: int | None = None) -> str:
     """Return the tables as markdown, of at most ``wide`` columns if that is given."""
-    return blocks.text([it for it in (table(found), steady_table(found)) if it.rows], wide, blocks=False)
+    tables = [it for it in (table(found), steady_table(found)) if it.rows]
+    return blocks.text(tables, wide, blocks=False)

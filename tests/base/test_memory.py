@@ -13,7 +13,7 @@ import pytest
 from harness import __main__
 from harness.base import secrets
 from harness.base.memory import TooLittleMemory, check_limits, wanting
-from harness.commands import bisect, calibrate
+from harness.commands import bisect, calibrate, workplace
 from harness.commands import gate as gates
 from harness.gate.blocks import of_the_machine
 from harness.matrix.measurements import TimeLimits
@@ -92,13 +92,13 @@ def test_a_command_of_gates_that_is_short_of_memory_says_how_to_go_on(
     monkeypatch.setattr(environment_pair, "releases", lambda *_: ["1", "2", "3"])
     monkeypatch.setattr(environment_pair, "make", lambda *_, **__: None)
 
-    def short(place: gates.Workplace, *_: object, **__: object) -> None:
+    def short(place: workplace.Workplace, *_: object, **__: object) -> None:
         kept = place.results / "gates" / "20261130-000000" / "gate.json"
         kept.parent.mkdir(parents=True)
         kept.write_text("{}")
         raise TooLittleMemory("this process may have 506 MB of address space: raise it")
 
-    monkeypatch.setattr(gates.Workplace, "gate", short)
+    monkeypatch.setattr(workplace.Workplace, "gate", short)
     for module in (gates, bisect, calibrate):
         monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
     place = ["-m", "cpu", "--recipe", "int8wo", "--results", str(tmp_path), "--cache", str(tmp_path / "cache")]

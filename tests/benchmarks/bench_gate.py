@@ -26,7 +26,7 @@ import bench_rules  # noqa: E402
 import planted  # noqa: E402
 
 from harness.base.files import default_root, write_text  # noqa: E402
-from harness.commands.gate import Workplace  # noqa: E402
+from harness.commands.workplace import Workplace, given  # noqa: E402
 from harness.gate import noise as gate_noise  # noqa: E402
 from harness.gate.schedule import parse_budget  # noqa: E402
 from harness.judge import gatefile, stats  # noqa: E402
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, arm: str) -> None:
             margins=(str(arguments.margin),),
             seed=seed,
         )
-        gate = place.gate(options, pair=pair, calibrated=False).file
+        gate = place.gate(options, given(pair), calibrated=False).file
         found = " ".join(f"{it.verdict} ({it.reason})" for it in of(gate, ARMS[arm][1]))
         print(f"{arm} gate {seed + 1}: {found}, {gate.measuring_seconds:.0f} s", flush=True)
 

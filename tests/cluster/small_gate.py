@@ -16,8 +16,7 @@ import pytest
 
 from harness import __main__
 from harness.base.errors import DiscardedBlocks, HarnessError
-from harness.commands import gate as gate_command
-from harness.commands import gate_far
+from harness.commands import gate_far, workplace
 from harness.gate.gate import Gate
 from harness.gate.plan import Unit
 from harness.judge.series import Side
@@ -67,8 +66,8 @@ def main() -> int:
         patch.setattr(Checkpoints, "prompts", lambda _: Artifact(FOLDER, "prompts/1", False))
         for load in ("transformers", "engine", "server"):
             patch.setattr(Fleet, load, lambda fleet, cell: None)
-        patch.setattr(gate_command, "Gate", made)
-        patch.setattr(gate_command, "make", lambda store, old, new, base, left: Pair("tiny", base, base, ()))
+        patch.setattr(workplace, "Gate", made)
+        patch.setattr(workplace, "make", lambda store, old, new, base, left: Pair("tiny", base, base, ()))
         # Nodes of one machine measure beside each other here.
         patch.setattr(gate_far, "machine_lock", lambda: FOLDER / f"lock-{os.getpid()}")
         return __main__.main(["gate", *sys.argv[1:]])

@@ -17,7 +17,7 @@ from harness.cluster.campaign import Engine, Lost
 from harness.cluster.host import Host
 from harness.cluster.offer import Device as Offered
 from harness.cluster.offer import Offer
-from harness.commands import gate as gate_command
+from harness.commands import workplace
 from harness.gate import far as far_gate
 from harness.gate import merged
 from harness.gate.far import Far
@@ -266,15 +266,15 @@ def test_a_gate_of_more_gpus_than_are_here_is_refused(
     (unit,) = units(matrix, replace(OPTIONS, recipes=("int8wo",)))
     two = replace(unit, cell=replace(unit.cell, gpus=2))
     wanted = [unit, two]
-    place = gate_command.Workplace(Store(tmp_path), tmp_path, matrix, matrix.hardware["cpu"], Environment(), print)
-    monkeypatch.setattr(gate_command, "units", lambda *_: list(wanted))
-    monkeypatch.setattr(gate_command, "Gate", lambda *_, **more: lambda: more["wanted"])
-    monkeypatch.setattr(gate_command.probe, "missing", lambda hardware, gpus=1: f"it takes {gpus} GPUs, and 1 is here")
+    place = workplace.Workplace(Store(tmp_path), tmp_path, matrix, matrix.hardware["cpu"], Environment(), print)
+    monkeypatch.setattr(workplace, "units", lambda *_: list(wanted))
+    monkeypatch.setattr(workplace, "Gate", lambda *_, **more: lambda: more["wanted"])
+    monkeypatch.setattr(workplace.probe, "missing", lambda hardware, gpus=1: f"it takes {gpus} GPUs, and 1 is here")
     pair = Pair("none", Environment(), Environment(), ())
     with pytest.raises(HarnessError, match=r"cannot be gated here: it takes 2 GPUs, and 1 is here"):
-        place.gate(OPTIONS, pair=pair)
+        place.gate(OPTIONS, workplace.given(pair))
     wanted.remove(two)
-    assert place.gate(OPTIONS, pair=pair) == [unit]
+    assert place.gate(OPTIONS, workplace.given(pair)) == [unit]
 
 
 @pytest.mark.slow

@@ -21,9 +21,9 @@ import pytest
 from harness import __main__
 from harness.base.errors import BrokenEnvironment, HarnessError
 from harness.commands import bisect as bisect_command
-from harness.commands import calibrate
+from harness.commands import calibrate, workplace
 from harness.commands import gate as gate_command
-from harness.commands.gate import Workplace
+from harness.commands.workplace import Environments, Workplace
 from harness.gate import margins
 from harness.gate.gate import GateResult
 from harness.gate.noise import summarise
@@ -86,8 +86,8 @@ class Gates:
         self,
         work: Workplace,
         options: Options,
+        environments: Environments,
         resume: str | None = None,
-        pair: Pair | None = None,
         *,
         calibrated: bool = True,
     ) -> GateResult:
@@ -128,7 +128,7 @@ def gates(tmp_path: Path, suites_matrix: Matrix, monkeypatch: pytest.MonkeyPatch
     store = Store(tmp_path / "cache")
     cpu = suites_matrix.hardware["cpu"]
     work = Workplace(store, tmp_path / "results", suites_matrix, cpu, Environment(), lambda _: None)
-    monkeypatch.setattr(gate_command, "workplace", lambda _: work)
+    monkeypatch.setattr(workplace, "opened", lambda _: work)
     for module in (gate_command, bisect_command, calibrate):
         # Nothing is measured here, so nobody who measures is waited for.
         monkeypatch.setattr(module, "machine_lock", lambda: tmp_path / "machine.lock")
@@ -279,7 +279,7 @@ def test_only_a_regression_ends_with_1(
     def fails(_: object) -> Workplace:
         raise error
 
-    monkeypatch.setattr(gate_command, "workplace", fails)
+    monkeypatch.setattr(workplace, "opened", fails)
     assert __main__.main(["gate", "a==1", "a==2", "-m", "cpu"]) == status
     assert words in capsys.readouterr().err
 

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from harness import __main__
-from harness.commands import bisect, calibrate
+from harness.commands import bisect, calibrate, workplace
 from harness.commands import gate as gate_command
-from harness.commands.gate import Workplace
+from harness.commands.workplace import Environments, Workplace
 from harness.gate.gate import GateResult
 from harness.gate.plan import Unit
 from harness.judge.gatefile import Options
@@ -27,7 +27,7 @@ from harness.judge.series import Side
 from harness.matrix.load import load
 from harness.records.run import Run
 from harness.runtime import environment_pair
-from harness.runtime.environment import Environment
+from harness.runtime.environment import Environment, no_limit
 from harness.runtime.environment_pair import Pair
 from harness.runtime.store import Store
 from tests import fake_gate
@@ -52,8 +52,9 @@ def main() -> int:
     work = Workplace(store, place / "results", matrix, cpu, Environment(), say)
 
     def gate(
-        work: Workplace, options: Options, resume: str | None = None, pair: Pair | None = None, **_: Any
+        work: Workplace, options: Options, environments: Environments, resume: str | None = None, **_: Any
     ) -> GateResult:
+        pair = environments(options, no_limit) if which == "calibrate" else None
         bad = options.new.rpartition("==")[2] >= BAD and which != "calibrate"
 
         def rate(unit: Unit, side: Side, block: int) -> float:
@@ -75,7 +76,7 @@ def main() -> int:
         return work
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate_command, "workplace", begun)
+        patch.setattr(workplace, "opened", begun)
         patch.setattr(environment_pair, "releases", lambda package, base: RELEASES)
         patch.setattr(environment_pair, "make", lambda store, old, new, base: Pair("tiny", base, base, ()))
         for module in (gate_command, bisect, calibrate):

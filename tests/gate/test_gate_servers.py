@@ -9,7 +9,7 @@ import pytest
 
 from harness.__main__ import parser
 from harness.base.errors import HarnessError
-from harness.commands.gate import Workplace
+from harness.commands.workplace import Workplace, given
 from harness.gate.plan import units
 from harness.judge.gatefile import Options
 from harness.matrix.plan import Matrix
@@ -89,7 +89,7 @@ def test_a_server_of_another_environment_is_left_out_of_a_gate_that_does_not_nam
     assert line.startswith("left out: sglang: no-such-server is not installed in ")
     pair = Pair("torchao", Environment(), Environment(), ())
     with pytest.raises(HarnessError, match=r"--server sglang: no-such-server is not installed in .* with --python"):
-        place.gate(OPTIONS, pair=pair, calibrated=False)
+        place.gate(OPTIONS, given(pair), calibrated=False)
     assert not [*tmp_path.rglob("records.jsonl")], "nothing was begun"
 
 

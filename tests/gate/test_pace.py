@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from harness.base.errors import OutOfTime, WorkerError
-from harness.commands import gate as gate_command
-from harness.commands.gate import Workplace
+from harness.commands import workplace
+from harness.commands.workplace import Workplace
 from harness.gate import schedule
 from harness.gate.gate import Gate
 from harness.gate.pace import Known, Pace
@@ -245,12 +245,12 @@ def test_the_environments_count_and_the_estimate_is_said_before_they_are_made(
         return lambda: None
 
     monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(gate_command, "make", make)
-    monkeypatch.setattr(gate_command, "Gate", gate)
+    monkeypatch.setattr(workplace, "make", make)
+    monkeypatch.setattr(workplace, "Gate", gate)
     cpu, store = suites_matrix.hardware["cpu"], Store(tmp_path / "cache")
     place = Workplace(store, tmp_path / "results", suites_matrix, cpu, Environment(), said.append)
     wanted = Options("a==1", "a==2", "cpu", models=(fake_gate.MODEL,), recipes=("int8wo",), servers=("transformers",))
-    place.gate(wanted, calibrated=False)
+    place.gate(wanted, place.made, calibrated=False)
     assert spent == [90.0]
     expected = next(line for line in said if line.startswith("expected: how long it takes is not known"))
     assert "at most the budget of 30 min" in expected

@@ -22,7 +22,7 @@ import psutil
 
 from harness.base.errors import HarnessError
 from harness.base.files import write_text
-from harness.commands.gate import Workplace
+from harness.commands.workplace import Workplace, given
 from harness.judge.gatefile import GateFile, Options
 from harness.machine.lock import machine_lock, only_session
 from harness.matrix.load import load
@@ -90,7 +90,7 @@ def measure(place: Workplace, pair: Pair, arm: str, model: Path, seed: int, marg
         seed=seed,
     )
     before = os.getloadavg()[0]
-    gate = place.gate(options, pair=pair, calibrated=False).file
+    gate = place.gate(options, given(pair), calibrated=False).file
     return summary(arm, gate, (before, os.getloadavg()[0]))
 
 
