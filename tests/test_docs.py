@@ -28,8 +28,10 @@ from harness.__main__ import main, parser
 from harness.devices import KINDS
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
+from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Judgement, Measurement, Timing
+from harness.report import pays
 from harness.servers import registry
 from tests.conftest import REPOSITORY
 
@@ -400,6 +402,10 @@ def test_what_the_main_job_took_is_what_its_committed_run_took(main_job: Run) ->
     assert f"{sum(limits)} of {len(limits)} limits hold" in readme
     for text in (page, readme):
         assert f" {took / 60:.1f} minutes" in " ".join(text.split())
+    faster = pays.lines(lines, Documented.load())
+    assert faster
+    for line in faster:
+        assert " ".join(line.split()) in " ".join(page.split())
     told = dict(line.split(": ", 1) for line in page.splitlines() if " through vllm on cpu: " in line)
     assert told
     for of, kernels in told.items():

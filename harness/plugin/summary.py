@@ -21,7 +21,7 @@ from harness.records.coverage import Coverage
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Failure, Line, Measurement, Timing
-from harness.report import budget, limited, tables, unsteady
+from harness.report import budget, limited, pays, tables, unsteady
 from harness.report.blocks import text as tables_text
 from harness.report.brief import LINES, Paragraph, cut, lines_at_least, main_table
 from harness.report.claims import KEPT, earlier
@@ -30,6 +30,7 @@ Section = tuple[str, list[str]]
 """A title, and the lines below it."""
 
 EARLIER = "measured in earlier runs"
+FASTER = "which recipes are faster here"
 OTHERS = "limits of other models, which are not asked of this one"
 FILE = "summary.txt"
 _MAIN_TABLE = 9
@@ -92,6 +93,7 @@ class Summary:
             ("records that could not be read", problems),
             ("where the time went", list(self._times())),
             ("speed of light", speed_of_light(self.measurements)),
+            (FASTER, pays.lines(self.lines, self.documented)),
             ("kernels that took longest", self._kernels()),
             ("what the table cost", cost.lines() if (cost := budget.cost(list(self.lines))) else []),
             ("files", list(self._files(folder))),
@@ -169,6 +171,7 @@ class Summary:
             Paragraph("what was quantized:", _covered(found.get("what was quantized", ())), least=1, rank=4),
             Paragraph("", tuple(f"†: {it}" for it in found.get("the machine was not quiet", ())), "yellow", least=1),
             Paragraph("", tuple(f"{KEPT}: {it}" for it in found.get(EARLIER, ())), least=1, rank=6),
+            Paragraph("", _covered(found.get(FASTER, ())), least=1, rank=5),
             Paragraph(*_section(found, "records that could not be read"), "red", least=2),
             Paragraph(*_section(found, OTHERS), least=2, rank=6),
         ]
