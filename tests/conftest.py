@@ -267,7 +267,7 @@ def start_worker(
 
     def start(backend: str, *, whole: bool = False, **specification: Any) -> Worker:
         worker = Worker(
-            Job(backend=backend, specification=specification),
+            Job(backend=backend, specification=specification, whole=whole),
             environment=Environment(),
             store=kept_store,
             log=logs / f"{len(started)}-{backend}.log",

@@ -9,6 +9,7 @@ import re
 import shlex
 import time
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,17 @@ def quoted(word: str) -> str:
         # Of the user's home folder, which a shell knows where it is not quoted.
         return f"~/{quoted(word[2:])}" if word[2:] else word
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def going_on(words: Sequence[str], run: str) -> str:
+    """Return the command that goes on with a run whose session got ``words``, as a shell takes it."""
+    pairs = zip(("", *words), words, strict=False)
+    kept = [
+        word
+        for before, word in pairs
+        if word.partition("=")[0] != "--resume" and (before != "--resume" or word.startswith("-"))
+    ]
+    return " ".join(quoted(redact(word)) for word in ("python", "-m", "pytest", *kept, "--resume", run))
 
 
 def when(seconds: float) -> str:

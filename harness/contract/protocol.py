@@ -18,12 +18,17 @@ REFUSED = "refused"
 
 
 class Job(BaseModel):
-    """The first line a worker reads: which backend to open, and with what."""
+    """The first line a worker reads: which backend to open, and with what.
+
+    A ``whole`` worker imports all that a user's process does, since the memory of such a process is what is asked of
+    it; others do without what they have no use for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backend: str
     specification: dict[str, Any]
+    whole: bool = False
 
 
 class Request(BaseModel):

@@ -54,7 +54,7 @@ class Launches:
     def whole_process(self, cell: Cell) -> Worker:
         """Start a Transformers worker whose memory is its own, not ready yet; in any thread, and nothing ends it here.
 
-        It is no fork, which would share what it inherits.
+        It is no fork, which would share what it inherits, and does without nothing that a user's process imports.
         """
         return self._launch_transformers(cell, _MEMORY)
 
@@ -189,6 +189,7 @@ class Launches:
             of=cell.id,
             variables=_SLEEPING if alone else self._online(),
             family="" if alone else None,
+            whole=alone,
         )
 
     def _launch_program(self, cell: Cell, kind: str) -> Worker:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from harness.base.errors import DeviceLost, DiscardedBlocks, HarnessError
@@ -17,13 +17,13 @@ from harness.machine.vendor import over
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell
 from harness.matrix.schema import Threshold
+from harness.measure.alike import is_baseline_of, is_judged, told_with
 from harness.measure.figures import Figure
 from harness.measure.flow import Flow
 from harness.measure.kept import Place, where_kept
 from harness.measure.launches import shared_flag
 from harness.measure.rounds import All, Rule
 from harness.records.metrics import METRICS, stage_of
-from harness.records.place import row_of
 from harness.records.run import Run
 from harness.records.schema import Device, Judgement, Measurement, Scalar, identity
 
@@ -47,19 +47,28 @@ class Recorder:
         self._standing: dict[str, Measurement] = {}
         self.neighbours = os.environ.get(machine_watch.NEIGHBOURS, "")
 
-    def resume(self) -> list[str]:
+    def resume(self, says_nothing: Callable[[Measurement], bool] = lambda _: False) -> list[str]:
         """Take over what the run has already measured, but for what was too noisy to be held against its limit.
 
-        Returns a message for each line that could not be read.
+        Nor does what by itself ``says_nothing`` stand, nor what is told from either. Returns a message for each line
+        that could not be read.
         """
         problems: list[str] = []
         for line in self.run.lines(problems):
             if isinstance(line, Measurement) and not line.discarded:
                 self._standing[identity(line)] = line
             elif isinstance(line, Judgement) and line.noisy:
-                for record in [it for it in self._standing.values() if _is_judged(it, line)]:
-                    self.forget(record)
+                self._forget_all(it for it in self.standing() if is_judged(it, line))
+        self._forget_all(filter(says_nothing, self.standing()))
         return problems
+
+    def _forget_all(self, records: Iterable[Measurement]) -> None:
+        """Forget records, and with each what was told of the same work, as steps are from a batch's latency."""
+        for record in records:
+            self.forget(record)
+            for other in self.standing():
+                if told_with(other, record):
+                    self.forget(other)
 
     def standing(self) -> list[Measurement]:
         """Return the last record of everything that the run has measured, in earlier sessions too."""
@@ -86,11 +95,11 @@ class Recorder:
         What this session has measured comes before what a resumed run brought along, of which the latest counts that
         was measured under the same packages, from the same data and with the same options.
         """
-        own = (other for other in reversed(self.measurements) if _is_baseline_of(other, measurement))
+        own = (other for other in reversed(self.measurements) if is_baseline_of(other, measurement))
         earlier = (
             other
             for other in reversed(self._standing.values())
-            if _is_baseline_of(other, measurement)
+            if is_baseline_of(other, measurement)
             and (other.packages, other.flags) == (measurement.packages, measurement.flags)
         )
         return next(itertools.chain(own, earlier), None)
@@ -358,26 +367,6 @@ def _gone_if_it_is(hardware: Hardware) -> Iterator[None]:
         except DeviceLost as lost:
             raise lost from error
         raise
-
-
-def _is_baseline_of(other: Measurement, measurement: Measurement) -> bool:
-    """Return whether a record is of the baseline, and otherwise of the very thing that was measured."""
-    return (
-        other.cell.recipe.baseline
-        and not other.discarded
-        and other.cell.model == measurement.cell.model
-        and row_of(other) == row_of(measurement)
-        and other.device.name == measurement.device.name
-    )
-
-
-def _is_judged(record: Measurement, judgement: Judgement) -> bool:
-    """Return whether a judgement is of this figure, or held against it as its baseline."""
-    cell, of = record.cell, judgement.cell
-    same = (record.metric, record.parameters, cell.model, cell.hardware, cell.server)
-    return same == (judgement.metric, judgement.parameters, of.model, of.hardware, of.server) and (
-        cell.recipe == of.recipe or (cell.recipe.baseline and judgement.comparison not in ("max", "min"))
-    )
 
 
 def record_of(name: str, value: float, **rest: Any) -> Measurement:

@@ -137,10 +137,12 @@ class Workers:
         environment: Environment | None = None,
         family: str | None = None,
         compiled: Compiled | None = None,
+        whole: bool = False,
     ) -> Worker:
         """Start a worker, not ready yet: forked with the imports of ``family``, or executed if that is empty.
 
-        ``role`` is what it is to do, ``of`` which cell, ``compiled`` where its compilers work.
+        ``role`` is what it is to do, ``of`` which cell, ``compiled`` where its compilers work; one that is ``whole``
+        imports all that a user's process does.
         """
         check_limits(worker=True)
         label = f"{role} {of}".strip()
@@ -148,7 +150,7 @@ class Workers:
         if family is None:
             family = TRANSFORMERS if backend in _WITH_TRANSFORMERS else ""
         worker = Worker(
-            Job(backend=backend, specification=specification),
+            Job(backend=backend, specification=specification, whole=whole),
             environment=environment,
             store=self.store,
             log=self.log(label),

@@ -23,7 +23,7 @@ from harness.cluster.address import patience
 from harness.cluster.campaign import Campaign, Clocks, Engine, Event, Lost
 from harness.cluster.choice import engine_on
 from harness.cluster.units import Unit
-from harness.judge import neighbours
+from harness.judge import neighbours, spread
 from harness.machine import probe
 from harness.machine.watch import NEIGHBOURS
 from harness.plugin.collect import units
@@ -238,7 +238,7 @@ class Far:
         from harness.measure.recorder import Recorder
 
         recorder = Recorder(None, self.session.run)  # type: ignore[arg-type]
-        self.session.problems += recorder.resume()
+        self.session.problems += recorder.resume(spread.too_wide)
         for record in recorder.standing():
             self._kept.add(record)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.base.interruption import Interruption
-from harness.base.text import quoted, redact
+from harness.base.text import going_on
 from harness.plugin.command_line import CommandLine
 from harness.plugin.stash import session_key
 
@@ -44,12 +44,4 @@ class Interrupted:
         session = self._config.stash.get(session_key, None)
         if session is None:
             return ""
-        words = CommandLine.of(self._config).words
-        pairs = zip(("", *words), words, strict=False)
-        kept = [
-            word
-            for before, word in pairs
-            if word.partition("=")[0] != "--resume" and (before != "--resume" or word.startswith("-"))
-        ]
-        told = ["python", "-m", "pytest", *kept, "--resume", session.run.name]
-        return f"go on with: {' '.join(quoted(redact(word)) for word in told)}"
+        return f"go on with: {going_on(CommandLine.of(self._config).words, session.run.name)}"

@@ -17,6 +17,7 @@ from harness.base.files import default_root
 from harness.base.terminal import columns
 from harness.cluster.campaign import LATER
 from harness.devices import DeviceRunner, Devices
+from harness.judge import spread
 from harness.judge.limits import Judge
 from harness.judge.rounds import Rule
 from harness.machine import probe
@@ -119,7 +120,7 @@ class HarnessSession(Reported):
             # On a processor all that a cell needs stands before anything of it is timed.
             flow.fleet.import_ahead(claim.cell for claim in claims if not (claim.skipped or claim.cell.skip))
         recorder = Recorder(flow, run)
-        problems = recorder.resume() if given.resume else []
+        problems = recorder.resume(spread.too_wide) if given.resume else []
         begun(run, given, environment)
         run.note_cache(store.root)
         documented = Documented.load()

@@ -15,12 +15,12 @@ from pydantic import BaseModel
 
 from harness.base.errors import HarnessError, nearest
 from harness.base.files import write_text
-from harness.base.text import one_line, redact
+from harness.base.text import going_on, one_line, redact
 from harness.contract.versions import MAKERS
 from harness.publish.checkpoint import Checkpoint, Origin, cached
 from harness.records.place import Place, row_of
 from harness.records.run import Run
-from harness.records.schema import Cell, Judgement, Measurement, ModelIdentity, describe
+from harness.records.schema import Cell, Header, Judgement, Measurement, ModelIdentity, describe
 from harness.report import unsteady
 from harness.runtime.sources import folder_revision
 from harness.runtime.store import Store
@@ -53,6 +53,8 @@ class Records:
     caches: list[Path] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    """The command that goes on with each run, which measures again what was too noisy."""
 
     @classmethod
     def read(cls, root: Path, names: Sequence[str]) -> Records:
@@ -63,6 +65,9 @@ class Records:
             found.caches += [path for path in run.caches if path not in found.caches]
             found.measurements += [line for line in lines if isinstance(line, Measurement)]
             found.judgements += [line for line in lines if isinstance(line, Judgement)]
+            # Its first session's, of which those that went on with it are parts.
+            begun = [it.command for it in lines if isinstance(it, Header)][:1]
+            found.again += [going_on(words[1:], run.name) for words in begun if words[:1] == ["pytest"]]
             for problem in problems:
                 print(problem, file=sys.stderr)
         return found
@@ -105,6 +110,7 @@ class Records:
             self.caches,
             [*base, *own],
             [it for it in judged if it.cell.hardware in {one[0] for one in under}],
+            self.again,
         )
 
 
@@ -228,7 +234,11 @@ def screen(records: Records, cell: Cell, allowed: Iterable[str]) -> tuple[list[M
     if refused:
         kinds = " ".join(f"--allow {kind}" for kind in dict.fromkeys(kind for kind, _ in refused))
         listed = "\n".join(f"  {_shown(words)}" for _, words in refused)
-        raise Refused(f"{name_of(cell)} is not fit to be published:\n{listed}\nTo publish it all the same, say {kinds}")
+        quieter = [command for command in records.again if "--allow noisy" in kinds]
+        again = "".join(f"\nWhere it is quieter, have what is noisy measured again: {one}" for one in quieter)
+        raise Refused(
+            f"{name_of(cell)} is not fit to be published:\n{listed}{again}\nTo publish it all the same, say {kinds}"
+        )
     return chosen, failed
 
 

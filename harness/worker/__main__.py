@@ -34,7 +34,7 @@ def main() -> int:
         job = Job.model_validate_json(requests.readline())
         # A backend of another package, which a server of its own brought along, has its whole name.
         name = job.backend if "." in job.backend else f"harness.worker.{job.backend}"
-        with lean.imports():
+        with lean.imports(job.whole):
             module = importlib.import_module(name)
         backend: Backend = module.BACKEND(lambda value: send("progress", value))
     except BaseException as error:

@@ -153,13 +153,19 @@ def _version(name: str) -> str:
 
 
 @contextlib.contextmanager
-def imports() -> Iterator[None]:
+def imports(whole: bool = False) -> Iterator[None]:
     """Pass over what no worker uses from now on; look for no garbage in this block, nor later among what it brings.
+
+    If they are to be ``whole``, as those of a program that loads a model, only what could not be imported is passed
+    over.
 
     A fortieth of the objects of Transformers' imports is garbage, without which the process takes no less memory. To
     look for it once takes a tenth of these imports' time.
     """
     pass_over_other_builds()
+    if whole:
+        yield
+        return
     if _Lean not in sys.meta_path:
         sys.meta_path.insert(0, _Lean)
     looking = gc.isenabled()

@@ -20,11 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import HarnessError, Unsuitable, WrongKernels
+from harness.judge import spread
 from harness.judge.rounds import FEWEST, Rule
 from harness.machine import probe, watch
 from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import TaskOptions, Threshold
+from harness.measure import engine
 from harness.measure import recorder as recorder_module
 from harness.measure.figures import Figure, between_rounds, in_a_row, percentiles, split
 from harness.measure.limits import Limits
@@ -500,6 +502,39 @@ def test_what_was_too_noisy_for_its_limit_is_measured_again(
     for name in ("bf16", "int8wo", "int8dq"):
         resumed.generate(cells[name], repeat)
     assert flow.asked == 4 * again
+
+
+def test_a_figure_that_says_nothing_is_measured_again_and_what_is_told_from_it(
+    tmp_path: Path, cells: dict[str, Cell]
+) -> None:
+    """Though no limit is held against it, as none is against a baseline's; what is quiet stands."""
+
+    class Batches(StubFlow):
+        def engine(self, cell: Cell) -> StubFlow:
+            return self
+
+        def options(self, cell: Cell) -> dict[str, Any]:
+            return {}
+
+        variables = options
+
+    def session(flow: Batches) -> dict[tuple[str, Any], float]:
+        recorder = Recorder(flow, Run(tmp_path))  # type: ignore[arg-type]
+        if Run(tmp_path).path.exists():
+            recorder.resume(spread.too_wide)
+        for size in (1, 8):
+            latency = engine.latency(recorder, cell, size, repeat)
+            recorder.note(cell, {**latency.parameters, "phase": "decode"}, "limit_fraction", Figure(1 / latency.value))
+        return {(it.metric, it.parameters["batch_size"]): it.value for it in recorder.measurements}
+
+    table = cells["int8wo"].measurements.latency.model_copy(update={"warmup": 0, "rounds": 3})
+    cell = replace(cells["int8wo"], measurements=cells["int8wo"].measurements.model_copy(update={"latency": table}))
+    assert session(Batches(0.5, 8.0, 0.5, 1.0, 1.0, 1.0))["latency", 1] == 3.0
+    again = Batches(0.5)
+    told = {("latency", 1): 0.5, ("limit_fraction", 1): 2.0, ("latency", 8): 1.0, ("limit_fraction", 8): 1.0}
+    assert session(again) == told
+    assert again.asked == 3
+    assert session(Batches(9.0)) == told, "nothing is noisy any more"
 
 
 @given(st.lists(st.lists(st.floats(0.1, 100), max_size=9), max_size=5), st.floats(0.1, 10))

@@ -329,6 +329,9 @@ def test_a_figure_too_noisy_to_say_anything(place: Place, limited: bool) -> None
     assert line.endswith("too noisy to say")
     assert ("limit 1.6" in line) == limited
     assert said.rstrip().endswith("say --allow noisy")
+    again = f"python -m pytest '[token removed]' --resume {place.run.name}"
+    said = " ".join(place.publish()[1].split())
+    assert f"Where it is quieter, have what is noisy measured again: {again} To publish" in said
     assert place.publish("--allow", "noisy")[0] == 0
     top, _, rest = place.card.text.partition("## ")
     assert "too noisy to say" in top
@@ -347,6 +350,7 @@ def test_all_that_is_wrong_is_said_at_once(place: Place) -> None:
     assert "throttled" in said
     assert "limit 1.6" in said
     assert "--allow discarded --allow failed-thresholds" in said
+    assert "--resume" not in said, "which measures neither again"
     assert place.publish("--allow", "discarded")[0] == 2
 
 

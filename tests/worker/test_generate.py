@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from harness.base.errors import WorkerError
+from harness.measure.recorder import record_of
+from harness.publish import reproduction
+from harness.records.schema import Cell, Device, ModelIdentity, RecipeIdentity
+from harness.runtime.environment import Environment
+from harness.runtime.store import Store
 
+CELL = Cell(
+    model=ModelIdentity(name="tiny", source="folder:tiny", revision="1", weights="random"),
+    recipe=RecipeIdentity(name="bf16", hash="1", config={}, baseline=True),
+    hardware="cpu",
+    server="transformers",
+)
+DEVICE = Device(name="this machine")
 WINDOWS, WINDOW_TOKENS = 3, 64
 
 
@@ -23,6 +38,19 @@ def test_peak_memory_is_the_kernels_and_needs_a_fresh_process(generating):
         generating.ask("peak_memory", max_new_tokens=8)
     assert caught.value.kind == "exception"
     assert generating.worker.alive, "an exception does not end a worker"
+
+
+def test_peak_memory_is_that_of_the_cards_script_by_hand(generating, tiny_model, tmp_path: Path):
+    """Within 4 %: the worker has what speaks to the planner besides, and the kernel counts pages as they come."""
+    peak = record_of("peak_memory", 1.0, parameters={"max_new_tokens": 8}, cell=CELL, packages={}, device=DEVICE)
+    (script,) = reproduction.peak_memory([peak], str(tiny_model.folder), "base")
+    # Of an environment like the worker's: no imports but the script's, and none of the tests' own.
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=Environment().environ(Store(tmp_path)), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    by_hand = float(re.findall(r"Peak Memory Usage: ([\d.]+) GB", done.stdout)[-1])
+    assert generating.peak["peak_bytes"] / 1e9 == pytest.approx(by_hand, rel=0.04, abs=0.006)
 
 
 def test_generate_gives_as_many_tokens_as_asked_and_those_of_transformers(generating, tiny_model):

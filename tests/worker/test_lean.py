@@ -34,6 +34,19 @@ def test_workers_load_nothing_that_none_of_them_uses_and_tasks_have_it_all_the_s
     assert json.loads(done.stdout) == [[], 1.0, [True, True, False], True]
 
 
+def test_whole_imports_are_those_of_a_program_but_for_what_cannot_be_imported(run_code: RunCode):
+    done = run_code(
+        "import gc, json, sys\n"
+        "from harness.worker import lean\n"
+        "sys.meta_path = [it for it in sys.meta_path if it is not lean._Lean]\n"
+        "lean.pass_over_other_builds = lambda: print('passed over')\n"
+        "with lean.imports(whole=True):\n"
+        "    print(json.dumps([gc.isenabled(), lean._Lean in sys.meta_path]))\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["passed over", "[true, false]", ""]
+
+
 def test_garbage_is_looked_for_again_after_the_imports_but_not_among_them():
     for looking in (False, True):
         (gc.enable if looking else gc.disable)()
