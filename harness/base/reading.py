@@ -7,6 +7,7 @@ import json
 import math
 import re
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def toml_value(text: str) -> dict[str, Any]:
 def check_pattern(text: str) -> None:
     """Raise ValueError, naming what is wrong with it, unless a text is a regular expression that Python compiles."""
     try:
-        re.compile(text)
+        with warnings.catch_warnings():
+            # Of `[[`, which some later Python may take for a set within a set: until then it is what it is.
+            warnings.simplefilter("ignore", FutureWarning)
+            re.compile(text)
     except RecursionError:
         raise ValueError(f"{text[:40]!r}... is not a regular expression that can be read: nested too deep") from None
     except (re.error, OverflowError) as error:

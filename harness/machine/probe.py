@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.base.errors import DeviceLost
+from harness.base.errors import DeviceLost, HarnessError
 from harness.base.shipped import installing
 from harness.machine.vendor import Unseen, over
 from harness.machine.vendors import VENDORS
@@ -138,6 +138,19 @@ def _asked(hardware: Hardware) -> Iterator[None]:
         yield
     except Unseen as error:
         raise lost(hardware, str(error)) from error
+
+
+@contextlib.contextmanager
+def told(hardware: Hardware) -> Iterator[None]:
+    """Have a GPU that is gone named, where what failed without it names everything else."""
+    try:
+        yield
+    except HarnessError as error:
+        try:
+            state(hardware)
+        except DeviceLost as gone:
+            raise gone from error
+        raise
 
 
 def lost(hardware: Hardware, words: str) -> DeviceLost:

@@ -46,8 +46,8 @@ def engine(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
 
     names = ("engine_start", "kv_cache_capacity", "quantized_layers", *(["compile_time"] if compiles else []))
     # The start is of the block that is discarded.
-    return recorder.take(
-        cell, {"kind": "engine"}, take, names=names, engine=True, again=lambda: fleet.renew(cell, "engine")
+    return recorder.block(cell, {"kind": "engine"}, engine=True).take(
+        take, names=names, again=lambda: fleet.renew(cell, "engine")
     )
 
 
@@ -66,13 +66,13 @@ def cold(started: Worker | Server, what: str) -> dict[str, float]:
 def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Measurement:
     """Measure the published latency, a batch a call of the timer."""
     wanted = cell.measurements.latency
-    parameters = latency_parameters(cell, batch_size)
+    block = recorder.block(cell, latency_parameters(cell, batch_size), engine=True)
 
     def take() -> dict[str, Figure]:
         worker = recorder.flow.fleet.engine(cell)
         seconds: list[float] = []
         warming = recorder.warming(wanted.warmup_tokens, wanted.output_len)
-        rule = recorder.rule(cell, "latency", parameters, statistics.fmean, wanted.rounds)
+        rule = block.rule("latency", statistics.fmean, wanted.rounds)
 
         def once() -> None:
             check(rule, seconds[wanted.warmup :])
@@ -94,7 +94,7 @@ def latency(recorder: Recorder, cell: Cell, batch_size: int, timer: Timer) -> Me
         told = percentiles(samples) | early | warmed(warming, wanted.output_len)
         return {"latency": Figure(statistics.fmean(samples), samples, warmup, told, discarded=note)}
 
-    return recorder.take(cell, parameters, take, names=("latency",), engine=True)["latency"]
+    return block.take(take, names=("latency",))["latency"]
 
 
 def latency_parameters(cell: Cell, batch_size: int) -> dict[str, Scalar]:

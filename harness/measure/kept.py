@@ -49,7 +49,7 @@ class Kept:
         self._run = run
         self._environment = environment
 
-    def place(self, cell: Cell, asked: Mapping[str, Any], label: str = "") -> Place | None:
+    def place(self, cell: Cell, asked: Mapping[str, Any], label: str = "") -> KeptBlock | None:
         """Return where what is ``asked`` of a cell is kept; None where nothing of it is.
 
         That is on GPUs, for programs, of recipes that a text calibrates, and where a system does not name its start.
@@ -67,12 +67,12 @@ class Kept:
             "python": self._environment.interpreter(),
             "variables": {name: value for name, value in environ.items() if name not in _WHERE},
         }
-        return Place(self._store, self._run, key, f"figures of {label or cell.id}")
+        return KeptBlock(self._store, self._run, key, f"figures of {label or cell.id}")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where figures are kept, by all that decides them."""
+class KeptBlock:
+    """The figures of one block where they are kept, by all that decides them."""
 
     store: Store
     run: Run

@@ -55,7 +55,7 @@ def kernels(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
         return found
 
     names = ("kernel_time", "quantized_kernel_share") if pattern else ("kernel_time",)
-    found = recorder.take(cell, {"pattern": pattern}, take, names=names, engine=engine, quick=True, fixed=True)
+    found = recorder.block(cell, {"pattern": pattern}, engine=engine).take(take, names=names, quick=True, fixed=True)
     if not cell.recipe.baseline:
         _check(recorder, cell, pattern, found)
     return found

@@ -15,8 +15,9 @@ from harness.matrix.plan import Cell
 from harness.measure import roofline
 from harness.measure.engine import latency_parameters
 from harness.measure.figures import Figure, in_a_row, percentiles
-from harness.measure.recorder import Recorder
+from harness.measure.recorder import Block, Recorder
 from harness.measure.rounds import check
+from harness.measure.undisturbed import undisturbed
 from harness.records.schema import Measurement, Scalar
 
 
@@ -35,7 +36,8 @@ class Limits:
         shape = self._shape(cell)
         ceiling = self._ceiling(cell)
         names = ("prefill_time", "decode_step_time")
-        found = self._recorder.take(cell, parameters, lambda: self._steps(cell, batch_size), names=names, engine=True)
+        block = self._recorder.block(cell, parameters, engine=True)
+        found = block.take(lambda: self._steps(block, cell, batch_size), names=names)
         context = wanted.input_len + wanted.output_len / 2
         for phase, cost, measured in (
             ("prefill", roofline.prefill(shape, batch_size, wanted.input_len), found["prefill_time"].value),
@@ -55,11 +57,11 @@ class Limits:
             found[f"limit_fraction {phase}"] = self._recorder.note(cell, of, "limit_fraction", figure, engine=True)
         return found
 
-    def _steps(self, cell: Cell, batch_size: int) -> dict[str, Figure]:
+    def _steps(self, block: Block, cell: Cell, batch_size: int) -> dict[str, Figure]:
         """Measure reading the prompts, and take the rest of the batch's latency for the decoding steps."""
         wanted = cell.measurements.latency
-        first = self._seconds(cell, batch_size, 1)
-        latency = self._latency(cell, batch_size) or self._seconds(cell, batch_size, wanted.output_len)[1:]
+        first = self._seconds(block, cell, batch_size, 1)
+        latency = self._latency(cell, batch_size) or self._seconds(block, cell, batch_size, wanted.output_len)[1:]
         start = statistics.median(first[1:])
         steps = [(seconds - start) / max(1, wanted.output_len - 1) for seconds in latency]
         step = statistics.median(steps)
@@ -73,13 +75,13 @@ class Limits:
             "decode_step_time": Figure(1000 * step, [1000 * it for it in steps]),
         }
 
-    def _seconds(self, cell: Cell, batch_size: int, output_len: int) -> list[float]:
+    def _seconds(self, block: Block, cell: Cell, batch_size: int, output_len: int) -> list[float]:
         """Return the seconds of a round to warm up and of those that count."""
-        wanted, parameters = cell.measurements.latency, latency_parameters(cell, batch_size)
+        wanted = cell.measurements.latency
         engine = self._recorder.flow.fleet.engine(cell)
         ask = functools.partial(engine.ask, "latency", cell.measurements.time_limits.measure)
         sizes = {"batch_size": batch_size, "input_len": wanted.input_len, "output_len": output_len}
-        rule = self._recorder.rule(cell, "prefill_time", parameters, statistics.median, wanted.rounds)
+        rule = block.rule("prefill_time", statistics.median, wanted.rounds)
         found: list[float] = []
 
         def once() -> None:
@@ -119,7 +121,8 @@ class Limits:
         device = {"device": cell.hardware.torch_device}
         # Idle workers may stay beside.
         ask = functools.partial(self._recorder.flow.workers.once, "limits", device, "measure", cell)
-        return self._recorder.undisturbed(
+        return undisturbed(
+            self._recorder.flow,
             cell,
             "copy_bandwidth, matrix_rate",
             lambda: ask(**_asked(cell)),

@@ -290,8 +290,8 @@ class Loads:
                 {"energy": f"not available: {self._unmetered}"} if self._unmetered else {}
             )
 
-        return self.recorder.take(
-            cell, parameters, take, names=names, engine=True, inputs=self._inputs(workload), state=state
+        return self.recorder.block(cell, parameters, engine=True, inputs=self._inputs(workload)).take(
+            take, names=names, state=state
         )
 
     def _inputs(self, workload: Workload) -> str:

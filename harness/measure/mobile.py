@@ -61,7 +61,7 @@ class MeasureMobile:
                 "export_peak_memory": Figure(facts["export_peak_bytes"] / 1e9, from_cache=cached),
             }
 
-        return self.recorder.take(cell, {"route": route}, take, names=names, quick=True)
+        return self.recorder.block(cell, {"route": route}).take(take, names=names, quick=True)
 
     # ------------------------------------------------------------------------------------------ speed and memory
 
@@ -82,8 +82,8 @@ class MeasureMobile:
 
         names = ("load_time", "prefill_throughput", "decode_throughput", "first_token_time")
         parameters: dict[str, Scalar] = {"runner": "TextLLMRunner", "route": route, **_shape(wanted)}
-        return self.recorder.take(
-            cell, parameters, take, names=names, inputs=self.flow.checkpoints.program(cell, route).key
+        return self.recorder.block(cell, parameters, inputs=self.flow.checkpoints.program(cell, route).key).take(
+            take, names=names
         )
 
     def operators(self, cell: Cell) -> dict[str, Measurement]:
@@ -111,13 +111,8 @@ class MeasureMobile:
             return {"fallback_time": Figure(portable / whole, attachment=attachment)}
 
         parameters: dict[str, Scalar] = {"prompt_tokens": wanted.prompt_tokens}
-        return self.recorder.take(
-            cell,
-            parameters,
-            take,
-            names=("fallback_time",),
-            quick=True,
-            inputs=self.flow.checkpoints.program(cell, PORTABLE).key,
+        return self.recorder.block(cell, parameters, inputs=self.flow.checkpoints.program(cell, PORTABLE).key).take(
+            take, names=("fallback_time",), quick=True
         )
 
     def on_device(self, cell: Cell, route: str, device: DeviceRunner) -> dict[str, Measurement]:
@@ -149,7 +144,7 @@ class MeasureMobile:
             parameters |= _shape(wanted) if device.speed else {"prompt_tokens": 16, "new_tokens": 4}
         where = device.device()
         inputs = _inputs(program.key, device.runner_key())
-        found = self.recorder.take(cell, parameters, take, names=names, inputs=inputs, device=where, state=state)
+        found = self.recorder.block(cell, parameters, inputs=inputs, device=where).take(take, names=names, state=state)
         if void := next((record.discarded for record in found.values() if record.discarded), ""):
             raise HarnessError(
                 f"{cell.id} on {device.name}: {void}; its speed is kept as discarded. Let it cool, then --resume"
@@ -163,15 +158,8 @@ class MeasureMobile:
         if told.peak_bytes:
             figures["peak_memory"] = Figure(told.peak_bytes / 1e9)
         inputs = file_digest(device.file)[:16]
-        return self.recorder.take(
-            cell,
-            {"runner": "ios"},
-            lambda: figures,
-            names=list(figures),
-            quick=True,
-            inputs=inputs,
-            device=device.device(),
-            state=device.state,
+        return self.recorder.block(cell, {"runner": "ios"}, inputs=inputs, device=device.device()).take(
+            lambda: figures, names=list(figures), quick=True, state=device.state
         )
 
     # ---------------------------------------------------------------------------------------------- agreement
@@ -220,15 +208,8 @@ class MeasureMobile:
         names = ("program_kl", "program_top1", "program_perplexity", "program_perplexity_change", "logit_difference")
         parameters: dict[str, Scalar] = {"runner": _kind(device), "windows": windows}
         parameters |= {"window_tokens": wanted.window_tokens, **_by(route)}
-        return self.recorder.take(
-            cell,
-            parameters,
-            take,
-            names=names,
-            quick=True,
-            inputs=_inputs(program.key, text.key, binary),
-            device=where,
-            state=device.state,
+        return self.recorder.block(cell, parameters, inputs=_inputs(program.key, text.key, binary), device=where).take(
+            take, names=names, quick=True, state=device.state
         )
 
     def task(self, cell: Cell, task: str, through: str) -> dict[str, Measurement]:

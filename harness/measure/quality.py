@@ -75,7 +75,7 @@ def text_quality(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
         "windows": wanted.windows,
         "window_tokens": wanted.window_tokens,
     }
-    return recorder.take(cell, parameters, take, names=names, inputs=text.key)
+    return recorder.block(cell, parameters, inputs=text.key).take(take, names=names)
 
 
 def _apart(recorder: Recorder, cell: Cell) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def agreement(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
     parameters: dict[str, Scalar] = {"text": "ShareGPT answers", **asked}
     names = ("served_kl", "served_top1")
     # The reference before the engine starts: on a GPU one worker has the whole of it.
-    return recorder.take(
-        cell, parameters, take, names=names, engine=True, inputs=text.key, prepare=reference, fixed=True
+    return recorder.block(cell, parameters, engine=True, inputs=text.key).take(
+        take, names=names, prepare=reference, fixed=True
     )
 
 

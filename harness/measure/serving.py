@@ -35,13 +35,8 @@ def server(recorder: Recorder, cell: Cell) -> Measurement:
         return {"engine_start": Figure(seconds, [seconds], statistics=told)}
 
     # The start is of the block that is discarded.
-    return recorder.take(
-        cell,
-        {"kind": "server"},
-        take,
-        names=("engine_start",),
-        engine=True,
-        again=lambda: fleet.renew(cell, "server"),
+    return recorder.block(cell, {"kind": "server"}, engine=True).take(
+        take, names=("engine_start",), again=lambda: fleet.renew(cell, "server")
     )["engine_start"]
 
 
@@ -72,7 +67,7 @@ def chat(recorder: Recorder, cell: Cell) -> dict[str, Any]:
 
     def ask() -> Measurement:
         parameters: dict[str, Scalar] = {"max_tokens": wanted.chat_tokens}
-        taken = recorder.take(cell, parameters, take, names=("chat_tokens",), engine=True, quick=True)
+        taken = recorder.block(cell, parameters, engine=True).take(take, names=("chat_tokens",), quick=True)
         return taken["chat_tokens"]
 
     found = ask()
@@ -94,14 +89,18 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
     """
     flow, wanted = recorder.flow, cell.measurements.serving
     rates, times = ("request_throughput", "output_throughput"), ("ttft", "tpot", "itl")
+    parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}
+    if wanted.output_len is not None:
+        parameters["output_len"] = wanted.output_len
+    block = recorder.block(cell, parameters, engine=True, inputs=flow.checkpoints.prompts().key)
 
     def take() -> dict[str, Figure]:
         rounds: list[dict[str, Any]] = []
         asked = prompts_asked(flow, cell, num_prompts)
         rules: dict[str, Rule] = {
             name: All()
-            if any(recorder.limited(cell, it, parameters) for it in times)
-            else recorder.rule(cell, name, parameters, statistics.median, wanted.rounds, fewest=FEWEST_SERVED)
+            if any(block.limited(it) for it in times)
+            else block.rule(name, statistics.median, wanted.rounds, fewest=FEWEST_SERVED)
             for name in rates
         }
 
@@ -130,11 +129,7 @@ def serving(recorder: Recorder, cell: Cell, num_prompts: int, timer: Timer = in_
                 found[name] = Figure(statistics.median(samples), thinned(samples), statistics=told)
         return found
 
-    parameters: dict[str, Scalar] = {"num_prompts": num_prompts, "dataset": "ShareGPT"}
-    if wanted.output_len is not None:
-        parameters["output_len"] = wanted.output_len
-    inputs = flow.checkpoints.prompts().key
-    return recorder.take(cell, parameters, take, names=(*rates, *times), engine=True, inputs=inputs)
+    return block.take(take, names=(*rates, *times))
 
 
 def prompts_asked(flow: Flow, cell: Cell, num_prompts: int) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def checkpoint(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
             "quantized_bytes": Figure(coverage.share_of_bytes(coverage.quantized)),
         }
 
-    found = recorder.take(cell, {}, take, names=_SIZES, quick=True)
+    found = recorder.block(cell, {}).take(take, names=_SIZES, quick=True)
     for of, size in (("weights", "weight_bytes"), ("checkpoint", "checkpoint_bytes")):
 
         def deviation(size: str = size) -> dict[str, Figure]:
@@ -47,6 +47,6 @@ def checkpoint(recorder: Recorder, cell: Cell) -> dict[str, Measurement]:
             sizes = {"measured": measured, "predicted": float(predicted)}
             return {"size_deviation": Figure(abs(measured / predicted - 1), statistics=sizes)}
 
-        taken = recorder.take(cell, {"of": of}, deviation, names=("size_deviation",), quick=True)
+        taken = recorder.block(cell, {"of": of}).take(deviation, names=("size_deviation",), quick=True)
         found |= {f"{name} of {of}": record for name, record in taken.items()}
     return found

@@ -5,28 +5,25 @@ from __future__ import annotations
 import re
 import shlex
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.base.errors import HarnessError
+from harness.base.errors import HarnessError, WorkerError
 from harness.base.files import write_text
 from harness.base.reading import json_file
 from harness.base.text import file_name
 from harness.publish import reproduction
 from harness.records.by_hand import Ran
 from harness.records.schema import Measurement
-from harness.runtime.job import free_port
+from harness.runtime.job import Server, free_port
 from harness.runtime.process import Process, root_cause
 
 WARMUP, ITERATIONS = 10, 30
 """What ``vllm bench latency`` does unless it is told otherwise."""
 _ROUNDS = re.compile(r"--num-iters-warmup \d+ --num-iters \d+")
 _PEAK = re.compile(r"Peak Memory Usage: ([0-9.]+) GB")
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _COMPILES_ANEW = {"VLLM_DISABLE_COMPILE_CACHE": "1"}
 
 
@@ -79,8 +76,12 @@ def run(own: Sequence[Measurement], checkpoint: Path, bench: Bench, server: repr
     dataset.symlink_to(bench.prompts)
     port = free_port()
     with shell.beside("serve", f"{serve} --host 127.0.0.1 --port {port}") as process:
-        seconds = _until_it_answers(process, port, bench.limit)
-        yield ran("server", serving[0], serve, seconds, None)
+        started = Server(process, port=port, label="serve")
+        try:
+            started.wait_ready(bench.limit)
+        except WorkerError as error:
+            raise _failed("serve", process, process.exit_code()) from error
+        yield ran("server", serving[0], serve, started.start_seconds, None)
         for it in serving:
             _, (client,) = reproduction.serving([it], servers)
             result = f"--port {port} --save-result --result-dir . --result-filename serving.json"
@@ -131,19 +132,6 @@ class _Beside:
 
     def __exit__(self, *_: object) -> None:
         self._process.end(gently=True)
-
-
-def _until_it_answers(process: Process, port: int, limit: float) -> float:
-    while True:
-        seconds = process.age(time.monotonic())
-        code = process.exit_code()
-        if code is not None or seconds > limit:
-            raise _failed("serve", process, code)
-        try:
-            with _DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=5):
-                return seconds
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.1)
 
 
 def _failed(what: str, process: Process, code: int | None) -> HarnessError:

@@ -78,17 +78,10 @@ class Store:
         with self.writing(label):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, label, self.writing):
-            damage = problem(folder, verify=verify)
-            with self.writing(label):
-                wrong = damage or _lacking(folder, facts)
+            sound = self._sound(name, label, verify=verify, facts=facts)
             shared = self.shared if kind in KINDS else None
             made = False
-            if wrong:
-                if folder.exists():
-                    what = "damaged" if damage else "of an older version"
-                    self._say(f"{label}: the stored artifact is {what} ({wrong}); building it again")
-                    with self.writing(label):
-                        shutil.rmtree(folder)
+            if not sound:
 
                 def there() -> bool:
                     return shared is not None and self._fetched(shared, name, folder, label, facts)
@@ -146,14 +139,18 @@ class Store:
             with _locked(folder, label, self.writing), self.writing(label):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _sound(self, name: str, label: str) -> Artifact | None:
+    def _sound(self, name: str, label: str, *, verify: bool = True, facts: Sequence[str] = ()) -> Artifact | None:
+        """Return a stored artifact; one that cannot be used is told of and thrown away."""
         folder = self.root / name
-        if wrong := problem(folder):
-            self._say(f"{label}: the stored artifact is damaged ({wrong}); it is thrown away and made again")
-            with self.writing(label):
-                shutil.rmtree(folder, ignore_errors=True)
-            return None
-        return Artifact(folder=folder, key=name, made=False, facts=json_file(folder / MANIFEST)["facts"])
+        damage = problem(folder, verify=verify)
+        with self.writing(label):
+            if wrong := damage or _lacking(folder, facts):
+                if folder.exists():
+                    what = "damaged" if damage else "of an older version"
+                    self._say(f"{label}: the stored artifact is {what} ({wrong}); building it again")
+                    shutil.rmtree(folder, ignore_errors=True)
+                return None
+            return Artifact(folder=folder, key=name, made=False, facts=json_file(folder / MANIFEST, once=True)["facts"])
 
     def holds(self, kind: str, key: dict[str, Any]) -> bool:
         """Return whether an artifact for ``key`` is there, without checking its contents."""

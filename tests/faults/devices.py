@@ -110,7 +110,7 @@ def _session(run: Run, cell: Cell, driver: Falling) -> str:
                 recorder.resume()
             for unit in range(UNITS):
                 parameters = {"max_new_tokens": unit + 1}
-                recorder.take(cell, parameters, lambda unit=unit: bench.work(unit), names=["generate_throughput"])
+                recorder.block(cell, parameters).take(lambda unit=unit: bench.work(unit), names=["generate_throughput"])
         except HarnessError as error:
             return f"{type(error).__name__}: {error}"
         finally:

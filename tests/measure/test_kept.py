@@ -17,7 +17,7 @@ from harness.judge.trend import series
 from harness.machine import probe
 from harness.matrix.plan import Cell, Matrix
 from harness.measure import kept as kept_module
-from harness.measure import recorder as recorder_module
+from harness.measure import undisturbed as undisturbed_module
 from harness.measure.kept import Kept
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
@@ -164,12 +164,12 @@ class LimitedFlow(StubFlow):
 def test_the_devices_limits_are_kept_of_a_quiet_machine_alone(
     session: Session, quantized: Cell, quiet: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Watch(recorder_module.ProcessorWatch):
+    class Watch(undisturbed_module.ProcessorWatch):
         @property
         def problems(self) -> list[str]:
             return [] if quiet else ["shared: other processes used half of the processors' time"]
 
-    monkeypatch.setattr(recorder_module, "ProcessorWatch", Watch)
+    monkeypatch.setattr(undisturbed_module, "ProcessorWatch", Watch)
     found = []
     for name in ("first", "second"):
         flow, run = LimitedFlow(1.0), Run(session.folder / name)

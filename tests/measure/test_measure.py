@@ -27,7 +27,7 @@ from harness.matrix.hardware import Hardware
 from harness.matrix.plan import Cell, Matrix
 from harness.matrix.schema import TaskOptions, Threshold
 from harness.measure import engine
-from harness.measure import recorder as recorder_module
+from harness.measure import undisturbed as undisturbed_module
 from harness.measure.figures import Figure, between_rounds, in_a_row, percentiles, split
 from harness.measure.limits import Limits
 from harness.measure.measure import Measure
@@ -305,8 +305,8 @@ def test_a_resumed_runs_baseline_is_the_latest_from_the_same_data(tmp_path: Path
     measure = Measure(Recorder(StubFlow(1.0), Run(tmp_path)))  # type: ignore[arg-type]
 
     def accuracy(recipe: str, value: float, inputs: str) -> Measurement:
-        found = measure.recorder.take(
-            cells[recipe], {"task": "t"}, lambda: {"accuracy": Figure(value)}, names=("accuracy",), inputs=inputs
+        found = measure.recorder.block(cells[recipe], {"task": "t"}, inputs=inputs).take(
+            lambda: {"accuracy": Figure(value)}, names=("accuracy",)
         )
         return found["accuracy"]
 
@@ -600,7 +600,7 @@ def test_other_work_beside_a_block_is_told_of_and_the_block_stands(
     tmp_path: Path, cells: dict[str, Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What depends on no clock is not marked."""
-    monkeypatch.setattr(recorder_module, "ProcessorWatch", BusyBeside)
+    monkeypatch.setattr(undisturbed_module, "ProcessorWatch", BusyBeside)
     flow = StubFlow(1.0)
     found = Measure(Recorder(flow, Run(tmp_path))).generate(cells["bf16"], repeat)  # type: ignore[arg-type]
     assert (found.disturbed, found.discarded) == (BusyBeside.problems[0], "")
@@ -703,7 +703,7 @@ def test_a_sample_that_is_not_a_number_is_an_error_and_no_record(
     cell = cells["int8wo"]
     recorder = Recorder(StubFlow(1.0), Run(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(HarnessError, match=rf"latency of {cell.id} has {number} {words}"):
-        recorder.take(cell, {}, lambda: {"latency": figure(number)}, names=("latency",), quick=True)
+        recorder.block(cell, {}).take(lambda: {"latency": figure(number)}, names=("latency",), quick=True)
     assert not Run(tmp_path).path.exists()
 
 
