@@ -912,16 +912,28 @@ def test_an_engine_without_a_linear_layer_proves_nothing(tmp_path: Path, cells: 
 
 
 def measured_rounds(
-    folder: Path, cell: Cell, *, most: int, tags: dict[str, Any] | None = None
+    folder: Path,
+    cell: Cell,
+    *,
+    most: int,
+    tags: dict[str, Any] | None = None,
+    limits: tuple[Threshold, ...] = (),
 ) -> tuple[Measurement, StubFlow]:
-    """Measure the latency of a cell whose batches take equally long, with the rule of a session of the suites."""
+    """Measure the latency of a cell whose batches take equally long, with the rule of a session of the suites.
+
+    What the folder's run has already is resumed.
+    """
     flow = StubFlow(2.0)
     flow.rule = Rule
+    flow.limits = lambda *_, **__: list(limits)
     flow.engine = lambda _: flow  # type: ignore[attr-defined]
     flow.options = flow.variables = lambda _: {}  # type: ignore[attr-defined]
     latency = cell.measurements.latency.model_copy(update={"rounds": most, "warmup": 2})
     wanted = replace(cell, measurements=cell.measurements.model_copy(update={"latency": latency}))
-    return Measure(Recorder(flow, Run(folder), tags)).latency(wanted, 1, in_a_row), flow  # type: ignore[arg-type]
+    recorder = Recorder(flow, Run(folder), tags)  # type: ignore[arg-type]
+    if Run(folder).path.exists():
+        recorder.resume()
+    return Measure(recorder).latency(wanted, 1, in_a_row), flow
 
 
 def test_rounds_that_are_all_alike_end_early_and_the_record_says_so(tmp_path: Path, cells: dict[str, Cell]) -> None:
@@ -931,6 +943,17 @@ def test_rounds_that_are_all_alike_end_early_and_the_record_says_so(tmp_path: Pa
     assert not found.discarded
     assert (found.statistics["rounds_most"], found.statistics["half_width"]) == (8.0, 0.0)
     assert "known within 0.00% after 5 of 8 rounds" in "\n".join(flow.said)
+
+
+def test_rounds_end_early_against_a_baseline_that_a_resumed_run_has(tmp_path: Path, cells: dict[str, Cell]) -> None:
+    """Without it nothing is known of the ratio, and all rounds are taken."""
+    asked = Threshold(metric="latency", max_ratio=2.0, origin="chosen")
+    baseline, cell = (replace(cells[name], server="vllm") for name in ("bf16", "int8wo"))
+    alone, _ = measured_rounds(tmp_path / "alone", cell, most=8, limits=(asked,))
+    assert len(alone.samples) == 8
+    measured_rounds(tmp_path / "resumed", baseline, most=8)
+    found, _ = measured_rounds(tmp_path / "resumed", cell, most=8, limits=(asked,))
+    assert len(found.samples) == FEWEST
 
 
 def test_rounds_of_a_gate_and_few_rounds_are_all_taken(tmp_path: Path, cells: dict[str, Cell]) -> None:
