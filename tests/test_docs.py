@@ -420,6 +420,21 @@ def test_what_the_main_job_took_is_what_its_committed_run_took(main_job: Run) ->
         assert kernels == ", ".join(f"{name} {1000 * seconds / row.value:.0%}" for name, seconds, _ in ran)
 
 
+def test_what_compiled_starts_take_is_what_the_committed_runs_took() -> None:
+    page = (REPOSITORY / "docs" / "results" / "cpu-compiled.md").read_text(encoding="utf-8")
+    folders = re.findall(r"\[(?:first|second)\]\(../../(results/studies/[\w-]+)\)", page)
+    due: dict[str, list[float]] = {}
+    for folder in folders:
+        for line in Run(REPOSITORY / folder).read()[0]:
+            if isinstance(line, Measurement) and line.metric in ("engine_start", "compile_time"):
+                due.setdefault(line.cell.recipe.name, []).append(line.value)
+    assert len(folders) == 2
+    assert due
+    (told,) = re.findall(r"\| recipe \| first start .*\n\|[-|]+\n((?:\|.*\n)+)", page)
+    rows = {name: figures for name, *figures in (re.findall(r"[\w.]+", row) for row in told.splitlines())}
+    assert rows == {name: [f"{value:.1f}" for value in values] for name, values in due.items()}
+
+
 def test_the_readmes_table_is_that_of_the_committed_records(main_job: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run = main_job.folder
     assert main(["table", str(run), "--layout", "main", "--wide"]) == 0
