@@ -135,6 +135,11 @@ def named_extras(pyproject: Path, extra: str) -> list[str]:
     return [str(name) for name in found]
 
 
+def is_own(pyproject: Path) -> bool:
+    """Say whether a project file is the harness' own, or one that was made of it."""
+    return canonicalize_name(_project(pyproject).get("name", "")) == DISTRIBUTION
+
+
 def read_requirements(pyproject: Path, extra: str, environment: Mapping[str, str]) -> list[Requirement]:
     """Return what the project requires with ``extra``, less what its markers exclude in ``environment``.
 

@@ -43,6 +43,7 @@ from harness.bundle.asked import (
     Runner,
     Settings,
     Target,
+    is_own,
     named_extras,
     read_requirements,
     read_settings,
@@ -66,7 +67,7 @@ def make(
 ) -> dict[str, Any]:
     """Make the bundle in ``out`` and return its manifest. ``files`` are carried besides, by where they go.
 
-    The harness itself is carried where ``pyproject`` is its own, so that run.py can start it there.
+    The harness itself is carried where ``pyproject`` is its own or asks for it, so that run.py can start it there.
 
     ``out`` appears, or replaces an older bundle, only when it is whole. Raises BundleError for all that a user can
     mend, and OSError for what the system refuses.
@@ -93,8 +94,10 @@ def make(
         say(f"{len(chosen.carried)} packages to carry, resolved in {time.perf_counter() - start:.0f} s")
         wheels = pip.download(chosen.carried)
         entries, packages = _collect(wheels, chosen, settings, say)
-        if pyproject == PROJECT:
+        if is_own(pyproject):
             entries = merge([entries, own_entries(pip)])
+        elif DISTRIBUTION not in wheels:
+            say(f"{DISTRIBUTION} is not carried, since {pyproject} is not its own: run.py needs it on the runner")
         more, raw = plain_entries(files or {})
         start = time.perf_counter()
         manifest = {

@@ -156,10 +156,15 @@ def _mean(values: Sequence[float]) -> _Mean:
     return _Mean(center, squares / (len(values) - 1) / len(values), len(values) - 1)
 
 
-def interval(record: Measurement) -> Range | None:
+def told(record: Measurement) -> Range | None:
     """Return the interval at 95 % that a figure was recorded with, as a search for a rate gives it; else None."""
     low, high = (record.statistics.get(f"interval_{side}") for side in ("low", "high"))
-    return None if low is None or high is None or not 0 < low <= record.value <= high else (low, high)
+    return None if low is None or high is None or not 0 <= low <= record.value <= high else (low, high)
+
+
+def interval(record: Measurement) -> Range | None:
+    """Return what ``told`` does where it bounds a factor too: one from 0 on does not."""
+    return found if (found := told(record)) and found[0] > 0 else None
 
 
 def _of(record: Measurement) -> _Mean:

@@ -69,7 +69,7 @@ def plus_minus(line: TableLine, record: Measurement) -> str:
         return ""
     if line.row.section == "quality" and "stderr" in record.statistics:
         return f" ± {line.row.number(record.statistics['stderr'])}"
-    if within := spread.interval(record):
+    if within := spread.told(record):
         return f", {around(within[0])} to {around(within[1])}"
     found = spread.deviation(record)
     return "" if found is None else f" ± {around(found)}"

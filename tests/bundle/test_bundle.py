@@ -149,6 +149,17 @@ def bundled(shop: Path, _only_these_wheels: None, tmp_path_factory: pytest.TempP
     return out
 
 
+@pytest.mark.usefixtures("_only_these_wheels")
+def test_the_harness_goes_with_its_own_project_file_wherever_that_lies(shop: Path, tmp_path: Path) -> None:
+    copy, said = tmp_path / "pyproject.toml", list[str]()
+    copy.write_text(PYPROJECT.replace("my-project", bundle_asked.DISTRIBUTION), encoding="utf-8")
+    made = make(shop, tmp_path / "own", pyproject=copy, part_size=30_000_000, say=said.append)
+    other = make(shop, tmp_path / "other", part_size=30_000_000, say=said.append)
+    assert made["files"] > other["files"]
+    (word,) = [it for it in said if "not carried, since" in it]
+    assert str(shop / "pyproject.toml") in word
+
+
 @pytest.fixture
 def parts(bundled: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""

@@ -185,4 +185,6 @@ def test_a_figure_that_was_found_with_an_interval_is_judged_by_it() -> None:
 
 def test_a_figure_outside_of_its_interval_has_none() -> None:
     assert spread.interval(searched(0.0, 0.0, 5.0)) is None
+    assert spread.told(searched(0.0, 0.0, 5.0)) == (0.0, 5.0)
+    assert spread.told(searched(6.0, 0.0, 5.0)) is None
     assert spread.interval(measured([1.0, 1.1])) is None
