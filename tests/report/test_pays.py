@@ -94,6 +94,17 @@ def test_what_its_rounds_leave_open_is_called_neither(run: list[Line]) -> None:
     assert all("neither surely faster nor slower" in line for line in recipes)
 
 
+def test_a_baseline_that_is_too_noisy_decides_nothing(run: list[Line]) -> None:
+    def noisy(it: Measurement) -> Measurement:
+        if it.metric not in SPEED or not it.cell.recipe.baseline:
+            return quicker("int8dq", 90.0)(it)
+        return it.model_copy(update={"samples": [it.value * by for by in (0.6, 0.9, 1.5)]})
+
+    head, *recipes = told(run, noisy)
+    assert head.endswith("none of 5 recipes")
+    assert all("neither surely faster nor slower" in line for line in recipes), recipes
+
+
 def test_without_a_baseline_or_without_speed_nothing_is_said(run: list[Line]) -> None:
     assert told(run, lambda it: None if it.cell.recipe.baseline else it) == []
     assert told(run, lambda it: None if it.metric in SPEED else it) == []
