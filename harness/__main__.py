@@ -14,7 +14,6 @@ if (__name__ == "__main__" or sys.argv[0].endswith(("/harness", "\\harness.exe")
 import argparse
 import contextlib
 import difflib
-import importlib
 import re
 import traceback
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness import __version__
-from harness.base import threads, unswept
+from harness.base import compiled, threads, unswept
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
 from harness.base.interruption import status as interruption_status
@@ -113,7 +112,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
         if only in (None, name):
             place = f"harness.commands.{name}"
             with unswept.imports(place):
-                module = importlib.import_module(place)
+                module = compiled.imported(place)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
