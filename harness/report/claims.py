@@ -19,6 +19,7 @@ _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 EARLIER = "not measured in this run, but since the machine was started, of the same files and packages, in run"
 DISTURBED = "†"
 """Marks a figure that was measured while the machine was doing something else too."""
+_BESIDE = "baseline too noisy"
 KEPT = "‡"
 """Marks a figure that an earlier run measured."""
 
@@ -27,13 +28,19 @@ KEPT = "‡"
 class Claim:
     """How many times better a figure is than the baseline's, and what that may be by the rounds of both.
 
-    Above 1 is better whatever the metric's direction. ``within`` is None where rounds do not tell; ``noisy`` says that
-    the figure's own are so far apart that nothing is said of it.
+    Above 1 is better whatever the metric's direction. ``within`` is None where rounds do not tell; ``mute`` says that
+    the figure's own are so far apart that nothing is said of it, ``beside_mute`` that the baseline's are.
     """
 
     ratio: float | None
     within: Range | None = None
-    noisy: bool = False
+    mute: bool = False
+    beside_mute: bool = False
+
+    @property
+    def noisy(self) -> bool:
+        """Whether nothing is said of the two, by the rounds of either."""
+        return self.mute or self.beside_mute
 
     @property
     def clear(self) -> bool:
@@ -44,20 +51,20 @@ class Claim:
 def claim(line: TableLine, record: Measurement, baseline: Measurement | None, ratio: float | None) -> Claim:
     """Return what can be said of a record in a line of a table, ``ratio`` times better than the baseline's."""
     if baseline is None or ratio is None:
-        return Claim(ratio, noisy=spread.too_wide(record))
+        return Claim(ratio, mute=spread.too_wide(record))
     if line.row.statistic:
         within = spread.of_quantiles(record, baseline, line.row.statistic)
     else:
         within = spread.of_ratio(record, baseline)
     if within and line.direction == "lower":
         within = _inverse(within)
-    return Claim(ratio, within, spread.too_wide(record))
+    return Claim(ratio, within, spread.too_wide(record), spread.too_wide(baseline))
 
 
 def words(it: Claim, line: TableLine) -> str:
     """Return what stands beside a figure: how much better or worse, or the range that has room for both."""
     if it.noisy:
-        return TOO_NOISY
+        return TOO_NOISY if it.mute else _BESIDE
     if it.ratio is None:
         return ""
     return line.ratio_text(it.ratio) if it.clear or it.within is None else _range(it.within, line.row.words)

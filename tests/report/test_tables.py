@@ -156,12 +156,13 @@ def test_better_or_worse_is_claimed_where_the_whole_interval_says_so(old: list[f
     within = spread.of_ratio(records[1], records[0])
     assert within is not None
     claimed = re.search(r"speedup|slowdown", quantized)
-    if spread.undecided(within, 1.0) or spread.too_wide(records[1]):
+    if spread.undecided(within, 1.0) or any(map(spread.too_wide, records)):
         assert claimed is None
     elif max(within) < 0.99:
         assert claimed
         assert claimed[0] == "speedup"
     assert ("too noisy to say" in quantized) == spread.too_wide(records[1])
+    assert ("baseline too noisy" in quantized) == (spread.too_wide(records[0]) and not spread.too_wide(records[1]))
     (entry,) = [it for it in table.entries if it.recipe == "int8wo"]
     assert entry.spread == pytest.approx(statistics.stdev(new), abs=1e-9)
     assert (entry.ratio_low, entry.ratio_high) == pytest.approx((1 / within[1], 1 / within[0]))
@@ -179,6 +180,12 @@ def test_a_range_of_both_is_shown_in_place_of_a_claim_and_explained() -> None:
     (line,) = [it for it in csv.DictReader(io.StringIO(render([table], "csv"))) if it["recipe"] == "int8wo"]
     assert line["disturbed"] == told["disturbed"]
     assert float(line["ratio_low"]) < 1 < float(line["ratio_high"])
+
+
+def test_no_factor_is_claimed_beside_a_baseline_that_says_nothing() -> None:
+    (table,) = tables.tables_of("published", sides([0.53, 1.0, 11.27], [90.0, 90.2, 90.1]), Documented())
+    assert "(too noisy to say)" in table.rows[0][1]
+    assert re.fullmatch(r"90\.10s ± 0\.1 \(baseline too noisy\)", table.rows[0][2])
 
 
 def test_of_disturbances_that_differ_in_their_numbers_the_worst_is_told() -> None:
