@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness import __version__
-from harness.base import compiled, threads, unswept
+from harness.base import compiled, room, threads, unswept
 from harness.base.errors import HarnessError
 from harness.base.interruption import Interruption
 from harness.base.interruption import status as interruption_status
@@ -182,7 +182,7 @@ def _not_printed(error: OSError) -> int:
 
 def _called(words: list[str]) -> int:
     try:
-        with Interruption(), threads.begun():
+        with Interruption(), threads.begun(), room.kept():
             check_limits()
             _check_folder()
             _check_values(words)

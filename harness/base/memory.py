@@ -45,6 +45,10 @@ def check_limits(*, worker: bool = False) -> None:
             )
 
 
+def _limited() -> bool:
+    return any(resource.getrlimit(limit)[0] >= 0 for limit, *_ in _LIMITS)
+
+
 def wanting(error: BaseException) -> bool:
     """Return whether an error, or one that it came from, says that there was no memory."""
     seen: BaseException | None = error
@@ -54,6 +58,9 @@ def wanting(error: BaseException) -> bool:
         ):
             return True
         if isinstance(seen, (ImportError, RuntimeError)) and any(words in str(seen) for words in _WORDS):
+            return True
+        # Of Python's own C, which does so where it got none.
+        if isinstance(seen, SystemError) and "without" in str(seen) and _limited():
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.base import threads
+from harness.base import room, threads
 from harness.base.errors import HarnessError, ThresholdFailure, TooNoisy, Unsuitable, WorkerError, WrongKernels
 from harness.base.secrets import without_secrets
 from harness.matrix.plan import Cell
@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
     try:
-        with threads.begun():
+        with threads.begun(), room.kept():
             return (yield)
     except pytest.UsageError as error:
         raise pytest.UsageError(*folded_errors(config, error)) from error

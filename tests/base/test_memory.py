@@ -160,3 +160,14 @@ def test_what_torch_says_of_a_cpu_without_memory_is_out_of_memory() -> None:
     words = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes"
     assert worker._describe(RuntimeError(words))["kind"] == "out_of_memory"
     assert worker._describe(RuntimeError("planted"))["kind"] == "exception"
+
+
+def test_what_python_itself_does_not_tell_of_is_want_of_memory_where_there_is_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = SystemError("error return without exception set")
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert not wanting(error)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (2 << 30, 2 << 30))
+    assert wanting(error)
+    assert not wanting(SystemError("another"))
