@@ -202,7 +202,7 @@ def options(arguments: argparse.Namespace, old: str, new: str) -> Options:
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that :func:`workplace` reads."""
+    """Add the options that :func:`opened` reads."""
     parser.add_argument("-m", dest="hardware", required=True, metavar="NAME", help="the hardware, or a group of it")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="measure otherwise than the matrix says"

@@ -82,6 +82,10 @@ class Store:
             shared = self.shared if kind in KINDS else None
             made = False
             if not sound:
+                with self.writing(label):
+                    if folder.exists():
+                        # It is not to be found out once another is made that it cannot be laid here.
+                        shutil.rmtree(folder)
 
                 def there() -> bool:
                     return shared is not None and self._fetched(shared, name, folder, label, facts)
