@@ -378,7 +378,7 @@ class Story:
 
     def run(self, folder: Path, selected: str, *arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "-p", "no:cacheprovider", "-k", selected]
-        command += ["--results", str(folder / "results"), *self.options, *arguments]
+        command += ["-p", "tests.steady", "--results", str(folder / "results"), *self.options, *arguments]
         environ = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
         done = subprocess.run(command, cwd=self.repository, env=environ, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
@@ -449,8 +449,7 @@ def test_a_regression_is_measured_again_in_a_fresh_worker_before_it_fails(story:
     assert "1 regressed, 0 error" in output
     assert "1 failed, 1 passed" in output
     rows = [line for line in read(records)[0] if isinstance(line, Measurement)]
-    # Once more where the machine was so busy that the story's own says nothing.
-    assert [row.metric for row in rows[before:]] in (["generate_throughput"], 2 * ["generate_throughput"])
+    assert [row.metric for row in rows[before:]] == ["generate_throughput"]
     (written,) = tmp_path.glob("results/runs/*/against.json")
     (found,) = [row for row in json.loads(written.read_text())["verdicts"] if row["verdict"] == "regressed"]
     assert (found["blocks"], len(found["samples"]["new"])) == (2, 2)

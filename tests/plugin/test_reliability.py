@@ -95,7 +95,19 @@ class Session:
         site = self.folder / "site"
         site.mkdir(parents=True, exist_ok=True)
         (site / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "-p", "no:cacheprovider", "-k", selected]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "suites",
+            "-m",
+            "cpu",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tests.steady",
+        ]
+        command += ["-k", selected]
         command += ["--model", str(self.model), "--recipe", "int8wo", "--matrix", str(self.matrix)]
         command += ["--results", str(self.folder / "results"), "--cache", str(self.cache), "--wide", *arguments]
         environ = os.environ | {
