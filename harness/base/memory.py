@@ -45,7 +45,8 @@ def check_limits(*, worker: bool = False) -> None:
             )
 
 
-def _limited() -> bool:
+def limited() -> bool:
+    """Return whether this process may take so much memory and no more."""
     return any(resource.getrlimit(limit)[0] >= 0 for limit, *_ in _LIMITS)
 
 
@@ -60,7 +61,7 @@ def wanting(error: BaseException) -> bool:
         if isinstance(seen, (ImportError, RuntimeError)) and any(words in str(seen) for words in _WORDS):
             return True
         # Of Python's own C, which does so where it got none.
-        if isinstance(seen, SystemError) and "without" in str(seen) and _limited():
+        if isinstance(seen, SystemError) and "without" in str(seen) and limited():
             return True
         seen = seen.__cause__ or seen.__context__
     return False

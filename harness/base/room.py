@@ -9,19 +9,17 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder
 from types import ModuleType
 
+from harness.base.memory import limited
+
 _LOADING = ("numpy", "scipy")
 # Of address space, seen with numpy 2.4 and scipy 1.17, each of which brings an OpenBLAS: 80 to 100 MB with one thread.
 _BESIDE, _A_THREAD, _MOST_THREADS = 64 << 20, 40 << 20, 64
-_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-
-
 # Of processor time, which loading takes a few hundredths of.
 _LONGEST = 20.0
 
@@ -46,7 +44,7 @@ class _Room:
         """Raise MemoryError where the process may not take what OpenBLAS will ask for."""
         if name.partition(".")[0] not in _LOADING:
             return None
-        if any(resource.getrlimit(it)[0] >= 0 for it in _LIMITS):
+        if limited():
             try:
                 mmap.mmap(-1, _wanted(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
             except (OSError, MemoryError):

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.base.errors import WrongKernels
-from harness.judge import spread
 from harness.records.published import Documented
 from harness.records.schema import Line, Measurement, Outcome, RecipeIdentity
 from harness.report import claims
@@ -64,16 +63,11 @@ def lines(run: Iterable[Line], documented: Documented) -> list[str]:
 def _of(layout: Layout, recipe: RecipeIdentity) -> _Recipe:
     asked = [it for it in layout.lines("performance") if it.row.metric in _SPEED and not it.row.statistic]
     told = [
-        (claim, line, _told(layout, label, line, recipe))
+        (claim, _told(layout, label, line, recipe))
         for label, line in zip(labels(asked), asked, strict=True)
         if (claim := layout.claim(line, recipe)).ratio is not None and line.record(recipe) is not None
     ]
-    # A baseline whose own rounds lie far apart decides nothing either.
-    clear = [
-        (claim.ratio or 0.0, words)
-        for claim, line, words in told
-        if claim.clear and not ((base := line.record(layout.reference(line, recipe))) and spread.too_wide(base))
-    ]
+    clear = [(claim.ratio or 0.0, words) for claim, words in told if claim.clear]
     faster = tuple(words for ratio, words in clear if ratio > 1)
     return _Recipe(recipe.name, faster, tuple(words for ratio, words in clear if ratio < 1), len(told))
 
