@@ -10,6 +10,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,8 @@ class Forked(Process):
         self._birth: dict[str, float] = {}
         self._code: int | None = None
         self._buffer = b""
+        # A server's health is asked for by a thread of its own.
+        self._reading = threading.Lock()
         self._status, status_write = os.pipe()
         os.set_blocking(self._status, False)
         with log.open("ab") as output:
@@ -258,9 +261,17 @@ class Forked(Process):
         return own if self._birth else self._server.process.log_text() + own
 
     def _read(self, timeout: float) -> None:
-        if self._status < 0 or not select.select([self._status], [], [], timeout)[0]:
-            return
-        data = os.read(self._status, 4096)
+        """Take in what is told of the command, waiting up to ``timeout`` seconds for it; from whichever thread."""
+        # What makes the pipe readable, or closes it, may be taken by another thread before this one has the lock.
+        with contextlib.suppress(OSError, ValueError):
+            if not select.select([self._status], [], [], timeout)[0]:
+                return
+        with self._reading:
+            if self._status >= 0:
+                with contextlib.suppress(BlockingIOError):
+                    self._take(os.read(self._status, 4096))
+
+    def _take(self, data: bytes) -> None:
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:

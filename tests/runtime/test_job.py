@@ -18,7 +18,7 @@ from harness.base.errors import WorkerError
 from harness.runtime import process
 from harness.runtime.environment import Environment
 from harness.runtime.job import Job, Server, Worker, free_port
-from harness.runtime.process import Process, describe_exit, root_cause
+from harness.runtime.process import Forked, Process, describe_exit, root_cause
 from harness.runtime.store import Store
 
 # Stands in for a worker: speaks its protocol and runs the code that it is given, which may break it.
@@ -601,6 +601,44 @@ def test_the_kernel_is_asked_whether_it_killed_for_want_of_memory(
 )
 def test_the_root_cause_is_the_first_error_that_wraps_no_other(log: str, cause: str) -> None:
     assert root_cause(log) == cause
+
+
+class Told:
+    """In place of a fork server: keeps the end of a command's status pipe, which the test writes to."""
+
+    def send(self, job: dict[str, Any], fds: list[int]) -> None:
+        self.status = os.dup(fds[1])
+
+
+def test_a_forked_command_can_be_asked_for_from_several_threads_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    forked = Forked(told, "a.module", [], log=tmp_path / "log", fds={}, environ={})  # type: ignore[arg-type]
+    # To every thread the pipe seems readable; one alone then gets what there is.
+    monkeypatch.setattr(process.select, "select", lambda read, *_: (read, [], []))
+    assert forked.exit_code() is None
+    asking = threading.Barrier(5)
+    codes: list[int | None] = []
+
+    def ask() -> None:
+        asking.wait(30)
+        while (code := forked.exit_code()) is None:
+            assert forked.pid in (0, 42)
+        codes.append(code)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    asking.wait(30)
+    for line in (b'{"pid": 42, "forked_at": 0.0, ', b'"import_seconds": 1.5}\n', b'{"exit": 7}\n'):
+        os.write(told.status, line)
+    os.close(told.status)
+    for thread in threads:
+        thread.join(30)
+    assert codes == [7] * 4
+    assert (forked.pid, forked.age(2.0), forked.exit_code()) == (42, 3.5, 7)
+    forked.end()
 
 
 def test_a_free_port_can_be_listened_on() -> None:
