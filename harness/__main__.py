@@ -18,6 +18,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from harness import __version__
@@ -112,10 +113,23 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
         if only in (None, name):
             place = f"harness.commands.{name}"
             with unswept.imports(place):
-                module = compiled.imported(place)
+                module = _imported(place)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return compiled.imported(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "harness").partition(".")[0]
+        if missing == "harness":
+            raise
+        raise HarnessError(
+            f"{missing} is not installed for {sys.executable}: use the Python of the environment that has the harness, "
+            "or install it there (in a checkout: pip install -e .)"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

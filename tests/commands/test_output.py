@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -129,3 +130,20 @@ def test_a_run_of_a_hostile_name_without_what_is_asked_is_named_visibly(
     said = capsys.readouterr().err
     assert said.startswith("a")
     assert visible(said) == said
+
+
+def test_a_python_without_the_harness_is_named_with_what_is_missing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "harness", *WELL],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf"error: [\w.]+ is not installed for {re.escape(sys.executable)}: .*pip install -e \.\)",
+        " ".join(done.stderr.split()),
+    )
