@@ -96,14 +96,24 @@ def own_output(wide: int | None) -> Iterator[None]:
         try:
             yield
         finally:
+            # What is told last may find no room either.
+            _let_go()
             sys.stdout, sys.stderr = before
 
 
 def undelivered() -> OSError | None:
     """Write what both streams still hold, and return why standard output does not take it, if it does not.
 
-    What they hold then goes nowhere: the interpreter would try it once more as it ends, and end with a status of its
-    own, 120, where it cannot.
+    What they hold then goes nowhere.
+    """
+    _let_go()
+    return cast(Named, unfolded(sys.stdout)).failed
+
+
+def _let_go() -> None:
+    """Write what both streams still hold, or have it go nowhere.
+
+    The interpreter would try it once more as it ends, and end with a status of its own, 120, where it cannot.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -112,4 +122,3 @@ def undelivered() -> OSError | None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-    return cast(Named, unfolded(sys.stdout)).failed

@@ -59,6 +59,14 @@ def test_a_full_disk_of_standard_output_is_named(words: list[str], unbuffered: s
     assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 
 
+@full
+@buffered
+@pytest.mark.parametrize("words", [WELL, ["--help"], DATA, ILL], ids=" ".join)
+def test_a_full_disk_of_both_streams_is_an_error_of_ours(words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as device:
+        assert run(words, unbuffered, stdout=device, stderr=device).returncode == 2
+
+
 @buffered
 @pytest.mark.parametrize("words", [WELL, DATA], ids=" ".join)
 def test_a_disk_that_takes_a_part_is_named(words: list[str], unbuffered: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -39,7 +40,9 @@ def library(source: Path = SOURCE) -> str:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         return ""
-    made = Path(tempfile.mkdtemp(prefix="preloaded-")) / f"{source.stem}.so"
+    folder = tempfile.mkdtemp(prefix="preloaded-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = Path(folder) / f"{source.stem}.so"
     command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(made), str(source), "-ldl"]
     return "" if subprocess.run(command, capture_output=True, check=False).returncode else str(made)
 

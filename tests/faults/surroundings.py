@@ -62,16 +62,22 @@ def memory(fault: Fault, task: Task) -> None:
     # One that asked for no more was not hit; of a planner that ended otherwise Python has its last words, or none.
     otherwise = whose == "planner" and not task.due(status, first.told)
     fault.hit = limited and (otherwise or short.refused(first, [task.folder]))
-    if _AT_IMPORT.search(first.told):
+    if AT_IMPORT.search(first.told):
         # Python itself, before there is anything of ours that could say it.
         first.output.write_text("error: no memory for Python", encoding="utf-8")
     told(fault, task, first, status)
     afterwards(fault, task, task.lines())
 
 
-_AT_IMPORT = re.compile(
-    r"(harness/__main__|small_(gates|program))\.py\", line \d+, in <module>\n +(from|import) (.*\n)*"
-    r"(MemoryError|.*failed to map segment)"
+_OUT_OF_MEMORY = r"(MemoryError|SystemError: .*without .*exception.*|.*failed to map segment.*)"
+AT_IMPORT = re.compile(
+    # The line itself is left out where no memory is left to read it.
+    r"(harness/__main__|small_(gates|program))\.py\", line \d+, in <module>\n"
+    r"( +(from|import) .*\n|(?= +File |\w+Error))"
+    rf"((?!.*, in (main|_run|_called)\n).*\n)*{_OUT_OF_MEMORY}"
+    # As Python itself starts, which is the first that it says.
+    r"|\A(Error processing line .*\n\n|Python path configuration:\n( .*\n)*)?Fatal Python error: init_"
+    rf"|\ATraceback .*\n( +File \"<frozen .*\n)+{_OUT_OF_MEMORY}\n"
 )
 
 

@@ -19,7 +19,7 @@ import pytest
 from harness.base.interruption import Interruption
 from tests import marking, needs
 from tests.faults import __main__ as of_faults
-from tests.faults import campaign, damage, devices, disks, names, peers, sessions
+from tests.faults import campaign, damage, devices, disks, names, peers, sessions, surroundings
 from tests.faults.campaign import Fault, Scenario
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -90,6 +90,58 @@ def test_a_failing_disk_is_its_folder_and_not_what_only_begins_like_it(tmp_path:
         words = [sys.executable, "-c", f"open({str(tmp_path / name)!r}, 'w').write('x')"]
         done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=False)
         assert (done.returncode, "Input/output error" in done.stderr) == (status, bool(status))
+
+
+def test_libraries_that_stand_in_for_disks_and_clocks_go_with_the_campaign(tmp_path: Path) -> None:
+    code = "from tests.faults import disks; print(disks.library())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=of_faults.REPOSITORY,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if not done.stdout.strip():
+        pytest.skip(disks.NO_COMPILER)
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+_FROZEN = """Traceback (most recent call last):
+  File "<frozen site>", line 196, in addpackage
+  File "<frozen importlib._bootstrap>", line 1176, in _find_and_load
+MemoryError
+"""
+_FATAL = "Fatal Python error: init_import_site: Failed to import the site module\nPython runtime state: initialized\n"
+_BODY = """Traceback (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+  File "harness/__main__.py", line 5, in <module>
+SystemError: <function _find_and_load at 0x7ff76e76fce0> returned NULL without setting an exception
+"""
+_OURS = '  File "harness/records/run.py", line 70, in read\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "is_python"),
+    [
+        (_FATAL + _FROZEN, True),
+        (f"Error processing line 1 of it.pth:\n\n{_FATAL}{_FROZEN}", True),
+        (f"Python path configuration:\n  PYTHONHOME = (not set)\n{_FATAL}{_FROZEN}", True),
+        (_FROZEN, True),
+        (_FROZEN.replace("MemoryError", "SystemError: error return without exception set"), True),
+        (_BODY, True),
+        (_BODY.replace("System", "    import signal\nSystem"), True),
+        (_BODY.replace("System", "    sys.exit(main())\nSystem"), False),
+        (_BODY.replace("System", '  File "harness/__main__.py", line 137, in main\nSystem'), False),
+        (_FROZEN.replace("MemoryError", _OURS + "MemoryError"), False),
+        (_FROZEN.replace("MemoryError", "ValueError"), False),
+        (f"a word of the command\n{_FATAL}{_FROZEN}", False),
+        (f"a word of the command\n{_FROZEN}", False),
+    ],
+)
+def test_memory_that_ends_before_a_command_begins_is_no_traceback_of_it(said: str, is_python: bool) -> None:
+    assert bool(surroundings.AT_IMPORT.search(said)) == is_python
 
 
 @pytest.mark.parametrize("always", [False, True])
