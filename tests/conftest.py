@@ -120,6 +120,14 @@ def found_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def power_stays_on() -> Iterator[None]:
+    """What this process writes is for tests that run in it: nobody waits for a disk, and a wrong file still fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The repository's root folder."""

@@ -4,6 +4,8 @@ The mark comes by itself with every fixture that has a worker or a model; a test
 session of the suites, has to say so. Every Python process of the tests notes when it loads torch, and for which test.
 What waits for another large program, or for much data, is marked ``programs`` likewise: a test whose processes computed
 for long fails without a mark too.
+
+PYTEST_DONT_REWRITE: nothing is asserted here, and tests/conftest.py imports it before pytest does.
 """
 
 from __future__ import annotations
@@ -144,8 +146,9 @@ def pytest_collection(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    with open(noticing.running(os.environ[noticing.NOTES]), "w", encoding="utf-8") as running:
-        running.write(_name(item))
+    # Over the one before: what a file is truncated to, some file systems write to the disk when it is closed.
+    with open(noticing.running(os.environ[noticing.NOTES]), "r+", encoding="utf-8") as running:
+        running.write(_name(item) + "\n")
     item.stash[_BEGAN] = _computed()
     return (yield)
 

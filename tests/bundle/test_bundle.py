@@ -149,6 +149,7 @@ def bundled(shop: Path, _only_these_wheels: None, tmp_path_factory: pytest.TempP
     return out
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("_only_these_wheels")
 def test_the_harness_goes_with_its_own_project_file_wherever_that_lies(shop: Path, tmp_path: Path) -> None:
     copy, said = tmp_path / "pyproject.toml", list[str]()

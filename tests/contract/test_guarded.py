@@ -59,12 +59,15 @@ def test_a_command_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> No
 def test_what_a_command_handed_its_work_to_ends_with_the_time_that_is_left(tmp_path: Path) -> None:
     """``subprocess.run`` would kill the first process and wait for the second, ten minutes here."""
     told = tmp_path / "pid"
-    started = time.monotonic()
-    with pytest.raises(subprocess.TimeoutExpired):
-        guarded.run([sys.executable, "-c", HANDS_ON, str(told)], timeout=5)
-    assert time.monotonic() - started < 60
-    if told.exists():
-        assert ended(pid_in(told))
+    # A machine that is busy may need longer until there is a process that the work was handed to.
+    for seconds in (0.5, 5, 50):
+        started = time.monotonic()
+        with pytest.raises(subprocess.TimeoutExpired):
+            guarded.run([sys.executable, "-c", HANDS_ON, str(told)], timeout=seconds)
+        assert time.monotonic() - started < seconds + 55
+        if told.exists() and told.read_text():
+            break
+    assert ended(pid_in(told, seconds=0.1))
 
 
 def test_what_a_command_handed_its_work_to_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
