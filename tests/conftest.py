@@ -7,12 +7,14 @@ import gettext
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PathDistribution
@@ -111,10 +113,15 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.fixture(scope="session", autouse=True)
 def found_once() -> Iterator[None]:
-    """Sessions in this process look for plugins in all packages, and parsers for translations: all is kept."""
+    """Sessions in this process look for plugins in all packages, parsers for translations, and all read the matrix:
+    what they find is kept.
+    """
     found = Distribution.entry_points.fget
     read = functools.cache(lambda path: found(PathDistribution(path)))
+    # A copy for each, which may write into it.
+    tables = functools.cache(lambda text, loads=tomllib.loads: pickle.dumps(loads(text)))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tomllib, "loads", lambda text, /: pickle.loads(tables(text)))
         patch.setattr(PathDistribution, "entry_points", property(lambda it: read(it._path)))
         patch.setattr(gettext, "find", functools.cache(gettext.find))
         yield

@@ -23,6 +23,7 @@ _SECRET_NAME = re.compile(
 )
 # What is shorter may be a word, and what is a path names a secret rather than being one.
 _SHORTEST = 8
+_NO_TEXT = frozenset({float, int, bool, type(None)})
 # Texts up to so many characters are remembered with what became of them.
 _SHORT = 256
 
@@ -103,7 +104,10 @@ def _cleaned(value: Any, secrets: list[str]) -> Any:
         found = _without(whole, secrets)
         return value if found == value else found
     if isinstance(value, dict):
-        parts = {_cleaned(name, secrets): _cleaned(part, secrets) for name, part in value.items()}
+        parts = {
+            _cleaned(name, secrets): part if type(part) in _NO_TEXT else _cleaned(part, secrets)
+            for name, part in value.items()
+        }
         same = parts.keys() == value.keys() and all(parts[name] is value[name] for name in parts)
         return value if same else parts
     if isinstance(value, (list, tuple)):

@@ -123,6 +123,8 @@ class Campaign:
     """Units with which more than one node did so: the fault is theirs."""
     _useful: set[tuple[str, int]] = field(default_factory=set)
     _running: dict[str, Unit] = field(default_factory=dict)
+    _busy: Counter[str] = field(default_factory=Counter)
+    """How many devices of each hardware those take."""
     _since: dict[tuple[str, int], float] = field(default_factory=dict)
     _later: dict[str, set[str]] = field(default_factory=dict)
     _spared: dict[str, int] = field(default_factory=dict)
@@ -162,18 +164,15 @@ class Campaign:
         devices = self.engine.devices()
         for hardware in dict.fromkeys(hardware for hardware, _ in self._needs):
             count = devices.get(hardware, 0)
-            busy = sum(unit.devices for unit in self._running.values() if unit.hardware == hardware)
             # What needs several devices of one node may have to wait for them.
             more = max(2, count // 4) if self.ahead else 0
-            while count and busy < count + more:
+            while count and self._busy[hardware] < count + more:
                 unit = self._ready.take(hardware)
                 if unit is None:
                     break
-                busy += unit.devices
                 self._start(unit)
             # What waits for a baseline measures beside it rather than that a device stands idle.
-            while busy < count and (unit := self._ready.early(hardware, self._begun(hardware))):
-                busy += unit.devices
+            while self._busy[hardware] < count and (unit := self._ready.early(hardware, self._begun(hardware))):
                 self._start(unit)
         self._look_for_absent(devices)
 
@@ -184,6 +183,7 @@ class Campaign:
     def _start(self, unit: Unit) -> None:
         attempt = self._attempts[unit.name] = self._attempts.get(unit.name, 0) + 1
         self._running[unit.name] = unit
+        self._busy[unit.hardware] += unit.devices
         kind = self._kinds.get(unit.after, "") if unit.after else self._kinds.get(unit.name, "")
         left = list(self._left[unit.name])
         payload = self.payload(unit, left)
@@ -229,7 +229,7 @@ class Campaign:
         if end.unit not in self._open or end.attempt != self._attempts.get(end.unit):
             return
         unit = self._open[end.unit]
-        self._running.pop(unit.name, None)
+        self._runs_no_more(unit)
         left = list(self._left[unit.name])
         self._judge_node(end)
         if not left:
@@ -269,11 +269,15 @@ class Campaign:
                 "left is run elsewhere where it can be"
             )
 
+    def _runs_no_more(self, unit: Unit) -> None:
+        if self._running.pop(unit.name, None):
+            self._busy[unit.hardware] -= unit.devices
+
     def _over(self, unit: Unit, left: Sequence[str], why: str) -> None:
         if self._open.pop(unit.name, None):
             self._needs[unit.hardware, unit.devices] -= 1
             self._needs += Counter()
-        self._running.pop(unit.name, None)
+        self._runs_no_more(unit)
         self.over(unit, left, why)
         self._ready.ended(unit.name)
 

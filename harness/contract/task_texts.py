@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -58,9 +59,11 @@ class Texts:
         names = (name for match in told for name in _listed(match))
         return tuple(os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in names)
 
-    def names(self) -> set[str]:
-        """Return what files name as a task, a group, a tag or one of their members."""
-        return {name for text in self._texts.values() for match in _NAMING.findall(text) for name in _listed(match)}
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """What files name as a task, a group, a tag or one of their members."""
+        told = (match for text in self._texts.values() for match in _NAMING.findall(text))
+        return frozenset(name for match in told for name in _listed(match))
 
     def telling_of(self, names: Iterable[str]) -> set[str]:
         """Return the tasks' files that have one of the names in their text or in that of a file they include."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -288,9 +289,21 @@ def locate(text: str, location: Location) -> int:
 
 def _found(text: str, location: Location) -> tuple[int, int]:
     """Return the line of a key, or of its nearest enclosing table, and how many parts of its place that has."""
-    counts: dict[tuple[str | int, ...], int] = {}
-    prefix: tuple[str | int, ...] = ()
     best, best_depth = 1, 0
+    for number, path in _places(text):
+        depth = min(len(path), len(location))
+        if depth > best_depth and path[:depth] == location[:depth]:
+            best, best_depth = number, depth
+    return best, best_depth
+
+
+# Of many mistakes each is looked for in the same text.
+@functools.lru_cache(maxsize=4)
+def _places(text: str) -> list[tuple[int, Location]]:
+    """Return the lines of TOML that have a table's header or a key, each with its place."""
+    counts: dict[Location, int] = {}
+    prefix: Location = ()
+    found: list[tuple[int, Location]] = []
     for number, line in enumerate(text.split("\n"), 1):
         header = _HEADER.match(line)
         key = None if header else _KEY.match(line)
@@ -303,15 +316,10 @@ def _found(text: str, location: Location) -> tuple[int, int]:
                     counts[prefix] = counts.get(prefix, -1) + 1
                 if prefix in counts:
                     prefix = (*prefix, counts[prefix])
-            path = prefix
+            found.append((number, prefix))
         elif key:
-            path = (*prefix, *_parts(key.group(1)))
-        else:
-            continue
-        depth = min(len(path), len(location))
-        if depth > best_depth and path[:depth] == location[:depth]:
-            best, best_depth = number, depth
-    return best, best_depth
+            found.append((number, (*prefix, *_parts(key.group(1)))))
+    return found
 
 
 def _parts(dotted: str) -> list[str]:

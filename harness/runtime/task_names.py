@@ -24,7 +24,7 @@ def check(names: Sequence[str], environment: Environment) -> None:
     texts = _read(root / "tasks", root.stat().st_mtime_ns)
     for name in names:
         if not texts.telling_of([name]):
-            close = difflib.get_close_matches(name, sorted(texts.names()), 3)
+            close = difflib.get_close_matches(name, sorted(texts.names), 3)
             meant = f"did you mean {' or '.join(close)}?" if close else "lm-eval ls tasks lists them"
             raise HarnessError(f"--task {name!r} is no task of lm-evaluation-harness; {meant}")
 

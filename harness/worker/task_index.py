@@ -51,7 +51,7 @@ def nearest(name: str) -> list[str]:
     if not hasattr(_index.TaskIndex, "_iter_yaml_files"):
         return difflib.get_close_matches(name, whole().all_tasks, 3)
     texts = _texts()
-    close = difflib.get_close_matches(name, sorted(texts.names()), 9)
+    close = difflib.get_close_matches(name, sorted(texts.names), 9)
     # What a file says of itself stands for nothing where another one includes it under a name of its own.
     known = _entries(texts.telling_of(close), _index.TaskIndex)
     return [one for one in close if one in known][:3]

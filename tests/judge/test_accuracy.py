@@ -9,9 +9,9 @@ from random import Random
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats as distributions
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import accuracy, stats
@@ -32,7 +32,7 @@ def test_flips_add_up(pairs: list[tuple[float, float]]) -> None:
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_knows_no_direction_and_is_the_sign_test(lost: int, won: int) -> None:
     assert accuracy.mcnemar_exact(lost, won) == accuracy.mcnemar_exact(won, lost)
-    tail = float(distributions.binom.cdf(min(lost, won), lost + won, 0.5))
+    tail = float(scipy.stats.binom.cdf(min(lost, won), lost + won, 0.5))
     assert accuracy.mcnemar_exact(lost, won) == pytest.approx(min(1.0, 2 * tail))
 
 

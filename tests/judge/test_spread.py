@@ -7,9 +7,9 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy import stats
 
 from harness.judge import spread
 from harness.judge.limits import compare, holds
@@ -72,7 +72,7 @@ def test_the_other_way_round_it_is_the_inverse(new: list[float], old: list[float
 @given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=9), st.lists(st.floats(0.5, 2.0), min_size=2, max_size=9))
 def test_the_interval_is_welchs(new: list[float], old: list[float]) -> None:
     assume(min(statistics.stdev(map(math.log, side)) for side in (new, old)) > 1e-3)
-    wanted = stats.ttest_ind(np.log(new), np.log(old), equal_var=False).confidence_interval(spread.CONFIDENCE)
+    wanted = scipy.stats.ttest_ind(np.log(new), np.log(old), equal_var=False).confidence_interval(spread.CONFIDENCE)
     within = spread.of_ratio(
         *(measured(side, value=math.exp(statistics.fmean(map(math.log, side)))) for side in (new, old))
     )

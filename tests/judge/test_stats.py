@@ -8,9 +8,9 @@ from random import Random
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy import stats as distributions
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge import stats
@@ -84,7 +84,7 @@ def test_the_order_of_the_blocks_does_not_matter(blocks: list[tuple[float, float
 @pytest.mark.parametrize("count", [2, 8, 19, 20, 40])
 def test_blocks_get_students_interval_of_scipy_however_many_they_are(count: int) -> None:
     old, new = noisy(count, shift=0.1)
-    reference = distributions.ttest_rel(np.log(new), np.log(old)).confidence_interval(0.95)
+    reference = scipy.stats.ttest_rel(np.log(new), np.log(old)).confidence_interval(0.95)
     found = stats.paired_ratio(old, new)
     assert (found.method, found.freedom) == ("Student-t", count - 1)
     assert (found.low, found.high) == pytest.approx((math.exp(reference.low), math.exp(reference.high)))
@@ -142,7 +142,7 @@ def test_the_components_agree_with_the_analysis_of_variance() -> None:
     """One-way random effects: within is the mean square of the error, between (MSB - MSE) / samples a process."""
     rng = np.random.default_rng(1)
     logs = rng.normal(0, 0.05, (6, 1)) + rng.normal(0, 0.02, (6, 4))
-    ratio = distributions.f_oneway(*logs).statistic
+    ratio = scipy.stats.f_oneway(*logs).statistic
     found = stats.variance_components(np.exp(logs).tolist())
     assert found.between == pytest.approx((ratio - 1) * found.within / 4)
 
@@ -277,7 +277,7 @@ def test_the_p_value_of_students_interval_is_that_of_a_t_test(blocks: list[tuple
     old, new = sides(blocks)
     logs = np.log(new) - np.log(old)
     assume(np.std(logs) > 1e-6)
-    expected = distributions.ttest_1samp(logs, math.log1p(margin), alternative="greater").pvalue
+    expected = scipy.stats.ttest_1samp(logs, math.log1p(margin), alternative="greater").pvalue
     found = stats.regression_p(old, new, margin, "lower")
     assert found == pytest.approx(expected, rel=1e-5) or min(found, expected, 1 - found, 1 - expected) < 1e-8
 
@@ -540,7 +540,7 @@ def test_a_rate_lies_in_its_exact_interval(count: int, trials: int) -> None:
     found = stats.proportion(count, trials)
     assert 0 <= found.low <= found.estimate <= found.high <= 1
     if count:
-        assert distributions.binom.sf(count - 1, trials, found.low) == pytest.approx(0.025)
+        assert scipy.stats.binom.sf(count - 1, trials, found.low) == pytest.approx(0.025)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

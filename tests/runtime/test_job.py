@@ -281,20 +281,20 @@ def test_half_a_reply_is_none(worker: Worker) -> None:
 def test_a_worker_that_hangs_is_ended(start: Start, meanwhile: str) -> None:
     worker = start(start=f"print('the last words', flush=True); {READY}")
     worker.wait_ready(20)
-    error = failure(worker, f"{meanwhile} {HANG}".strip(), timeout=0.3)
+    error = failure(worker, f"{meanwhile} {HANG}".strip(), timeout=0.1)
     assert (error.kind, error.stage) == ("timeout", "run")
-    assert "did not finish within 0.3 s" in str(error)
+    assert "did not finish within 0.1 s" in str(error)
     assert "the last words" in error.log_tail
     assert not worker.alive
     assert gone(worker.process.pid)
 
 
 def test_one_that_never_ceases_to_make_progress_is_ended_too(worker: Worker) -> None:
-    assert failure(worker, "while True: send('progress')", timeout=0.3).kind == "timeout"
+    assert failure(worker, "while True: send('progress')", timeout=0.1).kind == "timeout"
 
 
 def test_a_worker_that_is_ended_elsewhere_fails_what_waits_for_it(worker: Worker) -> None:
-    ending = threading.Timer(0.3, worker.process.end)
+    ending = threading.Timer(0.1, worker.process.end)
     ending.start()
     assert failure(worker, HANG, timeout=60).kind in ("crash", "out_of_memory")
     ending.join()
@@ -308,13 +308,13 @@ def test_a_worker_that_is_ended_elsewhere_fails_what_waits_for_it(worker: Worker
         ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
         ("send('error', kind='exception', message='no such model'); os._exit(1)", "exception", "no such model"),
         ("send('result')", "crash", "not a reply"),
-        (HANG, "timeout", "did not finish within 0.3 s"),
+        (HANG, "timeout", "did not finish within 0.1 s"),
     ],
 )
 def test_a_worker_that_does_not_start_is_a_failure(start: Start, start_code: str, kind: str, words: str) -> None:
     worker = start(start=f"print('the last words', flush=True); {start_code}")
     with pytest.raises(WorkerError) as raised:
-        worker.wait_ready(0.3 if kind == "timeout" else 20)
+        worker.wait_ready(0.1 if kind == "timeout" else 20)
     assert (raised.value.kind, raised.value.stage) == (kind, "start")
     assert words in str(raised.value)
     assert "the last words" in raised.value.log_tail or kind == "timeout"
@@ -531,7 +531,7 @@ def test_a_server_that_dies_while_it_is_asked_is_a_failure_of_its_kind(
         ("raise RuntimeError('Engine core initialization failed')", "crash", "ended with status 1"),
         ("raise OSError(errno.EADDRINUSE, 'Address already in use')", "crash", "Address already in use"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "crash", "killed (signal 9) by another process"),
-        ("time.sleep(600)", "timeout", "was not ready within 0.3 s"),
+        ("time.sleep(600)", "timeout", "was not ready within 0.1 s"),
     ],
 )
 def test_a_server_that_does_not_start_is_a_failure(
@@ -539,7 +539,7 @@ def test_a_server_that_does_not_start_is_a_failure(
 ) -> None:
     server = serve(code)
     with pytest.raises(WorkerError) as raised:
-        server.wait_ready(0.3 if kind == "timeout" else 20)
+        server.wait_ready(0.1 if kind == "timeout" else 20)
     assert (raised.value.kind, raised.value.stage) == (kind, "start")
     assert words in str(raised.value)
     assert ("no such model" in raised.value.log_tail) == ("no such model" in code)

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-gguf = pytest.importorskip("gguf")
+
+@pytest.fixture
+def gguf() -> Any:
+    return pytest.importorskip("gguf")
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(gguf: Any, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_add_bos_token(True)
@@ -23,7 +26,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_file_and_each_table_of_names_is_made_once_within(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_and_each_table_of_names_is_made_once_within(
+    gguf: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness.worker.gguf_files import read_once
 
     made: list[str] = []

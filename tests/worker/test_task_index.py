@@ -114,5 +114,5 @@ def test_only_files_that_tell_of_a_name_are_parsed(folder: Path) -> None:
 
 
 def test_what_files_name_is_read_from_their_texts(folder: Path) -> None:
-    names = Texts.read(folder, ["__pycache__"]).names()
+    names = Texts.read(folder, ["__pycache__"]).names
     assert {"plain", "plain_more", "inherited", "other", "third", "many", "whole", "half", "code", "twice"} <= names
