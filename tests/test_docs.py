@@ -28,10 +28,12 @@ from harness.__main__ import main, parser
 from harness.devices import KINDS
 from harness.matrix.load import load
 from harness.matrix.plan import Matrix
+from harness.records import columns
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Judgement, Measurement, Timing
-from harness.report import pays
+from harness.report import blocks, choice, pays
+from harness.report.tables import collect
 from harness.servers import registry
 from tests.conftest import REPOSITORY
 
@@ -443,6 +445,13 @@ def test_the_readmes_table_is_that_of_the_committed_records(main_job: Run, capsy
     for name in ("README.md", "docs/index.md"):
         rows = rows_of((REPOSITORY / name).read_text(encoding="utf-8"))
         assert rows[: len(made)] == made, f"{name}: write it with harness table {run.name} --layout main --wide"
+
+
+def test_what_choose_tells_of_the_main_job_is_what_its_records_tell(main_job: Run) -> None:
+    found = choice.choices(collect(columns.load([main_job]).standing())[0])
+    page = (REPOSITORY / "docs" / "guides" / "choose.md").read_text(encoding="utf-8")
+    told = f"{blocks.text([found.table()], 100)}\nworth having: {', '.join(found.standing)}\n"
+    assert f"```text\n{told}```\n" in page, f"docs/guides/choose.md is to have:\n{told}"
 
 
 @pytest.mark.parametrize(("page", "table"), [("cpu", "cpu"), ("h100", "h100"), ("phone", "arm-mobile")])
