@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from harness.records.published import Documented
 from harness.records.run import Run
 from harness.report import blocks, choice, html
 from harness.report.choice import Choices
+from harness.report.rendering import Table
 from harness.report.tables import collect
 from harness.runtime import task_names
 from harness.runtime.environment import Environment
@@ -88,10 +90,20 @@ def run(arguments: argparse.Namespace) -> int:
     print(blocks.text([found.table()], None if arguments.wide else terminal.columns()))
     files = [made.folder / "choices.md", made.folder / "choices.html"]
     write_text(files[0], blocks.text([found.table()], None))
-    page, _ = html.render([made], [], Documented.load(shipped.documented()), f"Which recipe: {found.heading}")
+    worth = f"worth having: {', '.join(found.standing)}"
+    answer = (f"{worth[:1].upper()}{worth[1:]}", _verdict_first(found.table()))
+    title = f"Which recipe: {found.heading}"
+    page, _ = html.render([made], [], Documented.load(shipped.documented()), title, answer=answer)
     write_text(files[1], page)
-    print(f"worth having: {', '.join(found.standing)}\n" + "\n".join(map(str, files)))
+    ill = [f"what failed stands in {made.folder / 'summary.txt'}"] if status else []
+    print("\n".join([worth, *ill, *map(str, files)]))
     return status
+
+
+def _verdict_first(table: Table) -> Table:
+    """Return a table as a narrow screen needs it: what is left of it is what is seen."""
+    header, *rows = ((row[0], row[-1], *row[1:-1]) for row in (table.header, *table.rows))
+    return replace(table, header=header, rows=tuple(rows))
 
 
 def candidates(matrix: Matrix, hardware: str, given: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:

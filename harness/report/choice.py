@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.records.schema import Measurement
+from harness.report.figure import Figure, figure_of
 from harness.report.layout import Subject
 from harness.report.lines import column_of, recipe_key
 from harness.report.rendering import Table
@@ -17,21 +18,6 @@ PLAIN_BITS = 16
 _ALIKE = 1.01
 """Checkpoints whose sizes differ by less than this factor are of one size."""
 _TASK = "task "
-_SURE = 1.96
-"""Standard errors to each side of a mean in an interval of 95 %."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value, and the standard error of its mean; 0 where it has none."""
-
-    value: float
-    error: float = 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The interval of 95 %."""
-        return self.value - _SURE * self.error, self.value + _SURE * self.error
 
 
 @dataclass(frozen=True)
@@ -96,7 +82,7 @@ class Choices:
             *self._little(),
             *(f"{name}: {why}" for name, why in self.absent.items()),
         ]
-        header = ("recipe", "bits a weight", *(words for words, _ in shown.values()), "")
+        header = ("recipe", "bits a weight", *(words for words, _ in shown.values()), "verdict")
         return Table("", self.heading, header, tuple(rows), tuple(notes))
 
     def _little(self) -> list[str]:
@@ -118,7 +104,7 @@ def choices(subject: Subject, absent: Mapping[str, str] | None = None) -> Choice
         mine = [it for it in subject.measurements if recipe_key(column_of(it.cell)) == recipe_key(recipe)]
         # Of a figure over more and over less text that over more.
         mine = sorted((it for it in mine if it.cell.server in ("", "transformers")), key=_windows)
-        figures = {it.metric: _figure(it) for it in mine}
+        figures = {it.metric: figure_of(it) for it in mine}
         kept = {name: it for name, it in figures.items() if name in _SHOWN or name == "weight_size"}
         kept |= {} if recipe.baseline else _tasks(mine, subject.measurements)
         found.append(Choice(recipe.name, recipe.baseline, kept, windows=max(map(_windows, mine), default=0)))
@@ -164,16 +150,8 @@ def _tasks(mine: Sequence[Measurement], all_: Sequence[Measurement]) -> dict[str
         if theirs and len(theirs) == len(it.samples):
             apart = [ours - other for ours, other in zip(it.samples, theirs, strict=True)]
             error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
-            found[f"{_TASK}{it.parameters['task']}"] = Figure(statistics.fmean(apart), error)
+            found[f"{_TASK}{it.parameters['task']}"] = Figure(statistics.fmean(apart), error, len(apart))
     return found
-
-
-def _figure(record: Measurement) -> Figure:
-    told = record.statistics
-    error = told.get("stderr")
-    if error is None and told.get("n", 0) > 1:
-        error = told.get("stdev", 0.0) / told["n"] ** 0.5
-    return Figure(record.value, error or 0.0)
 
 
 def _told(figure: Figure | None, by: float) -> str:

@@ -57,9 +57,11 @@ def render(
     title: str = "",
     links: Links | None = None,
     created: str = "",
+    answer: tuple[str, Table] | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the page, and a message for each line of the records that could not be read.
 
+    ``answer`` is what was asked for, in a sentence and its table, which stands above all else.
     A page of a site (with ``links``) says nothing of when it was written, so that equal runs give equal files.
     """
     from harness.records import columns
@@ -87,6 +89,7 @@ def render(
         .get_template("report.html.j2")
         .render(
             title=title or _title(names, gates),
+            answer=answer,
             created=created if links else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             names=names,
             facts=[facts[name] for name in ("device", "packages", "measured") if name in facts],

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.records.schema import Measurement
+from harness.report.figure import figure_of
 from harness.report.layout import Subject
 from harness.report.lines import column_of, recipe_key
 from harness.report.plots import MEMORY, NARROW, SPEED, WIDE, Plot, colours, comparable, label_of
-from harness.report.svg import Drawing, Placed, Scale, number, place_labels, shortened
+from harness.report.svg import COLOURS, Drawing, Placed, Scale, number, place_labels, shortened
 
 # Those that the baseline has too; agreement with the baseline would leave it out of the picture.
 _QUALITY = ("perplexity", "program_perplexity", "accuracy")
@@ -50,7 +51,8 @@ def trade_offs(subject: Subject) -> list[Plot]:
         for it in up:
             beside = at.get(recipe_key(column_of(it.cell)))
             if beside:
-                rows.append({"recipe": column_of(it.cell).name, "x": beside.value, "y": it.value})
+                interval = figure_of(beside).interval
+                rows.append({"recipe": column_of(it.cell).name, "x": beside.value, "y": it.value, "sure": interval})
         if len(rows) < 2:
             continue
         x, y = _axis(across), _axis(up)
@@ -59,6 +61,8 @@ def trade_offs(subject: Subject) -> list[Plot]:
             f"{_sentence(y.name)} against {x.name}. Up and right is better; the line joins the Pareto front, which "
             f"nothing else beats in both: {', '.join(row['recipe'] for row in front)}."
         )
+        if any(low < high for low, high in (row["sure"] for row in rows)):
+            caption += f" A bar is the 95% interval of {x.name}: what two bars share is not told apart."
         svg = "".join(
             _scatter(colours(subject), rows, front, x, y, f"{title}. {caption}", width).markup(kind)
             for width, kind in ((WIDE, "wide"), (NARROW, "narrow"))
@@ -117,7 +121,7 @@ def _scatter(
     height, places = width * 5 // 8, None
     while places is None:
         left, right, top, bottom = 58.0, width - 10.0, 22.0, height - 44.0
-        across = x.scale([row["x"] for row in rows], left + 22, right - 22)
+        across = x.scale([value for row in rows for value in (row["x"], *row["sure"])], left + 22, right - 22)
         up = y.scale([row["y"] for row in rows], bottom - 18, top + 18)
         points = [(across(row["x"] / x.by), up(row["y"] / y.by)) for row in rows]
         places = place_labels(points, texts, (left, top, right, bottom))
@@ -130,6 +134,9 @@ def _scatter(
     drawing.add("polyline", kind="front", points=drawn)
     for row, point, text, place in zip(rows, points, texts, places, strict=True):
         tip = f"{row['recipe']}: {x.told(row['x'])}, {y.told(row['y'])}"
+        low, high = (across(end / x.by) for end in row["sure"])
+        if low != high:
+            drawing.line(low, point[1], high, point[1], f"interval c{series[row['recipe']] % COLOURS}", tip)
         if place.far:
             drawing.line(*point, *_nearest(place, point[0]), "leader")
         drawing.mark(*point, series[row["recipe"]], tip)

@@ -78,7 +78,10 @@ def test_what_is_beaten_before_it_is_timed_is_not_timed(
     assert "worth having: int8wo, bf16" in out
     folder = next((tmp_path / "results" / "runs").iterdir())
     assert "int8wo beats it" in (folder / "choices.md").read_text(encoding="utf-8")
-    assert "<svg" in (folder / "choices.html").read_text(encoding="utf-8")
+    page = (folder / "choices.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    answer = page.index('<section id="answer"><h2>Worth having: int8wo, bf16</h2>')
+    assert answer < page.index("int8wo beats it</td>") < page.index('<section class="subject"')
 
 
 def test_many_are_held_against_each_other_over_little_text_first(

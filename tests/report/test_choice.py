@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.report.choice import Choice, Figure, beats, choices
+from harness.report.choice import Choice, beats, choices
+from harness.report.figure import Figure, figure_of
 from harness.report.tables import collect
 from tests.report.test_tables import measured
 
-FIGURES = st.builds(Figure, st.floats(0.001, 5), st.floats(0, 0.5))
+FIGURES = st.builds(Figure, st.floats(0.001, 5), st.floats(0, 0.5), st.integers(2, 40))
 
 
 @st.composite
@@ -69,6 +71,15 @@ def test_what_is_surely_faster_stands() -> None:
     assert told(BASE, slow, figures("nf4", 4.1, 0.9, speed=5.1))["nf4"] == "int4"
 
 
+def test_few_rounds_tell_little() -> None:
+    # Student's t has 12.71 standard errors at 2 samples, 2.776 at 5: ISO 2854's table of quantiles.
+    assert Figure(10.0, 1.0, 2).interval == pytest.approx((-2.706, 22.706), abs=1e-3)
+    assert Figure(10.0, 1.0, 5).interval == pytest.approx((7.224, 12.776), abs=1e-3)
+    assert Figure(10.0).interval == (10.0, 10.0)
+    of = measured("generate_throughput", 10.0, "bf16", server="transformers", statistics={"n": 4.0, "stdev": 0.2})
+    assert figure_of(of) == Figure(10.0, 0.1, 4)
+
+
 def test_a_recipe_that_makes_nothing_smaller_is_beaten_by_the_baseline() -> None:
     assert told(BASE, figures("wide", 16.5, 0.01))["wide"] == "bf16"
 
@@ -97,7 +108,7 @@ def test_a_task_is_held_against_the_baseline_document_by_document() -> None:
     base = [*BASE, answered("bf16", [1.0, 1.0, 0.0, 1.0])[-1]]
     (subject,) = collect([*base, *answered("int4", [1.0, 0.0, 0.0, 1.0]), *answered("same", [1.0, 1.0, 0.0, 1.0])])
     found = {it.recipe: it.figures.get("task piqa") for it in choices(subject).choices}
-    assert found == {"bf16": None, "int4": Figure(-0.25, 0.25), "same": Figure(0.0, 0.0)}
+    assert found == {"bf16": None, "int4": Figure(-0.25, 0.25, 4), "same": Figure(0.0, 0.0, 4)}
     assert "piqa, from the baseline's" in choices(subject).table().header
 
 

@@ -24,7 +24,7 @@ from harness.judge.gatefile import VERDICT
 from harness.judge.gatefile import load as load_gate
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import Judgement, Line
+from harness.records.schema import Judgement, Line, Measurement
 from harness.report import html as report
 from harness.report import judged, plots, tables, tradeoffs
 from harness.report.svg import FONT, Scale, number, place_labels, shortened, spread, text_width
@@ -99,6 +99,27 @@ def test_the_pareto_front_is_what_nothing_else_beats() -> None:
     rows = [{"x": x, "y": y} for x, y in ((1, 1), (2, 3), (3, 2), (2, 2), (4, 1))]
     assert [(row["x"], row["y"]) for row in tradeoffs.pareto(rows, True, True)] == [(2, 3), (3, 2), (4, 1)]
     assert [(row["x"], row["y"]) for row in tradeoffs.pareto(rows, False, True)] == [(1, 1), (2, 3)]
+
+
+def test_a_trade_offs_bar_is_what_the_rounds_leave_open() -> None:
+    def rows(spread: float) -> list[Measurement]:
+        rounds = {"n": 5.0, "stdev": spread}
+        return [
+            measured(metric, value, of, server="transformers", statistics=statistics)
+            for of, speed, loss in (("bf16", 20.0, 10.0), ("int8wo", 10.0, 11.0))
+            for metric, value, statistics in (("generate_throughput", speed, rounds), ("perplexity", loss, {}))
+        ]
+
+    (sure,) = tradeoffs.trade_offs(tables.collect(rows(0.0))[0])
+    assert "interval" not in sure.svg + sure.caption
+    (open_,) = tradeoffs.trade_offs(tables.collect(rows(2.0))[0])
+    assert "95% interval of generate" in open_.caption
+    # In the wide picture and in the narrow one; 2.776 standard errors to either side reach beyond the other's point.
+    bars = re.findall(r'<line class="interval c\d" x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)"', open_.svg)
+    assert len(bars) == 4
+    (low, at, high, same), (other_low, _, other_high, _) = (tuple(map(float, bar)) for bar in bars[:2])
+    assert at == same
+    assert high - low == pytest.approx(other_high - other_low, rel=0.02)
 
 
 def test_an_improvements_interval_covers_the_truth_as_often_as_it_says() -> None:
