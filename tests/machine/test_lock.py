@@ -9,7 +9,8 @@ import pytest
 
 from harness.machine.lock import Held, only_session
 
-WAIT = 0.2
+# Seconds after it said that it waits.
+WAIT = 0.05
 
 
 @pytest.mark.parametrize(
@@ -21,11 +22,19 @@ def test_who_would_measure_the_other_waits_until_it_is_done(
 ) -> None:
     path = tmp_path / "machine.lock"
     said: list[str] = []
+    told = threading.Event()
     found: list[Held] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        told.set()
+
     held = only_session(path, said.append, first)
     assert said == []
-    thread = threading.Thread(target=lambda: found.append(only_session(path, said.append, second)))
+    thread = threading.Thread(target=lambda: found.append(only_session(path, say, second)))
     thread.start()
+    if waits:
+        assert told.wait(20)
     thread.join(WAIT if waits else 10)
     assert bool(found) is not waits
     if waits:

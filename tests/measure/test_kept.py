@@ -194,6 +194,7 @@ def test_what_a_run_took_from_another_is_no_night_no_part_of_a_baseline_and_no_l
     assert [bool(pytorch_v3.records([it], Documented.load(), {})) for it, _ in found] == [True, False, False]
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("judging", ["--against=cpu", "--on=local"])
 def test_what_is_about_now_refuses_to_reuse(repository: Path, judging: str) -> None:
     command = [sys.executable, "-m", "pytest", "suites", "-m", "cpu", "--reuse", judging, "--co", "-q"]

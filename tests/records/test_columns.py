@@ -211,6 +211,7 @@ def test_failures_come_back_whole(tmp_path: Path, cache: Path) -> None:
     assert columns.load([written(tmp_path, [failure, STEPS[0]])], cache=cache).failures() == [failure]
 
 
+@pytest.mark.programs
 def test_the_first_session_of_a_folder_loads_no_pyarrow_and_pandas_is_left_alone_until_somebody_uses_it(
     tmp_path: Path,
 ) -> None:
