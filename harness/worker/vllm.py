@@ -8,9 +8,12 @@ import os
 import sys
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import distributed
+from torch.distributed import distributed_c10d
 
 from harness.worker import inspected, precompiled, profiling, repeated, tensors, texts, unmade
 from harness.worker.backend import Backend
@@ -155,9 +158,24 @@ class Engine(Backend):
         vLLM's own ending looks through all that was ever imported for garbage, for two seconds.
         """
         if self.llm is not None and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+            _remove_store()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+
+def _remove_store() -> None:
+    """Remove the file in the temporary folder by which the engine's processes would find each other, if it has one.
+
+    Its owner removes it as it is taken down, which a process that ends at once never does.
+    """
+    if not distributed.is_initialized():
+        return
+    store = distributed_c10d._get_default_store()
+    while isinstance(store, distributed.PrefixStore):
+        store = store.underlying_store
+    if isinstance(store, distributed.FileStore):
+        Path(store.path).unlink(missing_ok=True)
 
 
 def _nothing_compiled() -> AbstractContextManager[Any]:

@@ -424,3 +424,23 @@ for engine.eager in (True, False):
 def test_where_nothing_is_compiled_a_check_of_predictions_compiles_nothing_either(run_code) -> None:
     """And a rank is the same; where the engine compiles, so does what it is checked by."""
     assert run_code(PREDICTIONS).stdout.splitlines() == [f"{{'top': [[[(7, -0.5)]]]}} {count}" for count in (0, 1)]
+
+
+STORE = """
+import os, sys
+from torch import distributed
+from harness.worker.vllm import Engine
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+if (child := os.fork()) == 0:
+    distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+    os.path.exists(sys.argv[1]) or os._exit(3)
+    engine = Engine(print)
+    engine.llm = object()
+    engine.close()
+print(os.waitpid(child, 0)[1], os.path.exists(sys.argv[1]))
+"""
+
+
+def test_an_engine_that_is_closed_leaves_no_store_in_the_temporary_folder(run_code, tmp_path: Path) -> None:
+    assert run_code(STORE, str(tmp_path / "vllm_dist_0")).stdout.split() == ["0", "False"]
