@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness import __version__
 from harness.base import compiled, room, threads, unswept
@@ -62,7 +62,10 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what it does not understand, a token given in the wrong place left out."""
+    """Says what it does not understand, a token in the wrong place left out; guesses no option by its beginning."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         super().error(without_secrets(message + self._meant(message)))

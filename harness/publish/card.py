@@ -254,7 +254,9 @@ def _recipe(contents: Contents) -> list[str]:
 def _quality(contents: Contents, tables: list[Table]) -> list[str]:
     if not tables:
         return []
-    commands = [reproduction.lm_eval(contents.own, contents.models), *_suites(contents, "text_quality or task")]
+    agreement = " or agreement" if any(it.metric == "served_kl" for it in contents.own) else ""
+    commands = [reproduction.lm_eval(contents.own, contents.models)]
+    commands += _suites(contents, f"text_quality or task{agreement}")
     parts = [_code("Shell", command) for command in commands]
     return ["## Model Quality", _QUALITY, render(tables, "md"), _details("Reproduce Model Quality Results", parts)]
 

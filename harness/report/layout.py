@@ -373,18 +373,18 @@ def _parameter_notes(lines: Sequence[TableLine], documented: Documented) -> list
             usual = value in published[name] if name in published else name in line.row.named(line.parameters)
             if not usual:
                 told.setdefault(line.row.metric, {}).setdefault(name, {})[value] = None
-    return [_parameter_note(metric, names, documented.definition(metric)) for metric, names in told.items()]
+    alike: dict[str, list[str]] = {}
+    for metric, names in told.items():
+        label = next((row.label for row in ROWS if row.metric == metric and row.label), metric)
+        alike.setdefault(_parameter_note(names, documented.definition(metric)), []).append(label)
+    return [f"{', '.join(labels)}: {words}" for words, labels in alike.items()]
 
 
-def _parameter_note(
-    metric: str, names: Mapping[str, Iterable[Scalar]], published: Mapping[str, Iterable[Scalar]]
-) -> str:
-    label = next((row.label for row in ROWS if row.metric == metric and row.label), metric)
-    parts = [
+def _parameter_note(names: Mapping[str, Iterable[Scalar]], published: Mapping[str, Iterable[Scalar]]) -> str:
+    return ", ".join(
         f"{name} {_either(values)}" + (f" (published: {_either(published[name])})" if name in published else "")
         for name, values in names.items()
-    ]
-    return f"{label}: {', '.join(parts)}"
+    )
 
 
 def _either(values: Iterable[Scalar]) -> str:

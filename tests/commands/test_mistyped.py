@@ -30,6 +30,10 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["publsh", "x"], "did you mean publish?"),
         (["export", "last", "--format", "pytorch-v2"], "did you mean pytorch-v3"),
         (["table", "last", "--layuot", "main"], "did you mean --layout?"),
+        (
+            ["publish", "a:b", "--repo", "me/x", "--run", "last"],
+            "arguments: --run last; did you mean --runs",
+        ),
         (["table", "last", "--layout", "mian"], "did you mean main?"),
         (["trend", "--metric", "latncy"], "--metric 'latncy' is no metric; did you mean latency"),
         (["bisect", "torchao", "0.17.0..0.18.0", "-m", "cpu", "--metric", "latncy"], "did you mean latency"),

@@ -150,6 +150,14 @@ def test_every_option_that_an_engine_is_given_is_one_that_its_commands_know(suit
                     assert set(build.options) == set(server.by_hand.options)
 
 
+def test_an_engine_s_agreement_is_asked_for_where_the_card_has_it(suites_matrix: Matrix) -> None:
+    records = session(suites_matrix, "cpu", ())
+    agreement = records[3].model_copy(update={"metric": "served_kl", "unit": "nats", "parameters": {"windows": 4}})
+    for of, asked in ((records, []), ([*records, agreement], ["text_quality or task or agreement"])):
+        (words, *_) = [it for it in commands(card(of, model=MODEL)) if it[0] == "pytest"]
+        assert [word for word in words if word.startswith("text_quality")] == asked
+
+
 @pytest.mark.programs
 def test_pytest_reads_the_harness_s_own_command(suites_matrix: Matrix, repository: Path) -> None:
     """With one way of asking all tasks; that of several ways names none."""

@@ -522,7 +522,7 @@ def test_quality_by_task_with_errors_and_differences(documented: Documented) -> 
         ("hellaswag acc_norm", "0.412 ± 0.025", "0.415 ± 0.025 (+0.003)"),
         ("hellaswag answer flips", "-", "0.1400"),
     )
-    assert "accuracy: through transformers, limit 400" in table.notes
+    assert "accuracy, answer flips: through transformers, limit 400" in table.notes
     assert any("Maintained within 5-10%" in note for note in table.notes)
 
 
