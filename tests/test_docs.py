@@ -36,6 +36,7 @@ from harness.report import blocks, choice, pays
 from harness.report.tables import collect
 from harness.servers import registry
 from tests.conftest import REPOSITORY
+from tests.reference import MAIN_JOB
 
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
@@ -282,7 +283,7 @@ def test_what_commands_write_leaves_git_clean(tmp_path: Path) -> None:
 def test_cheap_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What reads records is run, in a folder as a session leaves it."""
     runs = tmp_path / "results" / "runs"
-    shutil.copytree(REPOSITORY / "results" / "reference" / "cpu-20261130-144539", runs / "RUN")
+    shutil.copytree(MAIN_JOB, runs / "RUN")
     for name in ("reference", "shelf", "gates", "documented"):
         (tmp_path / "results" / name).symlink_to(REPOSITORY / "results" / name)
     monkeypatch.chdir(tmp_path)
@@ -382,10 +383,7 @@ def rows_of(text: str) -> list[tuple[str, ...]]:
 
 @pytest.fixture
 def main_job() -> Run:
-    """The committed run that the README shows."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (named,) = re.findall(r"harness table (results/reference/\S+) --layout main", text)
-    return Run(REPOSITORY / named)
+    return Run(MAIN_JOB)
 
 
 def test_what_the_main_job_took_is_what_its_committed_run_took(main_job: Run) -> None:

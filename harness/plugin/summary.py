@@ -23,7 +23,7 @@ from harness.records.run import Run
 from harness.records.schema import Failure, Line, Measurement, Timing
 from harness.report import budget, limited, pays, tables, unsteady
 from harness.report.blocks import text as tables_text
-from harness.report.brief import LINES, Paragraph, cut, lines_at_least, main_table
+from harness.report.brief import LINES, Paragraph, cut, lines_at_least, lines_of_speed_too, main_table
 from harness.report.claims import KEPT, earlier
 
 Section = tuple[str, list[str]]
@@ -34,10 +34,9 @@ FASTER = "which recipes are faster here"
 OTHERS = "limits of other models, which are not asked of this one"
 FILE = "summary.txt"
 _MAIN_TABLE = 9
-_TWO_BLOCKS = 17
 _FILES = 6
 _LAST = 9
-"""Lines that the main table gets at least, and if there is room; the files, and all that stands below it at most."""
+"""Lines that the main table gets at least; the files, and all that stands below it at most."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,8 @@ class Summary:
         )
         room = LINES - len(last)
         # Where all may be short, the table shows speed and quality too, and not what a first block has of memory alone.
-        least = max(_MAIN_TABLE, min(_TWO_BLOCKS, room - lines_at_least(first, wide)))
+        asked = lines_of_speed_too(self.measurements, self.documented, wide) if self.measurements else 0
+        least = max(_MAIN_TABLE, min(asked, room - lines_at_least(first, wide)))
         above = cut(first, wide, room - (least if self.measurements else 0), all_of_it)
         table = main_table(self.measurements, self.documented, wide, room - len(above)) if self.measurements else []
         # What the table leaves is for what stands above it.

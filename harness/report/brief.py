@@ -86,12 +86,21 @@ def _fitting(items: Sequence[Sequence[str]], room: int, more: str, wide: int) ->
 
 def main_table(measurements: Iterable[Measurement], documented: Documented, wide: int, lines: int) -> list[str]:
     """Return the main tables in at most so many lines: a column a recipe, in blocks, or a row a recipe for many."""
-    layouts = [Layout(subject, documented) for subject in collect(measurements)]
-    tables = [_important_first(layout, table) for layout in layouts for table in headline.table(layout)]
+    tables = _main_tables(measurements, documented)
     found: list[str] = []
     for left, table in zip(range(len(tables), 0, -1), tables, strict=True):
         found += _within(table, wide, max(0, (lines - len(found)) // left))
     return found[:lines]
+
+
+def lines_of_speed_too(measurements: Iterable[Measurement], documented: Documented, wide: int) -> int:
+    """Return the lines of the main tables with their first two blocks, a row a recipe: the first has memory alone."""
+    return sum(len(_lines(in_blocks(it, wide)[:2], wide)) for it in _main_tables(measurements, documented))
+
+
+def _main_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
+    layouts = [Layout(subject, documented) for subject in collect(measurements)]
+    return [_important_first(layout, table) for layout in layouts for table in headline.table(layout)]
 
 
 def _important_first(layout: Layout, table: Table) -> Table:

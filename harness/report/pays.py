@@ -20,12 +20,13 @@ _Place = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What the lines of speed say of a recipe: in which it is surely faster, and in which surely slower."""
+    """What the lines of speed say of a recipe: in which it is surely faster or slower, and how many times at most."""
 
     name: str
     faster: tuple[str, ...]
     slower: tuple[str, ...]
     asked: int
+    most: float
 
     def words(self, why: Sequence[str]) -> str:
         """Return how it compares, and why it is not faster where that is known."""
@@ -52,7 +53,7 @@ def lines(run: Iterable[Line], documented: Documented) -> list[str]:
         recipes = [it for it in (_of(layout, recipe) for recipe in subject.recipes if not recipe.baseline) if it.asked]
         if not recipes or subject.baseline is None:
             continue
-        faster = [it.name for it in recipes if it.faster]
+        faster = [f"{it.name} (up to {it.most:.2f}x)" for it in recipes if it.faster]
         of = f"{subject.model.name} on {subject.hardware} ({subject.device})"
         none = f"none of {len(recipes)} recipes" if len(recipes) > 1 else f"not {recipes[0].name}"
         found.append(f"{of}: faster than {subject.baseline.name}: {', '.join(faster) or none}")
@@ -69,7 +70,8 @@ def _of(layout: Layout, recipe: RecipeIdentity) -> _Recipe:
     ]
     clear = [(claim.ratio or 0.0, words) for claim, words in told if claim.clear]
     faster = tuple(words for ratio, words in clear if ratio > 1)
-    return _Recipe(recipe.name, faster, tuple(words for ratio, words in clear if ratio < 1), len(told))
+    slower = tuple(words for ratio, words in clear if ratio < 1)
+    return _Recipe(recipe.name, faster, slower, len(told), max((ratio for ratio, _ in clear), default=0.0))
 
 
 def _told(layout: Layout, label: str, line: TableLine, recipe: RecipeIdentity) -> str:

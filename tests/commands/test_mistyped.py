@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness import __main__
-from harness.base import shipped
 from harness.commands import bisect, calibrate, choose, gate, own_flow
 from harness.runtime import environment_pair
+from tests.reference import MAIN_JOB
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -123,6 +123,5 @@ def test_a_run_of_the_tutorial_s_rows_names_the_recipes_that_it_has(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(own_flow, "only_session", lambda *_: pytest.fail("waited for another session"))
-    (run,) = (shipped.matrix().parents[1] / "results" / "reference").glob("cpu-20261130-144539")
     words = ["--recipe", "int8w", "-m", "cpu", "--cache", str(tmp_path)]
-    assert "did you mean int8wo" in told(capsys, "tutorial", str(run), *words)
+    assert "did you mean int8wo" in told(capsys, "tutorial", str(MAIN_JOB), *words)

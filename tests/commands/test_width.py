@@ -11,9 +11,10 @@ import pytest
 
 from harness import __main__
 from harness.base.terminal import width
+from tests.reference import MAIN_JOB
 
 REFERENCE = Path("results/reference")
-CPU = REFERENCE / "cpu-20261130-144539"
+CPU = REFERENCE / MAIN_JOB.name
 H100 = REFERENCE / "h100-20261125-013623-gpu1"
 MODEL = "SmolLM2-135M-Instruct"
 TYPED = [

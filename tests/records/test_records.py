@@ -45,6 +45,7 @@ from harness.records.schema import (
 )
 from tests.faults.fuzz import mutated
 from tests.laws import examples
+from tests.reference import MAIN_JOB
 
 NAMES = st.text(
     st.sampled_from("ab|\n\r\t\"'\\{}[],:\x00\x0b\x0c\x85\u2028é😀") | st.characters(exclude_categories=["Cs"]),
@@ -352,7 +353,7 @@ def test_an_expected_failure_of_the_second_schema_was_a_skip(outcome: str, reaso
 
 
 def test_a_judgement_of_the_third_schema_did_not_say_what_was_expected(repository: Path) -> None:
-    run = repository / "results" / "reference" / "cpu-20261130-144539" / "records.jsonl"
+    run = MAIN_JOB / "records.jsonl"
     line = next(it for it in map(json.loads, run.read_bytes().splitlines()) if it["kind"] == "judgement")
     line.pop("known", None)
     found = parse(json.dumps(line | {"schema_version": 3}).encode(), "here")

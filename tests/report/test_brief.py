@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.terminal import width
-from harness.plugin.summary import Summary
+from harness.plugin.summary import FASTER, Summary
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Measurement
-from harness.report import blocks, tables
+from harness.report import blocks, pays, tables
 from harness.report.brief import Paragraph, cut, main_table
 from harness.report.rendering import Table
+from tests.reference import MAIN_JOB, REFERENCE
 
-REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 WORDS = st.lists(st.text(st.sampled_from("ab|*_ <漢"), min_size=1, max_size=30), min_size=1, max_size=6).map(" ".join)
 
 
@@ -66,7 +66,7 @@ def test_the_main_table_of_a_real_run_fits(folder: str, lines: int) -> None:
 
 
 def test_the_main_jobs_table_has_speed_and_quality_within_a_screen() -> None:
-    run = Run(REFERENCE / "cpu-20261130-144539")
+    run = Run(MAIN_JOB)
     measurements = [line for line in run.read()[0] if isinstance(line, Measurement)]
     shown = "\n".join(main_table(measurements, Documented.load(), 100, 28))
     for words in ("Peak Memory", "latency (batch_size=1)", "perplexity", "KL divergence", "float8wo"):
@@ -116,7 +116,7 @@ def test_a_paragraph_with_room_for_one_line_says_something() -> None:
 
 def test_a_noisy_run_of_the_main_job_still_shows_speed_and_quality(tmp_path: Path) -> None:
     """What is too noisy to say does not leave the main table with memory alone."""
-    shutil.copytree(REFERENCE / "cpu-20261130-144539", tmp_path / "run")
+    shutil.copytree(MAIN_JOB, tmp_path / "run")
     summary = Summary.of(Run(tmp_path / "run"), Documented.load(), seconds=9, planner=1, wide=100)
     item = "a figure of the run whose rounds lie far from each other: " + "too noisy to say, " * 6
     sections = [
@@ -124,10 +124,19 @@ def test_a_noisy_run_of_the_main_job_still_shows_speed_and_quality(tmp_path: Pat
         ("too noisy to say", [item] * 9),
         ("what was quantized", [item] * 5),
         ("the machine was not quiet", [item]),
+        (FASTER, pays.lines(summary.lines, Documented.load())),
         ("skipped", [item]),
     ]
     lines = [line for line, _ in summary.brief(("passed: 65 passed", "green"), sections, tmp_path)]
     assert len(lines) <= 37
     shown = "\n".join(lines)
-    for words in ("Peak Memory", "latency (batch_size=1)", "perplexity", "KL divergence", "float8wo", "quantized:"):
+    for words in (
+        "Peak Memory",
+        "latency (batch_size=1)",
+        "perplexity",
+        "KL divergence",
+        "float8wo",
+        "quantized:",
+        "faster than bf16",
+    ):
         assert words in shown

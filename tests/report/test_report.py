@@ -32,6 +32,7 @@ from tests.commands.test_export import gate_folder
 from tests.laws import examples
 from tests.records.test_columns import written
 from tests.records.test_records import LINES
+from tests.reference import MAIN_JOB
 from tests.report.test_tables import measured
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -544,9 +545,8 @@ def test_a_page_of_a_run_and_a_gate_begins_with_the_runs_table(tmp_path: Path) -
     assert contents.index("#subject-1") < contents.index("#gate-1")
 
 
-def test_an_older_run_tells_a_known_failure_by_its_test(repository: Path) -> None:
-    run = Run(repository / "results" / "reference" / "cpu-20261130-144539")
-    found = judged.limits(run.lines())
+def test_the_main_jobs_known_failure_is_told_by_its_test() -> None:
+    found = judged.limits(Run(MAIN_JOB).lines())
     assert (len(found.failed), len(found.known)) == (0, 1)
     ((limit, why),) = found.known
     assert (limit.metric, limit.cell.recipe.name) == ("perplexity", "8da4w-int8emb")

@@ -20,6 +20,7 @@ from harness.__main__ import main
 from harness.records.schema import Measurement
 from harness.report.site import STATE, _pair
 from tests.records.test_columns import written
+from tests.reference import MAIN_JOB
 from tests.report.test_report import chromium as chromium
 from tests.report.test_tables import measured
 
@@ -57,8 +58,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
         ]
         written(folder, lines, f"night-{day:02}")
     written(folder, [measured("latency", 1.0, "<img src=x onerror=alert(1)>")], "a run & more")
-    run = repository / "results" / "reference" / "cpu-20261130-144539"
-    shutil.copytree(run, folder / run.name)
+    shutil.copytree(MAIN_JOB, folder / MAIN_JOB.name)
     return folder
 
 
