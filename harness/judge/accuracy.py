@@ -21,6 +21,7 @@ import scipy
 
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge.intervals import Interval, finite, mean_interval
+from harness.records.stored import factor
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def perplexity_ratio(old_nll: Sequence[float], new_nll: Sequence[float], confide
     Documents count alike, as do the equally long windows that the harness measures, so that the ratio is exp of the
     paired difference of means.
     """
-    return paired_difference(old_nll, new_nll, confidence).transformed(math.exp)
+    return paired_difference(old_nll, new_nll, confidence).transformed(factor)
 
 
 def combine_tasks(tasks: Sequence[Interval], alike: Sequence[Sequence[float]] | None = None) -> Interval:

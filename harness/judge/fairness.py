@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from harness.base.text import file_name
 from harness.judge.intervals import log_ratios, mean_interval
 from harness.records import model_file
 from harness.records.schema import Scalar
+from harness.records.stored import factor
 
 MARGIN = 0.01
 """By how much, as a share, a figure of a shared engine may differ."""
@@ -49,7 +49,7 @@ class Comparison(_Frozen):
         Raises TooFewSamples for fewer than two blocks, SampleError for a sample that is not above zero.
         """
         logs = [statistics.fmean(log_ratios(it.apart, it.shared).tolist()) for it in blocks]
-        found = mean_interval(logs, rule="a shared engine's ratio").transformed(math.exp)
+        found = mean_interval(logs, rule="a shared engine's ratio").transformed(factor)
         told = {"ratio": found.estimate, "low": found.low, "high": found.high}
         return cls(metric=metric, parameters=parameters, blocks=list(blocks), **told)
 

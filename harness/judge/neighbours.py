@@ -19,7 +19,7 @@ from harness.records import model_file
 from harness.records.metrics import METRICS
 from harness.records.place import Place
 from harness.records.schema import Measurement, Scalar
-from harness.records.stored import disagreement, implausible
+from harness.records.stored import disagreement, factor, implausible
 
 MARGIN = 0.03
 """By how much, as a share, a figure with a neighbour may be worse: two processes of one cell differ by that anyway."""
@@ -170,4 +170,4 @@ def _between(alone: Sequence[Measurement], beside: Sequence[Measurement]) -> tup
         return math.exp(center), math.exp(center)
     freedom = total**2 / sum(part**2 / count for part, count in parts if part)
     arm = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
-    return math.exp(center - arm), math.exp(center + arm)
+    return factor(center - arm), factor(center + arm)

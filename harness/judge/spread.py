@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from harness.records.metrics import METRICS
 from harness.records.schema import Measurement
+from harness.records.stored import factor
 
 CONFIDENCE = 0.95
 MOST_SPREAD = 0.25
@@ -21,8 +22,6 @@ MOST_SPREAD = 0.25
 
 As of the runs of a stored baseline; quiet machines are below a tenth.
 """
-# Beyond, a factor is told as this one: e to its power can still be calculated with.
-_FARTHEST = 300.0
 # Numbers that differ by a smaller share of them are the same.
 _ROUNDING = 1e-12
 _MANY = 1000
@@ -87,7 +86,7 @@ def of_ratio(record: Measurement, baseline: Measurement, confidence: float = CON
         return None
     new = _of(record) if mine else _Mean(math.log(record.value), 0.0, 0)
     old = _of(baseline) if other else _Mean(math.log(baseline.value), 0.0, 0)
-    center = math.exp(min(max(new.center - old.center, -_FARTHEST), _FARTHEST))
+    center = factor(new.center - old.center)
     return _factor(record.value / baseline.value, new, old, center, confidence)
 
 
@@ -201,7 +200,7 @@ def _arm(new: _Mean, old: _Mean, confidence: float) -> float:
 
 
 def _factor(told: float, new: _Mean, old: _Mean, center: float, confidence: float) -> Range:
-    arm = math.exp(min(_arm(new, old, confidence), _FARTHEST))
+    arm = factor(_arm(new, old, confidence))
     if arm == 1:
         return told, told
     return min(told, center / arm), max(told, center * arm)

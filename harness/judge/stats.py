@@ -32,6 +32,7 @@ import scipy
 from harness.base.errors import SampleError, TooFewSamples
 from harness.judge.intervals import Interval, log_ratios, positive
 from harness.judge.looks import PRECISION, Look
+from harness.records.stored import factor
 
 Direction = Literal["lower", "higher", "none"]
 Finding = Literal["pass", "regressed", "inconclusive"]
@@ -79,7 +80,7 @@ def paired_ratio(old: Sequence[float], new: Sequence[float], confidence: float =
     TooFewSamples below two blocks, and SampleError for unequal lengths and for values that are not finite and above
     zero.
     """
-    return Look.at(log_ratios(old, new)).interval(confidence).transformed(math.exp)
+    return Look.at(log_ratios(old, new)).interval(confidence).transformed(factor)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def baseline_ratio(runs: Sequence[float], today: Sequence[float], confidence: fl
     center = float(after.mean() - before.mean())
     error = float(before.std(ddof=1)) * math.sqrt(1 / count + 1 / len(after))
     arm = float(scipy.special.stdtrit(count - 1, (1 + confidence) / 2)) * error
-    return Interval(center, center - arm, center + arm, confidence, "prediction", count).transformed(math.exp)
+    return Interval(center, center - arm, center + arm, confidence, "prediction", count).transformed(factor)
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts

@@ -22,6 +22,7 @@ from harness.judge import looks
 from harness.judge.intervals import Interval
 from harness.judge.looks import Look
 from harness.judge.stats import Decision, Direction
+from harness.records.stored import factor
 
 _FEWEST = 3
 """Samples of a block from which on its mean is another than its median."""
@@ -84,13 +85,13 @@ def judged(
     for it in unseen if decision.verdict != "regressed" else ():
         if it.beyond(bound, direction):
             # Of two or three statistics the worst is told: each has its share of the level.
-            found = it.look.interval(looks.confidence(it.look.blocks)).transformed(math.exp)
+            found = it.look.interval(looks.confidence(it.look.blocks)).transformed(factor)
             p = min(1.0, (1 + len(unseen)) * it.look.p(bound, direction))
             detail = f"the {it.name} is {found.estimate:.3f} times the old one's, beyond the margin; {told}"
             return found, Decision("regressed", f"{it.reason}-beyond-margin"), p, detail
     for it in unseen if decision.verdict == "pass" else ():
         if it.leans(bound, direction):
-            found = it.look.interval(looks.confidence(it.look.blocks)).transformed(math.exp)
+            found = it.look.interval(looks.confidence(it.look.blocks)).transformed(factor)
             detail = f"the {it.name} may be beyond the margin: {found.estimate:.3f} times the old one's; {told}"
             return found, Decision("inconclusive", f"{it.reason}-undecided"), p, detail
     return interval, decision, p, ""

@@ -23,6 +23,7 @@ from harness.judge.unseen import Unseen
 from harness.records.metric import Direction, Kind, Rule
 from harness.records.metrics import METRICS
 from harness.records.place import Parameters, Place
+from harness.records.stored import LARGEST, factor
 
 Ruling = Literal["pass", "regressed", "inconclusive", "error"]
 
@@ -238,7 +239,7 @@ def looked(
     ``others`` are what the median does not see.
     """
     bound = math.log1p(margin)
-    interval = look.interval(looks.confidence(look.blocks)).transformed(math.exp)
+    interval = look.interval(looks.confidence(look.blocks)).transformed(factor)
     decision = stats.decide(interval, margin, direction, narrow=look.narrow(bound))
     return unseen.judged(decision, interval, look.p(bound, direction), others, margin, direction)
 
@@ -317,10 +318,12 @@ def _answers(series: Series, rule: Rule, margin: float) -> Judged:
 
 
 def _as_ratio(found: Interval, before: float) -> Interval:
-    """Return a difference as a ratio of the old mean; of a mean of zero there is none, and NaN says so."""
+    """Return a difference as a ratio of the old mean; of a mean of next to zero there is none, and NaN says so."""
+    parts = (found.estimate, found.low, found.high)
+    some = abs(before) * LARGEST > max(abs(before + part) for part in parts)
 
     def ratio(part: float) -> float:
-        return (before + part) / before if before else math.nan
+        return (before + part) / before if some else math.nan
 
     return Interval(ratio(found.estimate), ratio(found.low), ratio(found.high), found.confidence, found.method, found.n)
 

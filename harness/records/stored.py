@@ -11,6 +11,7 @@ from harness.records.place import Place
 
 LARGEST = 1e18
 """No figure of a machine is larger, in whichever of the table's units; sums and squares of such are still finite."""
+_FARTHEST = float(math.floor(math.log(LARGEST)))
 
 
 def disagreement(
@@ -48,3 +49,8 @@ def implausible(values: Iterable[float]) -> str:
         if abs(value) > LARGEST:
             return f"{value:g} is larger than anything that is measured ({LARGEST:g})"
     return ""
+
+
+def factor(log: float) -> float:
+    """Return e to a power, but none that :func:`implausible` refuses: so far apart two noisy blocks' ends may be."""
+    return math.exp(math.copysign(_FARTHEST, log) if abs(log) > _FARTHEST else log)

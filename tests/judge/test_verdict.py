@@ -18,6 +18,7 @@ from harness.judge.series import SIDES, Series
 from harness.judge.verdict import Verdict, combined, event, judge
 from harness.records.metrics import METRICS
 from harness.records.place import Place
+from harness.records.stored import implausible
 
 MARGINS = Margins()
 CELL = Place(model="m", recipe="r", server="s")
@@ -99,9 +100,30 @@ def test_whatever_samples_hold_there_is_a_verdict(metric: str, data: st.DataObje
         assert (found.verdict, found.reason) == ("error", "bad-samples")
 
 
-def test_ratios_beyond_all_numbers_are_no_verdict_on_the_metric() -> None:
+@pytest.mark.parametrize("metric", [name for name, rule in RULES.items() if rule.kind != "size"])
+@given(data=st.data())
+def test_what_is_said_of_samples_can_be_stored_however_far_apart_they_are(metric: str, data: st.DataObject) -> None:
+    """Two noisy blocks have an interval whose ends are beyond all that is measured, and a gate writes them down."""
+    sample, count = st.floats(1e-12, 1e12), data.draw(st.integers(2, 5))
+    old, new = (data.draw(st.lists(sample, min_size=count, max_size=count)) for _ in SIDES)
+    found = judge(series(metric, old, new), MARGINS)
+    told = [it for it in (found.ratio, found.low, found.high) if it is not None and not math.isnan(it)]
+    assert not implausible(told), told
+    if METRICS[metric].timed and old != new and len(set(old)) > 1 and len(set(new)) > 1:
+        assert found.verdict != "error", found.detail
+
+
+def test_two_blocks_that_say_nothing_are_noise_and_no_error() -> None:
+    found = judge(series("tpot", [24.0, 71.0], [0.5, 900.0]), MARGINS)
+    assert (found.verdict, found.reason) == ("inconclusive", "too-noisy")
+    assert found.low is not None and found.low < 1e-9
+    assert found.high is not None and 1e9 < found.high < 1e18
+
+
+def test_ratios_beyond_all_numbers_are_told_as_the_farthest() -> None:
     found = judge(series("task_perplexity", [-1.0, -2.0], [-1.0, -2000.0]), MARGINS)
-    assert (found.verdict, found.reason) == ("error", "bad-samples")
+    assert (found.verdict, found.reason) == ("inconclusive", "too-noisy")
+    assert not implausible([found.ratio or math.inf, found.low or math.inf, found.high or math.inf])
 
 
 def test_accuracy_is_judged_document_by_document_and_flips_are_told() -> None:
