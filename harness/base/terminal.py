@@ -21,7 +21,8 @@ _COMMAND = re.compile(
     r"\s*(?:\d+ s\s+)?(?:"
     r"(?:->|(?P<whole>go on with:)|(?:find it|accept it|next|Next):)\s+(?:[A-Z_]+=\S+\s+)*"
     r"(?:python3?|harness|pytest|pip|uv|tox|apt-get|vllm|cd|ray\s+start)"
-    r"|python3?\s+-m\s+(?:harness|pytest)"
+    # What argparse says of a command begins as one.
+    r"|python3?\s+-m\s+(?:harness|pytest)(?!(?:\s+[\w-]+)*:)"
     r"|ray\s+start"
     r")"
 )

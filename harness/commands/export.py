@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.base.files import write_bytes
+from harness.base.errors import HarnessError
+from harness.base.files import is_file, write_bytes
 from harness.base.secrets import cleaned
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -39,6 +40,12 @@ def run(args: argparse.Namespace) -> int:
         from harness.judge import gatefile
         from harness.report import junit
 
+        for name in args.names:
+            if not is_file(Path(name)) and not is_file(Path(name) / "gate.json"):
+                raise HarnessError(
+                    f"{name}: --format {args.format} is of gates: name a gate's folder, as results/gates/NAME; "
+                    "a session's JUnit is written by pytest itself, with --junitxml FILE"
+                )
         write = junit.junit if args.format == "junit" else junit.markdown
         return _write(args, write([gatefile.load(Path(name)) for name in args.names]))
     from harness.records import columns

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.base.errors import HarnessError
-from harness.base.files import is_folder
+from harness.base.files import is_file, is_folder
 from harness.judge.gatefile import load as load_gate
 from harness.records.published import Documented
 from harness.records.run import Run
@@ -28,13 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--documented", metavar="FOLDER", type=Path, help="published figures to use instead")
 
 
+def _runs(folder: Path) -> list[Run]:
+    """Return the runs of a folder, or the one whose folder it is itself."""
+    return [Run(folder)] if is_file(folder / "records.jsonl") else Run.below(folder)
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the site. Raises HarnessError for a folder that is not there, and where there is nothing to show."""
     for folder in args.runs or []:
         if not is_folder(folder):
             raise HarnessError(f"--runs {folder}: there is no such folder")
     folders = args.runs or [Path("results/runs"), Path("results/reference")]
-    runs = [run for folder in folders for run in Run.below(folder)]
+    runs = [run for folder in folders for run in _runs(folder)]
     gates = {path.parent.name: load_gate(path) for path in sorted(args.gates.glob("*/gate.json"))}
     made = build(args.folder, runs, gates, Documented.load(args.documented), lambda line: print(line, flush=True))
     for problem in made.problems:

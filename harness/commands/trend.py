@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
             print("".join(f"  {line}\n" for line in lines), end="")
         else:
             quiet += 1
-    print(f"{quiet} of {len(found)} figures show no change point and no drift over {len(runs)} runs")
+    if looked := len(found) - sum(short.values()):
+        print(f"{quiet} of {looked} figures show no change point and no drift over {len(runs)} runs")
     if short:
         most = max(short)
         print(f"{sum(short.values())} were not looked at: a trend needs {MINIMUM_RUNS} runs, they have {most} at most")

@@ -36,9 +36,9 @@ SELF_FACTOR = 2.0
 _WINDOWS, _WINDOW_TOKENS = 4, 64
 
 
-def noted(row: Works, side: Side, error: HarnessError | None) -> Works:
-    """Return the row with how it went on one side; the first error is kept."""
-    state: State = "fails" if error else "works"
+def noted(row: Works, side: Side, error: HarnessError | None, went: State = "works") -> Works:
+    """Return the row with how it went on one side, ``went`` where there is no error; the first error is kept."""
+    state: State = "fails" if error else went
     told = row.error or (f"{side}: {error}"[:1000] if error else None)
     return replace(row, old=state, error=told) if side == "old" else replace(row, new=state, error=told)
 
@@ -48,10 +48,14 @@ def verdict_of(row: Works) -> Verdict | None:
     about = Series(row.place.at(f"works: {row.stage}"))
     if "not tried" in (row.old, row.new):
         return None
-    if row.old == "works" and row.new == "fails":
+    if row.old != "fails" and row.new == "fails":
         return event(about, "regressed", "stopped-working", row.error or "")
-    if row.old == "fails" and row.new == "works":
+    if row.old == "fails" and row.new != "fails":
         return event(about, "pass", "started-working", f"it failed under the old version: {row.error}")
+    if row.old == "works" and row.new == "at load":
+        return event(about, "regressed", "stopped-saving", "")
+    if row.old == "at load" and row.new == "works":
+        return event(about, "pass", "started-saving", "")
     if row.old == "fails":
         return event(about, "error", "fails-both", row.error or "")
     return None
@@ -69,15 +73,16 @@ class Compatibility:
         self.changes: list[Difference] = []
         self.verdicts: list[Verdict] = []
         self._same: set[Place] = set()
+        self._unsaved: set[Place] = set()
         self._kernels: dict[Place, dict[str, set[str]]] = {}
 
     def row(self, cell: Cell, stage: str) -> Works:
         """Return how a cell went at a stage of the matrix; it has a row from now on."""
         return self.rows.setdefault((cell.place.named, stage), Works(cell.place, stage))
 
-    def note(self, cell: Cell, stage: str, side: Side, error: HarnessError | None) -> None:
+    def note(self, cell: Cell, stage: str, side: Side, error: HarnessError | None, went: State = "works") -> None:
         """Take down how a cell went at a stage on one side."""
-        self.rows[cell.place.named, stage] = noted(self.row(cell, stage), side, error)
+        self.rows[cell.place.named, stage] = noted(self.row(cell, stage), side, error, went)
 
     def checkpoints(self, through: Sequence[Cell]) -> dict[Side, HarnessError | None]:
         """Make the checkpoint of a cell on both sides, unless all its servers quantize by themselves.
@@ -110,9 +115,13 @@ class Compatibility:
         if any(isinstance(error, Unsuitable) for error in errors.values()):
             return errors
         self.row(cell, QUANTIZE)
+        saved = {side: not errors[side] and found[side][0]["checkpoint_bytes"] is not None for side in SIDES}
         for side, error in errors.items():
             if not of_the_machine(error):
-                self.note(cell, QUANTIZE, side, error)
+                self.note(cell, QUANTIZE, side, error, "works" if saved[side] else "at load")
+        if not errors["old"] and not saved["old"]:
+            # What the new version quantizes anew is no checkpoint of the old one.
+            self._unsaved.add(_anywhere(cell.place))
         if not any(errors.values()):
             (old, old_key), (new, new_key) = found["old"], found["new"]
             self._layers(cell, *({one["layer"]: one for one in it["weights"].values()} for it in (old, new)))
@@ -156,16 +165,17 @@ class Compatibility:
         cell = unit.cell
         if self.bench.base.checkpoints.at_load(cell) or cell.recipe.baseline:
             return False
-        return self.row(cell, OLD_CHECKPOINT).new == "not tried" and _anywhere(cell.place) not in self._same
+        untried = self.row(cell, OLD_CHECKPOINT).new == "not tried"
+        return untried and _anywhere(cell.place) not in self._same | self._unsaved
 
     def old_checkpoint(self, unit: Unit) -> None:
         """Load what the old version quantized and saved under the new one: same logits, and vLLM's engine runs it.
 
-        Nothing is tried where both versions make the very same checkpoint, nor once more for the server of an engine
-        that has told, nor through a server that is given none. Raises what is not the recipe's.
+        Nothing is tried where both versions make the very same checkpoint or the old one saves none, nor once more for
+        the server of an engine that has told, nor through a server that is given none. Raises what is not the recipe's.
         """
         cell = unit.cell
-        if self.bench.base.checkpoints.at_load(cell):
+        if self.bench.base.checkpoints.at_load(cell) or _anywhere(cell.place) in self._unsaved:
             return
         row, runs = self.row(cell, OLD_CHECKPOINT), self.row(cell, _runs(unit))
         if cell.recipe.baseline or row.new != "not tried":

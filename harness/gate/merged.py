@@ -16,7 +16,7 @@ from harness.judge.verdict import Verdict, event
 from harness.records.place import Place
 
 _ALIKE = ("environments", "contents", "interpreter")
-_STATES = ("fails", "works", "not tried")
+_STATES = ("fails", "at load", "works", "not tried")
 
 
 def alike(gate: GateFile) -> dict[str, Any]:

@@ -20,7 +20,7 @@ KERNELS = "kernels"
 """What a difference of a gate is called that is one of the kernels that ran."""
 
 _SEVERITY: dict[str, int] = {"regressed": 0, "error": 1, "inconclusive": 2, "accepted": 3, "pass": 4}
-_TESTED = ("stopped-working", "fails-both", "later-block-failed", "machine-trouble")
+_TESTED = ("stopped-working", "stopped-saving", "fails-both", "later-block-failed", "machine-trouble")
 
 
 @dataclass(frozen=True)

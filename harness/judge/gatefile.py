@@ -27,7 +27,8 @@ EXIT = {"pass": 0, "regressed": 1, "error": 2, "inconclusive": 3}
 # The worst of several verdicts decides; what could not be judged outweighs what is not certain yet.
 _WORST = ("regressed", "error", "inconclusive", "pass")
 
-State = Literal["works", "fails", "not tried"]
+State = Literal["works", "at load", "fails", "not tried"]
+"""How a stage went; "at load": that version saves no quantized checkpoint, and quantizes a model as it is loaded."""
 
 
 class GateError(HarnessError):

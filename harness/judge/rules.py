@@ -25,6 +25,8 @@ REASONS = stats.REASONS | {
     "too-few-blocks": "fewer blocks than the rule needs were measured within the budget",
     "bad-samples": "a sample is not a number that can be judged",
     "stopped-working": "it works under the old version and fails under the new one",
+    "stopped-saving": "the old version saves a quantized checkpoint, the new one quantizes as a model is loaded",
+    "started-saving": "the old version quantizes as a model is loaded, and the new one saves a checkpoint",
     "started-working": "it fails under the old version and works under the new one",
     "later-block-failed": "a block failed after the first one had worked, so nothing more of it was measured",
     "machine-trouble": "a full disk, or a machine that was throttled or shared: nothing that the recipe did",

@@ -209,6 +209,10 @@ class Matrix:
                 known_fallback="a recipe of the command line names no kernels to look for",
                 servers=list(self.servers),
             )
+        if (written := re.match(r"\s*(\w+)\s*\(", given)) and not written[1].endswith("Config"):
+            configs = {recipe.config for recipe in self.recipes.values() if recipe.config}
+            told = f"--recipe {given!r}: {written[1]!r} is no config of torchao, whose names end with Config; "
+            raise MatrixError(told + nearest(written[1], configs))
         raise MatrixError(
             f"--recipe {given!r} is neither a recipe of {self.path.name} nor a torchao config such as "
             f"'Int8WeightOnlyConfig(granularity=PerGroup(32))'; " + nearest(given, self.recipes)

@@ -29,6 +29,7 @@ _QUALITY = (
     "Tasks are those of [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness). KL divergence, "
     "top-1 agreement and token flips hold the next-token predictions over real text against the unquantized model's."
 )
+_CHECKOUT = "In a checkout of torchao-harness, after `pip install -e .`, beside the packages above:"
 _DISCLAIMER = (
     "Behaviour, accuracy and safety may differ from the original model's. Nothing here changes the licence that the "
     "original model is released under."
@@ -175,6 +176,11 @@ def _warnings(contents: Contents) -> list[str]:
     """Say what must not be read over: what these weights are, and what was published though it should not be."""
     model = contents.model
     found = [f"{escape_md(model.note)}."] if model.note else []
+    if contents.base_model and not model.came_quantized and not model.source.startswith("hub:"):
+        found.append(
+            f"the figures are of weights from {escape_md(model.source)}, while the commands below load those of "
+            f"{escape_md(contents.base_model)}: theirs may differ, and quality is another's."
+        )
     if model.weights == "random":
         found.insert(0, "**these weights are random.** They show memory and speed; the model's answers mean nothing.")
     for failed in contents.failed:
@@ -258,6 +264,7 @@ def _quality(contents: Contents, tables: list[Table]) -> list[str]:
     commands = [reproduction.lm_eval(contents.own, contents.models)]
     commands += _suites(contents, f"text_quality or task{agreement}")
     parts = [_code("Shell", command) for command in commands]
+    parts.insert(1, _CHECKOUT)
     return ["## Model Quality", _QUALITY, render(tables, "md"), _details("Reproduce Model Quality Results", parts)]
 
 
@@ -296,7 +303,7 @@ def _measured(contents: Contents) -> list[str]:
         "## How It Was Measured",
         "\n".join(f"- {escape_md(f'{name}: {text}')}" for name, text in facts.items()),
         f"All of it again{'' if contents.model.came_quantized else ', recipe and baseline side by side'}, with "
-        "torchao-harness:",
+        f"torchao-harness. {_CHECKOUT}",
         _code("Shell", "\n".join(_suites(contents))),
     ]
 

@@ -235,7 +235,8 @@ def screen(records: Records, cell: Cell, allowed: Iterable[str]) -> tuple[list[M
         kinds = " ".join(f"--allow {kind}" for kind in dict.fromkeys(kind for kind, _ in refused))
         listed = "\n".join(f"  {_shown(words)}" for _, words in refused)
         quieter = [command for command in records.again if "--allow noisy" in kinds]
-        again = "".join(f"\nWhere it is quieter, have what is noisy measured again: {one}" for one in quieter)
+        again = "\nWhere it is quieter, have what is noisy measured again;" if quieter else ""
+        again += "".join(f"\ngo on with: {one}" for one in quieter)
         raise Refused(
             f"{name_of(cell)} is not fit to be published:\n{listed}{again}\nTo publish it all the same, say {kinds}"
         )

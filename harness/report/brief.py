@@ -95,7 +95,8 @@ def main_table(measurements: Iterable[Measurement], documented: Documented, wide
 
 def lines_of_speed_too(measurements: Iterable[Measurement], documented: Documented, wide: int) -> int:
     """Return the lines of the main tables with their first two blocks, a row a recipe: the first has memory alone."""
-    return sum(len(_lines(in_blocks(it, wide)[:2], wide)) for it in _main_tables(measurements, documented))
+    blocks = [in_blocks(it, wide) for it in _main_tables(measurements, documented)]
+    return sum(len(_lines(it[:2], wide)) + (len(it) > 2) for it in blocks)
 
 
 def _main_tables(measurements: Iterable[Measurement], documented: Documented) -> list[Table]:
@@ -122,8 +123,11 @@ def _within(table: Table, wide: int, room: int) -> list[str]:
     figures = zip(table.header[1:], *(row[1:] for row in table.rows), strict=True)
     turned = replace(table, header=("", *(row[0] for row in table.rows)), rows=tuple(figures))
     blocks = in_blocks(table, wide)
-    for parts in (in_blocks(turned, wide), *(blocks[:count] for count in range(len(blocks), 0, -1))):
-        if len(found := _lines(parts, wide)) <= room:
+    if len(found := _lines(in_blocks(turned, wide), wide)) <= room:
+        return found
+    for count in range(len(blocks), 0, -1):
+        found = [*_lines(blocks[:count], wide), *_left_out(blocks[count:], wide)]
+        if len(found) <= room:
             return found
     found = _lines(blocks[:1], wide)
     kept = max(1, len(table.rows) - (len(found) - room) - 1)
@@ -131,6 +135,13 @@ def _within(table: Table, wide: int, room: int) -> list[str]:
     more = len(table.rows) - kept
     left = f"... and {more} more recipe{'s' if more > 1 else ''}: see the tables" if more else "... see the tables"
     return [*found[: max(0, room - 1)], left]
+
+
+def _left_out(blocks: Sequence[Table], wide: int) -> list[str]:
+    """Name the columns of the blocks of a table that are not shown, in one line."""
+    names = [name for it in blocks for name in it.header[1:]]
+    words = f"... and {len(names)} more column{'s' if len(names) > 1 else ''}: {', '.join(names)}"
+    return fold(words, wide)[:1] if names else []
 
 
 def _lines(tables: Sequence[Table], wide: int) -> list[str]:

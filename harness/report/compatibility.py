@@ -132,9 +132,9 @@ def _state(found: Collection[_Tried]) -> str:
     if failed:
         stages = dict.fromkeys(f"{it.stage} ({it.server})" if it.server else it.stage for it in failed)
         return f"fails: {', '.join(stages)}"
-    if not any(it.state == "works" for it in found):
+    if not any(it.state in ("works", "at load") for it in found):
         return NOTHING
-    saved = any(it.stage == QUANTIZE for it in found)
+    saved = any(it.stage == QUANTIZE and it.state != "at load" for it in found)
     return "works" if saved else "works, quantized at load"
 
 

@@ -70,6 +70,7 @@ def render(
     measurements = found.standing()
     lines = list(found.lines(found.kind("judgement", "outcome", "header")))
     limits = judged.limits(lines)
+    ended = [line for line in lines if isinstance(line, Outcome)]
     failures = [_failure(line, times) for line, times in counted(found.failures())]
     headers = [line for line in lines if isinstance(line, Header)]
     names = [run.name for run in found.runs.values()]
@@ -93,7 +94,7 @@ def render(
             created=created if links else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
             names=names,
             facts=[facts[name] for name in ("device", "packages", "measured") if name in facts],
-            verdict=judged.sentence(limits, len(failures), gates, nights),
+            verdict=judged.sentence(limits, len(failures), gates, nights, mute=len(unsteady.tests(ended))),
             against=[{"night": it} | _verdicts(sorted(it.verdicts, key=lambda one: one.severity)) for it in nights],
             subjects=subjects,
             tables=_tables(measurements, documented),
@@ -103,7 +104,7 @@ def render(
             failed=[_limit(it) for it in limits.failed],
             known=[(_limit(it), why) for it, why in limits.known],
             held=[_limit(it) for it in limits.held],
-            noisy=unsteady.lines([*measurements, *limits.noisy]) + unsteady.disturbances(measurements),
+            noisy=unsteady.lines([*measurements, *limits.noisy, *ended]) + unsteady.disturbances(measurements),
             skips=_skips(lines),
             failures=failures,
             problems=problems,

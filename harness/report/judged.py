@@ -110,15 +110,22 @@ class Sentence:
     tone: Tone
 
 
-def sentence(found: Limits, failures: int, gates: Sequence[GateFile] = (), against: Sequence[Night] = ()) -> Sentence:
-    """Say in one sentence what came out: limits, what gave no result, what baselines and gates say."""
+def sentence(
+    found: Limits, failures: int, gates: Sequence[GateFile] = (), against: Sequence[Night] = (), *, mute: int = 0
+) -> Sentence:
+    """Say in one sentence what came out: limits, what gave no result, what baselines and gates say.
+
+    ``mute`` tests ended without a figure, since the machine was too noisy.
+    """
     parts = [part for part in (_of_limits(found), _of_failures(failures)) if part]
+    if mute:
+        parts.append(f"the machine was too noisy for {mute} {'test' if mute == 1 else 'tests'}")
     parts += [f"{it.title}: {_counts(it.verdicts)}" for it in against]
     parts += [f"{it.title}: {_counts(it.verdicts)}" for it in gates]
     tone: Tone = "good" if parts else "none"
     if found.failed or failures or any(it.worse for it in against) or any(gate.exit_status == 1 for gate in gates):
         tone = "bad"
-    elif found.known or found.noisy or any(map(_is_open, gates)):
+    elif found.known or found.noisy or mute or any(map(_is_open, gates)):
         tone = "known"
     return Sentence("; ".join(parts) + "." if parts else "Nothing was held against a limit.", tone)
 

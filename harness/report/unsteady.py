@@ -1,4 +1,4 @@
-"""What a run must say of its noise: limits that cannot be told, figures that say nothing, and a machine not quiet."""
+"""What a run must say of its noise: limits and tests that cannot be told, figures that say nothing, a busy machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from harness.base.text import one_line
 from harness.judge import spread
 from harness.judge.limits import TOO_NOISY, last
 from harness.records.place import Place
-from harness.records.schema import Judgement, Line, Measurement, describe
+from harness.records.schema import Judgement, Line, Measurement, Outcome, describe
 from harness.report.claims import disturbances as disturbances_of
 from harness.report.lines import number_of
 
 
 def lines(found: Iterable[Line]) -> list[str]:
-    """Return a line for each limit and each figure of a run of which it is too noisy to say.
+    """Return a line for each limit, each test without a figure and each figure of which it is too noisy to say.
 
     A figure is told of once: by its limits, or, where it has none, for itself.
     """
@@ -22,7 +22,15 @@ def lines(found: Iterable[Line]) -> list[str]:
     judged = [it for it in last(found) if it.noisy]
     told = {_of(it) for it in judged}
     mute = [it for it in wide(found) if _of(it) not in told]
-    return [*map(limit, judged), *map(figure, mute)]
+    return [*map(limit, judged), *tests(found), *map(figure, mute)]
+
+
+def tests(found: Iterable[Line]) -> list[str]:
+    """Say which tests ended without a figure, since the machine was too noisy to measure it, and why."""
+    ended = {it.test: it for it in found if isinstance(it, Outcome)}
+    # A limit is told of by its judgement.
+    mute = [it for it in ended.values() if it.outcome == "noisy" and TOO_NOISY not in it.reason]
+    return [one_line(f"{it.test}: {it.reason}") for it in mute]
 
 
 def standing(found: Iterable[Line]) -> list[Measurement]:

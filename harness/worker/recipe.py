@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import inspect
 from collections import OrderedDict
@@ -35,7 +36,9 @@ def build(config: str, arguments: dict[str, Any], inside: str = "") -> Any:
     signature = inspect.signature(kind)
     for name in arguments:
         if name not in signature.parameters:
-            raise Unusable(f"{config} has no argument {name!r}; it has: {', '.join(signature.parameters)}")
+            close = difflib.get_close_matches(name, signature.parameters, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise Unusable(f"{config} has no argument {name!r}{meant}; it has: {', '.join(signature.parameters)}")
     if steps:
         if inside and not (inside == "SmoothQuantConfig" and config == "Int8StaticActivationInt8WeightConfig"):
             raise Unusable(f"{config} is applied in steps, to a whole model: it can be no part of {inside}")

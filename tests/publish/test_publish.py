@@ -331,7 +331,7 @@ def test_a_figure_too_noisy_to_say_anything(place: Place, limited: bool) -> None
     assert said.rstrip().endswith("say --allow noisy")
     again = f"python -m pytest '[token removed]' --resume {place.run.name}"
     said = " ".join(place.publish()[1].split())
-    assert f"Where it is quieter, have what is noisy measured again: {again} To publish" in said
+    assert f"Where it is quieter, have what is noisy measured again; go on with: {again} To publish" in said
     assert place.publish("--allow", "noisy")[0] == 0
     top, _, rest = place.card.text.partition("## ")
     assert "too noisy to say" in top
