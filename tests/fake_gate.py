@@ -78,12 +78,14 @@ class Machine:
     ``rate`` gives a side's throughput or latency in one block; ``fault`` the error that a side's block ends with,
     ``broken`` that of one command of a worker on one side. ``measured`` lists every block as (unit id, block number,
     what it took once), ``asked`` every command as (side, command). ``accuracy`` has both sides' answers to each task;
-    after ``stop_after`` the user interrupts. ``kl`` is how far each side's logits of an old checkpoint are from it.
+    after ``stop_after`` the user interrupts. ``kl`` is how far each side's logits of an old checkpoint are from it,
+    ``unsaved`` names the sides that quantize as a model is loaded.
     """
 
     rate: Callable[[Unit, Side, int], float] = lambda unit, side, block: 10.0 + 0.01 * ((block * 7 + len(side)) % 5)
     fault: Fault = lambda unit, side, block: None
     broken: Callable[[str, str], HarnessError | None] = lambda side, command: None
+    unsaved: frozenset[str] = frozenset()
     accuracy: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     kl: Mapping[str, float] = field(default_factory=dict)
     stop_after: str = ""
@@ -103,6 +105,8 @@ class Machine:
         sizes: dict[str, Any] = {"weights": {"model.layers.0.weight": layer}, "unpredicted": []}
         for size in ("checkpoint_bytes", "weight_bytes"):
             sizes |= {size: 1e6, f"predicted_{size}": 1e6}
+        if workers.side in self.unsaved:
+            sizes |= {"checkpoint_bytes": None, "predicted_checkpoint_bytes": None}
         return sizes | {"kl": self.kl.get(workers.side, 0.0), "top1": 1.0, "largest": 0.0}
 
     def attempt(

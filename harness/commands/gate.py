@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import os
 import sys
 import time
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _command(arguments: argparse.Namespace, wanted: Options) -> str:
     """Return the command that asks for a gate, with where it is to look and to write."""
     words = [word for name in arguments.pass_env for word in ("--pass-env", name)]
-    for option in ("python", "matrix", "cache", "share"):
+    for option in ("python", "matrix", "cache", "share", "junit", "json"):
         if value := getattr(arguments, option):
             words += [f"--{option}", str(value)]
     if getattr(arguments, "on", None):
@@ -87,7 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{error}: give more --budget", file=sys.stderr)
         return EXIT["inconclusive"]
     except KeyboardInterrupt as interruption:
-        raise Interrupted(interruption, unfinished.interrupted(_command(arguments, wanted), wide)) from None
+        so_far = functools.partial(told, arguments, wanted, acceptances, wide)
+        raise Interrupted(interruption, unfinished.interrupted(_command(arguments, wanted), so_far)) from None
     except Exception as error:
         if wanting(error):
             unfinished.short_of_memory(_command(arguments, wanted))
@@ -98,15 +100,38 @@ def run(arguments: argparse.Namespace) -> int:
     gate = gate.model_copy(update={"command": _command(arguments, wanted)})
     write_text(outcome.folder / "gate.json", gate.text())
     write_text(outcome.folder / "report.md", gate_report.text(gate))
-    if arguments.junit:
-        write_text(arguments.junit, junit.junit([gate]).decode())
-    if arguments.json:
-        write_text(arguments.json, gate.text())
+    _write(arguments, gate)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("ab") as file:
             file.write(junit.markdown([gate]))
     print(gate_report.brief(gate, str(outcome.folder), wide, arguments.explain, coloured=sys.stdout.isatty()), end="")
     return gate.exit_status
+
+
+def _write(arguments: argparse.Namespace, gate: GateFile) -> None:
+    """Write a gate where its command asks for it too."""
+    if arguments.junit:
+        write_text(arguments.junit, junit.junit([gate]).decode())
+    if arguments.json:
+        write_text(arguments.json, gate.text())
+
+
+def told(
+    arguments: argparse.Namespace,
+    wanted: Options,
+    acceptances: Acceptances,
+    wide: int | None,
+    gate: GateFile,
+    folder: Path,
+) -> str:
+    """Write what a gate that was interrupted has judged where it is asked for, and return it in words."""
+    gate = acceptances.applied(dated(gate, earlier(arguments.results, folder)))
+    gate = gate.model_copy(update={"command": _command(arguments, wanted)})
+    try:
+        _write(arguments, gate)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+    return gate_report.brief(gate, str(folder), wide)
 
 
 def _judged(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.errors import HarnessError
 from harness.judge import gatefile
 from harness.judge.gatefile import GateFile
-from harness.report import gate_report
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,13 @@ class Unfinished:
     gates: Path
     started: float
 
-    def interrupted(self, command: str, wide: int | None) -> str:
-        """Tell what a gate that was interrupted has judged, and return how ``command``, which asked for it, goes on."""
+    def interrupted(self, command: str, told: Callable[[GateFile, Path], str]) -> str:
+        """Tell what a gate that was interrupted has judged, and return how ``command``, which asked for it, goes on.
+
+        ``told`` puts it in words, of the gate and its folder.
+        """
         if (so_far := self._so_far()) is not None:
-            print(gate_report.brief(so_far, str(self.gates), wide), end="", flush=True)
+            print(told(*so_far), end="", flush=True)
         if not (files := self._files()):
             return "nothing was measured yet; the same command begins anew"
         return (
@@ -39,12 +42,13 @@ class Unfinished:
     def _files(self) -> list[Path]:
         return [path for path in self.gates.glob("*/gate.json") if path.stat().st_mtime >= self.started - 1]
 
-    def _so_far(self) -> GateFile | None:
-        """Return what the gate has judged, or None where it came to no verdict."""
+    def _so_far(self) -> tuple[GateFile, Path] | None:
+        """Return what the gate has judged and its folder, or None where it came to no verdict."""
         if not (files := self._files()):
             return None
+        latest = max(files, key=lambda path: path.stat().st_mtime)
         try:
-            found = gatefile.load(max(files, key=lambda path: path.stat().st_mtime))
+            found = gatefile.load(latest)
         except HarnessError:
             return None
-        return found if found.verdicts else None
+        return (found, latest.parent) if found.verdicts else None

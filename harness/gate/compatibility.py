@@ -165,8 +165,9 @@ class Compatibility:
         cell = unit.cell
         if self.bench.base.checkpoints.at_load(cell) or cell.recipe.baseline:
             return False
-        untried = self.row(cell, OLD_CHECKPOINT).new == "not tried"
-        return untried and _anywhere(cell.place) not in self._same | self._unsaved
+        if _anywhere(cell.place) in self._same | self._unsaved:
+            return False
+        return self.row(cell, OLD_CHECKPOINT).new == "not tried"
 
     def old_checkpoint(self, unit: Unit) -> None:
         """Load what the old version quantized and saved under the new one: same logits, and vLLM's engine runs it.

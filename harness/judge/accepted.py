@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from harness.base.errors import HarnessError, nearest
 from harness.base.reading import json_file
+from harness.base.text import quoted
 from harness.judge.gatefile import GateFile, exit_status
 from harness.judge.rules import EVENTS, RULES
 from harness.judge.verdict import Verdict
@@ -166,7 +167,8 @@ def parse(texts: Iterable[str]) -> list[tuple[str, str]]:
         except AcceptError as error:
             raise AcceptError(f"--accept {text!r}: {error}") from error
         if not reason:
-            raise AcceptError(f"--accept {text!r}: say why, as in --accept '{metric}:the new kernel waits for its fix'")
+            example = quoted(f"{metric}:the new kernel waits for its fix")
+            raise AcceptError(f"--accept {text!r}: say why, as in --accept {example}")
         found.append((metric, reason.encode(errors="backslashreplace").decode()))
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -15,6 +17,18 @@ from harness.judge.verdict import Verdict
 
 _OLD_CHECKPOINT = "old_checkpoint"
 """What ``bisect --metric`` calls how an old checkpoint is read."""
+_KEPT = {
+    "--model",
+    "--server",
+    "--set",
+    "--data",
+    "--margin",
+    "--python",
+    "--matrix",
+    "--cache",
+    "--share",
+    "--results",
+}
 
 
 def dated(gate: GateFile, earlier: Iterable[GateFile]) -> GateFile:
@@ -39,7 +53,7 @@ def _since(verdict: Verdict, gate: GateFile, alike: list[GateFile]) -> str:
     bad, good = new, version(gate.old)
     for other in alike:
         at = version(other.new)
-        if at is None or new is None or at >= new:
+        if at is None or new is None or new.local or at >= new:
             continue
         said = {it.verdict for it in other.verdicts if it.place.named == verdict.place.named}
         if "regressed" in said:
@@ -49,7 +63,7 @@ def _since(verdict: Verdict, gate: GateFile, alike: list[GateFile]) -> str:
         said = {it.verdict for it in other.verdicts if it.place.named == verdict.place.named}
         if at is not None and bad is not None and good is not None and good < at < bad and said == {"pass"}:
             good = at
-    if bad is None or good is None:
+    if bad is None or good is None or bad.local:
         return f"{gate.new}; {gate.old} was better"
     still = f"{good} was still as before" if good != version(gate.old) else f"held against {good}"
     return f"{bad} at the latest; {still}"
@@ -66,12 +80,21 @@ def search(verdict: Verdict, gate: GateFile) -> str:
         return ""
     if several(gate) and gate.options:
         what = " ".join(f"--{side} {quoted(redact(getattr(gate.options, side)))}" for side in ("old", "new"))
-    elif old is not None and new is not None:
+    elif old is not None and new is not None and not (old.local or new.local):
+        # A build of one's own is among no releases.
         what = f"{gate.package} {old}..{new}"
     else:
         return ""
     words = f"python -m harness bisect {what} -m {gate.hardware} --metric {metric}"
-    return f"{words} --recipe {quoted(verdict.place.recipe)}" if verdict.place.recipe else words
+    words += f" --recipe {quoted(verdict.place.recipe)}" if verdict.place.recipe else ""
+    return " ".join([words, *map(quoted, _as_asked(gate))])
+
+
+def _as_asked(gate: GateFile) -> list[str]:
+    """Return the options of a gate's command by which a search measures the same, in the same places."""
+    asked = shlex.split(gate.command) if gate.command else gate.options.words() if gate.options else []
+    pairs = (pair for pair in itertools.pairwise(asked) if pair[0] in _KEPT)
+    return [redact(word) for pair in pairs for word in pair]
 
 
 def several(gate: GateFile) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 
@@ -76,7 +77,8 @@ def _finding(suite: ElementTree.Element, found: Told) -> None:
 def _case(suite: ElementTree.Element, classname: str, name: str, outcome: str, words: str) -> None:
     case = ElementTree.SubElement(suite, "testcase", classname=_xml(classname), name=_xml(name))
     if outcome:
-        ElementTree.SubElement(case, outcome, message=_xml(words)[:300])
+        told = ElementTree.SubElement(case, outcome, message=textwrap.shorten(_xml(words), 300, placeholder=" ..."))
+        told.text = _xml(words)
     ElementTree.SubElement(case, "system-out").text = _xml(words)
 
 

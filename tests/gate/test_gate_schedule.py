@@ -23,7 +23,7 @@ from harness.gate.schedule import Turns
 from harness.judge import gatefile, ledger
 from harness.judge.gatefile import Options
 from harness.judge.looks import NARROW_BLOCKS
-from harness.judge.rules import Margins
+from harness.judge.rules import LOGITS, Margins
 from harness.judge.series import SIDES, Series, Side, in_series, place_of
 from harness.judge.verdict import Verdict, judge
 from harness.matrix.plan import Matrix
@@ -239,6 +239,29 @@ def test_a_server_that_no_longer_starts_has_stopped_working_and_its_engine_has_n
     assert of(outcome, "latency").verdict == "pass"
     assert outcome.exit_status == 1
     assert [unit for unit, _, _ in machine.measured].count(f"{CELL}-vllm-server") == 1
+
+
+@pytest.mark.parametrize(
+    ("unsaved", "states", "reason", "status"),
+    [
+        ("old", ("at load", "works"), "started-saving", 0),
+        ("new", ("works", "at load"), "stopped-saving", 1),
+        ("both", ("at load", "at load"), "", 0),
+    ],
+)
+def test_a_version_that_saves_no_checkpoint_has_none_to_be_read(
+    gate: Callable[..., Gate], unsaved: str, states: tuple[str, str], reason: str, status: int
+) -> None:
+    """What is quantized anew as it is loaded predicts otherwise than before, and says nothing of old checkpoints."""
+    machine = Machine(unsaved=frozenset(SIDES if unsaved == "both" else [unsaved]), kl={"new": 9.0})
+    outcome = gate(machine, budget=1e6, servers=("transformers",), pair=fake_gate.apart())()
+    rows = {row.stage: (row.old, row.new) for row in outcome.file.compatibility}
+    assert rows["quantize and save"] == states
+    assert ("old checkpoint" in rows) == (unsaved == "new")
+    told = [it for it in outcome.verdicts if it.metric == "works: quantize and save"]
+    assert [it.reason for it in told] == ([reason] if reason else [])
+    assert any(it.metric == LOGITS for it in outcome.verdicts) == (unsaved == "new")
+    assert outcome.exit_status == status
 
 
 def test_a_recipe_that_only_one_side_can_quantize_is_served_there_alone(gate: Callable[..., Gate]) -> None:

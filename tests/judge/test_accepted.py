@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 from dataclasses import replace
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.commands import gate as gate_command
 from harness.judge import accepted
 from harness.judge.accepted import Acceptances, AcceptError
 from harness.judge.findings import outcome
+from harness.judge.gatefile import Options
 from harness.judge.since import dated, search, version
 from harness.report import gate_report
 from tests.judge.test_findings import failed, gate, slower
@@ -167,4 +170,32 @@ def test_the_release_is_searched_for_where_both_versions_are_releases() -> None:
         "python -m harness bisect torchao 0.17.0..0.18.0 -m cpu --metric latency --recipe int8wo"
     )
     assert search(slower(), gate(new="a.whl")) == ""
+    assert search(slower(), gate(new="torchao==0.18.0+ours")) == "", "no release of that name is to be had"
+    ours = dated(gate(slower(), new="torchao==0.18.0+ours"), []).verdicts[0]
+    assert ours.since == "torchao==0.18.0+ours; torchao==0.17.0 was better"
+
+
+def test_a_search_measures_the_model_and_in_the_places_of_its_gate() -> None:
+    options = Options("torchao==0.17.0", "torchao==0.18.0", "cpu", models=("./my model",), servers=("transformers",))
+    asked = options.command("--results", "elsewhere", "--junit", "j.xml")
+    told = search(slower(), gate().model_copy(update={"options": options, "command": asked}))
+    assert told.endswith("--recipe int8wo --model './my model' --server transformers --results elsewhere")
+    alone = search(slower(), gate().model_copy(update={"options": options}))
+    assert alone.endswith("--recipe int8wo --model './my model' --server transformers")
     assert version("torchao>=0.17") is None
+
+
+def test_an_interrupted_gate_knows_what_is_accepted_and_writes_what_its_command_asks_for(tmp_path: Path) -> None:
+    asked = ["torchao==0.17.0", "torchao==0.18.0", "-m", "cpu", "--results", str(tmp_path), "--junit"]
+    parser = argparse.ArgumentParser()
+    gate_command.add_arguments(parser)
+    arguments = parser.parse_args([*asked, str(tmp_path / "j.xml")])
+    so_far = gate(slower(), failed("8da4w", "new: no")).model_copy(update={"finished": False})
+    words = gate_command.told(
+        arguments, Options(*asked[:2], "cpu"), after(slower()), 100, so_far, tmp_path / "gates" / "a"
+    )
+    assert "accepted: waits for its fix" in words
+    assert f"gate: {tmp_path}/gates/a" in " ".join(words.split())
+    assert f"--results {tmp_path}" in " ".join(words.replace("\\", " ").split())
+    suite = (tmp_path / "j.xml").read_text(encoding="utf-8")
+    assert suite.count("<failure") == 1, "what is accepted fails nothing"
