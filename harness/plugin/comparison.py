@@ -56,6 +56,7 @@ class Comparison:
         self.verdicts: dict[Place, Verdict] = {}
         self._entries = {entry.place.named: entry for entry in baseline.entries}
         self._looked = 0
+        self._unknown: set[Place] = set()
 
     def check(self, repeat: Callable[[], object]) -> None:
         """Judge what was measured since the last call; ``repeat`` measures it again, in fresh workers.
@@ -104,6 +105,11 @@ class Comparison:
                 f"{len(wide)} passed at a margin of up to {max(wide):.1%}, which is more than is asked for: the "
                 f"{len(self.baseline.runs)} runs of the baseline tell no less; add runs to it"
             )
+        if self._unknown:
+            recipes = ", ".join(sorted({key.recipe for key in self._unknown}))
+            count = len(self._unknown)
+            told = "1 figure is" if count == 1 else f"{count} figures are"
+            shown.append(f"{told} not in the baseline, so held against nothing: of {recipes}")
         return [*shown, f"{', '.join(counts)}; {len(self.baseline.runs)} runs stand behind {self.path}"]
 
     def write(self, folder: Path) -> Path:
@@ -124,6 +130,7 @@ class Comparison:
         rows = self.recorder.measurements[self._looked :]
         self._looked = len(self.recorder.measurements)
         latest = {Place.of(row).named: row for row in rows if not row.discarded}
+        self._unknown |= {key for key in latest if key not in self._entries and key.metric in _RULES}
         return {key: judge(self._entries[key], row) for key, row in latest.items() if key in self._entries}
 
     def _second(self, worse: set[Place], repeat: Callable[[], object]) -> dict[Place, Verdict]:

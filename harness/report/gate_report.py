@@ -43,6 +43,10 @@ def text(gate: GateFile, explain: Sequence[str] = ()) -> str:
     return "\n".join(parts)
 
 
+_HEAD = 2
+"""Lines of a table above its first row."""
+
+
 def brief(gate: GateFile, where: str, wide: int | None, explain: Sequence[str] = (), *, coloured: bool = False) -> str:
     """Return what the terminal shows: the walks that were asked for, then a screen, no line wider than ``wide``.
 
@@ -56,9 +60,14 @@ def brief(gate: GateFile, where: str, wide: int | None, explain: Sequence[str] =
     walks = [line for metric in explain for it in _explain(gate, metric).splitlines() for line in fold(it, most)]
     screen = [_painted(line, tone) if coloured else line for line, tone in shown]
     rows = min(len(table), room - len(shown))
-    while _goes_on(table, rows):
-        rows -= 1
-    return "\n".join([*walks, *screen, *table[:rows], *(line for line, _ in last)]) + "\n"
+    if rows < len(table):
+        # The line that says so takes one.
+        rows = max(0, rows - 1)
+        while _goes_on(table, rows):
+            rows -= 1
+    left = sum(not _goes_on(table, at) for at in range(max(rows, _HEAD), len(table)))
+    more = [f"... and {left} more row{'s' if left > 1 else ''} of it: report.md"] if rows < len(table) and left else []
+    return "\n".join([*walks, *screen, *table[:rows], *more, *(line for line, _ in last)]) + "\n"
 
 
 def _goes_on(table: Sequence[str], at: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from harness.judge.findings import Finding, Outcome, findings, outcome
 from harness.judge.gatefile import GateFile, Options
 from harness.judge.meaning import topic
 from harness.judge.meaning import worse as meaning
-from harness.judge.rules import REASONS
+from harness.judge.rules import REASONS, RULES
 from harness.judge.since import search
 from harness.judge.verdict import Verdict
 from harness.records.metrics import METRICS
@@ -149,7 +150,7 @@ def _inconclusive(finding: Finding, gate: GateFile) -> list[tuple[str, str]]:
     return [
         ("why", _reasons(finding.members)),
         ("means", "it is not known whether anything got worse by more than the margin"),
-        ("next", _next(finding.members)),
+        ("next", _next(finding.members, gate)),
     ]
 
 
@@ -170,7 +171,13 @@ def how_much(verdicts: Sequence[Verdict]) -> str:
         by = _share(most[1]) if least[0] == most[0] else f"{_share(least[1])} to {_share(most[1])}"
         one = most[1]
         at = "" if len(shares) == 1 else f" of {_cell(one, one.label)}"
-        said.append(f"{by}; new / old{at} {interval(one)}, margin {one.margin:.2g}")
+        # A margin in the metric's own unit is no share of the ratio.
+        own = METRICS[one.metric].unit if RULES[one.metric].kind == "difference" else ""
+        if own and all(one.samples.values()):
+            old, new = (math.fsum(values) / len(values) for values in one.samples.values())
+            said.append(f"from {old:.3g} to {new:.3g} {own}{at}, margin {one.margin:.2g} {own}")
+        else:
+            said.append(f"{by}; new / old{at} {interval(one)}, margin {one.margin:.2g}")
     if rest:
         said.append("; ".join(dict.fromkeys(it.detail or REASONS.get(it.reason, it.reason) for it in rest)))
     return "; ".join(said)
@@ -208,12 +215,14 @@ def _reasons(verdicts: Sequence[Verdict]) -> str:
     return "; ".join(f"{words} ({count})" if len(why) > 1 else words for words, count in why.most_common())
 
 
-def _next(verdicts: Sequence[Verdict]) -> str:
+def _next(verdicts: Sequence[Verdict], gate: GateFile) -> str:
     reasons = {it.reason for it in verdicts}
+    most = gate.options.blocks if gate.options else None
+    larger = "--blocks" if most and any(it.blocks >= most for it in verdicts) else "--budget"
     if all(topic(it.metric) == "quality" and it.reason == "too-noisy" for it in verdicts):
         return "measure more documents: --limit, or measurements.text.windows of the matrix"
     if reasons & {"too-few-blocks", "budget-spent", "too-noisy", "false-discovery", "mean-undecided", "tail-undecided"}:
-        return "measure on: the same command with --resume last and a larger --budget"
+        return f"measure on: the same command with --resume last and a larger {larger}"
     if any(it.reason == "near-margin" and it.freedom is not None for it in verdicts):
-        return "decide by the interval; or have it measured until it is decided: --resume last and a larger --budget"
+        return f"decide by the interval; or have it measured until it is decided: --resume last and a larger {larger}"
     return "more blocks do not settle it; decide by the interval, or choose another --margin"
