@@ -445,6 +445,17 @@ def test_the_readmes_table_is_that_of_the_committed_records(main_job: Run, capsy
         assert rows[: len(made)] == made, f"{name}: write it with harness table {run.name} --layout main --wide"
 
 
+@pytest.mark.parametrize("page", ["cpu-compiled", "cpu-int4"])
+def test_a_studys_table_is_that_of_its_committed_records(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (REPOSITORY / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
+    (run,) = re.findall(r"harness table (results/studies/\S+) --layout main", text)
+    assert main(["table", str(REPOSITORY / run), "--layout", "main", "--wide"]) == 0
+    made = rows_of(capsys.readouterr().out)
+    columns = [made[0].index(name) for name in rows_of(text)[0] if name in made[0]]
+    assert len(columns) > 2
+    assert rows_of(text)[: len(made)] == [tuple(row[at] for at in columns) for row in made]
+
+
 def test_what_choose_tells_of_the_main_job_is_what_its_records_tell(main_job: Run) -> None:
     found = choice.choices(collect(columns.load([main_job]).standing())[0])
     page = (REPOSITORY / "docs" / "guides" / "choose.md").read_text(encoding="utf-8")
