@@ -119,7 +119,7 @@ def sentence(
     """
     parts = [part for part in (_of_limits(found), _of_failures(failures)) if part]
     if mute:
-        parts.append(f"the machine was too noisy for {mute} {'test' if mute == 1 else 'tests'}")
+        parts.append(f"{'the' if parts else 'The'} machine was too noisy for {mute} {'test' if mute == 1 else 'tests'}")
     parts += [f"{it.title}: {_counts(it.verdicts)}" for it in against]
     parts += [f"{it.title}: {_counts(it.verdicts)}" for it in gates]
     tone: Tone = "good" if parts else "none"

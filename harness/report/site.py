@@ -18,19 +18,20 @@ from harness.base.errors import HarnessError
 from harness.base.files import write_text
 from harness.base.reading import json_file
 from harness.base.text import digest, file_name, redact, visible
+from harness.judge import spread
 from harness.judge.gatefile import GateFile
 from harness.records.failures import counted
 from harness.records.metrics import METRICS
 from harness.records.published import Documented
 from harness.records.run import Run
 from harness.records.schema import Header, Measurement
-from harness.report import history, html, judged, tables
+from harness.report import history, html, judged, tables, unsteady
 from harness.report.headline import headline
 from harness.report.layout import Layout, Subject
 
 STATE = ".harness-site.json"
 """What the folder's pages were made of, so that a page whose run has not changed is not made again."""
-_ROWS = 2
+_ROWS = 3
 """The version of what that file has of a run."""
 _LISTED = 10
 """How many of the latest runs the index lists before it folds the earlier ones."""
@@ -144,7 +145,9 @@ class _Site:
         lines = list(found.lines(found.kind("judgement", "outcome", "header")))
         headers = [line for line in lines if isinstance(line, Header)]
         nights, _ = judged.nights([run])
-        verdict = judged.sentence(judged.limits(lines), len(counted(found.failures())), against=nights)
+        verdict = judged.sentence(
+            judged.limits(lines), len(counted(found.failures())), against=nights, mute=len(unsteady.tests(lines))
+        )
         times = [it.time for it in measurements] or [header.time for header in headers] or [0.0]
         packages = measurements[-1].packages if measurements else headers[-1].packages if headers else {}
         subjects = tables.collect(measurements)
@@ -280,7 +283,12 @@ def _figure(it: Measurement) -> list[Any]:
     cell = it.cell
     place = [cell.model.name, cell.recipe.name, cell.on, cell.server, it.metric]
     parameters = ", ".join(f"{name}={value}" for name, value in sorted(it.parameters.items()))
-    return [*place, parameters, it.unit, it.direction, it.definition, it.value, min(samples), max(samples)]
+    return [*place, parameters, it.unit, it.direction, it.definition, it.value, min(samples), max(samples), _doubt(it)]
+
+
+def _doubt(it: Measurement) -> str:
+    """Return why nothing is to be said of a figure by its samples, in short."""
+    return "too noisy" if spread.too_wide(it) else "machine not quiet" if it.disturbed else ""
 
 
 def _by_subject(pairs: list[tuple[history.History, Any]]) -> list[tuple[str, list[tuple[history.History, Any]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.terminal import width
+from harness.judge.limits import TOO_NOISY
 from harness.plugin.summary import FASTER, Summary
 from harness.records.published import Documented
 from harness.records.run import Run
-from harness.records.schema import Measurement
-from harness.report import blocks, pays, tables
+from harness.records.schema import Measurement, Outcome
+from harness.report import blocks, judged, pays, tables, unsteady
 from harness.report.brief import Paragraph, cut, main_table
 from harness.report.rendering import Table
 from tests.reference import MAIN_JOB, REFERENCE
@@ -74,6 +76,31 @@ def test_the_main_jobs_table_has_speed_and_quality_within_a_screen() -> None:
     whole = tables.published_tables(measurements, Documented.load())
     assert max(width(line) for line in blocks.text(whole, 100).splitlines()) <= 100
     assert max(width(line) for line in blocks.text(whole, None).splitlines()) > 150
+
+
+def test_columns_that_there_is_no_room_for_are_named() -> None:
+    measurements = [line for line in Run(MAIN_JOB).read()[0] if isinstance(line, Measurement)]
+    shown = main_table(measurements, Documented.load(), 100, 20)
+    assert len(shown) <= 20
+    assert re.match(r"\.\.\. and \d more columns: .*serving", shown[-1])
+    assert max(map(width, shown)) <= 100
+
+
+def test_a_test_that_the_machine_was_too_noisy_for_is_named_with_its_reason() -> None:
+    about = {"test": "test_engine.py::test_speed[x]", "seconds": 1.0}
+    ended = [
+        Outcome(outcome="passed", **about),
+        Outcome(outcome="noisy", reason="8 tokens took no longer than the first one: raise rounds", **about),
+        Outcome(
+            outcome="noisy", reason=f"latency of x: {TOO_NOISY}: measured 1", test="told of by its limit", seconds=1
+        ),
+        Outcome(outcome="noisy", reason="once", test="measured again", seconds=1),
+        Outcome(outcome="passed", test="measured again", seconds=1),
+    ]
+    told = "test_engine.py::test_speed[x]: 8 tokens took no longer than the first one: raise rounds"
+    assert unsteady.lines(ended) == [told]
+    said = judged.sentence(judged.limits(ended), 0, mute=len(unsteady.tests(ended)))
+    assert (said.text, said.tone) == ("The machine was too noisy for 1 test.", "known")
 
 
 PARAGRAPHS = st.lists(

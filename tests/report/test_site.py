@@ -112,6 +112,15 @@ def test_nothing_is_written_again_that_did_not_change_and_what_is_gone_goes(
     assert "night-01: writing its page" in capsys.readouterr().out
 
 
+def test_what_a_run_was_too_noisy_for_is_compared_with_nothing(tmp_path: Path) -> None:
+    for name, samples in (("noisy", [0.3, 1.0, 11.0]), ("quiet", [1.0, 1.01, 0.99])):
+        written(tmp_path / "runs", [_sampled(measured("latency", 1.0), samples)], name)
+    command = ["site", str(tmp_path / "site"), "--gates", str(tmp_path / "none")]
+    assert main([*command, "--runs", str(tmp_path / "runs" / "noisy"), "--runs", str(tmp_path / "runs" / "quiet")]) == 0
+    data = {name: (tmp_path / "site" / "data" / f"{name}.js").read_text("utf-8") for name in ("noisy", "quiet")}
+    assert ["too noisy" in data[name] for name in ("noisy", "quiet")] == [True, False]
+
+
 def test_nothing_to_show_is_an_error_that_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").mkdir()
     command = ["site", str(tmp_path / "site"), "--gates", str(tmp_path / "none")]

@@ -15,7 +15,7 @@
   const summary = document.getElementById("summary");
   const notes = document.getElementById("notes");
   const body = document.getElementById("compared").tBodies[0];
-  const [MODEL, RECIPE, HARDWARE, SERVER, METRIC, PARAMETERS, UNIT, DIRECTION, DEFINITION, VALUE, LOW, HIGH] = [...Array(12).keys()];
+  const [MODEL, RECIPE, HARDWARE, SERVER, METRIC, PARAMETERS, UNIT, DIRECTION, DEFINITION, VALUE, LOW, HIGH, DOUBT] = [...Array(13).keys()];
   const key = (it) => JSON.stringify(it.slice(0, VALUE));
   // A single sample of a time or rate has no range that could tell it from noise; bytes hardly vary.
   const SIZES = new Set(["B", "GB"]);
@@ -30,13 +30,15 @@
     for (const now of other.figures) {
       const then = old.get(key(now));
       if (!then) continue;
+      // What a run says of itself that it is too noisy to tell is not told by its range.
+      const doubt = now[DOUBT] || then[DOUBT];
       const ranges = now[LOW] < now[HIGH] && then[LOW] < then[HIGH];
       const apart = (ranges || SIZES.has(now[UNIT])) && (now[LOW] > then[HIGH] || now[HIGH] < then[LOW]);
       const change = then[VALUE] ? now[VALUE] / then[VALUE] - 1 : now[VALUE] === then[VALUE] ? 0 : Infinity;
       const up = now[VALUE] > then[VALUE];
       let word = "";
-      if (apart && Math.abs(change) > 0.001 && now[DIRECTION] !== "none") word = up === (now[DIRECTION] === "higher") ? "better" : "worse";
-      rows.push({ then, now, change, word });
+      if (apart && !doubt && Math.abs(change) > 0.001 && now[DIRECTION] !== "none") word = up === (now[DIRECTION] === "higher") ? "better" : "worse";
+      rows.push({ then, now, change, word, doubt });
     }
     const size = (it) => Math.abs(Math.log(1 + it.change)) || 0;
     const rank = { worse: 0, better: 1, "": 2 };
@@ -71,7 +73,7 @@
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     body.replaceChildren();
     document.getElementById("differences").hidden = !rows.length;
-    for (const { then, now, change, word } of rows) {
+    for (const { then, now, change, word, doubt } of rows) {
       if (show.value === "clear" && !word) continue;
       const through = now[SERVER] ? ` through ${now[SERVER]}` : "";
       const name = `${now[METRIC]}${now[PARAMETERS] ? ` (${now[PARAMETERS]})` : ""} of ${now[MODEL]} ${now[RECIPE]} on ${now[HARDWARE]}${through}`;
@@ -82,7 +84,7 @@
       cell(row, `${shown(then[VALUE], then[UNIT])}${range(then)}`, "before");
       cell(row, `${shown(now[VALUE], now[UNIT])}${range(now)}`, "after");
       cell(row, Number.isFinite(change) ? `${change >= 0 ? "+" : ""}${(100 * change).toFixed(Math.abs(change) < 0.1 ? 2 : 1)} %` : "from nothing", "change");
-      cell(row, word || "not clear", "is it", word === "better" ? "pass" : word === "worse" ? "inconclusive" : "");
+      cell(row, word || doubt || "not clear", "is it", word === "better" ? "pass" : word === "worse" ? "inconclusive" : "");
       body.append(row);
     }
     if (!body.rows.length && rows.length) {
