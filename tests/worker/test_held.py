@@ -242,7 +242,7 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
     given = ["-p", "harness.plugin.plugin", "-m", "cpu", "-rs", "--wide", f"--model={folder}", "--results=results"]
     result = pytester.runpytest_inprocess(*given, "--cache=cache", f"--matrix={repository / 'suites' / 'matrix.toml'}")
     assert result.ret == pytest.ExitCode.OK, result.stdout.str()
-    result.assert_outcomes(passed=1, skipped=5)
+    result.assert_outcomes(passed=1, skipped=6)
     reason = f"model tiny-int8wo came quantized, with {INT8}: it is measured as it is, by --recipe int8wo or *alone"
     result.stdout.fnmatch_lines(
         [

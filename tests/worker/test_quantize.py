@@ -160,7 +160,7 @@ def test_a_group_size_that_does_not_divide_names_layers_sizes_and_what_does(quan
             "TorchAoConfig does not know include_embedding.*it knows.*include_input_output_embeddings",
         ),
         ({"config": "Int8WeightOnlyConfi"}, "no config class 'Int8WeightOnlyConfi'.*Int8WeightOnlyConfig"),
-        ({"arguments": {"groupsize": 32}}, "has no argument 'groupsize'; it has: .*granularity"),
+        ({"arguments": {"groupsize": 32}}, "has no argument 'groupsize' .*it has: .*granularity"),
         ({"arguments": {"granularity": "PerBlok(32)"}}, "'PerBlok.32.' is not a granularity"),
         ({"arguments": {"version": 1}}, "torchao refuses its arguments .version 1 .* has been removed"),
     ],
