@@ -246,7 +246,7 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
     reason = f"model tiny-int8wo came quantized, with {INT8}: it is measured as it is, by --recipe int8wo or *alone"
     result.stdout.fnmatch_lines(
         [
-            "passed: 1 passed, 5 skipped; limits held: 2 of 2",
+            "passed: 1 passed, 6 skipped; limits held: 2 of 2",
             "what was quantized:",
             "tiny-int8wo int8wo on cpu: 71.8 % of the parameters and 56.4 % of the bytes are quantized (Int8Tensor)",
             "  plain: 28.2 %, embeddings stay plain, which the recipe does not quantize: model.embed_tokens",
