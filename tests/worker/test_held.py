@@ -252,7 +252,7 @@ def test_a_run_measures_it_as_its_recipe_and_skips_the_rest_with_the_reason(
             "  plain: 28.2 %, embeddings stay plain, which the recipe does not quantize: model.embed_tokens",
             "  size of the checkpoint: 12,032,976 B, predicted 12,032,976 B",
             f"skipped: {reason}",
-            f"SKIPPED [[]5] test_quantize.py:*: {reason}",
+            f"SKIPPED [[]6] test_quantize.py:*: {reason}",
         ]
     )
     (records,) = Path("results/runs").iterdir()
