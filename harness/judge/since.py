@@ -18,17 +18,10 @@ from harness.judge.verdict import Verdict
 _OLD_CHECKPOINT = "old_checkpoint"
 """What ``bisect --metric`` calls how an old checkpoint is read."""
 _KEPT = {
-    "--model",
-    "--server",
-    "--set",
-    "--data",
-    "--margin",
-    "--python",
-    "--matrix",
-    "--cache",
-    "--share",
-    "--results",
+    *("--model", "--server", "--set", "--data", "--margin"),
+    *("--python", "--matrix", "--cache", "--share", "--results"),
 }
+"""What a search takes of the gate's command."""
 
 
 def dated(gate: GateFile, earlier: Iterable[GateFile]) -> GateFile:
@@ -49,11 +42,11 @@ def dated(gate: GateFile, earlier: Iterable[GateFile]) -> GateFile:
 
 
 def _since(verdict: Verdict, gate: GateFile, alike: list[GateFile]) -> str:
-    new = version(gate.new)
+    new = _release(gate.new)
     bad, good = new, version(gate.old)
     for other in alike:
         at = version(other.new)
-        if at is None or new is None or new.local or at >= new:
+        if at is None or new is None or at >= new:
             continue
         said = {it.verdict for it in other.verdicts if it.place.named == verdict.place.named}
         if "regressed" in said:
@@ -63,7 +56,7 @@ def _since(verdict: Verdict, gate: GateFile, alike: list[GateFile]) -> str:
         said = {it.verdict for it in other.verdicts if it.place.named == verdict.place.named}
         if at is not None and bad is not None and good is not None and good < at < bad and said == {"pass"}:
             good = at
-    if bad is None or good is None or bad.local:
+    if bad is None or good is None:
         return f"{gate.new}; {gate.old} was better"
     still = f"{good} was still as before" if good != version(gate.old) else f"held against {good}"
     return f"{bad} at the latest; {still}"
@@ -74,14 +67,13 @@ def search(verdict: Verdict, gate: GateFile) -> str:
 
     Empty where there is none to search with.
     """
-    old, new = version(gate.old), version(gate.new)
+    old, new = _release(gate.old), _release(gate.new)
     metric = _OLD_CHECKPOINT if verdict.metric in (LOGITS, f"works: {OLD_CHECKPOINT}") else verdict.metric
     if metric not in (*RULES, _OLD_CHECKPOINT):
         return ""
     if several(gate) and gate.options:
         what = " ".join(f"--{side} {quoted(redact(getattr(gate.options, side)))}" for side in ("old", "new"))
-    elif old is not None and new is not None and not (old.local or new.local):
-        # A build of one's own is among no releases.
+    elif old is not None and new is not None:
         what = f"{gate.package} {old}..{new}"
     else:
         return ""
@@ -101,6 +93,12 @@ def several(gate: GateFile) -> bool:
     """Return whether more than one package differs between the sides of a gate."""
     before, after = (gate.environments.get(side, {}) for side in ("old", "new"))
     return sum(before.get(name) != after.get(name) for name in {*before, *after}) > 1
+
+
+def _release(requirement: str) -> Version | None:
+    """Return the version that a requirement pins; None for a build of one's own too, which is among no releases."""
+    found = version(requirement)
+    return None if found and found.local else found
 
 
 def version(requirement: str) -> Version | None:
